@@ -1,0 +1,30 @@
+"""Evaluation harness for speculative decoding with adaptive drafts.
+
+The public names below load lazily, so ``import harness`` imports neither mlx nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.decode.api import generate, stream
+    from harness.decode.replay import replay
+    from harness.models.pair import load_pair
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load_pair": "harness.models.pair",
+    "generate": "harness.decode.api",
+    "stream": "harness.decode.api",
+    "replay": "harness.decode.replay",
+}
+__all__ = ["__version__", "generate", "load_pair", "replay", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'harness' has no attribute {name!r}")

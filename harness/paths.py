@@ -1,0 +1,47 @@
+"""Where things live: shipped configs and suites, the user's cache, run folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness.errors import HarnessError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_root() -> Path:
+    """Folder that holds ``configs/`` and ``suites/``: the checkout, or the copy inside an installed wheel."""
+    inside = _PACKAGE / "_shipped"
+    return inside if inside.is_dir() else _PACKAGE.parent
+
+
+def cache_dir() -> Path:
+    """The platform's cache folder for models, trajectories and adapters. ``HARNESS_CACHE`` overrides it."""
+    override = os.environ.get("HARNESS_CACHE")
+    if override:
+        return Path(override).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("specdraft-harness"))
+
+
+def find_config(name_or_path: str, kind: str) -> Path:
+    """Resolve a YAML file by path, or by name under ``configs/<kind>/`` (``suites/`` for kind ``suites``).
+
+    Raises:
+        HarnessError: nothing matches; names the nearest shipped file.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    folder = "suites" if kind == "suites" else f"configs/{kind}"
+    stem = path.name.removesuffix(".yaml")
+    roots = [Path.cwd(), shipped_root()]
+    if path.suffix != ".yaml" or len(path.parts) > 1:
+        for root in roots:
+            for candidate in (root / path, root / folder / f"{stem}.yaml"):
+                if candidate.is_file() and (candidate.parent.name in (Path(folder).name,) or candidate == root / path):
+                    return candidate
+    known = sorted({p.stem for root in roots for p in (root / folder).glob("*.yaml")})
+    raise HarnessError(f"no {kind.removesuffix('s')} file {name_or_path!r}: {did_you_mean(stem, known)}", f"Shipped ones are in {folder}/.")

@@ -1,0 +1,217 @@
+"""Frozen records that flow between the stages. Counts are raw, times are seconds, missing is None, never 0."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+"""Version of every file written. Older files upgrade on read, newer ones are refused."""
+
+Rule = Literal["match", "rejection"]
+Finish = Literal["eos", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One prompt of a dataset."""
+
+    id: str
+    """Unique across datasets, e.g. ``humaneval/12``."""
+    domain: str
+    """``code``, ``math``, ``chat``, ``structured`` or a user's own."""
+    prompt: str
+    """The user turn, before the chat template."""
+    reference: Mapping[str, str] | None = None
+    """What a scorer needs: ``answer`` for math; ``prompt``, ``test``, ``entry_point`` and ``canonical_solution`` for code."""
+    source: str = ""
+    """Dataset name the sample came from."""
+    split: str = "test"
+    """``train``, ``validation`` or ``test``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """Tokens the target produced for one prompt: what replay and training read."""
+
+    sample_id: str
+    """``Sample.id``."""
+    domain: str
+    """``Sample.domain``."""
+    prompt_tokens: tuple[int, ...]
+    """Token ids fed to the target, chat template applied."""
+    tokens: tuple[int, ...]
+    """Emitted token ids; the end-of-sequence token is included when it was produced."""
+    finish: Finish
+    """Why it ended: end-of-sequence token, or ``max_tokens``."""
+    max_tokens: int
+    """The limit it was generated under."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    logprobs: tuple[float, ...] | None = None
+    """Target log p of each emitted token (natural log), after temperature."""
+    top_tokens: tuple[tuple[int, ...], ...] | None = None
+    """Top-k target token ids per position, most likely first."""
+    top_logprobs: tuple[tuple[float, ...], ...] | None = None
+    """Their log p."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """One drafted position of a detailed generation."""
+
+    position: int
+    """Index into ``Generation.tokens`` of the token the target decided here."""
+    draft_token: int
+    """What the draft proposed."""
+    target_token: int
+    """What was emitted."""
+    draft_p: float | None
+    """Draft probability of its own proposal (None for drafters without one, such as lookup)."""
+    target_p: float
+    """Target probability of the emitted token."""
+    target_rank: int | None
+    """Rank of the emitted token under the draft; 0 is the draft's favourite. None where the draft cannot propose it."""
+    top_tokens: tuple[int, ...] = ()
+    """Top-k target token ids."""
+    top_logprobs: tuple[float, ...] = ()
+    """Their log p: the distillation targets."""
+
+    @property
+    def agrees(self) -> bool:
+        """True when the draft proposed the emitted token."""
+        return self.draft_token == self.target_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One decoded answer with its raw counts and times."""
+
+    tokens: tuple[int, ...]
+    """Emitted token ids, end-of-sequence token included when produced."""
+    text: str
+    """Detokenised answer without special tokens."""
+    finish: Finish
+    """Why it ended."""
+    prompt_tokens: int
+    """Length of the prompt in tokens."""
+    rounds: int
+    """Target passes that emitted tokens. Plain decoding: one per token."""
+    drafted: int
+    """Draft tokens proposed and verified, those after a rejection included."""
+    accepted: int
+    """Draft tokens emitted."""
+    rejected: int
+    """Rounds that a rejection ended."""
+    accept_lengths: tuple[int, ...]
+    """Accepted tokens per round."""
+    draft_lengths: tuple[int, ...]
+    """Drafted tokens per round."""
+    prefill_s: float
+    """Prompt processing, target and draft."""
+    ttft_s: float
+    """Start of the call to the first emitted token."""
+    draft_s: float | None
+    """Total time drafting. None where the loop cannot tell (fast mode, plain decoding)."""
+    verify_s: float | None
+    """Total time in target passes after prefill. None where the loop cannot tell."""
+    wall_s: float
+    """Whole call, tokenisation and detokenisation excluded."""
+    route_s: float | None = None
+    """Embedding the prompt and choosing the adapter."""
+    swap_s: float | None = None
+    """Putting the adapter into the draft."""
+    drafter: str | None = None
+    """Drafter that ran; None is plain decoding."""
+    k: int | str | None = None
+    """Draft length setting: an int, ``dynamic``, ``auto``, or None for plain decoding."""
+    lossy: bool = False
+    """True when lenience > 1: output may differ from the target's."""
+    positions: tuple[Position, ...] | None = None
+    """Per-position details in detailed mode."""
+
+    @property
+    def emitted(self) -> int:
+        """Number of emitted tokens."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """First place where a lossless greedy output differs from the target-only output."""
+
+    position: int
+    """Index of the first differing token."""
+    gap: float
+    """Gap between the target's top two logits there, in nats, recomputed by one full pass."""
+    kind: Literal["tie", "bug"]
+    """``tie`` when the gap is below the measured noise bound of the kernels, else ``bug``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One line of records.jsonl: one sample decoded (or replayed) in one cell."""
+
+    schema_version: int = SCHEMA_VERSION
+    experiment: str
+    """Suite entry the cell belongs to."""
+    method: Literal["decode", "replay"]
+    """``decode`` was timed; ``replay`` has counts only, its times are None."""
+    mode: str
+    """``detailed`` (this project's loop) or ``fast`` (mlx-lm's loop)."""
+    sample_id: str
+    domain: str
+    drafter: str | None
+    """None is the target-only baseline."""
+    adapter: str | None = None
+    """Adapter fused or attached to the draft."""
+    k: int | str | None
+    rule: Rule = "match"
+    temperature: float = 0.0
+    seed: int = 0
+    lossy: bool = False
+    prompt_tokens: int
+    rounds: int
+    drafted: int
+    accepted: int
+    rejected: int
+    accept_lengths: tuple[int, ...]
+    draft_lengths: tuple[int, ...]
+    emitted: int
+    finish: Finish
+    prefill_s: float | None = None
+    ttft_s: float | None = None
+    draft_s: float | None = None
+    verify_s: float | None = None
+    route_s: float | None = None
+    swap_s: float | None = None
+    wall_s: float | None = None
+    tokens: tuple[int, ...] | None = None
+    """Emitted ids (decoded cells): the losslessness audit recomputes from these."""
+    divergence: Divergence | None = None
+    """Difference from the baseline's greedy output; None when equal or when there is nothing to compare."""
+    compared: bool = False
+    """True when the output was compared with the baseline's."""
+    extra: Mapping[str, Any] | None = None
+    """Scores and experiment-specific raw values."""
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """Return a record as plain JSON types (tuples become lists when dumped)."""
+    return dataclasses.asdict(record)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
+    """Rebuild a frozen record of type ``cls`` from :func:`to_dict` output; unknown keys are an error."""
+    values = {key: _tuples(value) for key, value in data.items()}
+    if cls is Record and values.get("divergence") is not None:
+        values["divergence"] = Divergence(**values["divergence"])
+    if cls is Generation and values.get("positions") is not None:
+        values["positions"] = tuple(from_dict(Position, p) for p in values["positions"])
+    return cls(**values)
