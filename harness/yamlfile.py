@@ -1,0 +1,290 @@
+"""YAML with line numbers: read, override, validate with pydantic, and report every error at once.
+
+Used for suites and every other config file. Imports only yaml and pydantic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import HarnessError, did_you_mean
+
+KeyPath = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Base of every config model: unknown keys and silent type conversions are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong with a file."""
+
+    where: str
+    """``file:line``, or the ``--set`` argument it came from."""
+    key: str
+    """Key path such as ``experiments[1].k``; empty for the whole file."""
+    message: str
+    """What is wrong and what would be right."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.key + ': ' if self.key else ''}{self.message}"
+
+
+@dataclass
+class YamlFile:
+    """Parsed content of a YAML file together with where each key was written."""
+
+    path: Path
+    """File it was read from."""
+    data: Any
+    """Plain lists, dicts and scalars."""
+    places: dict[KeyPath, str] = field(default_factory=dict)
+    """Key path to ``file:line``, or to the override that set it."""
+
+    def where(self, path: KeyPath) -> str:
+        """Return the place of ``path``, or of its nearest written parent."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return f"{self.path}:1"
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Build a :class:`Problem` located at ``path``."""
+        return Problem(self.where(path), show_path(path), message)
+
+
+def show_path(path: KeyPath) -> str:
+    """Format a key path as ``experiments[1].k``."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).removeprefix(".")
+
+
+def fail(path: Path, problems: Iterable[Problem]) -> None:
+    """Raise one HarnessError that lists all ``problems``; return when there are none."""
+    lines = [str(p) for p in problems]
+    if lines:
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise HarnessError(
+            f"{count} in {path}:\n" + "\n".join(f"  {line}" for line in lines), "Fix each line above and run the command again."
+        )
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Read a YAML mapping.
+
+    Raises:
+        HarnessError: unreadable file, YAML syntax error or duplicate key (with its line), or a top level that is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(f"cannot read {path}: {error}", "Check the path and that it is a UTF-8 text file.") from error
+    loader = yaml.SafeLoader(text)
+    file = YamlFile(path, {})
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise HarnessError(f"{path} holds no keys", "Write it as `key: value` lines; see the files in suites/ and configs/.")
+        problems = list(_index(node, (), file, set()))
+        fail(path, problems)
+        file.data = loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise _syntax_error(path, error) from error
+    finally:
+        loader.dispose()
+    return file
+
+
+def _syntax_error(path: Path, error: Exception) -> HarnessError:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line = f":{mark.line + 1}" if mark else ""
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return HarnessError(f"{path}{line}: this is not valid YAML: {reason}", "Check indentation, colons and quotes near that line.")
+
+
+def _index(node: yaml.Node, path: KeyPath, file: YamlFile, seen: set[int]) -> Iterable[Problem]:
+    """Record the line of every key below ``node``; yield duplicate keys. Aliased nodes are visited once."""
+    file.places.setdefault(path, f"{file.path}:{node.start_mark.line + 1}")
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield from _index(item, (*path, i), file, seen)
+    elif isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            here = (*path, name)
+            place = f"{file.path}:{key.start_mark.line + 1}"
+            if name in names and name != "<<":
+                yield Problem(place, show_path(here), "this key is written twice, keep one")
+            names.add(name)
+            file.places[here] = place
+            yield from _index(value, here, file, seen)
+
+
+def apply_overrides(file: YamlFile, overrides: Sequence[str], flag: str = "--set") -> None:
+    """Set values by ``a.b=value`` or ``experiments.1.k=[2, 4]`` (values are YAML; ``experiments[1]`` works too).
+
+    A key that does not exist is set all the same, so that validation reports it like any other unknown key.
+
+    Raises:
+        HarnessError: no ``=``, a value that is no YAML, a list index out of range, or a path through a plain value.
+    """
+    for text in overrides:
+        name, equals, raw = text.partition("=")
+        path = tuple(int(p) if p.isdigit() else p for p in re.split(r"[.\[\]]+", name.strip().rstrip("]")) if p)
+        if not equals or not path:
+            raise HarnessError(f"{flag} {text}: expected KEY=VALUE", f"Write for example {flag} max_tokens=64.")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise HarnessError(f"{flag} {text}: the value is not valid YAML", "Quote it, or write a list as [1, 2].") from error
+        set_value(file, path, value, f"{flag} {text}")
+
+
+def set_value(file: YamlFile, path: KeyPath, value: Any, place: str) -> None:
+    """Set ``path`` to ``value`` and note ``place`` as its origin, creating missing mappings on the way."""
+    current = file.data
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(current, list):
+            if not isinstance(part, int) or part >= len(current):
+                raise HarnessError(f"{place}: no item {part} in {show_path(path[:depth])}", f"Use an index from 0 to {len(current) - 1}.")
+        elif isinstance(current, dict):
+            part = str(part) if str(part) in current or not isinstance(part, int) else part
+            if not last and current.get(part) is None:
+                current[part] = {}
+        else:
+            raise HarnessError(f"{place}: {show_path(path[:depth])} is a plain value and has no keys", "Set a shorter path.")
+        if last:
+            current[part] = value
+        else:
+            current = current[part]
+    file.places = {known: at for known, at in file.places.items() if known[: len(path)] != path}
+    file.places[path] = place
+
+
+def validate(model: type[Model], file: YamlFile) -> Model:
+    """Build ``model`` from the file.
+
+    Raises:
+        HarnessError: every problem at once, each with file, line, key path and the nearest valid key or value.
+    """
+    try:
+        return model.model_validate(file.data)
+    except ValidationError as error:
+        fail(file.path, find_problems(model, file, error))
+        raise
+
+
+def find_problems(model: type[BaseModel], file: YamlFile, error: ValidationError) -> list[Problem]:
+    """Turn pydantic's errors into located problems, one per key, in file order."""
+    found: dict[KeyPath, Problem] = {}
+    for item in error.errors(include_url=False):
+        path = _data_path(file.data, item["loc"], item["type"] == "missing")
+        found.setdefault(path, file.problem(path, _message(model, item)))
+    return sorted(found.values(), key=_file_order)
+
+
+def _file_order(problem: Problem) -> tuple[int, str]:
+    line = problem.where.rpartition(":")[2]
+    return (int(line) if line.isdigit() else 0, problem.key)
+
+
+def _data_path(data: Any, loc: Sequence[str | int], missing: bool) -> KeyPath:
+    """Drop from a pydantic location the parts that are union tags, not keys of the file."""
+    path: list[str | int] = []
+    for depth, part in enumerate(loc):
+        last = depth == len(loc) - 1
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+            data = data[part]
+        elif not (last and missing):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list such as [1, 2]",
+    "dict_type": "a mapping (`key: value` lines)",
+    "model_type": "a mapping (`key: value` lines)",
+    "model_attributes_type": "a mapping (`key: value` lines)",
+}
+
+
+def _message(model: type[BaseModel], item: Any) -> str:
+    kind, value, context = item["type"], item["input"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key, {did_you_mean(str(item['loc'][-1]), _known_keys(model, item['loc'][:-1]))}"
+    if kind == "missing":
+        return "this key is missing"
+    if kind == "union_tag_not_found":
+        return f"the key {context['discriminator']} is missing"
+    if kind == "union_tag_invalid":
+        tags = re.findall(r"'([^']*)'", context["expected_tags"])
+        return f"unknown {context['discriminator']} {context['tag']!r}, {did_you_mean(str(context['tag']), tags)}"
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context["expected"])
+        return f"{value!r} is not allowed, {did_you_mean(str(value), allowed)}"
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, got {_describe(value)}"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}, got {_describe(value)}"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, str):
+        if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+            mantissa, _, exponent = value.lower().partition("e")
+            good = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
+            return f"the text {value!r} (YAML wants a point and a sign: write {good})"
+        return f"the text {value!r}"
+    names = {dict: "a mapping", list: "a list", type(None): "nothing"}
+    return names.get(type(value)) or ("true or false" if isinstance(value, bool) else repr(value))
+
+
+def _known_keys(annotation: Any, loc: Sequence[str | int]) -> list[str]:
+    """Field names of the model that ``loc`` leads to, starting at ``annotation``."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _known_keys(get_args(annotation)[0], loc)
+    if origin in (Union, UnionType):
+        members = [a for a in get_args(annotation) if a is not type(None)]
+        tagged = [m for m in members if loc and _tag(m) == loc[0]]
+        return _known_keys(tagged[0], loc[1:]) if tagged else sorted({k for m in members for k in _known_keys(m, loc)})
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if not loc:
+            return [f.alias or name for name, f in annotation.model_fields.items()]
+        known = annotation.model_fields.get(str(loc[0]))
+        return _known_keys(known.annotation, loc[1:]) if known else []
+    arguments = get_args(annotation)
+    return _known_keys(arguments[-1], loc[1:]) if loc and arguments else []
+
+
+def _tag(annotation: Any) -> Any:
+    """The value of the one-choice Literal field that tells this model from the others of its union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for info in annotation.model_fields.values():
+            if get_origin(info.annotation) is Literal and len(get_args(info.annotation)) == 1:
+                return get_args(info.annotation)[0]
+    return None
