@@ -1,0 +1,418 @@
+"""Run folders: ``manifest.json`` says what ran, ``records.jsonl`` holds one checksummed line per finished sample in a cell.
+
+A record is on disk (fsync) before the next sample starts, so a killed run loses no finished sample. One process writes
+to a folder at a time; readers need no lock and skip a half-written last line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.errors import HarnessError
+from harness.records import SCHEMA_VERSION, Record, from_dict, to_dict
+
+MANIFEST = "manifest.json"
+RECORDS = "records.jsonl"
+TORN = "records.torn"
+_LOCK = "lock"
+_CHECKSUM = re.compile(rb'^(.*),"checksum":"([0-9a-f]{8})"\}$', re.DOTALL)
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Version n -> function that turns a manifest or a record of version n into version n + 1."""
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a run was: everything needed to repeat it or to refuse a wrong comparison."""
+
+    run: str
+    """Name of the run folder."""
+    started: str
+    """UTC time the run began, ISO 8601."""
+    pair: str
+    """Model pair."""
+    suite: Mapping[str, Any]
+    """The resolved suite, flags applied."""
+    suite_hash: str
+    """SHA-256 of the resolved suite."""
+    models: Mapping[str, str | None]
+    """``target`` and ``draft`` file hashes, ``dtype`` of the computation."""
+    code: Mapping[str, Any]
+    """``version``, ``commit``, ``dirty`` and ``hash`` of the sources that make records."""
+    packages: Mapping[str, str]
+    """Installed versions of the packages that matter."""
+    machine: Mapping[str, Any]
+    """Processor, cores, memory, system, device, BLAS."""
+    seeds: tuple[int, ...] = (0,)
+    """Random seeds used."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """Facts learned while running: ``calibration``, ``reference_s``, ``peak_memory_bytes``, ``status``."""
+    schema_version: int = SCHEMA_VERSION
+
+
+def record_key(record: Record) -> Key:
+    """What identifies a finished sample in a cell: a resumed run skips the keys it already has."""
+    return (
+        record.experiment,
+        record.sample_id,
+        record.drafter,
+        record.adapter,
+        record.k,
+        record.rule,
+        record.temperature,
+        record.seed,
+        record.mode,
+        record.method,
+    )
+
+
+def encode_line(record: Record) -> bytes:
+    """One line of records.jsonl: the record as JSON with a CRC-32 of everything before it as the last field."""
+    body = json.dumps(to_dict(record), separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    return body[:-1] + b',"checksum":"%08x"}\n' % zlib.crc32(body[:-1])
+
+
+def decode_line(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of one line without its newline, or None when the checksum does not fit."""
+    match = _CHECKSUM.match(line)
+    if match is None or zlib.crc32(match[1]) != int(match[2], 16):
+        return None
+    data: dict[str, Any] = json.loads(match[1] + b"}")
+    return data
+
+
+def upgrade(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """Bring a manifest or record to the current schema version.
+
+    Raises:
+        HarnessError: written by a newer version of this package, or no version given.
+    """
+    version = data.get("schema_version")
+    if not isinstance(version, int):
+        raise HarnessError(f"{where} has no schema_version", "It was not written by this program; check the path.")
+    if version > SCHEMA_VERSION:
+        raise HarnessError(
+            f"{where} has schema version {version}, this program reads up to {SCHEMA_VERSION}",
+            "Upgrade the harness: pip install -U specdraft-harness.",
+        )
+    while version < SCHEMA_VERSION:
+        if version not in UPGRADES:
+            raise HarnessError(f"{where} has schema version {version}, which can no longer be read", "Run the suite again.")
+        data = UPGRADES[version](data)
+        version += 1
+        data["schema_version"] = version
+    return data
+
+
+def run_folder(results_dir: Path, run: str) -> Path:
+    """Folder of an existing run, given its name under ``results_dir`` or its path.
+
+    Raises:
+        HarnessError: there is no such run; lists the newest ones.
+    """
+    for folder in (results_dir / run, Path(run)):
+        if (folder / MANIFEST).is_file():
+            return folder
+    known = sorted((p.parent for p in results_dir.glob(f"*/{MANIFEST}")), key=lambda p: (p / MANIFEST).stat().st_mtime)
+    names = ", ".join(p.name for p in known[-5:]) or "none yet"
+    raise HarnessError(f"no run {run!r} in {results_dir}", f"Newest runs: {names}.")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and upgrade a manifest.
+
+    Raises:
+        HarnessError: missing, not JSON, from a newer version, or with fields missing.
+    """
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HarnessError(f"{folder} is no run folder: it has no {MANIFEST}", "Give the name of a finished or interrupted run.") from None
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"cannot read {path}: {error}", "Restore the file from a copy, or run the suite again.") from None
+    data = upgrade(data, str(path))
+    try:
+        return Manifest(**{**data, "seeds": tuple(data.get("seeds", (0,)))})
+    except TypeError as error:
+        raise HarnessError(f"{path} does not fit its schema: {error}", "Restore the file from a copy, or run the suite again.") from None
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All finished records of a run in the order they were written; a half-written last line is skipped.
+
+    Raises:
+        HarnessError: a line is damaged (names the lines), or written by a newer version.
+    """
+    path = folder / RECORDS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror}", "Check the permissions of the results folder.") from None
+    records, damaged = [], []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        data = decode_line(line)
+        if data is None:
+            damaged.append(number)
+        elif not damaged:
+            records.append(_record(data, f"{path} line {number}"))
+    if damaged:
+        lines = ", ".join(map(str, damaged[:10])) + (" and more" if len(damaged) > 10 else "")
+        raise HarnessError(
+            f"{path} is damaged: the checksum of line {lines} does not fit",
+            "Restore the file from a copy, or delete those lines and resume: their samples are decoded again.",
+        )
+    return records
+
+
+def _record(data: dict[str, Any], where: str) -> Record:
+    data = upgrade(data, where)
+    try:
+        record: Record = from_dict(Record, data)
+    except TypeError as error:
+        raise HarnessError(f"{where} does not fit its schema: {error}", "Read it with the version that wrote it.") from None
+    return record
+
+
+class RunStore:
+    """The one writer of a run folder. Use :meth:`create` or :meth:`resume`, and close it (it is a context manager).
+
+    Attributes:
+        folder: the run folder.
+        manifest: what was written to ``manifest.json``.
+        repaired_bytes: size of a half-written last line that :meth:`resume` moved to ``records.torn``; 0 when there was none.
+    """
+
+    def __init__(self, folder: Path, lock: BinaryIO) -> None:
+        self.folder = folder
+        self.repaired_bytes = 0
+        self._lock = lock
+        self._fd = -1
+        self._done: set[Key] = set()
+        self._manifest: Manifest | None = None
+
+    @classmethod
+    def create(cls, folder: Path, manifest: Manifest) -> RunStore:
+        """Make a new run folder and write its manifest.
+
+        Raises:
+            HarnessError: the folder exists, or cannot be written.
+        """
+        with _disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                raise HarnessError(f"{folder} exists already", f"Continue it with --resume {folder.name}, or move it away.") from None
+            store = cls(folder, _take_lock(folder))
+            store._write_manifest(manifest)
+            store._open()
+        return store
+
+    @classmethod
+    def resume(cls, folder: Path) -> RunStore:
+        """Open an existing run for more records; repairs a half-written last line.
+
+        Raises:
+            HarnessError: no run there, damaged, newer version, or another process writes to it.
+        """
+        manifest = read_manifest(folder)
+        with _disk_errors(folder):
+            store = cls(folder, _take_lock(folder))
+            try:
+                store._manifest = manifest
+                store.repaired_bytes = _repair_tail(folder)
+                store._done = {record_key(record) for record in read_records(folder)}
+                store._open()
+            except BaseException:
+                store.close()
+                raise
+        return store
+
+    @property
+    def manifest(self) -> Manifest:
+        """What ``manifest.json`` holds now."""
+        assert self._manifest is not None
+        return self._manifest
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._done
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def append(self, record: Record) -> None:
+        """Write one record and wait until it is on disk; see :meth:`extend`."""
+        self.extend([record])
+
+    def extend(self, records: Iterable[Record]) -> None:
+        """Write records together and wait once until they are on disk: all of them are kept, or none.
+
+        Raises:
+            HarnessError: the disk is full or gone; records written before stay intact.
+            ValueError: a record with the same key exists.
+        """
+        lines, keys = [], set[Key]()
+        for record in records:
+            key = record_key(record)
+            if key in self._done or key in keys:
+                raise ValueError(f"record written twice: {key}")
+            keys.add(key)
+            lines.append(encode_line(record))
+        with _disk_errors(self.folder):
+            size = os.fstat(self._fd).st_size
+            try:
+                _write_all(self._fd, b"".join(lines))
+                os.fsync(self._fd)
+            except OSError:
+                os.ftruncate(self._fd, size)
+                raise
+        self._done |= keys
+
+    def update(self, **measured: Any) -> None:
+        """Add or replace facts under ``measured`` in the manifest."""
+        manifest = dataclasses.replace(self.manifest, measured={**self.manifest.measured, **measured})
+        with _disk_errors(self.folder):
+            self._write_manifest(manifest)
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._lock.close()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self._fd = os.open(self.folder / RECORDS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        _sync_folder(self.folder)
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        write_atomically(self.folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n")
+        self._manifest = manifest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new content, never a part of it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old content stays.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Fail early when results cannot be written: creates the folder and a probe file.
+
+    Raises:
+        HarnessError: read-only, full, or a file stands in the way.
+    """
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"\0" * 65536)
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def new_run_name(suite: str, pair: str, results_dir: Path) -> str:
+    """A free, sortable name such as ``quick-smollm2-20260131-142501``."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{suite}-{pair}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+    names = [base, *(f"{base}-{i}" for i in range(2, 1000))]
+    return next(name for name in names if not (results_dir / name).exists())
+
+
+def _take_lock(folder: Path) -> BinaryIO:
+    import fcntl
+
+    file = open(folder / _LOCK, "a+b")  # noqa: SIM115  held until close()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read(32).decode(errors="replace") or "unknown"
+        file.close()
+        raise HarnessError(f"another process (pid {owner}) is writing to {folder}", "Wait until it ends, or stop it.") from None
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+    return file
+
+
+def _repair_tail(folder: Path) -> int:
+    """Move bytes after the last complete line to ``records.torn``; a complete line that lacks only its newline is kept."""
+    path = folder / RECORDS
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    tail = content[content.rfind(b"\n") + 1 :]
+    if not tail:
+        return 0
+    with open(path, "r+b") as file:
+        if decode_line(tail) is not None:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            with open(folder / TORN, "ab") as torn:
+                torn.write(tail + b"\n")
+                os.fsync(torn.fileno())
+            file.truncate(len(content) - len(tail))
+        file.flush()
+        os.fsync(file.fileno())
+    return 0 if decode_line(tail) is not None else len(tail)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn OSError into a HarnessError that says what to do about the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise HarnessError(
+            f"cannot write to {folder}: {error.strerror or error}",
+            "Free some space or choose another results folder; records written before are intact.",
+        ) from error
