@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class Strict(BaseModel):
     """Base of every config model: unknown keys and silent type conversions are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 @dataclass(frozen=True, order=True)
@@ -194,6 +194,8 @@ def find_problems(model: type[BaseModel], file: YamlFile, error: ValidationError
     """Turn pydantic's errors into located problems, one per key, in file order."""
     found: dict[KeyPath, Problem] = {}
     for item in error.errors(include_url=False):
+        if item["type"] == "too_short" and item["input"]:  # its bad items are reported one by one
+            continue
         path = _data_path(file.data, item["loc"], item["type"] == "missing")
         found.setdefault(path, file.problem(path, _message(model, item)))
     return sorted(found.values(), key=_file_order)
@@ -204,12 +206,13 @@ def _file_order(problem: Problem) -> tuple[int, str]:
     return (int(line) if line.isdigit() else 0, problem.key)
 
 
-def _data_path(data: Any, loc: Sequence[str | int], missing: bool) -> KeyPath:
+def _data_path(data: Any, loc: Sequence[Any], missing: bool) -> KeyPath:
     """Drop from a pydantic location the parts that are union tags, not keys of the file."""
     path: list[str | int] = []
     for depth, part in enumerate(loc):
         last = depth == len(loc) - 1
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if inside:
             data = data[part]
         elif not (last and missing):
             continue
@@ -225,6 +228,7 @@ _EXPECTED = {
     "finite_number": "a finite number",
     "bool_type": "true or false",
     "list_type": "a list such as [1, 2]",
+    "tuple_type": "a list such as [1, 2]",
     "dict_type": "a mapping (`key: value` lines)",
     "model_type": "a mapping (`key: value` lines)",
     "model_attributes_type": "a mapping (`key: value` lines)",
@@ -233,15 +237,16 @@ _EXPECTED = {
 
 def _message(model: type[BaseModel], item: Any) -> str:
     kind, value, context = item["type"], item["input"], item.get("ctx", {})
+    tag_key = context.get("discriminator", "").strip("'")
     if kind == "extra_forbidden":
         return f"unknown key, {did_you_mean(str(item['loc'][-1]), _known_keys(model, item['loc'][:-1]))}"
     if kind == "missing":
         return "this key is missing"
     if kind == "union_tag_not_found":
-        return f"the key {context['discriminator']} is missing"
+        return f"the key {tag_key} is missing"
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
-        return f"unknown {context['discriminator']} {context['tag']!r}, {did_you_mean(str(context['tag']), tags)}"
+        return f"unknown {tag_key} {context['tag']!r}, {did_you_mean(str(context['tag']), tags)}"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"])
         return f"{value!r} is not allowed, {did_you_mean(str(value), allowed)}"
@@ -249,7 +254,9 @@ def _message(model: type[BaseModel], item: Any) -> str:
         return f"expected {_EXPECTED[kind]}, got {_describe(value)}"
     if kind == "value_error":
         return str(context["error"])
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}, got {_describe(value)}"
+    if kind == "too_short":
+        return "the list is empty, give at least one item"
+    return f"{item['msg'].replace('Input should be', 'must be')}, got {_describe(value)}"
 
 
 def _describe(value: Any) -> str:
@@ -278,7 +285,7 @@ def _known_keys(annotation: Any, loc: Sequence[str | int]) -> list[str]:
         known = annotation.model_fields.get(str(loc[0]))
         return _known_keys(known.annotation, loc[1:]) if known else []
     arguments = get_args(annotation)
-    return _known_keys(arguments[-1], loc[1:]) if loc and arguments else []
+    return _known_keys(arguments[-1 if origin is dict else 0], loc[1:]) if loc and arguments else []
 
 
 def _tag(annotation: Any) -> Any:
