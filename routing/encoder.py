@@ -1,0 +1,152 @@
+"""Text -> vector: a sentence-transformers model behind a cache keyed by text hash."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sqlite3
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from routing.errors import RoutingError
+from routing.fetch import encoder_folder
+from routing.outcomes import text_hash
+
+_CHARS_PER_TOKEN = 12
+"""Texts are cut to this many characters per token before tokenisation, so that a long prompt costs no more than a short one."""
+_MEMORY_ENTRIES = 20_000
+
+
+class VectorCache:
+    """Vectors by key, in memory, and on disk (SQLite) when a path is given. Safe across threads and processes."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._memory: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+        self._path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self._connect() as db:
+                db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
+
+    def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """The vectors that are known, by key."""
+        with self._lock:
+            found = {k: self._memory[k] for k in keys if k in self._memory}
+        missing = [k for k in keys if k not in found]
+        if missing and self._path is not None:
+            with self._connect() as db:
+                for key in missing:
+                    row = db.execute("SELECT vector FROM vectors WHERE key = ?", (key,)).fetchone()
+                    if row is not None:
+                        found[key] = np.frombuffer(row[0], dtype=np.float32)
+        return found
+
+    def put(self, vectors: dict[str, np.ndarray]) -> None:
+        """Remember vectors; the oldest leave memory first."""
+        with self._lock:
+            self._memory.update(vectors)
+            while len(self._memory) > _MEMORY_ENTRIES:
+                self._memory.popitem(last=False)
+        if self._path is not None:
+            with self._connect() as db:
+                rows = [(k, np.ascontiguousarray(v, dtype=np.float32).tobytes()) for k, v in vectors.items()]
+                db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        db = None
+        try:
+            db = sqlite3.connect(str(self._path), timeout=30)
+            with db:
+                yield db
+        except sqlite3.DatabaseError as e:
+            raise RoutingError(f"the embedding cache {self._path} is damaged: {e}", "Delete the file; it is rebuilt.") from e
+        finally:
+            if db is not None:
+                db.close()
+
+
+class Encoder:
+    """A loaded sentence encoder. Calling it gives (n, ``dim``) float32 unit vectors.
+
+    Args:
+        name: short name, hub name or local folder.
+        max_tokens: prompts are cut to this many tokens.
+        dtype: ``float32``, or ``bfloat16``: half the time where the CPU has bfloat16 instructions.
+        cache: file for the vectors; None keeps them in memory.
+        offline: fetch nothing.
+    """
+
+    def __init__(self, name: str, *, max_tokens: int, dtype: str = "float32", cache: Path | None = None, offline: bool = False) -> None:
+        self._model = _load(encoder_folder(name, offline=offline), dtype)
+        self._model.max_seq_length = max_tokens
+        self._max_chars = max_tokens * _CHARS_PER_TOKEN
+        self._recipe = f"{name}/{max_tokens}/{dtype}"
+        self._cache = VectorCache(cache)
+        self.dim: int = self._encode(["dimension"]).shape[1]
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, dim) float32; repeated texts are encoded once."""
+        keys = [text_hash(f"{self._recipe}\n{t}") for t in texts]
+        known = self._cache.get(keys)
+        new = {k: t for k, t in zip(keys, texts, strict=True) if k not in known}
+        if new:
+            fresh = dict(zip(new, self._encode(list(new.values())), strict=True))
+            self._cache.put(fresh)
+            known |= fresh
+        return np.stack([known[k] for k in keys]) if keys else np.empty((0, self.dim), dtype=np.float32)
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        cut = [t[: self._max_chars] for t in texts]
+        out = self._model.encode(
+            cut, batch_size=32, show_progress_bar=False, convert_to_numpy=False, convert_to_tensor=True, normalize_embeddings=True
+        )
+        return out.float().cpu().numpy()
+
+
+@functools.lru_cache(maxsize=4)
+def load_encoder(name: str, max_tokens: int, dtype: str, cache: Path | None = None, offline: bool = False) -> Encoder:
+    """The encoder, loaded once per process and shared: cloned feature steps and folds reuse model and cache."""
+    return Encoder(name, max_tokens=max_tokens, dtype=dtype, cache=cache, offline=offline)
+
+
+def _load(folder: Path, dtype: str) -> Any:
+    try:
+        import torch
+        from sentence_transformers import SentenceTransformer
+    except ImportError as e:
+        raise RoutingError(f"sentence embeddings need sentence-transformers: {e}", "Install it, or use the encoder 'tfidf'.") from e
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise RoutingError(f"unknown encoder dtype {dtype!r}", "Use float32 or bfloat16.")
+    with _quiet():
+        return SentenceTransformer(
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True, "dtype": dtypes[dtype]},
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no deprecation notes while a model loads."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
