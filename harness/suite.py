@@ -168,8 +168,9 @@ def _try(file: YamlFile, path: tuple[str | int, ...], check: Any) -> Iterable[Pr
 def json_schema() -> str:
     """JSON schema of suite files for editors, as checked in at ``suites/schema.json``."""
     schema = Suite.model_json_schema()
+    models: tuple[type[Strict], ...] = (Suite, DatasetSpec, *EXPERIMENTS)
     for name, definition in {"Suite": schema, **schema["$defs"]}.items():
-        for model in (m for m in (Suite, DatasetSpec, *EXPERIMENTS) if m.__name__ == name):
+        for model in (m for m in models if m.__name__ == name):
             _describe(definition, model)
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2, sort_keys=True) + "\n"
 

@@ -1,0 +1,41 @@
+"""Prompts: every dataset behind one :class:`~harness.records.Sample`, with leak-free splits."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from dataclasses import replace
+
+from harness.datasets.spec import DATASETS, DatasetSpec, check_dataset
+from harness.errors import HarnessError
+from harness.records import Sample
+
+__all__ = ["DATASETS", "DatasetSpec", "check_dataset", "load_samples"]
+
+
+def load_samples(spec: DatasetSpec, *, domain: str | None = None, seed: int = 0, offline: bool = False) -> list[Sample]:
+    """Load the prompts a suite asks for.
+
+    The split is assigned over the whole dataset; ``limit`` then keeps the samples with the smallest hash of their id, so a
+    larger limit only adds prompts.
+
+    Args:
+        spec: dataset, split and limit.
+        domain: replaces the samples' own domain.
+        seed: seed of generated datasets.
+        offline: never ask the hub.
+
+    Raises:
+        HarnessError: the dataset cannot be read, or has no prompt in this split.
+    """
+    info = DATASETS[spec.dataset]
+    samples: list[Sample] = importlib.import_module(info.module).load(spec, seed=seed, offline=offline)
+    chosen = [s for s in samples if spec.split in ("all", s.split)]
+    if not chosen:
+        raise HarnessError(
+            f"dataset {spec.path or spec.dataset} has no prompts in split {spec.split!r} ({len(samples)} in all)",
+            "Add prompts, or use `split: all`.",
+        )
+    if spec.limit is not None:
+        chosen = sorted(chosen, key=lambda s: hashlib.blake2b(s.id.encode(), digest_size=8).digest())[: spec.limit]
+    return [replace(s, domain=domain or s.domain) for s in chosen]

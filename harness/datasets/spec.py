@@ -60,8 +60,8 @@ class DatasetInfo:
 DATASETS: dict[str, DatasetInfo] = {
     "humaneval": DatasetInfo(module="harness.datasets.humaneval", domain="code"),
     "gsm8k": DatasetInfo(module="harness.datasets.gsm8k", domain="math"),
-    "wordproblems": DatasetInfo(module="harness.datasets.math", domain="math"),
-    "gsm_symbolic": DatasetInfo(module="harness.datasets.math", domain="math"),
+    "wordproblems": DatasetInfo(module="harness.datasets.generated", domain="math"),
+    "gsm_symbolic": DatasetInfo(module="harness.datasets.generated", domain="math"),
     "chat": DatasetInfo(module="harness.datasets.local", domain="chat"),
     "structured": DatasetInfo(module="harness.datasets.local", domain="structured"),
     "local": DatasetInfo(module="harness.datasets.local", domain="local"),
