@@ -1,0 +1,226 @@
+"""Run one program against its tests: two sandboxed processes, three clocks, one verdict.
+
+The answer's process only serves function calls. The tests run in a second process that the answer cannot reach, and only plain data
+crosses between them, so the verdict is never in the answer's hands. What the machine did wrong is ``unscored``, what the answer did
+wrong is ``failed``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.scoring.result import Status
+from harness.scoring.sandbox import Box, Limits, find_box
+
+
+_POLL_S = 0.1
+_VERDICT_BYTES = 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """An answer and the tests that judge it."""
+
+    source: str
+    """The answer: a module that defines ``entry_point``. Untrusted."""
+    entry_point: str
+    """The function under test."""
+    prelude: str
+    """Source run before the tests, such as the prompt's helper functions. Never sees the answer."""
+    test: str
+    """Source that defines ``check(candidate)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What happened to one program."""
+
+    status: Status
+    """``passed``, ``failed`` (the answer is wrong), or ``unscored`` (the machine or the tests are at fault)."""
+    reason: str
+    """Empty when passed."""
+    sandbox: str
+    """``bwrap``, ``sandbox-exec``, or ``none`` for a run without one."""
+
+
+def run_program(program: Program, *, limits: Limits | None = None, unsafe: bool = False) -> Outcome:
+    """Judge ``program`` in this machine's sandbox; without one the result is ``unscored`` unless ``unsafe`` allows a bare process."""
+    box, status = find_box()
+    if box is None and unsafe and os.name == "posix":
+        box = Box(kind="none")
+    if box is None:
+        return Outcome(status="unscored", reason=f"not run: {status.reason}", sandbox="none")
+    return run_in(box, program, limits or Limits())
+
+
+def run_in(box: Box, program: Program, limits: Limits) -> Outcome:
+    """Judge ``program`` in ``box``. Never raises for anything the program does."""
+    oom_before = _oom_kills()
+    try:
+        with _processes(box, limits) as (candidate, tester):
+            status, reason = _Supervisor(candidate, tester, limits).judge(program)
+            if status == "failed" and _killed(candidate, tester) and _oom_kills() != oom_before:
+                status, reason = "unscored", "the kernel ran out of memory and killed a process"
+    except OSError as error:
+        status, reason = "unscored", f"the sandbox could not start: {error}"
+    return Outcome(status=status, reason=reason, sandbox=box.kind)
+
+
+@contextlib.contextmanager
+def _processes(box: Box, limits: Limits) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """Start the answer's and the tests' process, joined by two pipes; kill both trees at the end."""
+    numbers = [str(limits.cpu_s), str(limits.memory_bytes), str(limits.reply_bytes)]
+    started: list[subprocess.Popen[bytes]] = []
+    request_read, request_write = os.pipe()
+    reply_read, reply_write = os.pipe()
+    try:
+        try:
+            started.append(box.start(["candidate", *numbers], stdin=request_read, stdout=reply_write))
+            channels = (request_write, reply_read)
+            tester_arguments = ["tester", *numbers, *map(str, channels)]
+            started.append(box.start(tester_arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, keep=channels))
+        finally:
+            for descriptor in (request_read, request_write, reply_read, reply_write):
+                os.close(descriptor)
+        yield started[0], started[1]
+    finally:
+        for process in started:
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process, its group and, inside bwrap, its whole PID namespace."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+def _oom_kills() -> int:
+    """Processes the Linux kernel has killed for lack of memory since boot."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/vmstat").read_text().split("oom_kill ")[1].split()[0])
+    return 0
+
+
+def _killed(*processes: subprocess.Popen[bytes]) -> bool:
+    return any(process.poll() in (-signal.SIGKILL, 128 + signal.SIGKILL) for process in processes)
+
+
+class _Supervisor:
+    """Feeds the tests, waits for their verdict and watches the clocks."""
+
+    def __init__(self, candidate: subprocess.Popen[bytes], tester: subprocess.Popen[bytes], limits: Limits) -> None:
+        self._candidate, self._tester, self._limits = candidate, tester, limits
+        self._ready = False
+        self._idle_s = 0.0
+        self._cpu_s = 0.0
+
+    def judge(self, program: Program) -> tuple[Status, str]:
+        """Return the status and the reason."""
+        assert self._tester.stdin is not None
+        job = {"source": program.source, "entry_point": program.entry_point, "prelude": program.prelude, "test": program.test}
+        with contextlib.suppress(BrokenPipeError):  # it died at once: the missing verdict says so
+            self._tester.stdin.write(json.dumps(job).encode() + b"\n")
+            self._tester.stdin.close()
+        try:
+            for message in self._messages():
+                if "verdict" in message:
+                    return self._status(message["verdict"], message["reason"])
+                self._ready = True
+        except _Expired as expired:
+            return expired.status, str(expired)
+        return self._no_verdict()
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        """JSON lines of the tests' process until it ends."""
+        assert self._tester.stdout is not None
+        descriptor, buffer = self._tester.stdout.fileno(), b""
+        started = last = time.monotonic()
+        while len(buffer) < _VERDICT_BYTES:
+            readable, _, _ = select.select([descriptor], [], [], _POLL_S)
+            now = time.monotonic()
+            if not readable:
+                self._watch(now - started, min(now - last, 2 * _POLL_S))
+            last = now
+            if readable:
+                data = os.read(descriptor, _VERDICT_BYTES)
+                if not data:
+                    return
+                *lines, buffer = (buffer + data).split(b"\n")
+                yield from (json.loads(line) for line in lines)
+
+    def _watch(self, elapsed_s: float, step_s: float) -> None:
+        """Raise _Expired when a clock has run out. Time in which something could run is the machine's, not the answer's."""
+        if elapsed_s > self._limits.wall_s:
+            raise _Expired("unscored", f"no verdict in {self._limits.wall_s:g} s: the machine is too busy")
+        waiting, resident_bytes = self._look()
+        if resident_bytes > 2 * self._limits.memory_bytes:
+            raise _Expired("failed", "used more memory than allowed")
+        self._idle_s += step_s if waiting and self._ready else 0.0
+        if self._idle_s > self._limits.idle_s:
+            raise _Expired("failed", f"waited for more than {self._limits.idle_s:g} s")
+
+    def _look(self) -> tuple[bool, int]:
+        """(nothing is running or waiting for a processor or a disk, resident bytes of both trees)."""
+        cpu_s, resident_bytes, runnable = 0.0, 0, False
+        for process in _tree(self._candidate.pid) + _tree(self._tester.pid):
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                cpu_s += times.user + times.system
+                resident_bytes += process.memory_info().rss
+                runnable = runnable or process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+        if sys.platform == "darwin":  # every live process counts as running there, so ask whether the machine had room
+            runnable = os.getloadavg()[0] > (os.cpu_count() or 1)
+        progressed, self._cpu_s = cpu_s > self._cpu_s, cpu_s
+        return not runnable and not progressed, resident_bytes
+
+    def _status(self, verdict: str, reason: str) -> tuple[Status, str]:
+        if verdict in ("passed", "failed"):
+            return ("passed", "") if verdict == "passed" else ("failed", reason)
+        if verdict == "broken":
+            return "unscored", f"the tests are unusable: {reason}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._candidate.wait(5)
+        how = "was killed (CPU limit, or by itself)" if _killed(self._candidate) else f"ended early with status {self._candidate.poll()}"
+        return "failed", f"the program {how}"
+
+    def _no_verdict(self) -> tuple[Status, str]:
+        """The tests' process ended without a word."""
+        self._tester.wait()
+        if self._ready and _killed(self._tester):
+            return "failed", "the tests ran out of CPU time on the values the program returned"
+        notes = b" ".join(
+            process.stderr.read(2000) for process in (self._candidate, self._tester) if process.stderr and process.poll() is not None
+        )
+        return "unscored", f"the sandbox failed (status {self._tester.returncode}): {notes.decode(errors='replace').strip()}"
+
+
+class _Expired(Exception):
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
