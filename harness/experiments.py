@@ -51,7 +51,7 @@ class Cell:
     lenience: float = 1.0
     """Above 1 the output is lossy."""
     layers: int | None = None
-    """Target layers of the early-exit draft."""
+    """Target layers of the early-exit draft; None is a quarter."""
     ngram: int | None = None
     """Longest suffix that prompt lookup searches."""
     adapter_domain: str | None = None
@@ -114,8 +114,8 @@ class Speculative(Experiment):
 class DraftSource(Strict):
     """Settings of the drafters that need no trained weights."""
 
-    layers: Annotated[int, Field(ge=1)] = 4
-    """Target layers of the early-exit draft."""
+    layers: Annotated[int, Field(ge=1)] | None = None
+    """Target layers of the early-exit draft; a quarter of them when absent."""
     ngram: Annotated[int, Field(ge=1, le=16)] = 3
     """Longest suffix that prompt lookup searches."""
 

@@ -1,0 +1,103 @@
+"""The ``harness`` command. Each command lives in its own file and is imported only when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from harness.errors import HarnessError
+
+# name: (module:function or module:Typer app, one line of help). A new command is one new line.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("harness.cli.run:run", "Decode a suite and write a run folder with records and a report."),
+    "validate": ("harness.cli.validate:validate", "Check a suite file without loading any model."),
+    "generate": ("harness.cli.generate:generate", "Answer one prompt with speculative decoding and show the counts."),
+    "collect": ("harness.cli.generate:collect", "Write the target's answers to prompts: the raw material of training."),
+    "models": ("harness.cli.models:models_app", "List, fetch and check model pairs."),
+    "doctor": ("harness.cli.doctor:doctor", "Show what this machine offers and what is broken."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Command group that imports a command's module only when the command runs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of :data:`COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a stand-in that knows the name and the line of help."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the real command behind the stand-in."""
+        name, stand_in, rest = super().resolve_command(ctx, args)
+        return name, stand_in and load_command(stand_in.name or ""), rest
+
+
+def load_command(name: str) -> Any:
+    """Import the command called ``name`` and return it ready to run."""
+    target, summary = COMMANDS[name]
+    module, _, attribute = target.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if isinstance(found, typer.Typer):
+        found.info.help = found.info.help or summary
+        command = typer.main.get_command(found)
+    else:
+        single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+        single.command(name)(found)
+        command = typer.main.get_command(single)
+    command.name = name
+    return command
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    debug: bool = typer.Option(False, "--debug", help="Show the Python traceback of errors; may stand anywhere on the line."),
+) -> None:
+    """Measure and raise the acceptance rate of speculative decoding.
+
+    Example: `harness run suites/quick.yaml`
+    """
+    if version:
+        from harness import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+def main(argv: list[str] | None = None, command: Callable[..., Any] = app) -> None:
+    """Run the command line and exit: 0 ok, 1 a check failed, 2 the input was wrong or the program failed, 130 interrupted."""
+    arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
+    try:
+        command(arguments, prog_name="harness")
+    except HarnessError as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a fault of the harness, not of your input; please report it with the lines above", file=sys.stderr)
+        sys.exit(2)
+
+
+def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """Remove ``--debug`` from the arguments before a ``--``; return the rest and whether it was there."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [a for a in arguments[:end] if a != "--debug"]
+    return [*options, *arguments[end:]], len(options) < end

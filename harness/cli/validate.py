@@ -1,0 +1,69 @@
+"""``harness validate``: check a suite and show its plan, in a fraction of a second."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.suite import Suite
+
+# Options that `validate` and `run` share.
+ModelsOption = Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Model pair instead of the suite's.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Prompts per domain, at least 1.")]
+DomainsOption = Annotated[str | None, typer.Option("--domains", metavar="A,B", help="Only these domains of the suite.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key of the suite; repeatable.")]
+
+
+def validate(
+    suite: Annotated[str | None, typer.Argument(metavar="SUITE", help="A YAML file, or a name in suites/.")] = None,
+    models: ModelsOption = None,
+    limit: LimitOption = None,
+    domains: DomainsOption = None,
+    set_: SetOption = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of suite files and exit.")] = False,
+) -> None:
+    """Check a suite file without loading any model.
+
+    Every problem is reported at once with its file, line and key.
+
+    Example: `harness validate suites/quick.yaml --set max_tokens=32`
+    """
+    from harness.errors import HarnessError
+    from harness.suite import json_schema
+
+    if schema:
+        typer.echo(json_schema(), nl=False)
+    elif suite is None:
+        raise HarnessError("no suite given", "Run for example `harness validate suites/quick.yaml`.")
+    else:
+        loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
+        typer.echo("\n".join(["ok", *describe(loaded)]))
+
+
+def load(suite: str, *, models: str | None, limit: int | None, domains: str | None, overrides: list[str] | None) -> Suite:
+    """Load a suite with the options that `validate` and `run` share."""
+    from harness.suite import load_suite
+
+    chosen = None if domains is None else [d.strip() for d in domains.split(",") if d.strip()]
+    return load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen)
+
+
+def describe(suite: Suite) -> list[str]:
+    """Return the lines of a short plan: prompts per domain, cells per experiment, answers to decode."""
+    cells = suite.cells()
+    lines = [f"{suite.name}: models {suite.models}, at most {suite.max_tokens} tokens, seed {suite.seed}, hash {suite.hash()[:12]}"]
+    for name, spec in suite.domains.items():
+        lines.append(f"  domain {name}: {spec.limit or 'all'} prompts of {spec.path or spec.dataset}, split {spec.split}")
+    for label, count in Counter(c.experiment for c in cells).items():
+        timed = sum(c.timed for c in cells if c.experiment == label)
+        lines.append(f"  {label}: {count} cells, {timed} timed")
+    limits = {name: spec.limit for name, spec in suite.domains.items()}
+    if all(limits.values()):
+        answers = sum(limits[c.domain] or 0 for c in cells if c.timed)
+        lines.append(f"{len(cells)} cells, {sum(n or 0 for n in limits.values())} prompts, {answers} timed answers")
+    else:
+        lines.append(f"{len(cells)} cells")
+    return lines
