@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.ensemble import GradientBoostingRegressor
@@ -100,7 +101,7 @@ class MLPRouter(Router):
         targets = to_regret(rewards)
         middle, spread = targets.mean(axis=0), float(scaling(targets)[1].max())
         seed = check_random_state(self.random_state).randint(2**31 - 1)
-        model = MLPRegressor((self.hidden,), solver="lbfgs", alpha=self.alpha, max_iter=self.max_iter, random_state=seed)
+        model = MLPRegressor(hidden_layer_sizes=(self.hidden,), solver="lbfgs", alpha=self.alpha, max_iter=self.max_iter, random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the iteration budget is a parameter
             model.fit((X - self.center_) / self.scale_, (targets - middle) / spread)
@@ -212,10 +213,9 @@ class KNNRouter(Router):
         self.X_, self.y_ = X.copy(), rewards.copy()
 
     def _predict(self, X: np.ndarray) -> np.ndarray:
-        squared = (X**2).sum(axis=1)[:, None] - 2 * X @ self.X_.T + (self.X_**2).sum(axis=1)
-        near = np.argsort(squared, axis=1, kind="stable")[:, : self.n_neighbors]
-        distance = np.sqrt(np.maximum(np.take_along_axis(squared, near, axis=1), 0))
-        weight = 1 / (distance + 1e-6)
+        distance = cdist(X, self.X_)
+        near = np.argsort(distance, axis=1, kind="stable")[:, : self.n_neighbors]
+        weight = 1 / (np.take_along_axis(distance, near, axis=1) + 1e-6)
         weight /= weight.sum(axis=1, keepdims=True)
         return np.einsum("ij,ija->ia", weight, self.y_[near])
 
@@ -238,6 +238,11 @@ class AutoRouter(Router):
         self.candidates = candidates
         self.n_splits = n_splits
         self.random_state = random_state
+
+    def __sklearn_tags__(self):  # type: ignore[no-untyped-def]
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True  # it selects by the arms chosen, and with one arm there is no choice
+        return tags
 
     def fit(self, X: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None) -> AutoRouter:
         """Select and refit; samples with equal ``groups`` (n_samples,) stay in one fold."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from routing.bandits import HedgeRouter, LinThompson, LinUCB
 from routing.routers import AutoRouter, BoostingRouter, KNNRouter, LogisticRouter, MLPRouter
 
 ESTIMATORS = [
@@ -12,6 +13,9 @@ ESTIMATORS = [
     BoostingRouter(n_trees=20),
     KNNRouter(),
     AutoRouter([("logistic", LogisticRouter()), ("knn", KNNRouter())], n_splits=3),
+    LinUCB(),
+    LinThompson(),
+    HedgeRouter(),
 ]
 
 

@@ -1,0 +1,253 @@
+"""How good is a router: reward, regret and oracle gap recovery in grouped cross-validation, beside every baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.base import clone
+
+from routing.bandits import OnlineLinear
+from routing.errors import RoutingError
+from routing.intervals import Interval, clustered
+from routing.outcomes import Arm, prompt_groups
+from routing.policy import PromptRouter
+from routing.routers import grouped_folds
+
+RANDOM, ORACLE, BEST_FIXED, DOMAIN_LABEL, DOMAIN_BEST = "random", "oracle", "best fixed", "domain label", "domain best"
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyResult:
+    """One policy on every prompt, each decided without having seen the prompt's fold."""
+
+    name: str
+    """``oracle``, ``best fixed``, ``random``, ``domain label``, ``domain best``, ``fixed:<arm>`` or the router's name."""
+    rewards: np.ndarray
+    """(n,) reward of the choice; the expectation for ``random``."""
+    choices: np.ndarray | None
+    """(n,) arm indices; None for ``random``."""
+    mean: Interval
+    """Mean reward."""
+    gain: Interval
+    """Mean reward minus that of ``best fixed``, paired."""
+    regret: Interval
+    """Mean over prompts of best reward minus this one."""
+    recovery: Interval
+    """Oracle gap recovery: (mean - best fixed) / (oracle - best fixed). NaN when there is no gap."""
+    pooled: float | None
+    """Weighted harmonic mean of the rewards (total tokens / total rounds, or total seconds / total seconds); None without weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Every policy on the same prompts and folds."""
+
+    arms: tuple[str, ...]
+    """Arm names, the meaning of ``choices``."""
+    results: tuple[PolicyResult, ...]
+    """Baselines first, then the routers."""
+    oracle_gap: Interval
+    """Oracle minus best fixed, in reward units."""
+    gap_is_noise: bool
+    """True when the gap may be under ``noise`` of the best fixed reward: recovery is then not worth reading."""
+    n_prompts: int
+    """Prompts evaluated."""
+    n_groups: int
+    """Clusters of the intervals."""
+    folds: tuple[np.ndarray, ...]
+    """Test rows of each fold."""
+
+    def __getitem__(self, name: str) -> PolicyResult:
+        for result in self.results:
+            if result.name == name:
+                return result
+        raise RoutingError(f"no policy {name!r} was evaluated", f"Evaluated: {', '.join(r.name for r in self.results)}.")
+
+
+def evaluate_routers(
+    prompts: Sequence[str],
+    rewards: np.ndarray,
+    arms: Sequence[Arm | str],
+    routers: Mapping[str, PromptRouter],
+    *,
+    domains: Sequence[str] | None = None,
+    groups: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+    test_prompts: Sequence[str] | None = None,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
+    n_splits: int = 5,
+    n_boot: int = 2000,
+    noise: float = 0.01,
+    seed: int = 0,
+) -> Evaluation:
+    """Grouped k-fold evaluation of routers and baselines.
+
+    Args:
+        prompts: (n_samples,) texts.
+        rewards: (n_samples, n_arms) reward of every arm, higher is better.
+        arms: the columns; each router is cloned with these arms.
+        routers: name -> unfitted router.
+        domains: (n_samples,) true labels, for the domain baselines.
+        groups: (n_samples,) labels that folds never split; equal prompts share one by default.
+        weights: (n_samples,) emitted tokens, for pooled tau or pooled speedup.
+        test_prompts: (n_samples,) other wordings of the same tasks, given to the routers instead of ``prompts`` when they are tested.
+        folds: (train, test) rows, e.g. held-out domains; rows in no test fold are left out. ``n_splits`` is then unused.
+        n_splits: folds.
+        n_boot: bootstrap resamples.
+        noise: relative size under which the oracle gap counts as noise.
+        seed: of the folds and the bootstrap.
+    """
+    prompts, rewards = list(prompts), np.asarray(rewards, dtype=np.float64)
+    names = tuple(a.name if isinstance(a, Arm) else a for a in arms)
+    if rewards.shape != (len(prompts), len(names)):
+        raise RoutingError(
+            f"rewards have shape {rewards.shape}, expected {(len(prompts), len(names))}", "One row per prompt, one column per arm."
+        )
+    groups = prompt_groups(prompts) if groups is None else np.asarray(groups)
+    splits = list(folds) if folds is not None else grouped_folds(groups, n_splits, seed)
+    if not splits:
+        raise RoutingError("one group of prompts cannot be split into folds", "Evaluate on at least two different prompts.")
+    chosen = _baseline_choices(rewards, names, splits, domains)
+    asked = list(test_prompts) if test_prompts is not None else prompts
+    for name, router in routers.items():
+        chosen[name] = _router_choices(clone(router).set_params(arms=tuple(arms)), prompts, asked, rewards, groups, splits)
+    rows = np.sort(np.concatenate([test for _, test in splits]))
+    picked = {name: _picked(rewards[rows], None if c is None else c[rows]) for name, c in chosen.items()}
+    return _summarise(
+        names, chosen, picked, rows, groups[rows], None if weights is None else np.asarray(weights)[rows], splits, n_boot, noise, seed
+    )
+
+
+def gap_recovery(value: float, best_fixed: float, oracle: float) -> float:
+    """(value - best fixed) / (oracle - best fixed); NaN when the oracle gains nothing."""
+    return (value - best_fixed) / (oracle - best_fixed) if oracle > best_fixed else float("nan")
+
+
+def regret(rewards: np.ndarray, choices: np.ndarray) -> float:
+    """Mean over prompts of the best arm's reward minus the chosen one's."""
+    return float((rewards.max(axis=1) - rewards[np.arange(len(rewards)), choices]).mean())
+
+
+def pooled_value(rewards: np.ndarray, weights: np.ndarray) -> float:
+    """sum(w) / sum(w / reward). With w the emitted tokens: total tokens over total rounds for tau, total plain time over total time for speedup."""
+    return float(weights.sum() / (weights / rewards).sum())
+
+
+def play_online(bandit: OnlineLinear, X: np.ndarray, rewards: np.ndarray, *, feedback: str = "played", seed: int = 0) -> np.ndarray:
+    """Serve prompts one by one in random order, learning after each.
+
+    Args:
+        bandit: an online router; fitted ones keep what they know, others start from nothing. It is changed in place.
+        X: (n_samples, n_features).
+        rewards: (n_samples, n_arms).
+        feedback: ``played`` reveals the played arm's reward, ``all`` every arm's.
+        seed: of the order.
+
+    Returns:
+        (n_samples, 2) row index and arm played, in the order served.
+    """
+    if feedback not in ("played", "all"):
+        raise RoutingError(f"unknown feedback {feedback!r}", "Use 'played' or 'all'.")
+    if not hasattr(bandit, "n_arms_"):
+        bandit.start(X.shape[1], rewards.shape[1])
+    served = []
+    for row in np.random.default_rng(seed).permutation(len(X)):
+        arm = bandit.play(X[row])
+        served.append((row, arm))
+        if feedback == "all":
+            bandit.update_all(X[row], rewards[row])
+        else:
+            bandit.update(X[row], arm, float(rewards[row, arm]))
+    return np.array(served, dtype=np.int64).reshape(-1, 2)
+
+
+def _baseline_choices(
+    rewards: np.ndarray, names: tuple[str, ...], splits: list[tuple[np.ndarray, np.ndarray]], domains: Sequence[str] | None
+) -> dict[str, np.ndarray | None]:
+    """Arm index per prompt (None: uniformly random) for every baseline."""
+    n = len(rewards)
+    best_fixed = np.zeros(n, dtype=np.int64)
+    for train, test in splits:
+        best_fixed[test] = rewards[train].mean(axis=0).argmax()
+    chosen: dict[str, np.ndarray | None] = {ORACLE: rewards.argmax(axis=1), BEST_FIXED: best_fixed, RANDOM: None}
+    chosen |= {f"fixed:{name}": np.full(n, j) for j, name in enumerate(names)}
+    if domains is not None:
+        labels = np.asarray(domains)
+        own = {d: next((j for j, a in enumerate(names) if a.split("@")[0] == d), None) for d in set(domains)}
+        chosen[DOMAIN_LABEL] = np.array([best_fixed[i] if own[d] is None else own[d] for i, d in enumerate(domains)], dtype=np.int64)
+        chosen[DOMAIN_BEST] = _domain_best(rewards, labels, splits, best_fixed)
+    return chosen
+
+
+def _domain_best(rewards: np.ndarray, labels: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]], default: np.ndarray) -> np.ndarray:
+    """Best arm of each domain on the training folds; ``default`` for domains not seen there."""
+    out = default.copy()
+    for train, test in splits:
+        for label in np.unique(labels[test]):
+            seen = train[labels[train] == label]
+            if len(seen):
+                out[test[labels[test] == label]] = rewards[seen].mean(axis=0).argmax()
+    return out
+
+
+def _router_choices(
+    router: PromptRouter,
+    prompts: list[str],
+    asked: list[str],
+    rewards: np.ndarray,
+    groups: np.ndarray,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    out = np.zeros(len(prompts), dtype=np.int64)
+    for train, test in splits:
+        fitted = clone(router).fit([prompts[i] for i in train], rewards[train], groups[train])
+        out[test] = fitted.choose_indices([asked[i] for i in test])
+    return out
+
+
+def _picked(rewards: np.ndarray, choices: np.ndarray | None) -> np.ndarray:
+    return rewards.mean(axis=1) if choices is None else rewards[np.arange(len(rewards)), choices]
+
+
+def _summarise(
+    names: tuple[str, ...],
+    chosen: Mapping[str, np.ndarray | None],
+    picked: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray | None,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+    n_boot: int,
+    noise: float,
+    seed: int,
+) -> Evaluation:
+    oracle, fixed = picked[ORACLE], picked[BEST_FIXED]
+
+    def interval(values: np.ndarray, statistic) -> Interval:  # type: ignore[no-untyped-def]
+        return clustered(np.column_stack([values, fixed, oracle]), groups, statistic, n_boot=n_boot, seed=seed)
+
+    results = tuple(
+        PolicyResult(
+            name=name,
+            rewards=values,
+            choices=None if (c := chosen[name]) is None else c[rows],
+            mean=interval(values, lambda m: m[..., 0]),
+            gain=interval(values, lambda m: m[..., 0] - m[..., 1]),
+            regret=interval(values, lambda m: m[..., 2] - m[..., 0]),
+            recovery=interval(values, lambda m: (m[..., 0] - m[..., 1]) / np.where(m[..., 2] > m[..., 1], m[..., 2] - m[..., 1], np.nan)),
+            pooled=None if weights is None or (values <= 0).any() else pooled_value(values, weights),
+        )
+        for name, values in picked.items()
+    )
+    gap = interval(oracle, lambda m: m[..., 0] - m[..., 1])
+    return Evaluation(
+        arms=names,
+        results=results,
+        oracle_gap=gap,
+        gap_is_noise=gap.low <= noise * abs(float(fixed.mean())),
+        n_prompts=len(rows),
+        n_groups=len(np.unique(groups)),
+        folds=tuple(test for _, test in splits),
+    )
