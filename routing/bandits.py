@@ -104,6 +104,10 @@ class OnlineLinear(Router):
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self.random_state or 0, int(self.n_updates_[0])])
 
+    def _check_state(self) -> None:
+        if len(self.cov_) != len(self._penalties()) or self.n_updates_.dtype.kind != "i" or self.n_updates_[0] < 0:
+            raise ValueError("its sums do not belong to its settings")
+
 
 class LinUCB(OnlineLinear):
     """Plays the arm with the highest optimistic reward: expectation plus ``explore`` standard errors.

@@ -109,7 +109,8 @@ def evaluate_routers(
     splits = list(folds) if folds is not None else grouped_folds(groups, n_splits, seed)
     if not splits:
         raise RoutingError("one group of prompts cannot be split into folds", "Evaluate on at least two different prompts.")
-    chosen = _baseline_choices(rewards, names, splits, domains)
+    adapter_of = {a.drafter if isinstance(a, Arm) else a: j for j, a in reversed(list(enumerate(arms)))}
+    chosen = _baseline_choices(rewards, names, splits, domains, adapter_of)
     asked = list(test_prompts) if test_prompts is not None else prompts
     for name, router in routers.items():
         chosen[name] = _router_choices(clone(router).set_params(arms=tuple(arms)), prompts, asked, rewards, groups, splits)
@@ -131,7 +132,7 @@ def regret(rewards: np.ndarray, choices: np.ndarray) -> float:
 
 
 def pooled_value(rewards: np.ndarray, weights: np.ndarray) -> float:
-    """sum(w) / sum(w / reward). With w the emitted tokens: total tokens over total rounds for tau, total plain time over total time for speedup."""
+    """sum(w) / sum(w / reward), with w the emitted tokens: tokens over rounds for tau, plain time over cell time for speedup."""
     return float(weights.sum() / (weights / rewards).sum())
 
 
@@ -164,7 +165,11 @@ def play_online(bandit: OnlineLinear, X: np.ndarray, rewards: np.ndarray, *, fee
 
 
 def _baseline_choices(
-    rewards: np.ndarray, names: tuple[str, ...], splits: list[tuple[np.ndarray, np.ndarray]], domains: Sequence[str] | None
+    rewards: np.ndarray,
+    names: tuple[str, ...],
+    splits: list[tuple[np.ndarray, np.ndarray]],
+    domains: Sequence[str] | None,
+    adapter_of: Mapping[str, int],
 ) -> dict[str, np.ndarray | None]:
     """Arm index per prompt (None: uniformly random) for every baseline."""
     n = len(rewards)
@@ -175,8 +180,7 @@ def _baseline_choices(
     chosen |= {f"fixed:{name}": np.full(n, j) for j, name in enumerate(names)}
     if domains is not None:
         labels = np.asarray(domains)
-        own = {d: next((j for j, a in enumerate(names) if a.split("@")[0] == d), None) for d in set(domains)}
-        chosen[DOMAIN_LABEL] = np.array([best_fixed[i] if own[d] is None else own[d] for i, d in enumerate(domains)], dtype=np.int64)
+        chosen[DOMAIN_LABEL] = np.array([adapter_of.get(d, best_fixed[i]) for i, d in enumerate(domains)], dtype=np.int64)
         chosen[DOMAIN_BEST] = _domain_best(rewards, labels, splits, best_fixed)
     return chosen
 

@@ -190,8 +190,7 @@ class BoostingRouter(Router):
 
     def _check_state(self) -> None:
         nodes = self.split_feature_.shape[2]
-        inner = self.split_feature_[:, :, : nodes // 2]
-        if nodes < 1 or nodes & (nodes + 1) or inner.size + self.split_feature_[:, :, nodes // 2 :].size == 0:
+        if self.split_feature_.dtype.kind != "i" or not self.split_feature_.size or nodes & (nodes + 1):
             raise ValueError("the trees are not complete binary heaps")
         if self.split_feature_.max() >= self.n_features_in_ or (self.split_feature_[:, :, nodes // 2 :] >= 0).any():
             raise ValueError("a tree splits on a feature that does not exist, or below its last level")
@@ -218,6 +217,10 @@ class KNNRouter(Router):
         weight = 1 / (np.take_along_axis(distance, near, axis=1) + 1e-6)
         weight /= weight.sum(axis=1, keepdims=True)
         return np.einsum("ij,ija->ia", weight, self.y_[near])
+
+    def _check_state(self) -> None:
+        if not len(self.X_) or not self.n_neighbors:
+            raise ValueError("there are no neighbours")
 
 
 class AutoRouter(Router):

@@ -11,7 +11,7 @@ import numpy as np
 
 from routing.errors import RoutingError
 
-_SENTENCE = re.compile(r"[^\n.!?:]+(?:[.!?:]+(?=\s|$)|(?=\n)|$)|[.!?:]+|\n")
+_SENTENCE_END = re.compile(r"(?<=[.!?:])(?=\s)|(?<=\n)")
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _MIN_WRAPPER_CHARS = 12
 
@@ -91,7 +91,7 @@ def mix_domains(prompts: Sequence[str], domains: Sequence[str], n: int, *, seed:
 
 
 def _sentences(text: str) -> list[str]:
-    return _SENTENCE.findall(text)
+    return _SENTENCE_END.split(text)
 
 
 def _plain(sentence: str) -> str:
