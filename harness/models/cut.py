@@ -1,0 +1,169 @@
+"""A draft cut from its target: a few of the target's layers, its embeddings by reference, a pruned output vocabulary.
+
+On disk a cut is a folder: ``config.json`` and ``draft.safetensors``, whose matrices are quantised (mlx's affine form: packed
+weight, scales, biases). They are dequantised on loading: the cut is small, and quantised products have no fast path on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.models.blas import mx, nn
+
+# isort: split
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+
+if TYPE_CHECKING:
+    from harness.models.pair import Draft
+
+SCHEMA_VERSION = 1
+"""Version of the folder's layout."""
+WEIGHTS = "draft.safetensors"
+TOKEN_MAP = "token_map"
+
+
+class CutModel(llama.Model):
+    """Llama blocks between the target's embeddings and a small output head.
+
+    ``model(tokens (1, n), cache=cache)`` gives logits (1, n, vocab). The structure is mlx-lm's own (``model.layers``, ``lm_head``),
+    so caches, LoRA and fusing work on it as on any Llama.
+
+    Args:
+        target: Llama model of mlx-lm; its embedding module is shared, not copied.
+        layers: number of blocks.
+        vocab: number of output ids.
+    """
+
+    def __init__(self, target: nn.Module, layers: int, vocab: int) -> None:
+        super().__init__(replace(target.args, num_hidden_layers=layers, layer_types=None, tie_word_embeddings=False))
+        self.model.embed_tokens = target.model.embed_tokens
+        self.lm_head = nn.Linear(target.args.hidden_size, vocab, bias=False)
+
+    def own_weights(self) -> dict[str, mx.array]:
+        """Name -> weight of everything but the shared embeddings."""
+        return {name: w for name, w in tree_flatten(self.parameters()) if not name.startswith("model.embed_tokens.")}
+
+
+def save_cut(
+    folder: Path,
+    weights: Mapping[str, mx.array],
+    token_map: mx.array,
+    *,
+    name: str,
+    target_hash: str,
+    bits: Mapping[str, int],
+    group_size: int = 64,
+    about: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a cut and return its hash.
+
+    Args:
+        folder: created when missing; a cut in it is replaced.
+        weights: names as in :meth:`CutModel.own_weights`, floating point.
+        token_map: (vocab,) draft id -> target id.
+        name: draft's name.
+        target_hash: hash of the target it was trained for.
+        bits: last but one part of a weight's name (``down_proj``, ``lm_head``) -> 4 or 8; names not listed stay float16.
+        group_size: weights per scale.
+        about: anything else worth keeping in config.json.
+    """
+    arrays: dict[str, mx.array] = {TOKEN_MAP: token_map.astype(mx.int32)}
+    for key, weight in weights.items():
+        kind = key.split(".")[-2]
+        if kind in bits:
+            packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits[kind])
+            arrays |= {key: packed, f"{key}.scales": scales.astype(mx.float16), f"{key}.biases": biases.astype(mx.float16)}
+        else:
+            arrays[key] = weight.astype(mx.float16)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{os.getpid()}.safetensors"
+    mx.save_safetensors(str(temporary), arrays)
+    temporary.replace(folder / WEIGHTS)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "target_hash": target_hash,
+        "layers": sum(key.endswith("input_layernorm.weight") for key in weights),
+        "vocab": len(token_map),
+        "hidden": weights["model.norm.weight"].shape[0],
+        "bits": dict(bits),
+        "group_size": group_size,
+        "sha256": _sha256(folder / WEIGHTS),
+        **(about or {}),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return config["sha256"]
+
+
+def load_cut(folder: Path, target: nn.Module) -> Draft:
+    """Load a cut for ``target``.
+
+    Raises:
+        HarnessError: files missing, damaged, of a newer version, or made for a target of another shape.
+    """
+    from harness.models.pair import Draft
+
+    config = read_cut_config(folder)
+    path = folder / WEIGHTS
+    if not path.is_file() or _sha256(path) != config["sha256"]:
+        raise HarnessError(f"{path} is missing or damaged", "Reinstall the package, or run `harness distill` again.")
+    args = getattr(target, "args", None)
+    if getattr(target, "model_type", None) != "llama" or args is None or args.hidden_size != config["hidden"]:
+        raise HarnessError(
+            f"the draft in {folder} belongs to a Llama target of width {config['hidden']}", "Use it with the pair it was made for."
+        )
+    arrays = mx.load(str(path))
+    token_map = arrays.pop(TOKEN_MAP)
+    if int(token_map.max()) >= args.vocab_size:
+        raise HarnessError(f"the draft in {folder} names tokens that the target lacks", "Use it with the pair it was made for.")
+    model = CutModel(target, config["layers"], config["vocab"])
+    dtype = target.model.norm.weight.dtype
+    model.load_weights([(key, w.astype(dtype)) for key, w in _dequantise(arrays, config).items()], strict=False)
+    missing = set(model.own_weights()) - set(arrays)
+    if missing:
+        raise HarnessError(f"{path} lacks {sorted(missing)[0]}", "Reinstall the package, or run `harness distill` again.")
+    model.eval()
+    mx.eval(model.own_weights())
+    return Draft(model=model, token_map=token_map, hash=config["sha256"], name=config["name"])
+
+
+def read_cut_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a cut.
+
+    Raises:
+        HarnessError: no cut there, unreadable, or written by a newer version.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        newer = config["schema_version"] > SCHEMA_VERSION
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HarnessError(f"{folder} holds no draft: {error}", "Run `harness distill` to make one.") from error
+    if newer:
+        raise HarnessError(f"{path} was written by a newer version", "Upgrade the harness.")
+    return config
+
+
+def _dequantise(arrays: Mapping[str, mx.array], config: Mapping[str, Any]) -> dict[str, mx.array]:
+    """Weights by name, in floating point."""
+    weights = {}
+    for key, array in arrays.items():
+        if key.endswith((".scales", ".biases")):
+            continue
+        if f"{key}.scales" in arrays:
+            scales, biases = (arrays[f"{key}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
+            array = mx.dequantize(array, scales, biases, group_size=config["group_size"], bits=config["bits"][key.split(".")[-2]])
+        weights[key] = array
+    return weights
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

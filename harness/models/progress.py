@@ -1,0 +1,57 @@
+"""Progress of fetching and converting models: a bar on a terminal, plain lines elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from harness.models.sources import Progress
+
+_LINE_EVERY_S = 10.0
+
+
+@contextlib.contextmanager
+def show_progress(progress: Progress | None = None) -> Iterator[Progress]:
+    """Yield ``progress``, or one that shows a bar; nothing appears until the first call."""
+    if progress is not None:
+        yield progress
+    elif sys.stderr.isatty():
+        with _bar() as shown:
+            yield shown
+    else:
+        yield _lines()
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            stage = "converting" if what.startswith("converting") else "fetching"
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(what, total=total)
+            bar.update(tasks[stage], description=what, completed=done, total=total)
+
+        yield show
+
+
+def _lines() -> Progress:
+    last = {"what": "", "at": 0.0}
+
+    def show(what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if what == last["what"] and now - float(last["at"]) < _LINE_EVERY_S:
+            return
+        last.update(what=what, at=now)
+        share = f" {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
+        print(f"{what}{share}", file=sys.stderr, flush=True)
+
+    return show
