@@ -90,6 +90,7 @@ def read_yaml(path: Path) -> YamlFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"cannot read {path}: {error}", "Check the path and that it is a UTF-8 text file.") from error
+    path = _short(path)
     loader = yaml.SafeLoader(text)
     file = YamlFile(path, {})
     try:
@@ -104,6 +105,14 @@ def read_yaml(path: Path) -> YamlFile:
     finally:
         loader.dispose()
     return file
+
+
+def _short(path: Path) -> Path:
+    """The path relative to the working directory where it lies inside."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return path
 
 
 def _syntax_error(path: Path, error: Exception) -> HarnessError:
@@ -255,7 +264,7 @@ def _message(model: type[BaseModel], item: Any) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "too_short":
-        return "the list is empty, give at least one item"
+        return "this is empty, give at least one item"
     return f"{item['msg'].replace('Input should be', 'must be')}, got {_describe(value)}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from harness.errors import HarnessError
@@ -29,12 +30,29 @@ def from_hub(repository: str, config: str, split: str, *, offline: bool) -> Any:
         HarnessError: not reachable, or not cached when ``offline``.
     """
     library = _library()
-    download = library.DownloadConfig(local_files_only=offline, max_retries=1)
     try:
-        return library.load_dataset(repository, config, split=split, cache_dir=str(cache_dir() / "datasets"), download_config=download)
+        with _hub_switched_off() if offline else nullcontext():
+            return library.load_dataset(repository, config, split=split, cache_dir=str(cache_dir() / "datasets"))
     except Exception as error:  # the library wraps network, cache and format errors in many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HarnessError(
             f"cannot load {repository} from the hub: {reason}",
             "Check the network, or give a local JSONL file with `path:`, or use dataset wordproblems, which needs no network.",
         ) from error
+
+
+@contextmanager
+def _hub_switched_off() -> Iterator[None]:
+    """Set the libraries' offline switches, which they otherwise read from the environment at import, and restore them."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    try:
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value

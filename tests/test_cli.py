@@ -1,0 +1,236 @@
+"""Command line: fast, quiet about its insides, and strict about exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from harness import __version__
+from harness.cli import COMMANDS, load_command, main
+from harness.errors import CheckFailed, HarnessError
+
+HEAVY = ("mlx", "torch", "transformers", "datasets", "sklearn", "numpy", "pandas", "scipy")
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "t.yaml"
+    path.write_text("name: t\ndomains:\n  code: {dataset: humaneval, limit: 2}\nexperiments:\n  - kind: baseline\n", encoding="utf-8")
+    return path
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run the command line in this process; return exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    code = caught.value.code
+    out, err = capsys.readouterr()
+    return (0 if code is None else int(code)), out, err
+
+
+def fresh(code: str) -> tuple[str, float]:
+    """Run Python code in a new interpreter; return its output and the seconds of processor time it took."""
+    before = os.times()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = os.times()
+    return out.stdout, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["validate", "{suite}"]])
+def test_fast_commands_import_nothing_heavy(suite: Path, arguments: list[str]) -> None:
+    """Help and validation must answer at once, also on a machine where mlx or torch is broken."""
+    arguments = [a.format(suite=suite) for a in arguments]
+    code = (
+        f"import sys\nfrom harness.cli import main\ntry:\n    main({arguments!r})\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    out, seconds = fresh(code)
+    assert out.splitlines()[-1] == "HEAVY []"
+    assert seconds < 2
+
+
+def test_help_lists_every_command_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command table is the one list of commands."""
+    code, out, _ = run("--help", capsys=capsys)
+    places = [out.find(f" {name} ") for name in COMMANDS]
+    assert code == 0
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n, (target, _) in COMMANDS.items()
+        if target.split(":")[0] in ("harness.cli.run", "harness.cli.validate", "harness.cli.generate")
+    ],
+)
+def test_every_command_explains_itself_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each --help has an example, its first line is the one of the command table, and every option has a help text."""
+    code, out, _ = run(name, "--help", capsys=capsys)
+    assert code == 0
+    assert f"Example: harness {name}" in " ".join(out.split())
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    assert getattr(importlib.import_module(module), attribute).__doc__.splitlines()[0] == COMMANDS[name][1]
+    assert [p.name for p in load_command(name).params if not getattr(p, "help", None)] == []
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """Bug reports start with this line."""
+    assert run("--version", capsys=capsys) == (0, f"{__version__}\n", "")
+
+
+def test_validate_prints_ok_and_the_plan(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan shows what --set and --limit really did."""
+    code, out, err = run("validate", str(suite), "--limit", "3", "--set", "max_tokens=9", capsys=capsys)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "ok"
+    assert "at most 9 tokens" in out
+    assert "3 prompts of humaneval" in out
+    assert "1 cells, 3 prompts, 3 timed answers" in out
+
+
+def test_validate_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """The output can be written straight into suites/schema.json."""
+    code, out, _ = run("validate", "--schema", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["title"] == "Suite"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["validate"], "no suite given"),
+        (["validate", "no-such-suite"], "no suite file 'no-such-suite'"),
+        (["validate", "{suite}", "--limit", "0"], "--limit 0: a run needs at least one prompt"),
+        (["validate", "{suite}", "--models", "smolm2"], "did you mean 'smollm2'?"),
+        (["validate", "{suite}", "--domains", "cod"], "did you mean 'code'?"),
+        (["run", "{suite}", "--set", "max_token=3"], "did you mean 'max_tokens'?"),
+        (["run", "{suite}", "--set", "max_tokens"], "expected KEY=VALUE"),
+        (["generate", " "], "the prompt is empty"),
+        (["generate", "x", "--drafter", "genric"], "did you mean 'generic'?"),
+        (["generate", "x", "-k", "many"], "-k many"),
+        (["collect", "{suite}", "--out", "x", "--split", "tests"], "did you mean 'test'?"),
+        (["collect", "none.jsonl", "--out", "x"], "no dataset file none.jsonl"),
+    ],
+)
+def test_wrong_input_exits_2_with_one_message(suite: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One clear message on standard error, no traceback, nothing on standard output, exit code 2, no model loaded."""
+    code, out, err = run(*(a.format(suite=suite) for a in arguments), capsys=capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["validate", "--nonsense"], ["run"], ["generate", "x", "--max-tokens", "0"]])
+def test_usage_errors_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown commands and options, missing arguments and bad numbers are wrong input too."""
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "validate", "nope"], ["validate", "nope", "--debug"]])
+def test_debug_shows_the_traceback(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A developer needs the traceback; the flag works before and after the command."""
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 2
+    assert "Traceback" in err
+    assert "no suite file" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (HarnessError("bad input", "fix it"), 2, "error: bad input\nfix it\n"),
+        (CheckFailed("regression", "look"), 1, "error: regression\nlook\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (ValueError("a bug"), 2, "fault of the harness"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, suite: Path
+) -> None:
+    """Scripts and CI rely on these codes; a crash must not look like a failed check."""
+    calls = fake_runner(monkeypatch, error)
+    got, _, err = run("run", str(suite), "--results", str(suite.parent / "r"), capsys=capsys)
+    assert calls
+    assert got == code
+    assert text in err
+
+
+def fake_runner(monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> list[dict[str, Any]]:
+    """Replace the runner by one that notes its arguments and raises ``error``."""
+    calls: list[dict[str, Any]] = []
+
+    def run_suite(suite: Any, **settings: Any) -> None:
+        calls.append({"suite": suite, **settings})
+        if error:
+            raise error
+
+    module = ModuleType("harness.runner")
+    module.run_suite = run_suite  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "harness.runner", module)
+    return calls
+
+
+def test_run_hands_its_options_to_the_runner(suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command adds no logic of its own: what was typed is what the runner gets."""
+    calls = fake_runner(monkeypatch)
+    folder = suite.parent / "deep" / "results"
+    code, _, _ = run("run", str(suite), "--results", str(folder), "--resume", "r1", "--offline", "--limit", "4", capsys=capsys)
+    assert code == 0
+    (call,) = calls
+    assert (call["resume"], call["offline"], call["results_dir"]) == ("r1", True, folder)
+    assert call["suite"].domains["code"].limit == 4
+    assert folder.is_dir()
+
+
+def test_plan_stops_before_the_runner(suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """--plan loads nothing and writes nothing."""
+    calls = fake_runner(monkeypatch)
+    code, out, _ = run("run", str(suite), "--plan", "--results", str(suite.parent / "r"), capsys=capsys)
+    assert (code, calls) == (0, [])
+    assert "baseline: 1 cells" in out
+    assert not (suite.parent / "r").exists()
+
+
+def test_unwritable_results_stop_before_the_runner(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An hour of decoding must not end in a permission error."""
+    calls = fake_runner(monkeypatch)
+    code, _, err = run("run", str(suite), "--results", str(suite / "inside-a-file"), capsys=capsys)
+    assert (code, calls) == (2, [])
+    assert "inside-a-file" in err
+
+
+def test_interrupt_of_the_whole_process_exits_130(suite: Path) -> None:
+    """Ctrl-C in a terminal, as a signal to a real process."""
+    code = (
+        "import sys, types, time\nmodule = types.ModuleType('harness.runner')\n"
+        "def run_suite(*a, **k):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "module.run_suite = run_suite\nsys.modules['harness.runner'] = module\n"
+        f"from harness.cli import main\nmain(['run', {str(suite)!r}, '--results', {str(suite.parent / 'r')!r}])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(2)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
