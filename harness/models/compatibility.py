@@ -48,7 +48,7 @@ def check_folders(target: Path, draft: Path) -> Compatibility:
     if one.vocab_size != two.vocab_size:
         notes.append(f"output layers are padded differently: target {one.vocab_size} rows, draft {two.vocab_size}")
     sizes = one.tokenizer.get_vocab_size(), two.tokenizer.get_vocab_size()
-    if sizes[0] != sizes[1]:
+    if problem is None and sizes[0] != sizes[1]:
         notes.append(f"target knows {sizes[0]} tokens, draft {sizes[1]}; the shared ones agree")
     return Compatibility(problem, tuple(notes))
 
