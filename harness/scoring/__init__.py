@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from harness.records import Sample
 from harness.scoring.agreement import Agreement, agreement, score_agreement
+from harness.scoring.box import Limits
 from harness.scoring.gsm8k import final_number, score_number
 from harness.scoring.humaneval import KEYS, score_code
 from harness.scoring.result import Score
-from harness.scoring.sandbox import Limits, SandboxStatus, require_sandbox, sandbox_status
+from harness.scoring.sandbox import SandboxStatus, require_sandbox, sandbox_status
 
 __all__ = [
     "Agreement",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -22,9 +22,8 @@ from typing import Any
 
 import psutil
 
+from harness.scoring.box import Box, Limits
 from harness.scoring.result import Status
-from harness.scoring.sandbox import Box, Limits, find_box
-
 
 _POLL_S = 0.1
 _VERDICT_BYTES = 65536
@@ -54,16 +53,6 @@ class Outcome:
     """Empty when passed."""
     sandbox: str
     """``bwrap``, ``sandbox-exec``, or ``none`` for a run without one."""
-
-
-def run_program(program: Program, *, limits: Limits | None = None, unsafe: bool = False) -> Outcome:
-    """Judge ``program`` in this machine's sandbox; without one the result is ``unscored`` unless ``unsafe`` allows a bare process."""
-    box, status = find_box()
-    if box is None and unsafe and os.name == "posix":
-        box = Box(kind="none")
-    if box is None:
-        return Outcome(status="unscored", reason=f"not run: {status.reason}", sandbox="none")
-    return run_in(box, program, limits or Limits())
 
 
 def run_in(box: Box, program: Program, limits: Limits) -> Outcome:
@@ -154,17 +143,18 @@ class _Supervisor:
         assert self._tester.stdout is not None
         descriptor, buffer = self._tester.stdout.fileno(), b""
         started = last = time.monotonic()
-        while len(buffer) < _VERDICT_BYTES:
-            readable, _, _ = select.select([descriptor], [], [], _POLL_S)
-            now = time.monotonic()
-            if not readable:
-                self._watch(now - started, min(now - last, 2 * _POLL_S))
-            last = now
-            if readable:
-                data = os.read(descriptor, _VERDICT_BYTES)
-                if not data:
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while len(buffer) < _VERDICT_BYTES:
+                readable = selector.select(_POLL_S)
+                now = time.monotonic()
+                if not readable:
+                    self._watch(now - started, min(now - last, 2 * _POLL_S))
+                last = now
+                data = os.read(descriptor, _VERDICT_BYTES) if readable else None
+                if data == b"":
                     return
-                *lines, buffer = (buffer + data).split(b"\n")
+                *lines, buffer = (buffer + (data or b"")).split(b"\n")
                 yield from (json.loads(line) for line in lines)
 
     def _watch(self, elapsed_s: float, step_s: float) -> None:

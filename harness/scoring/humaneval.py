@@ -8,9 +8,10 @@ import textwrap
 import warnings
 from collections.abc import Mapping
 
-from harness.scoring.execute import Program, run_program
+from harness.scoring.box import Limits
+from harness.scoring.execute import Program
 from harness.scoring.result import Score, unscored, verdict
-from harness.scoring.sandbox import Limits
+from harness.scoring.sandbox import run_program
 
 KEYS = ("prompt", "test", "entry_point")
 """What ``Sample.reference`` must hold."""
