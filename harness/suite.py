@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 from pydantic import Field
 
 from harness.datasets.spec import DatasetSpec, check_dataset
+from harness.datasets.splits import SPLITS
 from harness.errors import HarnessError, did_you_mean
 from harness.experiments import EXPERIMENTS, AnyExperiment, Cell, Label
 from harness.paths import find_config
@@ -107,8 +108,9 @@ def load_suite(
         _set_limit(file, limit)
     _locate_paths(file)
     suite = validate(Suite, file)
-    fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file)])
-    return suite if domains is None else suite.only(domains)
+    kept = suite if domains is None else suite.only(domains)
+    fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file, list(kept.domains))])
+    return kept
 
 
 def _set_limit(file: YamlFile, limit: int) -> None:
@@ -133,7 +135,13 @@ def _mappings(file: YamlFile) -> Iterable[tuple[str, Any]]:
 
 
 def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
-    """Yield what no single key shows: repeated labels, unknown domains."""
+    """Yield what no single key shows: prompts in two domains, repeated labels, unknown domains."""
+    parts: set[tuple[str, str | None, str]] = set()
+    for name, spec in suite.domains.items():
+        own = {(spec.dataset, spec.path, split) for split in (SPLITS if spec.split == "all" else (spec.split,))}
+        if own & parts:
+            yield file.problem(("domains", name), f"another domain already uses these prompts of {spec.path or spec.dataset}")
+        parts |= own
     seen: set[str] = set()
     for i, entry in enumerate(suite.experiments):
         if entry.label in seen:
@@ -144,13 +152,13 @@ def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
                 yield file.problem(("experiments", i, "domains", j), f"no domain {domain!r}, {did_you_mean(domain, list(suite.domains))}")
 
 
-def _check_references(suite: Suite, file: YamlFile) -> Iterable[Problem]:
-    """Yield what the suite names but cannot be read: model pair, datasets, training and router configs."""
+def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> Iterable[Problem]:
+    """Yield what the suite names but cannot be read: model pair, datasets of ``domains``, training and router configs."""
     from harness.models.config import read_pair_config
 
     yield from _try(file, ("models",), lambda: read_pair_config(suite.models))
-    for name, spec in suite.domains.items():
-        yield from _try(file, ("domains", name), lambda spec=spec: check_dataset(spec))
+    for name in domains:
+        yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name]))
     for i, entry in enumerate(suite.experiments):
         for key in ("training", "router"):
             value = getattr(entry, key, None)

@@ -151,6 +151,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         ({"experiments": [{"kind": "lenience", "values": [1]}]}, "must be greater than 1"),
         ({"experiments": [{"kind": "baseline", "name": "a/b"}]}, "should match pattern"),
         ({"domains": {}}, "domains: this is empty"),
+        ({"domains": {"a": {"dataset": "humaneval"}, "b": {"dataset": "humaneval", "split": "all"}}}, "domains.b: another domain already"),
         ({"domains": {"my/domain": {"dataset": "chat"}}}, "should match pattern"),
         ({"domains": {"x": {"dataset": "local", "path": "none.jsonl"}}}, "no dataset file"),
     ],

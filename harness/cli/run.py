@@ -1,4 +1,4 @@
-"""``harness run``: read the options and hand over to the runner."""
+"""``harness run`` and ``harness report``: read the options and hand over."""
 
 from __future__ import annotations
 
@@ -36,7 +36,27 @@ def run(
     from rich.console import Console
 
     from harness.runner import run_suite
-    from harness.store import check_writable
 
-    check_writable(results)
     run_suite(loaded, results_dir=results, resume=resume, offline=offline, console=Console())
+
+
+def report(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name under the results folder.")],
+    results: ResultsOption = Path("results"),
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to; reports/RUN when absent.")] = None,
+) -> None:
+    """Write the Markdown and CSV report of a run, from its records.
+
+    Example: `harness report results/quick-smollm2-20260131-142501`
+    """
+    from rich.console import Console
+
+    from harness.report import show_table, write_reports
+    from harness.runner import reports_folder
+    from harness.store import run_folder
+
+    folder = run_folder(results, name)
+    console = Console()
+    written = write_reports(folder, out or reports_folder(folder))
+    show_table(folder, console)
+    console.print("\n".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)
