@@ -75,7 +75,13 @@ def record_key(record: Record) -> Key:
         record.seed,
         record.mode,
         record.method,
+        settings_key((record.extra or {}).get("settings")),
     )
+
+
+def settings_key(settings: Mapping[str, Any] | None) -> str:
+    """Text that identifies the further settings of a cell, such as lenience, kept in ``Record.extra["settings"]``."""
+    return json.dumps(settings or {}, sort_keys=True)
 
 
 def encode_line(record: Record) -> bytes:

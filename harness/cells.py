@@ -1,0 +1,207 @@
+"""Decode and replay the jobs of a plan: warm up, time, audit, score, write one record each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness import machine
+from harness.engine import Engine
+from harness.interrupt import StopRequest
+from harness.plan import Job, Plan, settings_of
+from harness.progress import Progress
+from harness.records import Generation, Record, Sample, Trajectory
+from harness.store import RunStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+REFERENCE_TOKENS = 8
+"""Tokens of the fixed workload that is timed before, between and after the cells to see drift."""
+WARMUP_TOKENS = 4
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What the stages of one run share."""
+
+    max_tokens: int
+    pair: Any
+    engine: Engine
+    store: RunStore
+    costs: dict[str, Any] = field(default_factory=dict)
+    prompts: dict[str, list[int]] = field(default_factory=dict)
+    baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    scores: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict)
+    model_s: float = 0.0
+
+
+def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> None:
+    """All stages that need the models; stops between records when asked to."""
+    todo = [job for job in (*plan.decodes, *plan.replays) if job.key not in context.store]
+    started = time.perf_counter()
+    if todo and not stop.requested:
+        _prepare(context, todo)
+    checkpoints = {len(plan.prompts) * part // 4 for part in (1, 2, 3)}
+    with Progress(console, total=len(todo), done=len(context.store)) as progress:
+        for i, (_, jobs) in enumerate(plan.prompts):
+            for job in jobs:
+                if stop.requested:
+                    break
+                if job.key not in context.store:
+                    record = _decode(context, job)
+                    context.store.append(record)
+                    progress.advance(record)
+            if i in checkpoints and todo and not stop.requested:
+                _time_reference(context, todo[0].sample)
+        if not stop.requested:
+            _replay(context, plan.replays, progress)
+    if todo and not stop.requested:
+        _time_reference(context, todo[0].sample)
+    context.store.update(**_overhead(context, time.perf_counter() - started))
+
+
+def _prepare(context: Context, todo: Sequence[Job]) -> None:
+    """Calibrate every drafter, run each kind of cell once untimed, and time the reference workload."""
+    decodes = [job for job in todo if job.method == "decode"]
+    cells = {(job.cell.drafter, job.cell.layers): job.cell for job in todo if job.cell.drafter is not None}
+    max_k = max([8, *(job.cell.k for job in todo if isinstance(job.cell.k, int))])
+    calibration = dict(context.store.manifest.measured.get("calibration", {}))
+    for (drafter, layers), cell in cells.items():
+        name = drafter_label(drafter, {"layers": layers} if layers else {})
+        context.costs[name], calibration[name] = context.engine.calibrate(context.pair, cell, max_k)
+    context.store.update(calibration=calibration)
+    for job in {(j.cell.drafter, j.cell.k, j.cell.mode, j.cell.rule, j.cell.layers): j for j in decodes}.values():
+        _generate(context, job, WARMUP_TOKENS)
+    _time_reference(context, todo[0].sample)
+
+
+def drafter_label(drafter: str | None, settings: dict[str, Any]) -> str:
+    """Name of a drafter in tables, calibration and charts: ``target only``, ``early_exit (layers 4)``, ``lookup``."""
+    own = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
+    return (drafter or "target only") + (f" ({own})" if own else "")
+
+
+def _generate(context: Context, job: Job, max_tokens: int) -> Generation:
+    cell = job.cell
+    settings: dict[str, Any] = {
+        "drafter": cell.drafter,
+        "temperature": cell.temperature,
+        "max_tokens": max_tokens,
+        "seed": job.seed,
+        "mode": cell.mode,
+        **context.engine.settings(cell),
+    }
+    if cell.drafter is not None:
+        settings.update(k=cell.k, rule=cell.rule, lenience=cell.lenience)
+    if cell.k == "auto":
+        settings["costs"] = context.costs[drafter_label(cell.drafter, {"layers": cell.layers} if cell.layers else {})]
+    return context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
+
+
+def _decode(context: Context, job: Job) -> Record:
+    """Decode one sample in one cell, audit it against the baseline and score it."""
+    cell, sample = job.cell, job.sample
+    started = time.perf_counter()
+    generation = _generate(context, job, context.max_tokens)
+    context.model_s += time.perf_counter() - started
+    if cell.drafter is None and cell.temperature == 0:
+        context.baselines.setdefault(sample.id, generation.tokens)
+    baseline = context.baselines.get(sample.id)
+    compared = cell.drafter is not None and cell.temperature == 0 and not cell.lossy and baseline is not None
+    divergence = None
+    if compared and baseline != generation.tokens:
+        divergence = context.engine.classify(context.pair, context.prompts[sample.id], baseline, generation.tokens)
+    return Record(
+        experiment=cell.experiment, method="decode", mode=cell.mode, sample_id=sample.id, domain=sample.domain, drafter=cell.drafter,
+        adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed, lossy=cell.lossy,
+        prompt_tokens=generation.prompt_tokens, rounds=generation.rounds, drafted=generation.drafted, accepted=generation.accepted,
+        rejected=generation.rejected, accept_lengths=generation.accept_lengths, draft_lengths=generation.draft_lengths,
+        emitted=generation.emitted, finish=generation.finish, prefill_s=generation.prefill_s, ttft_s=generation.ttft_s,
+        draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s, swap_s=generation.swap_s,
+        wall_s=generation.wall_s, tokens=generation.tokens, divergence=divergence, compared=compared,
+        extra={"settings": settings_of(cell), "score": _score(context, sample, generation)},
+    )  # fmt: skip
+
+
+def _score(context: Context, sample: Sample, generation: Generation) -> dict[str, Any]:
+    """Score an answer once per distinct output: equal outputs have equal scores."""
+    key = (sample.id, generation.tokens)
+    if key not in context.scores:
+        baseline = context.baselines.get(sample.id)
+        target_text = None if baseline is None else context.pair.decode(baseline)
+        score = context.engine.score(sample, generation.text, target_text=target_text)
+        context.scores[key] = {"metric": score.metric, "status": score.status, "value": score.value, "reason": score.reason[:200]}
+    result: dict[str, Any] = context.scores[key]
+    return result
+
+
+def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
+    """Take the counts of untimed cells from the baseline's greedy tokens."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.key not in context.store:
+            groups.setdefault(job.cell.drafter or "", []).append(job)
+    for drafter, group in groups.items():
+        started = time.perf_counter()
+        trajectories = [_trajectory(context, sample) for sample in {job.sample.id: job.sample for job in group}.values()]
+        ks = sorted({job.cell.k for job in group if isinstance(job.cell.k, int)})
+        rows = context.engine.replay(context.pair, trajectories, [drafter], ks)
+        context.model_s += time.perf_counter() - started
+        by_key = {(row.sample_id, row.k): row for row in rows}
+        finish = {t.sample_id: t for t in trajectories}
+        records = [_replayed(job, by_key[job.sample.id, job.cell.k], finish[job.sample.id]) for job in group]
+        context.store.extend(records)
+        for record in records:
+            progress.advance(record)
+
+
+def _trajectory(context: Context, sample: Sample) -> Trajectory:
+    tokens = context.baselines[sample.id]
+    ended = bool(tokens) and tokens[-1] in context.pair.eos_token_ids
+    return Trajectory(
+        sample_id=sample.id,
+        domain=sample.domain,
+        prompt_tokens=tuple(context.prompts[sample.id]),
+        tokens=tokens,
+        finish="eos" if ended else "length",
+        max_tokens=context.max_tokens,
+    )
+
+
+def _replayed(job: Job, row: Any, trajectory: Trajectory) -> Record:
+    cell = job.cell
+    return Record(
+        experiment=cell.experiment, method="replay", mode=cell.mode, sample_id=job.sample.id, domain=job.sample.domain,
+        drafter=cell.drafter, adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed,
+        prompt_tokens=len(trajectory.prompt_tokens), rounds=row.rounds, drafted=row.drafted, accepted=row.accepted,
+        rejected=row.rejected, accept_lengths=row.accept_lengths, draft_lengths=row.draft_lengths, emitted=row.emitted,
+        finish=trajectory.finish, extra={"settings": settings_of(cell), "near_ties": row.near_ties},
+    )  # fmt: skip
+
+
+def _time_reference(context: Context, sample: Sample) -> None:
+    """Time a fixed short decode; the manifest keeps all of them in order."""
+    prompt = context.prompts[sample.id][-32:]
+    started = time.perf_counter()
+    context.engine.generate(context.pair, prompt, drafter=None, max_tokens=REFERENCE_TOKENS)
+    elapsed = time.perf_counter() - started
+    context.store.update(reference_s=[*context.store.manifest.measured.get("reference_s", []), elapsed])
+
+
+def _overhead(context: Context, loop_s: float) -> dict[str, Any]:
+    before = context.store.manifest.measured
+    return {
+        "loop_s": before.get("loop_s", 0.0) + loop_s,
+        "model_s": before.get("model_s", 0.0) + context.model_s,
+        "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), machine.peak_memory_bytes()),
+    }
+
+
+def remember_baselines(context: Context, records: Sequence[Record]) -> None:
+    """Take the greedy target outputs of an interrupted run for audit and replay."""
+    for record in records:
+        if record.drafter is None and record.temperature == 0 and record.tokens is not None:
+            context.baselines.setdefault(record.sample_id, record.tokens)

@@ -1,0 +1,87 @@
+"""The calls a run makes into models, data and scoring, gathered so that tests can pass their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.experiments import Cell
+from harness.records import Divergence, Generation, Sample, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What :func:`harness.runner.run_suite` needs from the rest of the package."""
+
+    load_pair: Callable[..., Any]
+    """``load_pair(name, offline=...)``."""
+    load_samples: Callable[..., list[Sample]]
+    """``load_samples(spec, domain=..., seed=..., offline=...)``."""
+    generate: Callable[..., Generation]
+    """``generate(pair, prompt_tokens, **settings)``."""
+    classify: Callable[..., Divergence | None]
+    """``classify(pair, prompt_tokens, baseline_tokens, other_tokens)``."""
+    replay: Callable[[Any, Sequence[Trajectory], Sequence[str], Sequence[int]], list[Any]]
+    """``replay(pair, trajectories, drafters, ks)``."""
+    calibrate: Callable[[Any, Cell, int], tuple[Any, dict[str, Any]]]
+    """``calibrate(pair, cell, max_k)`` -> costs for ``k: auto`` and the plain facts for the manifest."""
+    settings: Callable[[Cell], dict[str, Any]]
+    """Keyword arguments of ``generate`` that a cell's own settings ask for."""
+    score: Callable[..., Any]
+    """``score(sample, text, target_text=...)``."""
+    facts: Callable[[], dict[str, Any]]
+    """Device and BLAS for the manifest."""
+    dtype: Callable[[Any], str]
+    """Number format the pair's target computes in."""
+
+
+def real_engine() -> Engine:
+    """The real thing; imports mlx."""
+    from harness.datasets import load_samples
+    from harness.decode.api import DrafterOptions, generate
+    from harness.decode.audit import classify
+    from harness.decode.replay import replay
+    from harness.models.blas import blas_name, mx
+    from harness.models.pair import load_pair
+    from harness.scoring import score
+
+    def settings(cell: Cell) -> dict[str, Any]:
+        if cell.layers is None and cell.ngram is None:
+            return {}
+        return {"options": DrafterOptions(layers=cell.layers, **({} if cell.ngram is None else {"ngram": cell.ngram}))}
+
+    def facts() -> dict[str, Any]:
+        return {"device": str(mx.default_device()), "blas": blas_name()}
+
+    return Engine(
+        load_pair=load_pair,
+        load_samples=load_samples,
+        generate=generate,
+        classify=classify,
+        replay=replay,
+        calibrate=_calibrate,
+        settings=settings,
+        score=score,
+        facts=facts,
+        dtype=_dtype,
+    )
+
+
+def _dtype(pair: Any) -> str:
+    """``float32`` and so on; with quantised weights the format of the scales, marked ``quantised``."""
+    from mlx.utils import tree_flatten
+
+    parameters = dict(tree_flatten(pair.target.parameters()))
+    floats = [str(value.dtype).removeprefix("mlx.core.") for value in parameters.values()]
+    kinds = sorted({name for name in floats if "float" in name})
+    return "+".join(kinds) + (" quantised" if any("int" in name for name in floats) else "")
+
+
+def _calibrate(pair: Any, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:
+    from harness.decode.api import DrafterOptions, resolve_drafter
+    from harness.decode.calibrate import calibrate
+
+    assert cell.drafter is not None
+    measured = calibrate(pair, resolve_drafter(pair, cell.drafter, DrafterOptions(layers=cell.layers)), max_k=max_k)
+    return measured.costs, measured.to_dict()

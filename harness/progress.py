@@ -1,0 +1,57 @@
+"""Progress of a run: a bar with the time left on a terminal, one plain line per sample elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.records import Record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Progress:
+    """Counts finished records.
+
+    Args:
+        console: where to show it.
+        total: records still to make.
+        done: records found from before.
+    """
+
+    def __init__(self, console: Console, *, total: int, done: int = 0) -> None:
+        self._console, self._total, self._count = console, total, 0
+        self._bar: Any = None
+        self._task: Any = None
+        if done and total:
+            console.print(f"{done} records are there already, {total} to go")
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal and self._total:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task("decoding", total=self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, record: Record) -> None:
+        """Show one more finished record."""
+        self._count += 1
+        name = f"{record.drafter or 'target only'}{'' if record.k is None else f' k={record.k}'}"
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=f"{record.domain} {name}")
+            return
+        time_taken = "" if record.wall_s is None else f" in {record.wall_s:.2f} s"
+        tau = record.emitted / record.rounds if record.rounds else 0
+        self._console.print(
+            f"[{self._count}/{self._total}] {record.sample_id} {name}: {record.emitted} tokens{time_taken}, {tau:.2f} per target pass",
+            highlight=False,
+            markup=False,
+        )

@@ -1,0 +1,97 @@
+"""Plain sentences computed from the rows: what is faster, what could not be shown, what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness import stats
+from harness.report.summary import ALL, CellRow
+from harness.report.tables import interval, number
+
+ALPHA = 0.05
+"""Family-wise error of the speed claims of one report (Holm)."""
+MANY = 12
+"""With more timed cells than this, each domain gets one sentence about its fastest cell."""
+
+
+def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
+    """Sentences for the first screen of a report.
+
+    Args:
+        rows: from :func:`harness.report.summary.summarise`.
+        measured: the manifest's ``measured``.
+    """
+    sentences = _speed(rows)
+    sentences += _lossless(rows)
+    sentences += _quality(rows)
+    sentences += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
+    if measured.get("status") not in (None, "finished"):
+        sentences.append(f"This report is partial: the run is {measured['status']}.")
+    if measured.get("skipped"):
+        sentences.append(f"Not run, they need trained adapters: {', '.join(measured['skipped'])}.")
+    return sentences
+
+
+def _speed(rows: Sequence[CellRow]) -> list[str]:
+    cells = [row for row in rows if row.speedup is not None and row.domain != ALL]
+    adjusted = stats.holm([row.speedup.p if row.speedup else None for row in cells])
+    sentences = {id(row): _speed_sentence(row, p) for row, p in zip(cells, adjusted, strict=True)}
+    if len(cells) <= MANY:
+        return list(sentences.values())
+    best = [max((r for r in cells if r.domain == d), key=_speedup_value) for d in dict.fromkeys(r.domain for r in cells)]
+    return [f"Fastest on {row.domain}: {sentences[id(row)]}" for row in best]
+
+
+def _speedup_value(row: CellRow) -> float:
+    return row.speedup.value if row.speedup else 0.0
+
+
+def _name(row: CellRow) -> str:
+    return f"{row.label}{'' if row.k is None else f' (K = {row.k})'}{f' at T = {row.temperature:g}' if row.temperature else ''}"
+
+
+def _speed_sentence(row: CellRow, p: float | None) -> str:
+    speedup = row.speedup
+    assert speedup is not None
+    if p is None:
+        return f"On {row.domain}, {_name(row)} ran at {speedup.value:.2f}x the target alone; n = {speedup.n} is too few for an interval."
+    if p >= ALPHA:
+        detectable = number(speedup.detectable, 2, "x")
+        return (
+            f"On {row.domain}, no difference in speed between {_name(row)} and the target alone could be shown at n = {speedup.n} "
+            f"({interval(speedup, 2, 'x')}; detectable: {detectable})."
+        )
+    word = "faster" if speedup.value > 1 else "slower"
+    return f"On {row.domain}, {_name(row)} is {word} than the target alone: {interval(speedup, 2, 'x')}, n = {speedup.n}."
+
+
+def _lossless(rows: Sequence[CellRow]) -> list[str]:
+    cells = [row for row in rows if row.compared and row.domain != ALL]
+    compared = sum(row.compared for row in cells)
+    if not compared:
+        return []
+    found = [d for row in cells for _, d in row.divergences]
+    if not found:
+        return [f"All {compared} greedy outputs equal the target's own, token for token."]
+    bugs = sum(d.kind == "bug" for d in found)
+    text = f"{compared - len(found)} of {compared} greedy outputs equal the target's own; {len(found) - bugs} differ from a near-tie on"
+    return [text + (f", {bugs} differ without a near-tie: a bug in the decoding (listed below)." if bugs else " (listed below).")]
+
+
+def _quality(rows: Sequence[CellRow]) -> list[str]:
+    sentences = []
+    for domain in dict.fromkeys(row.domain for row in rows if row.domain != ALL):
+        scored = [row for row in rows if row.domain == domain and row.quality and row.quality.mean is not None and row.temperature == 0]
+        base = next((row for row in scored if row.drafter is None), None)
+        others = [row for row in scored if row.drafter is not None and not row.lossy]
+        if base is None or base.quality is None or not others or base.quality.metric == "agreement":
+            continue
+        different = [row for row in others if row.quality and row.quality.mean != base.quality.mean]
+        score = f"{base.quality.metric} on {domain} is {number(base.quality.mean)} for the target alone"
+        if different:
+            named = "; ".join(f"{_name(row)} {number(row.quality.mean if row.quality else None)}" for row in different)
+            sentences.append(f"{score} and differs for {named}.")
+        else:
+            sentences.append(f"{score} and for every lossless cell.")
+    return sentences

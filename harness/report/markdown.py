@@ -1,0 +1,70 @@
+"""The Markdown report: one table, one sentence per finding, then the details."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from harness.report import tables
+from harness.report.findings import findings
+from harness.report.summary import CellRow
+from harness.report.tables import Table
+from harness.store import Manifest
+
+
+def render(rows: Sequence[CellRow], manifest: Manifest) -> str:
+    """The whole report as GitHub Markdown; the same records give the same text."""
+    parts = [
+        f"# {manifest.suite.get('name', manifest.run)} on {manifest.pair}",
+        markdown_table(tables.main_table(rows)),
+        "\n".join(f"- {sentence}" for sentence in findings(rows, manifest.measured)),
+        "## How to read it",
+        LEGEND,
+    ]
+    details = [
+        tables.divergence_table(rows),
+        tables.acceptance_table(rows),
+        tables.speed_table(rows),
+        *tables.position_tables(rows),
+        tables.latency_table(rows),
+        tables.quality_table(rows),
+    ]
+    for table in details:
+        if table is not None and table.rows:
+            parts += [f"## {table.title}", markdown_table(table)]
+    parts += ["## The run", _facts(manifest)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+LEGEND = """Rate is accepted / drafted tokens, alpha accepted / (accepted + rejections), tau emitted tokens per target pass, all from
+pooled counts. Speedup is the target's own wall time over the cell's, paired per prompt, prompt processing included. Brackets are 95%
+intervals over prompts (studentised bootstrap); claims of speed are corrected for the number of cells (Holm). `–` is missing."""
+
+
+def markdown_table(table: Table) -> str:
+    """A pipe table; text columns left, numbers right."""
+    align = ["left" if i < table.left else "right" for i in range(len(table.headers))]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
+    return tabulate(rows, headers=table.headers, tablefmt="pipe", colalign=align if rows else None, disable_numparse=True)
+
+
+def _facts(manifest: Manifest) -> str:
+    machine, code, measured = manifest.machine, manifest.code, manifest.measured
+    memory = machine.get("memory_bytes")
+    facts = {
+        "run": manifest.run,
+        "started": manifest.started,
+        "suite": f"{manifest.suite.get('name')} ({manifest.suite_hash[:12]})",
+        "pair": manifest.pair,
+        "models": ", ".join(f"{name} {str(value)[:12]}" for name, value in manifest.models.items()),
+        "machine": f"{machine.get('processor')}, {machine.get('cores')} cores" + (f", {memory / 2**30:.0f} GiB" if memory else ""),
+        "device": f"{machine.get('device')}, BLAS {machine.get('blas')}",
+        "code": f"{code.get('version')} {str(code.get('commit'))[:12]}{' with local changes' if code.get('dirty') else ''}",
+        "packages": ", ".join(f"{name} {version}" for name, version in manifest.packages.items()),
+    }
+    if measured.get("peak_memory_bytes"):
+        facts["peak memory"] = f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB"
+    if measured.get("loop_s"):
+        facts["time"] = f"{measured['loop_s']:.0f} s, of which {measured['model_s']:.0f} s decoding and replaying the cells"
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())

@@ -1,0 +1,195 @@
+"""Tables of the report as headers and text cells, shared by Markdown and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.report.summary import ALL, CellRow
+from harness.stats import Estimate
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+MISSING = "–"
+"""Shown where there is no value."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of text."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 2
+    """How many leading columns are text, aligned left."""
+
+
+def number(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """A number with fixed digits, or the sign for missing."""
+    return MISSING if value is None else f"{value:.{digits}f}{unit}"
+
+
+def interval(estimate: Estimate | None, digits: int = 3, unit: str = "") -> str:
+    """``1.21x [1.10, 1.33]``; without the brackets where there is no interval."""
+    if estimate is None:
+        return MISSING
+    text = number(estimate.value, digits, unit)
+    return text if estimate.low is None else f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def point(estimate: Estimate | None, digits: int = 3) -> str:
+    """The value alone."""
+    return MISSING if estimate is None else number(estimate.value, digits)
+
+
+def diverged(row: CellRow) -> str:
+    """Divergences of compared outputs, as ``1 of 12``."""
+    if not row.compared:
+        return MISSING
+    return f"{len(row.divergences)} of {row.compared}"
+
+
+Column = tuple[str, Callable[[CellRow], str]]
+
+_SETTINGS: tuple[Column, ...] = (
+    ("experiment", lambda r: r.experiment),
+    ("rule", lambda r: r.rule if r.drafter else MISSING),
+    ("T", lambda r: f"{r.temperature:g}"),
+)
+_NAMES: tuple[Column, ...] = (
+    ("domain", lambda r: r.domain),
+    ("drafter", lambda r: r.label),
+    ("K", lambda r: MISSING if r.k is None else str(r.k)),
+)
+
+
+def _columns(rows: Sequence[CellRow], columns: Iterable[Column]) -> tuple[tuple[Column, ...], int]:
+    """Names first, then the settings that differ between rows which otherwise look alike, then ``columns``."""
+    names = list(_NAMES)
+    for column in reversed(_SETTINGS):
+        if len({column[1](row) for row in rows if row.drafter is not None}) > 1:
+            names.append(column)
+    return (*names, *columns), len(names)
+
+
+def _table(title: str, rows: Sequence[CellRow], columns: Iterable[Column]) -> Table:
+    chosen, left = _columns(rows, columns)
+    return Table(title, tuple(name for name, _ in chosen), tuple(tuple(cell(row) for _, cell in chosen) for row in rows), left)
+
+
+def main_rows(rows: Sequence[CellRow]) -> list[CellRow]:
+    """Rows of the first table: what was timed."""
+    return [row for row in rows if row.method == "decode"]
+
+
+def main_table(rows: Sequence[CellRow]) -> Table:
+    """Tokens, acceptance, speed and divergences per domain and drafter."""
+    columns: list[Column] = [
+        ("prompts", lambda r: str(r.n)),
+        ("tokens", lambda r: str(r.tokens)),
+        ("rate", lambda r: point(r.rate)),
+        ("alpha", lambda r: point(r.alpha)),
+        ("tau", lambda r: point(r.tau, 2)),
+        ("tok/s", lambda r: number(r.tok_s, 1)),
+        ("speedup [95%]", lambda r: interval(r.speedup, 2, "x")),
+        ("diverged", diverged),
+    ]
+    return _table("Result", main_rows(rows), columns)
+
+
+def acceptance_table(rows: Sequence[CellRow]) -> Table:
+    """Acceptance with intervals, pooled and per prompt; replayed cells included."""
+    columns: list[Column] = [
+        ("prompts", lambda r: str(r.n)),
+        ("source", lambda r: r.method),
+        ("drafted", lambda r: f"{r.drafted:.0f}"),
+        ("accepted", lambda r: f"{r.accepted:.0f}"),
+        ("rate, pooled", lambda r: interval(r.rate)),
+        ("rate, per prompt", lambda r: number(r.rate_per_prompt)),
+        ("alpha", lambda r: interval(r.alpha)),
+        ("tau", lambda r: interval(r.tau, 2)),
+    ]
+    return _table("Acceptance", [row for row in rows if row.drafter is not None], columns)
+
+
+def position_tables(rows: Sequence[CellRow]) -> list[Table]:
+    """Acceptance by draft position, marginal and conditional."""
+    shown = [row for row in rows if row.marginal and row.drafter is not None]
+    depth = max((len(row.marginal) for row in shown), default=0)
+    tables = []
+    for kind in ("marginal", "conditional"):
+        columns: list[Column] = [(str(j + 1), lambda r, j=j, kind=kind: _at(getattr(r, kind), j)) for j in range(depth)]  # type: ignore[misc]
+        tables.append(_table(f"Acceptance by position, {kind}", shown, columns))
+    return tables if shown else []
+
+
+def _at(values: Sequence[float | None], j: int) -> str:
+    return number(values[j]) if j < len(values) else MISSING
+
+
+def speed_table(rows: Sequence[CellRow]) -> Table:
+    """Predicted and measured speedup, loop efficiency."""
+    columns: list[Column] = [
+        ("measured", lambda r: interval(r.speedup, 2, "x")),
+        ("predicted", lambda r: number(r.predicted, 2, "x")),
+        ("loop efficiency", lambda r: number(r.efficiency, 2)),
+        ("detectable difference", lambda r: number(r.speedup.detectable if r.speedup else None, 2, "x")),
+        ("prompts left out", lambda r: str(r.unpaired)),
+    ]
+    return _table("Measured and predicted speedup", [row for row in main_rows(rows) if row.speedup], columns)
+
+
+def latency_table(rows: Sequence[CellRow]) -> Table:
+    """Percentiles of time to first token, time per further token and total, in milliseconds."""
+    columns: list[Column] = []
+    for title, name in (("first token", "ttft_s"), ("per token", "token_s"), ("total", "total_s")):
+        for i, level in enumerate((50, 90, 99)):
+            columns.append((f"{title} p{level}", lambda r, name=name, i=i: _ms(getattr(r, name), i)))  # type: ignore[misc]
+    return _table("Latency in milliseconds", main_rows(rows), columns)
+
+
+def _ms(values: Sequence[float] | None, i: int) -> str:
+    return MISSING if values is None else f"{values[i] * 1000:.1f}"
+
+
+def quality_table(rows: Sequence[CellRow]) -> Table | None:
+    """Scores per cell; None when nothing was scored."""
+    shown = [row for row in main_rows(rows) if row.quality and row.domain != ALL]
+    columns: list[Column] = [
+        ("metric", lambda r: r.quality.metric if r.quality else MISSING),
+        ("score", lambda r: number(r.quality.mean if r.quality else None)),
+        ("scored", lambda r: str(r.quality.scored if r.quality else 0)),
+        ("unscored", lambda r: str(r.quality.unscored if r.quality else 0)),
+    ]
+    return _table("Quality", shown, columns) if shown else None
+
+
+def divergence_table(rows: Sequence[CellRow]) -> Table | None:
+    """Every divergence with its first position and logit gap; None when there is none."""
+    lines = [
+        (row.label, str(row.k), sample, str(d.position), f"{d.gap:.2e}", d.kind)
+        for row in rows
+        if row.domain != ALL
+        for sample, d in row.divergences
+    ]
+    headers = ("drafter", "K", "sample", "position", "gap (nats)", "kind")
+    return Table("Divergences from the target's greedy output", headers, tuple(lines), 3) if lines else None
+
+
+def rich_table(table: Table) -> RichTable:
+    """The table for a terminal."""
+    from rich.table import Table as RichTable
+
+    shown: Any = RichTable(title=table.title, title_justify="left")
+    for i, header in enumerate(table.headers):
+        shown.add_column(header, justify="left" if i < table.left else "right", no_wrap=True)
+    domain = None
+    for row in table.rows:
+        if domain is not None and row[0] != domain:
+            shown.add_section()
+        domain = row[0]
+        shown.add_row(*row)
+    return shown  # type: ignore[no-any-return]

@@ -1,0 +1,158 @@
+"""Run a suite: samples, pair, calibration, then every prompt through all of its cells, one durable record each."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import machine
+from harness.cells import Context, execute, remember_baselines
+from harness.engine import Engine, real_engine
+from harness.errors import HarnessError
+from harness.interrupt import StopRequest
+from harness.plan import make_plan
+from harness.records import Sample
+from harness.store import Manifest, RunStore, check_writable, new_run_name, read_manifest, read_records, run_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.suite import Suite
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    results_dir: Path,
+    resume: str | None = None,
+    offline: bool = False,
+    console: Console | None = None,
+    engine: Engine | None = None,
+) -> Path:
+    """Decode every sample of the suite in every cell and write the run folder and its report.
+
+    Args:
+        suite: from :func:`harness.suite.load_suite`.
+        results_dir: folder of the run folders; reports go to ``reports/`` beside it.
+        resume: name or path of an interrupted run to go on with.
+        offline: use only what is in the cache.
+        console: where to show progress; a new one on stdout when None.
+        engine: replaces models and decoding in tests.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        HarnessError: results cannot be written, a dataset or pair cannot be read, a prompt is too long,
+            or the run to resume was made with something else.
+        KeyboardInterrupt: interrupted; everything finished is on disk and in a partial report.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    check_writable(results_dir)
+    folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, Path(suite.models).stem, results_dir)
+    if resume:
+        _same_before_loading(read_manifest(folder), suite)
+    engine = engine or real_engine()
+    samples = _samples(suite, engine, offline)
+    pair = engine.load_pair(suite.models, offline=offline)
+    prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
+    plan = make_plan(suite.cells(), samples, suite.seed)
+    with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine)) as store, StopRequest(console) as stop:
+        context = Context(max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts)
+        if store.repaired_bytes:
+            console.print(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
+        remember_baselines(context, read_records(folder))
+        execute(context, plan, stop, console)
+        store.update(status="interrupted" if stop.requested else "finished", skipped=sorted({c.experiment for c in plan.skipped}))
+    _report(folder, console)
+    if stop.requested:
+        console.print(f"interrupted; go on with: harness run ... --resume {folder.name}")
+        raise KeyboardInterrupt
+    return folder
+
+
+def reports_folder(folder: Path) -> Path:
+    """Where the reports of a run folder go: ``reports/<run>`` beside the results folder."""
+    return folder.resolve().parent.parent / "reports" / folder.name
+
+
+def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
+    samples = []
+    for domain, spec in suite.domains.items():
+        samples += engine.load_samples(spec, domain=domain, seed=suite.seed, offline=offline)
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise HarnessError(f"sample id {sample.id!r} occurs twice", "Give every prompt its own id, and use each dataset in one domain.")
+        seen.add(sample.id)
+    return samples
+
+
+def _manifest(name: str, suite: Suite, pair: Any, engine: Engine) -> Manifest:
+    return Manifest(
+        run=name,
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        pair=pair.name,
+        suite=suite.resolved(),
+        suite_hash=suite.hash(),
+        models=_model_facts(pair, engine.dtype(pair)),
+        code=machine.code_state(),
+        packages=machine.package_versions(),
+        machine={**machine.machine_facts(), **engine.facts()},
+        seeds=(suite.seed,),
+    )
+
+
+def _model_facts(pair: Any, dtype: str) -> dict[str, str | None]:
+    draft = pair.draft
+    return {
+        "target": pair.target_hash,
+        "draft": None if draft is None else draft.hash,
+        "draft_name": None if draft is None else draft.name,
+        "dtype": dtype,
+    }
+
+
+def _open_store(folder: Path, resume: str | None, manifest: Manifest) -> RunStore:
+    if resume is None:
+        return RunStore.create(folder, manifest)
+    before = read_manifest(folder)
+    _same("models", before.models, manifest.models)
+    _same("packages", before.packages, manifest.packages)
+    return RunStore.resume(folder)
+
+
+def _same_before_loading(before: Manifest, suite: Suite) -> None:
+    """Refuse to resume a run made with another suite or other code."""
+    if before.suite_hash != suite.hash():
+        _same("suite", before.suite, suite.resolved())
+        raise HarnessError("cannot resume: suite_hash differs", "Start a new run.")
+    _same("code.hash", before.code["hash"], machine.source_hash())
+
+
+def _same(name: str, before: Any, now: Any) -> None:
+    """Raise at the first differing field, named by its path."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            if key not in ("description", "path"):
+                _same(f"{name}.{key}", before.get(key), now.get(key))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            _same(f"{name}[{i}]", old, new)
+    elif before != now:
+        raise HarnessError(
+            f"cannot resume: {name} was {before!r} in the run, is {now!r} now",
+            "Start a new run, or restore what the interrupted run was started with.",
+        )
+
+
+def _report(folder: Path, console: Console) -> None:
+    from harness.report import show_table, write_reports
+
+    reports = reports_folder(folder)
+    write_reports(folder, reports)
+    show_table(folder, console)
+    console.print(f"records: {folder}\nreport:  {reports / 'report.md'}")

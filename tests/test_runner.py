@@ -1,0 +1,385 @@
+"""A run decodes every sample in every cell once, survives interruption, and refuses to continue as something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness import machine
+from harness.engine import Engine
+from harness.errors import HarnessError
+from harness.experiments import Baseline, Cell, Drafters, GenericDraft, Lenience
+from harness.plan import make_plan
+from harness.records import Divergence, Generation, Record, Sample
+from harness.runner import reports_folder, run_suite
+from harness.scoring.result import verdict
+from harness.store import read_manifest, read_records, record_key
+from harness.suite import Suite
+
+TIMES = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "wall_s")
+
+
+class FakePair:
+    """A pair whose text and hashes are fixed."""
+
+    name = "fake"
+    target_hash = "target-1"
+    eos_token_ids = frozenset({0})
+
+    class draft:
+        name, hash = "fake-draft", "draft-1"
+
+    def encode(self, prompt: str) -> list[int]:
+        """One token per letter."""
+        return [ord(c) for c in prompt]
+
+    def decode(self, tokens: Any) -> str:
+        """Token ids as text."""
+        return " ".join(map(str, tokens))
+
+
+def fake_generate(pair: Any, prompt: Any, *, drafter: str | None = "generic", k: int = 4, max_tokens: int = 8, **_: Any) -> Generation:
+    """Greedy tokens depend on the prompt alone; acceptance on prompt, drafter and k."""
+    rng = random.Random(str(list(prompt)))
+    tokens = tuple(rng.randrange(1, 100) for _ in range(max_tokens))
+    accept = random.Random(f"{list(prompt)}{drafter}{k}")
+    left, lengths = max_tokens, []
+    while left:
+        lengths.append(min(accept.randint(0, k), left - 1) if drafter else 0)
+        left -= lengths[-1] + 1
+    drafts = tuple(k if drafter else 0 for _ in lengths)
+    return Generation(
+        tokens=tokens, text=pair.decode(tokens), finish="length", prompt_tokens=len(prompt), rounds=len(lengths), drafted=sum(drafts),
+        accepted=sum(lengths), rejected=sum(a < d for a, d in zip(lengths, drafts, strict=True)), accept_lengths=tuple(lengths),
+        draft_lengths=drafts, prefill_s=0.01, ttft_s=0.02, draft_s=None, verify_s=None, wall_s=0.02 + 0.01 * len(lengths), drafter=drafter,
+        k=k if drafter else None,
+    )  # fmt: skip
+
+
+def fake_replay(pair: Any, trajectories: Any, drafters: Any, ks: Any) -> list[Any]:
+    """The same counts as decoding."""
+    rows = []
+    for t in trajectories:
+        for k in ks:
+            g = fake_generate(pair, t.prompt_tokens, drafter=drafters[0], k=k, max_tokens=t.max_tokens)
+            row = type("Row", (), {"sample_id": t.sample_id, "near_ties": 0})()
+            for name in ("k", "rounds", "drafted", "accepted", "rejected", "emitted", "accept_lengths", "draft_lengths"):
+                setattr(row, name, getattr(g, name))
+            rows.append(row)
+    return rows
+
+
+def make_engine(**changes: Any) -> Engine:
+    """An engine without models."""
+    costs = {"c": 0.2, "v": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8]}
+    engine = Engine(
+        load_pair=lambda name, offline: FakePair(),
+        load_samples=lambda spec, domain, seed, offline: [
+            Sample(id=f"{domain}/{i}", domain=domain, prompt=f"{domain} {i}") for i in range(spec.limit)
+        ],
+        generate=fake_generate,
+        classify=lambda pair, prompt, a, b: Divergence(position=0, gap=1.0, kind="bug"),
+        replay=fake_replay,
+        calibrate=lambda pair, cell, max_k: (None, costs),
+        settings=lambda cell: {},
+        score=lambda sample, text, target_text: verdict("pass@1", len(text) % 2 == 0),
+        facts=lambda: {"device": "fake", "blas": "fake"},
+        dtype=lambda pair: "float32",
+    )
+    return dataclasses.replace(engine, **changes)
+
+
+def make_suite(limit: int = 3, **changes: Any) -> Suite:
+    """Baseline, two timed drafters, and one replayed."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "models": "smollm2",
+        "max_tokens": 12,
+        "domains": {"code": {"dataset": "humaneval", "limit": limit}, "math": {"dataset": "gsm8k", "limit": limit}},
+        "experiments": [
+            {"kind": "baseline"},
+            {"kind": "drafters", "drafters": ["lookup", "early_exit"]},
+            {"kind": "ablation_k", "k": [2, 4]},
+        ],
+    }
+    return Suite.model_validate({**values, **changes})
+
+
+def quiet() -> Console:
+    """A console that is no terminal and keeps what it is told."""
+    return Console(file=io.StringIO(), width=200)
+
+
+def run(tmp_path: Path, **options: Any) -> Path:
+    """One run with the fake engine."""
+    values = {"results_dir": tmp_path / "results", "console": quiet(), "engine": make_engine(), **options}
+    return run_suite(values.pop("suite", make_suite()), **values)
+
+
+def without_times(records: list[Record]) -> list[Record]:
+    """Records with their clocks removed, in a fixed order."""
+    return sorted((dataclasses.replace(r, **dict.fromkeys(TIMES)) for r in records), key=lambda r: str(record_key(r)))
+
+
+def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
+    """Nothing is dropped and nothing is counted twice: 6 prompts in 1 + 2 decoded and 2 replayed cells."""
+    folder = run(tmp_path)
+    records = read_records(folder)
+    assert len(records) == len({record_key(r) for r in records}) == 6 * 5
+    assert [r.method for r in records].count("replay") == 12
+    assert all(r.wall_s is None for r in records if r.method == "replay")
+    assert all(r.compared and r.divergence is None for r in records if r.method == "decode" and r.drafter)
+    manifest = read_manifest(folder)
+    assert manifest.measured["status"] == "finished"
+    assert len(manifest.measured["reference_s"]) >= 3
+    assert manifest.models == {"target": "target-1", "draft": "draft-1", "draft_name": "fake-draft", "dtype": "float32"}
+    assert (reports_folder(folder) / "report.md").is_file()
+
+
+def test_cells_are_interleaved_and_rotated() -> None:
+    """Compared cells run next to each other per prompt, baseline first, and no cell always comes last."""
+    suite = make_suite()
+    samples = [Sample(id=f"{d}/{i}", domain=d, prompt="") for d in ("code", "math") for i in range(2)]
+    plan = make_plan(suite.cells(), samples, 0)
+    assert [s.id for s, _ in plan.prompts] == ["code/0", "math/0", "code/1", "math/1"]
+    orders = [[job.cell.drafter for job in jobs] for _, jobs in plan.prompts]
+    assert orders[:2] == [[None, "lookup", "early_exit"], [None, "early_exit", "lookup"]]
+    assert all(job.cell.domain == sample.domain == job.sample.domain for sample, jobs in plan.prompts for job in jobs)
+
+
+def test_job_key_equals_record_key(tmp_path: Path) -> None:
+    """Resume compares planned jobs with written records, so both must name a cell alike, lenience and layers included."""
+    entries = [
+        Baseline(kind="baseline", temperatures=(0.0, 1.0)),
+        Drafters(kind="drafters", drafters=("early_exit", "lookup"), layers=2, ngram=5, k=(2, 3)),
+        GenericDraft(kind="generic_draft", name="replayed", timed=False),
+        Lenience(kind="lenience"),
+    ]
+    suite = make_suite(experiments=[e.model_dump() for e in entries])
+    folder = run(tmp_path, suite=suite)
+    samples = [s for d, spec in suite.domains.items() for s in make_engine().load_samples(spec, domain=d, seed=0, offline=True)]
+    plan = make_plan(suite.cells(), samples, suite.seed)
+    assert {job.key for job in (*plan.decodes, *plan.replays)} == {record_key(r) for r in read_records(folder)}
+
+
+def test_replay_only_where_it_is_exact() -> None:
+    """Sampling, lenience, chosen lengths, own settings and domains without a greedy baseline must be decoded."""
+    base = Cell(experiment="b", kind="baseline", domain="code", drafter=None, k=None)
+    cell = Cell(experiment="x", kind="x", domain="code", drafter="generic", k=4, timed=False)
+    sample = [Sample(id="s", domain="code", prompt="")]
+    assert len(make_plan([base, cell], sample, 0).replays) == 1
+    for change in ({"timed": True}, {"temperature": 1.0}, {"k": "dynamic"}, {"lenience": 2.0}, {"layers": 3}):
+        assert not make_plan([base, dataclasses.replace(cell, **change)], sample, 0).replays  # type: ignore[arg-type]
+    assert len(make_plan([cell], sample, 0).decodes) == 1
+
+
+def test_cells_that_need_training_are_named_not_dropped(tmp_path: Path) -> None:
+    """A suite with adapters still runs its other cells, and the report says what is missing."""
+    folder = run(tmp_path, suite=make_suite(experiments=[{"kind": "baseline"}, {"kind": "domain_adapters"}]))
+    assert len(read_records(folder)) == 6
+    assert "need trained adapters: domain_adapters" in (reports_folder(folder) / "report.md").read_text()
+
+
+class Boom(Exception):
+    """A crash in the middle of a run."""
+
+
+def failing(after: int) -> Any:
+    """A generate that raises after some calls."""
+    calls = 0
+
+    def generate(*args: Any, **kwargs: Any) -> Generation:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise Boom
+        return fake_generate(*args, **kwargs)
+
+    return generate
+
+
+@pytest.mark.parametrize("after", [6, 9, 15, 22])
+def test_resume_equals_an_unbroken_run(tmp_path: Path, after: int) -> None:
+    """After a crash at any point, resuming gives the same records as an unbroken run, clocks apart, and repeats no work."""
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Boom):
+        run(tmp_path, engine=make_engine(generate=failing(after)))
+    (folder,) = (tmp_path / "results").iterdir()
+    before = read_records(folder)
+    assert run(tmp_path, resume=folder.name) == folder
+    records = read_records(folder)
+    assert records[: len(before)] == before
+    assert without_times(records) == without_times(read_records(whole))
+
+
+def test_resume_of_a_finished_run_only_reports(tmp_path: Path) -> None:
+    """Nothing is decoded twice, not even a warm-up."""
+    folder = run(tmp_path)
+    before = (folder / "records.jsonl").read_bytes()
+    run(tmp_path, resume=folder.name, engine=make_engine(generate=failing(0)))
+    assert (folder / "records.jsonl").read_bytes() == before
+
+
+class OtherPair(FakePair):
+    """Another target under the same name."""
+
+    target_hash = "target-2"
+
+
+def test_resume_refuses_what_changed_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of different suites, models or code must not mix in one folder."""
+    name = run(tmp_path).name
+    with pytest.raises(HarnessError, match=r"suite.max_tokens was 12 in the run, is 13 now"):
+        run(tmp_path, resume=name, suite=make_suite(max_tokens=13))
+    experiments = [{"kind": "baseline"}, {"kind": "drafters", "drafters": ["hybrid", "early_exit"]}, {"kind": "ablation_k", "k": [2, 4]}]
+    with pytest.raises(HarnessError, match=r"suite.experiments\[1\].drafters\[0\] was 'lookup'"):
+        run(tmp_path, resume=name, suite=make_suite(experiments=experiments))
+    with pytest.raises(HarnessError, match=r"models.target was 'target-1' in the run, is 'target-2' now"):
+        run(tmp_path, resume=name, engine=make_engine(load_pair=lambda name, offline: OtherPair()))
+    monkeypatch.setattr(machine, "source_hash", lambda: "other")
+    with pytest.raises(HarnessError, match=r"code.hash was"):
+        run(tmp_path, resume=name)
+
+
+def test_changed_suite_is_refused_before_any_model_loads(tmp_path: Path) -> None:
+    """A wrong resume must not cost minutes of loading."""
+    name = run(tmp_path).name
+
+    def load(name: str, offline: bool) -> Any:
+        raise AssertionError("loaded")
+
+    with pytest.raises(HarnessError, match="cannot resume"):
+        run(tmp_path, resume=name, suite=make_suite(seed=5), engine=make_engine(load_pair=load))
+
+
+def test_unwritable_results_fail_before_any_model_loads(tmp_path: Path) -> None:
+    """The folder is checked first."""
+    (tmp_path / "results").write_text("in the way")
+
+    def load(name: str, offline: bool) -> Any:
+        raise AssertionError("loaded")
+
+    with pytest.raises(HarnessError, match="cannot write"):
+        run(tmp_path, engine=make_engine(load_pair=load))
+
+
+def test_repeated_sample_ids_are_refused(tmp_path: Path) -> None:
+    """Two prompts with one id would be one record."""
+    same = [Sample(id="x", domain="code", prompt="a")]
+    with pytest.raises(HarnessError, match="'x' occurs twice"):
+        run(tmp_path, engine=make_engine(load_samples=lambda *a, **k: same))
+
+
+def test_divergence_is_recorded(tmp_path: Path) -> None:
+    """A drafter that changes the output is caught by the audit, not averaged away."""
+
+    def generate(pair: Any, prompt: Any, **settings: Any) -> Generation:
+        g = fake_generate(pair, prompt, **settings)
+        return dataclasses.replace(g, tokens=(*g.tokens[:-1], 777)) if settings.get("drafter") == "lookup" else g
+
+    folder = run(tmp_path, engine=make_engine(generate=generate))
+    wrong = [r for r in read_records(folder) if r.divergence is not None]
+    assert {r.drafter for r in wrong} == {"lookup"}
+    assert len(wrong) == 6
+    assert "a bug in the decoding" in (reports_folder(folder) / "report.md").read_text()
+
+
+def test_plain_output_is_one_line_per_record(tmp_path: Path) -> None:
+    """Logs of CI must be readable: no bars, no colour codes, one line per record."""
+    console = quiet()
+    run(tmp_path, console=console)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert sum(line.startswith("[") for line in output.splitlines()) == 30
+    assert "\x1b" not in output
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_runner as t
+from harness.cli import main
+def slow(*a, **k):
+    print("decoding", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return t.fake_generate(*a, **k)
+main([], command=lambda *a, **k: t.run(Path(sys.argv[1]), engine=t.make_engine(generate=slow)))
+"""
+
+
+def interrupted(tmp_path: Path, sleep_s: float, signals: int) -> tuple[int, float]:
+    """Start a slow run, send SIGINT; returns exit code and seconds from the last signal to the exit."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path), str(Path(__file__).parent), str(sleep_s)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(8):
+        process.stdout.readline()
+    for _ in range(signals):
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+    sent = time.perf_counter()
+    process.communicate(timeout=60)
+    return process.returncode, time.perf_counter() - sent
+
+
+def test_ctrl_c_finishes_the_sample_and_reports(tmp_path: Path) -> None:
+    """The first Ctrl-C keeps the sample in work, writes a partial report and exits with 130; the run can be resumed."""
+    code, _ = interrupted(tmp_path, 0.3, 1)
+    assert code == 130
+    (folder,) = (tmp_path / "results").iterdir()
+    assert 0 < len(read_records(folder)) < 30
+    assert read_manifest(folder).measured["status"] == "interrupted"
+    assert "This report is partial" in (tmp_path / "reports" / folder.name / "report.md").read_text()
+    run(tmp_path, resume=folder.name)
+    assert len(read_records(folder)) == 30
+
+
+def test_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    """The second Ctrl-C does not wait for a long sample, and what was finished is intact."""
+    code, seconds = interrupted(tmp_path, 0.9, 2)
+    assert code == 130
+    assert seconds < 1
+    (folder,) = (tmp_path / "results").iterdir()
+    read_records(folder)
+
+
+def test_manifest_facts_are_plain_json() -> None:
+    """Machine, code and package facts go into JSON and name what matters."""
+    facts = json.loads(json.dumps([machine.machine_facts(), machine.code_state(), machine.package_versions()]))
+    assert facts[0]["cores"] >= 1
+    assert facts[0]["memory_bytes"] > 2**28
+    assert len(facts[1]["hash"]) == 64
+    assert "numpy" in facts[2]
+    assert machine.peak_memory_bytes() > 2**20
+
+
+def test_source_hash_follows_the_code(tmp_path: Path) -> None:
+    """Any change in a file that makes records changes the hash; reports do not."""
+    (tmp_path / "h" / "decode").mkdir(parents=True)
+    (tmp_path / "h" / "report").mkdir()
+    (tmp_path / "h" / "decode" / "a.py").write_text("x = 1")
+    before = machine.source_hash(tmp_path / "h")
+    (tmp_path / "h" / "report" / "b.py").write_text("x = 1")
+    assert machine.source_hash(tmp_path / "h") == before
+    (tmp_path / "h" / "decode" / "a.py").write_text("x = 2")
+    assert machine.source_hash(tmp_path / "h") != before
+
+
+def test_git_state_outside_a_checkout_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An installed wheel has no commit: None, not a made-up value."""
+    monkeypatch.setattr(machine, "_ROOT", tmp_path / "harness")
+    (tmp_path / "harness").mkdir()
+    assert machine.code_state()["commit"] is None
+    assert machine.code_state()["dirty"] is None
