@@ -81,8 +81,8 @@ def fetch_hub_file(source: HubSource, sha256: str, offline: bool) -> Path:
         raise SourceFailed(_first_line(error)) from error
 
 
-def fetch_hub_folder(source: HubSource, offline: bool) -> Path:
-    """Return the local folder of a hub repository's safetensors, configuration and tokenizer files.
+def fetch_hub_folder(source: HubSource, offline: bool, *, weights: bool = True) -> Path:
+    """Return the local folder of a hub repository's configuration and tokenizer files and, unless ``weights`` is False, safetensors.
 
     Raises:
         SourceFailed: offline and not cached, no answer, no such repository, or no safetensors in it.
@@ -90,7 +90,7 @@ def fetch_hub_folder(source: HubSource, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     # No *.bin, *.pt or *.py: weights are never unpickled and no code of a repository runs.
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+    patterns = ["*.json", "*.jinja", "*.txt", "tokenizer.model", *(["*.safetensors"] if weights else [])]
     try:
         if not offline and (problem := hub_problem()):
             offline, reason = True, problem
@@ -103,7 +103,7 @@ def fetch_hub_folder(source: HubSource, offline: bool) -> Path:
         )
     except Exception as error:
         raise SourceFailed(reason if offline else _first_line(error)) from error
-    if not list(folder.glob("model*.safetensors")):
+    if weights and not list(folder.glob("model*.safetensors")):
         raise SourceFailed(f"{source.repo} has no model*.safetensors")
     return folder
 

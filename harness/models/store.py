@@ -7,14 +7,26 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.models.config import CutSource, HubSource, ModelConfig, PathSource, Source, WheelSource, local_folder_problem
+from harness.models.config import (
+    CutSource,
+    HubSource,
+    ModelConfig,
+    PathSource,
+    Source,
+    WheelSource,
+    local_folder_problem,
+    pair_path,
+    read_pair_config,
+)
 from harness.models.gguf import convert
+from harness.models.progress import show_progress
 from harness.models.sources import (
     Progress,
     SourceFailed,
@@ -71,6 +83,42 @@ def locate(config: ModelConfig, base: Path, *, offline: bool, progress: Progress
         return None
     advice = "Run once without --offline to fetch it." if offline else "Check the network, or name a local copy with a path: source."
     raise HarnessError("no source delivered the model:\n" + "\n".join(failures), advice)
+
+
+def pull_pair(name_or_path: str, *, offline: bool = False, progress: Progress | None = None) -> dict[str, ModelFolder | None]:
+    """Fetch and convert a pair's models; ``target`` and, where the pair has one, ``draft`` (None: a shipped draft that is absent).
+
+    Raises:
+        HarnessError: unknown pair, unusable file, or no source delivers.
+    """
+    config, base = read_pair_config(name_or_path), pair_path(name_or_path).parent
+    wanted = {"target": config.target} | ({"draft": config.draft} if config.draft else {})
+    with show_progress(progress) as report:
+        return {role: locate(model, base, offline=offline, progress=report) for role, model in wanted.items()}
+
+
+def tokenizer_folder(name: str, *, offline: bool = False) -> Path:
+    """Folder with the tokenizer and configuration of a local folder, a hub repository (``org/name``) or a pair's target.
+
+    Raises:
+        HarnessError: nothing of that name, or it cannot be fetched.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".yaml":
+        try:
+            return fetch_hub_folder(HubSource(name, "main", None), offline or offline_requested(), weights=False)
+        except SourceFailed as error:
+            raise HarnessError(
+                f"cannot read {name} from the hub: {error}", "Check the name and the network, or give a local folder."
+            ) from error
+    config, base = read_pair_config(name), pair_path(name).parent
+    with show_progress() as report:
+        folder = locate(config.target, base, offline=offline, progress=report)
+    if folder is None:
+        raise HarnessError(f"the target of {name!r} is not on this machine", "Give it a hub:, wheel: or path: source.")
+    return folder.path
 
 
 def is_cached(config: ModelConfig, base: Path) -> bool:

@@ -1,0 +1,84 @@
+"""``harness models``: list, fetch and check model pairs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+models_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
+
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
+
+
+@models_app.command("list")
+def list_pairs() -> None:
+    """Show the shipped pairs and what is already on this machine.
+
+    Example: `harness models list`
+    """
+    from harness.models.config import pair_path, shipped_pairs
+    from harness.models.store import is_cached
+
+    for name, config in shipped_pairs():
+        base = pair_path(name).parent
+        wanted = [config.target, *([config.draft] if config.draft else [])]
+        missing = [model for model in wanted if not is_cached(model, base)]
+        size = sum(model.download_mb or 0 for model in missing)
+        state = "ready" if not missing else f"{size} MB to fetch" if size else "ready without draft"
+        typer.echo(f"{name:<12} {state:<18} {config.description}")
+
+
+@models_app.command("pull")
+def pull(
+    pair: Annotated[str, typer.Argument(metavar="PAIR", help="A name in configs/models, or a YAML file.")],
+    offline: OfflineOption = False,
+) -> None:
+    """Fetch and convert a pair now instead of on first use.
+
+    Example: `harness models pull smollm2`
+    """
+    from harness.models.store import pull_pair
+
+    for role, folder in pull_pair(pair, offline=offline).items():
+        typer.echo(f"{role}: {folder.path if folder else 'not on this machine'}")
+
+
+@models_app.command("suggest")
+def suggest_draft(target: Annotated[str, typer.Argument(metavar="TARGET", help="A hub name such as Qwen/Qwen2.5-7B-Instruct.")]) -> None:
+    """Name a draft of the target's family and a draft length to start from. Works offline.
+
+    Example: `harness models suggest Qwen/Qwen2.5-7B-Instruct`
+    """
+    from harness.errors import HarnessError
+    from harness.models.families import FAMILIES, suggest
+
+    found = suggest(target)
+    if found is None:
+        names = ", ".join(family.name for family in FAMILIES)
+        raise HarnessError(
+            f"no family known for {target!r} (known: {names})", "Any model with the same tokenizer works: `harness models check`."
+        )
+    draft = f"draft {found.draft}, K {found.k}" if found.draft else "no draft model"
+    typer.echo(f"{found.family}: {draft}. {found.note}".rstrip())
+
+
+@models_app.command("check")
+def check(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder, hub name, or pair (its target).")],
+    draft: Annotated[str, typer.Argument(metavar="DRAFT", help="Folder, hub name, or pair (its target).")],
+    offline: OfflineOption = False,
+) -> None:
+    """Tell whether a draft shares the target's tokenizer; exit 1 when it does not. Reads no weights.
+
+    Example: `harness models check smollm2 qwen-coder`
+    """
+    from harness.models.compatibility import check_folders
+    from harness.models.store import tokenizer_folder
+
+    result = check_folders(tokenizer_folder(target, offline=offline), tokenizer_folder(draft, offline=offline))
+    for note in result.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"not compatible: {result.problem}" if result.problem else "compatible")
+    if result.problem:
+        raise typer.Exit(1)
