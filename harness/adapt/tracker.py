@@ -1,0 +1,91 @@
+"""Rolling acceptance: the recent rate, its trend, and when a training round is due."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from harness.adapt import jsonl
+from harness.errors import HarnessError
+from harness.records import SCHEMA_VERSION, Generation
+
+
+class AcceptanceTracker:
+    """Pools accepted and drafted tokens over the last generations and counts failure cases since the last round.
+
+    Args:
+        window: generations in the rolling rate.
+        threshold: acceptance rate below which a generation is a failure case.
+        min_failure_cases: failure cases that make a round due.
+        path: JSON file the state is kept in; None keeps it in memory.
+    """
+
+    def __init__(self, *, window: int = 50, threshold: float = 0.5, min_failure_cases: int = 32, path: str | Path | None = None) -> None:
+        self.threshold, self.min_failure_cases = threshold, min_failure_cases
+        self.path = Path(path) if path is not None else None
+        self._recent: deque[tuple[int, int]] = deque(maxlen=window)
+        self.pending: dict[str, int] = {}
+        self.rounds = 0
+        if self.path is not None and self.path.exists():
+            self._load(self.path)
+
+    def update(self, accepted: int, drafted: int, domain: str) -> bool:
+        """Add one generation; True when it is a failure case. A generation without drafted tokens changes nothing."""
+        if drafted == 0:
+            return False
+        self._recent.append((accepted, drafted))
+        failure = accepted / drafted < self.threshold
+        if failure:
+            self.pending[domain] = self.pending.get(domain, 0) + 1
+        self._save()
+        return failure
+
+    def update_from(self, generation: Generation, domain: str) -> bool:
+        """Add a generation; see :meth:`update`."""
+        return self.update(generation.accepted, generation.drafted, domain)
+
+    @property
+    def rate(self) -> float | None:
+        """Accepted / drafted, pooled over the window; None before the first generation."""
+        drafted = sum(d for _, d in self._recent)
+        return sum(a for a, _ in self._recent) / drafted if drafted else None
+
+    @property
+    def trend(self) -> float | None:
+        """Least-squares slope of the acceptance rate per generation over the window; None below 3 generations."""
+        n = len(self._recent)
+        if n < 3:
+            return None
+        rates = [a / d for a, d in self._recent]
+        centre, mean = (n - 1) / 2, sum(rates) / n
+        return sum((i - centre) * (r - mean) for i, r in enumerate(rates)) / sum((i - centre) ** 2 for i in range(n))
+
+    @property
+    def due(self) -> bool:
+        """True when enough failure cases wait for a training round."""
+        return sum(self.pending.values()) >= self.min_failure_cases
+
+    def round_done(self) -> None:
+        """Start counting failure cases anew after a training round, accepted or not."""
+        self.pending = {}
+        self.rounds += 1
+        self._recent.clear()
+        self._save()
+
+    def _save(self) -> None:
+        if self.path is not None:
+            state = {"schema_version": SCHEMA_VERSION, "recent": list(self._recent), "pending": self.pending, "rounds": self.rounds}
+            jsonl.write_atomic(self.path, json.dumps(state).encode())
+
+    def _load(self, path: Path) -> None:
+        try:
+            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if state["schema_version"] > SCHEMA_VERSION:
+                raise HarnessError(f"{path} has schema version {state['schema_version']}, newer than {SCHEMA_VERSION}", "Update the harness.")
+            self._recent.extend((int(a), int(d)) for a, d in state["recent"])
+            self.pending = {str(k): int(v) for k, v in state["pending"].items()}
+            self.rounds = int(state["rounds"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HarnessError(f"{path} is not a tracker state: {error!r}", "Delete it to start counting anew.") from error
