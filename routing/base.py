@@ -30,6 +30,8 @@ class Router(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Learn from features (n_samples, n_features) and the rewards of all arms (n_samples, n_arms)."""
         X, rewards = self._validate(X, y)
         self._fit(X, rewards)
+        for name in self._state:  # one memory layout, so that a router read from a file computes bit for bit the same
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)))
         return self
 
     def predict(self, X: np.ndarray) -> np.ndarray:

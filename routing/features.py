@@ -89,7 +89,8 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
     def transform(self, X: Sequence[str]) -> np.ndarray:
         """(n_samples, n_features) float32 features of prompts (n_samples,)."""
         check_is_fitted(self, "n_features_out_")
-        return self._stack(_texts(X))
+        texts = _texts(X)
+        return self._stack(texts) if texts else np.empty((0, self.n_features_out_), dtype=np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """(n_features,) names."""
@@ -109,7 +110,7 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
             parts.append(np.log1p([[len(t)] for t in texts]) / 10)
         if self.cues:
             parts.append(cue_scores(texts))
-        return np.hstack([np.asarray(p, dtype=np.float32).reshape(len(texts), -1) for p in parts])
+        return np.hstack(parts).astype(np.float32)
 
     def _text_part(self, texts: list[str]) -> np.ndarray:
         if self.text == "none":

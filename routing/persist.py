@@ -198,11 +198,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _check_magic(data: bytes, path: Path) -> None:
-    if data[:1] == b"\x80" or data[:2] == b"PK" or data[:2] == b"\x1f\x8b" or data[:3] in (b"BZh", b"\xfd7z"):
-        raise RoutingError(f"{path} is a pickle or an archive; router files are neither", "Never load pickled models. " + _RETRAIN)
+    """A safetensors file starts with its header's length (8 bytes) and the header's opening brace."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise RoutingError(f"{path} is not a router file: its header does not fit", _DISTRUST)
+    if data[8:9] == b"{" and length <= min(_MAX_HEADER_BYTES, len(data) - 8):
+        return
+    if data.startswith((b"\x80", b"PK", b"\x1f\x8b", b"BZh", b"\xfd7z")):
+        raise RoutingError(f"{path} is a pickle or an archive; router files are neither", "Never load pickled models. " + _RETRAIN)
+    raise RoutingError(f"{path} is not a router file: its header does not fit", _DISTRUST)
 
 
 def _field(header: Mapping[str, Any], name: str, kind: type | tuple[type, ...], path: str | Path) -> Any:

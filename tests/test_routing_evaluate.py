@@ -1,0 +1,228 @@
+"""Evaluation against brute force, honesty of the folds, and domain shift."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from routing_tables import ARMS, make_prompts, make_rewards
+
+from routing.base import from_regret, to_regret
+from routing.errors import RoutingError
+from routing.evaluate import evaluate_routers, gap_recovery, pooled_value, regret
+from routing.features import PromptFeatures
+from routing.intervals import clustered
+from routing.outcomes import Arm
+from routing.policy import PromptRouter
+from routing.routers import KNNRouter, LogisticRouter
+from routing.shift import held_out_domains, mix_domains, scramble_templates, strip_templates, wrapper_sentences
+
+TABLES = hnp.arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(1, 4)), elements=st.floats(0.1, 8))
+ROUTER = PromptRouter(PromptFeatures("tfidf", max_terms=64), LogisticRouter(), fallback="generic@4")
+
+
+@given(TABLES, st.randoms(use_true_random=False))
+def test_regret_is_the_brute_force_regret(rewards, random) -> None:
+    """Mean over prompts of the best arm's value minus the chosen one's, computed by hand."""
+    choices = np.array([random.randrange(rewards.shape[1]) for _ in rewards])
+    by_hand = sum(max(row) - row[c] for row, c in zip(rewards.tolist(), choices, strict=True)) / len(rewards)
+    assert regret(rewards, choices) == pytest.approx(by_hand)
+    assert regret(rewards, choices) >= 0
+
+
+@given(TABLES)
+def test_no_policy_beats_the_oracle(rewards) -> None:
+    """Brute force over every assignment of arms to prompts: the best recovers exactly 1, the best fixed arm exactly 0, none more than 1."""
+    n, n_arms = rewards.shape
+    oracle, fixed = rewards.max(axis=1).mean(), rewards.mean(axis=0).max()
+    if oracle - fixed < 1e-9:
+        assert np.isnan(gap_recovery(oracle, oracle, oracle))
+        return
+    values = [rewards[np.arange(n), list(c)].mean() for c in itertools.product(range(n_arms), repeat=n)]
+    recoveries = [gap_recovery(v, fixed, oracle) for v in values]
+    assert max(recoveries) == pytest.approx(1)
+    assert max(gap_recovery(v, fixed, oracle) for v in rewards.mean(axis=0)) == pytest.approx(0)
+    assert min(recoveries) <= 0
+
+
+@given(TABLES)
+def test_regret_targets_lose_nothing(rewards) -> None:
+    """Learning regret and best reward is learning the rewards."""
+    np.testing.assert_allclose(from_regret(to_regret(rewards)), rewards)
+    assert (to_regret(rewards)[:, :-1].min(axis=1) == 0).all()
+
+
+def test_pooled_tau_is_tokens_over_rounds() -> None:
+    """The pooled number must be the ratio of totals, never a mean of ratios."""
+    emitted, rounds = np.array([60.0, 10.0, 200.0]), np.array([20.0, 9.0, 50.0])
+    assert pooled_value(emitted / rounds, emitted) == pytest.approx(270 / 79)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_evaluation_matches_brute_force(seed, n_splits) -> None:
+    """Baselines of the evaluation recomputed by loops: oracle, random, fixed arms, best fixed of each training part, label baselines."""
+    prompts, domains = make_prompts(18, seed)
+    rewards = make_rewards(domains, seed)
+    out = evaluate_routers(prompts, rewards, ARMS, {}, domains=domains, n_splits=n_splits, n_boot=20, seed=seed)
+    assert sorted(np.concatenate(out.folds)) == list(range(18))
+    assert out["oracle"].mean.value == pytest.approx(np.mean([max(r) for r in rewards]))
+    assert out["random"].mean.value == pytest.approx(rewards.mean())
+    assert out["fixed:math@4"].mean.value == pytest.approx(rewards[:, 2].mean())
+    assert out["domain label"].mean.value == pytest.approx(np.mean([r[1 + i % 3] for i, r in enumerate(rewards)]))
+    best_fixed, domain_best = np.zeros(18), np.zeros(18)
+    for test in out.folds:
+        train = [i for i in range(18) if i not in test]
+        arm = int(np.argmax(rewards[train].mean(axis=0)))
+        for i in test:
+            best_fixed[i] = rewards[i, arm]
+            same = [j for j in train if domains[j] == domains[i]]
+            domain_best[i] = rewards[i, int(np.argmax(rewards[same].mean(axis=0))) if same else arm]
+    np.testing.assert_allclose(out["best fixed"].rewards, best_fixed)
+    np.testing.assert_allclose(out["domain best"].rewards, domain_best)
+    gap = rewards.max(axis=1).mean() - best_fixed.mean()
+    for name in ("oracle", "best fixed", "random", "domain label"):
+        assert out[name].regret.value == pytest.approx(out["oracle"].mean.value - out[name].mean.value)
+        assert out[name].recovery.value == pytest.approx((out[name].mean.value - best_fixed.mean()) / gap)
+
+
+def test_router_recovers_the_gap_where_domains_differ() -> None:
+    """On separable domains with little noise most of the oracle gap is there to be had, and intervals must say so."""
+    prompts, domains = make_prompts(120)
+    out = evaluate_routers(prompts, make_rewards(domains, noise=0.05), ARMS, {"tfidf": ROUTER}, domains=domains, n_boot=300)
+    assert out["tfidf"].recovery.value > 0.9
+    assert 0.8 < out["tfidf"].recovery.low <= out["tfidf"].recovery.value <= out["tfidf"].recovery.high <= 1
+    assert out["tfidf"].gain.low > 0
+    assert not out.gap_is_noise
+
+
+def test_router_gets_nothing_from_noise() -> None:
+    """Rewards that no prompt explains: a router that 'recovers' a gap here has seen its test fold."""
+    prompts, _ = make_prompts(120)
+    rewards = np.random.default_rng(1).normal(2, 0.3, (120, 4))
+    memoriser = PromptRouter(PromptFeatures("tfidf"), KNNRouter(n_neighbors=1), fallback=None)
+    out = evaluate_routers(prompts, rewards, ARMS, {"1nn": memoriser}, n_boot=200)
+    assert abs(out["1nn"].recovery.value) < 0.25
+
+
+def test_copies_of_a_prompt_never_straddle_folds() -> None:
+    """Each prompt twice with independent noise in the features' reach: a memoriser must gain nothing from its copies."""
+    prompts, _ = make_prompts(60)
+    rewards = np.random.default_rng(2).normal(2, 0.3, (60, 4))
+    doubled = [p.upper() if i >= 60 else p for i, p in enumerate(prompts * 2)]
+    memoriser = PromptRouter(PromptFeatures("tfidf"), KNNRouter(n_neighbors=1), fallback=None)
+    twice = np.vstack([rewards, rewards])
+    honest = evaluate_routers(doubled, twice, ARMS, {"1nn": memoriser}, n_boot=20)
+    leaky = evaluate_routers(doubled, twice, ARMS, {"1nn": memoriser}, groups=np.arange(120), n_boot=20)
+    assert honest.n_groups == 60
+    assert honest["1nn"].recovery.value < 0.3 < 0.6 < leaky["1nn"].recovery.value
+
+
+def test_small_gaps_are_called_noise() -> None:
+    """When all arms are equal there is nothing to recover, and the report must say so instead of printing a ratio."""
+    prompts, _ = make_prompts(30)
+    out = evaluate_routers(prompts, np.full((30, 4), 2.0), ARMS, {}, n_boot=50)
+    assert out.gap_is_noise
+    assert np.isnan(out["random"].recovery.value)
+    assert out["random"].pooled is None
+    assert evaluate_routers(prompts, np.full((30, 4), 2.0), ARMS, {}, weights=np.ones(30), n_boot=50)["random"].pooled == pytest.approx(2)
+
+
+def test_intervals_resample_groups_and_cover() -> None:
+    """Copies of a prompt must not narrow the interval, and about 95% of the intervals must hold the truth."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((40, 1))
+    alone = clustered(values, np.arange(40), lambda m: m[..., 0])
+    copies = clustered(np.repeat(values, 5, axis=0), np.repeat(np.arange(40), 5), lambda m: m[..., 0])
+    assert (alone.low, alone.high) == pytest.approx((copies.low, copies.high))
+    intervals = [clustered(rng.standard_normal((60, 1)), np.arange(60), lambda m: m[..., 0], n_boot=500, seed=s) for s in range(500)]
+    assert 0.91 < np.mean([i.low <= 0 <= i.high for i in intervals]) < 0.98
+
+
+def test_wrong_shapes_and_names_are_refused() -> None:
+    """One message, before any fold is fitted."""
+    prompts, domains = make_prompts(6)
+    with pytest.raises(RoutingError, match="shape"):
+        evaluate_routers(prompts, make_rewards(domains)[:, :2], ARMS, {})
+    with pytest.raises(RoutingError, match="one group"):
+        evaluate_routers(["a", "a"], np.ones((2, 1)), ["x"], {})
+    with pytest.raises(RoutingError, match="no policy 'x'"):
+        evaluate_routers(prompts, make_rewards(domains), ARMS, {}, n_boot=5)["x"]
+
+
+def test_wrappers_are_found_and_removed() -> None:
+    """Scrambling must take away exactly the dataset's wrapper: the task's own words stay."""
+    prompts, domains = make_prompts(90)
+    bare, _ = make_prompts(90, wrapped=False)
+    assert wrapper_sentences([p for p, d in zip(prompts, domains, strict=True) if d == "math"]) >= {"solve the problem step by step."}
+    stripped = strip_templates(prompts, domains)
+    assert all(s == b for s, b, d in zip(stripped, bare, domains, strict=True) if d == "code")
+    scrambled = scramble_templates(prompts, domains, seed=1)
+    for text, task, domain in zip(scrambled, bare, domains, strict=True):
+        assert "step by step" not in text
+        assert "```" not in text
+        assert domain == "chat" or task.split(" Note")[1] in text
+    assert scrambled == scramble_templates(prompts, domains, seed=1)
+    assert scrambled != scramble_templates(prompts, domains, seed=2)
+
+
+@given(st.lists(st.text(alphabet="ab .!?\n", max_size=80), min_size=1, max_size=8))
+def test_stripping_any_text_is_safe(prompts) -> None:
+    """No prompt becomes empty unless it was, and nothing is added."""
+    for before, after in zip(prompts, strip_templates(prompts, ["x"] * len(prompts)), strict=True):
+        assert after or not before
+        assert len(after) <= len(before)
+
+
+def test_scrambled_prompts_are_asked_but_not_trained_on() -> None:
+    """The router learns wrapped prompts and is asked bare ones; a router that only knew wrappers would fall to the best fixed arm."""
+    prompts, domains = make_prompts(120)
+    rewards = make_rewards(domains, noise=0.05)
+    scrambled = scramble_templates(prompts, domains)
+    out = evaluate_routers(prompts, rewards, ARMS, {"tfidf": ROUTER}, test_prompts=scrambled, n_boot=50)
+    plain = evaluate_routers(prompts, rewards, ARMS, {"tfidf": ROUTER}, n_boot=50)
+    assert out["tfidf"].recovery.value < plain["tfidf"].recovery.value
+
+
+def test_held_out_domains_are_never_trained_on() -> None:
+    """Every fold tests one whole domain."""
+    _, domains = make_prompts(30)
+    folds = held_out_domains(domains)
+    assert len(folds) == 3
+    for train, test in folds:
+        assert len({domains[i] for i in test}) == 1
+        assert not {domains[i] for i in test} & {domains[i] for i in train}
+    prompts, _ = make_prompts(30)
+    out = evaluate_routers(prompts, make_rewards(domains), ARMS, {"t": ROUTER}, domains=domains, folds=folds, n_boot=20)
+    assert out.n_prompts == 30
+    with pytest.raises(RoutingError, match="two domains"):
+        held_out_domains(["code"] * 4)
+
+
+def test_mixed_prompts_hold_both_tasks() -> None:
+    """Two tasks, two domains, both texts whole."""
+    prompts, domains = make_prompts(30)
+    for mixed in mix_domains(prompts, domains, 20, seed=3):
+        assert all(prompts[r] in mixed.prompt for r in mixed.rows)
+        assert mixed.domains[0] != mixed.domains[1]
+        assert mixed.domains == tuple(domains[r] for r in mixed.rows)
+    with pytest.raises(RoutingError, match="two domains"):
+        mix_domains(["a"], ["code"], 1)
+
+
+def test_arms_may_be_names() -> None:
+    """A table without draft lengths needs no Arm objects."""
+    prompts, domains = make_prompts(12)
+    names = [a.drafter for a in ARMS]
+    out = evaluate_routers(prompts, make_rewards(domains), names, {}, domains=domains, n_boot=5)
+    assert out.arms == tuple(names)
+    assert (
+        out["domain label"].mean.value
+        == evaluate_routers(prompts, make_rewards(domains), [Arm(n) for n in names], {}, domains=domains, n_boot=5)[
+            "domain label"
+        ].mean.value
+    )

@@ -1,0 +1,171 @@
+"""Outcome table: exact arrays from records, and refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from routing_tables import make_rows
+
+from routing.errors import RoutingError
+from routing.outcomes import PLAIN, Arm, CostModel, from_rows, prompt_groups, read_parquet, read_records, write_parquet
+
+
+def _write(path, rows) -> None:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_arrays_are_the_records_counts() -> None:
+    """Every number in a report must recompute from raw counts, so no cell may move or mix."""
+    table = from_rows(make_rows())
+    assert table.tau.shape == (6, 3, 2)
+    assert table.tau[3, 2, 1] == pytest.approx(60 / (20 + 3 + 2))
+    assert table.rate[0, 1, 0] == pytest.approx((60 - 21) / (21 * 2))
+    assert table.measured_speedup[5, 1, 0] == pytest.approx(6.0 / 3.0)
+
+
+def test_predicted_speedup_is_the_definition() -> None:
+    """tau / (K c + v(K+1)), with one cost per drafter where given."""
+    table = from_rows(make_rows())
+    cost = CostModel(c={"generic": 0.1, "code": 0.2, "math": 0.3}, v={3: 1.2, 5: 2.0})
+    assert table.predicted_speedup(cost)[1, 1, 1] == pytest.approx((60 / 22) / (4 * 0.2 + 2.0))
+
+
+def test_cost_model_refuses_what_was_not_measured() -> None:
+    """A guessed v(m) would make a wrong arm look best."""
+    table = from_rows(make_rows())
+    with pytest.raises(RoutingError, match=r"v\(5\)"):
+        table.predicted_speedup(CostModel(c=0.1, v={3: 1.2}))
+    with pytest.raises(RoutingError, match="'math'"):
+        table.predicted_speedup(CostModel(c={"generic": 0.1, "code": 0.1}, v={3: 1.2, 5: 2.0}))
+    with pytest.raises(RoutingError, match="cost model"):
+        table.rewards(table.arms(2), "speedup")
+
+
+def test_rewards_have_one_column_per_arm_and_plain_is_one() -> None:
+    """The plain arm lets a router fall back to no speculation, whose speedup is 1 by definition."""
+    table = from_rows(make_rows())
+    arms = table.arms(4, plain=True)
+    rewards = table.rewards(arms, "measured")
+    assert [a.name for a in arms] == ["generic@4", "code@4", "math@4", PLAIN]
+    np.testing.assert_allclose(rewards[0], [3.0, 2.0, 1.5, 1.0])
+    assert len(table.arms()) == 6
+
+
+def test_records_and_parquet_give_the_same_table(tmp_path) -> None:
+    """Replay writes Parquet, runs write JSON lines: a router must not depend on which."""
+    _write(tmp_path / "records.jsonl", make_rows())
+    first = read_records(tmp_path)
+    write_parquet(first, tmp_path / "t.parquet")
+    second = read_parquet(tmp_path / "t.parquet")
+    assert first.sample_ids == second.sample_ids
+    assert first.prompts == second.prompts
+    for name in ("rounds", "drafted", "accepted", "emitted", "wall_s", "baseline_s"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_repeats_pool_counts_and_average_times() -> None:
+    """Two seeds of one cell are one cell with twice the evidence."""
+    rows = make_rows()
+    again = [r | {"rounds": r["rounds"] + 4, "wall_s": r["wall_s"] + 1} for r in rows if r["drafter"] == "code"]
+    table = from_rows([*rows, *again])
+    assert table.tau[0, 1, 0] == pytest.approx(120 / (21 + 25))
+    assert table.wall_s[0, 1, 0] == pytest.approx(3.5)
+
+
+def test_missing_cells_are_refused_then_left_out_by_name() -> None:
+    """No row is dropped silently."""
+    table = from_rows([r for r in make_rows() if not (r["sample_id"] == "s/2" and r["drafter"] == "math")])
+    with pytest.raises(RoutingError, match=r"s/2.*math@4"):
+        table.rewards(table.arms(4))
+    kept, left_out = table.complete(table.arms(4))
+    assert left_out == ("s/2",)
+    assert kept.rewards(kept.arms(4)).shape == (5, 3)
+    assert kept.sample_ids == ("s/0", "s/1", "s/3", "s/4", "s/5")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": "rejection"}, "mixes rule"),
+        ({"temperature": 1.0}, "mixes temperature"),
+        ({"k": "dynamic"}, "'dynamic'"),
+        ({"k": True}, "True"),
+        ({"accepted": 10_000}, "impossible counts"),
+        ({"rounds": None}, "impossible counts"),
+        ({"schema_version": 2}, "newer"),
+    ],
+)
+def test_bad_records_are_refused(change, message) -> None:
+    """Mixed acceptance rules or broken counts would train a router on nonsense."""
+    rows = make_rows()
+    with pytest.raises(RoutingError, match=message):
+        from_rows([*rows, rows[-1] | {"sample_id": "s/9"} | change])
+
+
+def test_filters_choose_one_setting(tmp_path) -> None:
+    """A run with several experiments is read one experiment at a time."""
+    rows = [r | {"experiment": "a"} for r in make_rows()] + [r | {"experiment": "b", "rule": "rejection"} for r in make_rows()]
+    _write(tmp_path / "records.jsonl", rows)
+    with pytest.raises(RoutingError, match="mixes rule"):
+        read_records(tmp_path)
+    assert len(read_records(tmp_path, experiment="b", drafters=["code", "generic"]).drafters) == 2
+    assert read_records(tmp_path, experiment="b", drafters=["code", "generic"]).drafters == ("code", "generic")
+
+
+def test_broken_files(tmp_path) -> None:
+    """A half-written last line is a run in progress; a broken line inside is damage."""
+    file = tmp_path / "records.jsonl"
+    _write(file, make_rows())
+    file.write_text(file.read_text() + '{"sample_id": "s/0", "dra')
+    assert len(read_records(file)) == 6
+    file.write_text("{]\n" + file.read_text())
+    with pytest.raises(RoutingError, match=r"records.jsonl:1"):
+        read_records(file)
+    with pytest.raises(RoutingError, match="no records"):
+        read_records(tmp_path / "nowhere")
+    with pytest.raises(RoutingError, match="Parquet"):
+        read_parquet(file)
+    _write(file, [{"sample_id": "x"}])
+    with pytest.raises(RoutingError, match="lacks drafter"):
+        read_records(file)
+
+
+def test_prompts_come_from_the_samples() -> None:
+    """Records may hold ids only."""
+    table = from_rows([{k: v for k, v in r.items() if k != "prompt"} for r in make_rows()])
+    assert table.prompts is None
+    assert table.with_prompts({f"s/{i}": f"text {i}" for i in range(6)}).prompts[2] == "text 2"
+    with pytest.raises(RoutingError, match="no prompt text"):
+        table.with_prompts({"s/0": "x"})
+
+
+def test_equal_prompts_share_a_group() -> None:
+    """Folds that split two copies of one prompt would leak the answer."""
+    np.testing.assert_array_equal(prompt_groups(["A  b", "a b ", "c"]), [0, 0, 1])
+
+
+def test_unknown_arms_and_lengths() -> None:
+    """The error names what the table holds."""
+    table = from_rows(make_rows())
+    with pytest.raises(RoutingError, match="K = 3"):
+        table.arms(3)
+    with pytest.raises(RoutingError, match="poetry@4"):
+        table.rewards([Arm("poetry", 4)])
+    with pytest.raises(RoutingError, match="unknown reward"):
+        table.rewards(table.arms(4), "luck")
+
+
+def test_import_is_light_and_knows_no_harness() -> None:
+    """The command line must start fast; routing works on plain tables, so it may import neither harness nor mlx."""
+    code = (
+        "import sys, routing, routing.outcomes\n"
+        "assert not {'sklearn', 'torch', 'sentence_transformers'} & set(sys.modules), 'heavy'\n"
+        "import routing.policy, routing.persist, routing.evaluate, routing.shift\n"
+        "assert not {m for m in sys.modules if m.split('.')[0] in ('harness', 'mlx', 'torch')}, 'foreign'\n"
+        "assert all(getattr(routing, n) for n in routing.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
