@@ -1,0 +1,226 @@
+"""The public decoding calls: ``generate`` and ``stream``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.decode.cached import CachedModel
+from harness.decode.details import Details
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.fast import fast_steps
+from harness.decode.forward import EarlyExit, PrunedHead, inner
+from harness.decode.length import Costs, LengthPolicy, make_policy
+from harness.decode.plain import plain_steps
+from harness.decode.sampling import Sampling
+from harness.decode.speculative import Step, speculative_steps
+from harness.errors import HarnessError, did_you_mean
+from harness.models.blas import mx
+from harness.records import Generation, Rule
+
+DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
+"""Names every pair has, adapters aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterOptions:
+    """Settings of the drafters that have any."""
+
+    ngram: int = 3
+    """Lookup: longest suffix to look up."""
+    min_ngram: int = 2
+    """Lookup: shortest suffix that may propose."""
+    hybrid_min_ngram: int = 3
+    """Hybrid: shortest suffix for which lookup replaces the draft."""
+    layers: int | None = None
+    """Early exit: layers of the target to keep; None takes a quarter."""
+    vocab: int | None = None
+    """Draft model: restrict the output head to the first ``vocab`` ids (byte-pair merges are ordered by frequency); None keeps all."""
+
+
+def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
+    """Turn a drafter's name into a drafter; an object that already is one passes through.
+
+    Raises:
+        HarnessError: unknown name, or the pair has no draft model.
+    """
+    options = options or DrafterOptions()
+    if not isinstance(drafter, str):
+        return drafter
+    if drafter == "lookup":
+        return LookupDrafter(options.ngram, options.min_ngram)
+    if drafter == "early_exit":
+        layers = options.layers or max(1, len(inner(pair.target).layers) // 4)
+        return ModelDrafter(EarlyExit(pair.target, layers), name="early_exit")
+    if drafter == "generic":
+        return _draft(pair, options)
+    if drafter == "hybrid":
+        return HybridDrafter(LookupDrafter(options.ngram, options.hybrid_min_ngram), _draft(pair, options))
+    raise HarnessError(f"unknown drafter {drafter!r}: {did_you_mean(drafter, list(DRAFTERS))}", "Adapters are passed as drafter objects.")
+
+
+def _draft(pair: Any, options: DrafterOptions) -> ModelDrafter:
+    if pair.draft is None:
+        raise HarnessError(
+            f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
+        )
+    model, token_map = pair.draft.model, pair.draft.token_map
+    if options.vocab is not None and token_map is None:
+        token_map = mx.arange(options.vocab, dtype=mx.int32)
+        model = PrunedHead(model, token_map)
+    return ModelDrafter(model, token_map, name="generic")
+
+
+def stream(
+    pair: Any,
+    prompt: str | list[dict] | Sequence[int],
+    *,
+    drafter: str | Drafter | None = "generic",
+    k: int | str | LengthPolicy = 4,
+    rule: Rule = "match",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    lenience: float = 1.0,
+    max_tokens: int = 256,
+    seed: int = 0,
+    detailed: bool = False,
+    mode: Literal["detailed", "fast"] = "detailed",
+    options: DrafterOptions | None = None,
+    costs: Costs | None = None,
+) -> Iterator[Step]:
+    """Decode ``prompt`` and yield one :class:`~harness.decode.speculative.Step` per target pass.
+
+    Arguments are those of :func:`generate`.
+    """
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    _check(max_tokens, rule, lenience, sampling, mode, k, detailed)
+    ids = pair.encode(prompt)
+    max_tokens = min(max_tokens, pair.context_tokens - len(ids))
+    if max_tokens < 1:
+        raise HarnessError(
+            f"the prompt has {len(ids)} tokens, the model's context {pair.context_tokens}", "Shorten the prompt by at least one token."
+        )
+    common: dict[str, Any] = {"max_tokens": max_tokens, "eos": pair.eos_token_ids, "sampling": sampling, "seed": seed}
+    if mode == "fast":
+        draft = None if drafter is None else _full_vocabulary(resolve_drafter(pair, drafter, options))
+        return fast_steps(pair.target, draft, ids, k=k if isinstance(k, int) else 0, **common)
+    if drafter is None:
+        return plain_steps(CachedModel(pair.target), ids, **common)
+    chosen = resolve_drafter(pair, drafter, options)
+    if k == "auto" and costs is None:
+        from harness.decode.calibrate import calibrate
+
+        costs = calibrate(pair, chosen).costs
+    policy = make_policy(k, costs) if isinstance(k, int | str) else k
+    details = None
+    if detailed:
+        model = getattr(chosen, "draft", chosen)
+        details = Details(getattr(model, "token_map", None))
+    return speculative_steps(CachedModel(pair.target), chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, **common)
+
+
+def generate(
+    pair: Any,
+    prompt: str | list[dict] | Sequence[int],
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    **settings: Any,
+) -> Generation:
+    """Decode one answer and return it with its raw counts and times.
+
+    Args:
+        pair: from :func:`harness.load_pair`.
+        prompt: a string (chat template applied), a list of chat messages, or token ids.
+        on_step: called after every round, e.g. to print as it goes.
+        **settings: keyword arguments, all optional:
+            ``drafter`` None (plain decoding), ``generic`` (default), ``lookup``, ``early_exit``, ``hybrid`` or a drafter object;
+            ``k`` draft length, an int (default 4), ``dynamic``, ``auto`` or a policy object;
+            ``rule`` ``match`` (default) or ``rejection``; ``temperature`` (default 0), ``top_p``, ``top_k``, ``min_p``;
+            ``lenience`` above 1 is lossy and needs the rejection rule; ``max_tokens`` (default 256); ``seed`` (default 0);
+            ``detailed`` True records :class:`~harness.records.Position` entries; ``mode`` ``detailed`` (this project's loop) or
+            ``fast`` (mlx-lm's); ``options`` a :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``.
+
+    Returns:
+        A frozen :class:`~harness.records.Generation`. Greedy tokens equal plain decoding's.
+
+    Raises:
+        HarnessError: bad settings, a prompt longer than the context, a drafter the pair does not have.
+    """
+    ids = pair.encode(prompt)
+    rounds = stream(pair, ids, **settings)
+    steps: list[Step] = []
+    ttft_s = 0.0
+    start = time.perf_counter()
+    for step in rounds:
+        if not steps:
+            ttft_s = time.perf_counter() - start
+        steps.append(step)
+        if on_step:
+            on_step(step)
+    wall_s = time.perf_counter() - start
+    mx.synchronize()  # plain decoding may have one pass in flight after an end-of-sequence token
+    drafter, k = settings.get("drafter", "generic"), settings.get("k", 4)
+    return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings)
+
+
+def _collect(
+    pair: Any, steps: list[Step], ttft_s: float, wall_s: float, prompt_tokens: int, drafter: Any, k: Any, settings: dict
+) -> Generation:
+    tokens = tuple(token for step in steps for token in step.tokens)
+    plain = drafter is None
+    positions = tuple(p for step in steps for p in step.positions)
+    return Generation(
+        tokens=tokens,
+        text=pair.decode(tokens),
+        finish="eos" if tokens[-1] in pair.eos_token_ids else "length",
+        prompt_tokens=prompt_tokens,
+        rounds=len(steps),
+        drafted=sum(s.drafted for s in steps),
+        accepted=sum(s.accepted for s in steps),
+        rejected=sum(s.rejected for s in steps),
+        accept_lengths=tuple(s.accepted for s in steps),
+        draft_lengths=tuple(s.drafted for s in steps),
+        prefill_s=steps[0].prefill_s,
+        ttft_s=ttft_s,
+        draft_s=_total([s.draft_s for s in steps]),
+        verify_s=_total([s.verify_s for s in steps]),
+        wall_s=wall_s,
+        drafter=None if plain else drafter if isinstance(drafter, str) else drafter.name,
+        k=None if plain else k if isinstance(k, int | str) else type(k).__name__,
+        lossy=settings.get("lenience", 1.0) > 1,
+        positions=positions if settings.get("detailed") else None,
+    )
+
+
+def _total(times: list[float | None]) -> float | None:
+    known = [t for t in times if t is not None]
+    return sum(known) if len(known) == len(times) else None
+
+
+def _check(max_tokens: int, rule: str, lenience: float, sampling: Sampling, mode: str, k: Any, detailed: bool) -> None:
+    if max_tokens < 1:
+        raise HarnessError(f"max_tokens is {max_tokens}", "Use at least 1.")
+    if rule not in ("match", "rejection"):
+        raise HarnessError(f"unknown rule {rule!r}: {did_you_mean(str(rule), ['match', 'rejection'])}")
+    if mode not in ("detailed", "fast"):
+        raise HarnessError(f"unknown mode {mode!r}: {did_you_mean(str(mode), ['detailed', 'fast'])}")
+    if lenience < 1:
+        raise HarnessError(f"lenience is {lenience}", "Use 1 (exact) or more (lossy).")
+    if lenience > 1 and (rule != "rejection" or sampling.greedy):
+        raise HarnessError("lenience acts on the rejection rule only", "Add rule='rejection' and a temperature above 0.")
+    if mode == "fast" and (not isinstance(k, int) or rule != "match" or detailed):
+        raise HarnessError("fast mode is mlx-lm's loop: integer k, rule match, counts only", "Use mode='detailed' for anything else.")
+
+
+def _full_vocabulary(drafter: Drafter) -> Any:
+    if not isinstance(drafter, ModelDrafter):
+        raise HarnessError(
+            f"fast mode cannot use drafter {drafter.name!r}", "mlx-lm's loop takes a draft model: use 'generic' or 'early_exit'."
+        )
+    if drafter.token_map is not None:
+        raise HarnessError("fast mode needs a draft with the target's whole vocabulary", "Use mode='detailed' for a pruned draft.")
+    return drafter.model

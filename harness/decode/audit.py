@@ -1,0 +1,50 @@
+"""Losslessness audit: is a greedy output the target's, and if not, was it a near-tie or a bug?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.decode.cached import CachedModel
+from harness.models.blas import mx
+from harness.records import Divergence
+
+NOISE_FACTOR = 8.0
+"""A gap counts as a tie below this multiple of the largest difference seen between block and step kernels."""
+PROBE_TOKENS = 8
+"""Positions before the divergence over which that difference is measured."""
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """Index of the first differing token, the shorter length where one is a prefix of the other, None when equal."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+def classify(pair: Any, prompt_tokens: Sequence[int], baseline: Sequence[int], other: Sequence[int]) -> Divergence | None:
+    """Compare a lossless greedy output with the baseline's and explain the first difference.
+
+    The noise bound is measured at the spot: the same positions are run as one block and step by step, and the largest change of
+    a leading logit is scaled by ``NOISE_FACTOR``.
+
+    Returns:
+        None when the outputs are equal.
+    """
+    position = first_difference(baseline, other)
+    if position is None:
+        return None
+    prefix = [*prompt_tokens, *baseline[:position]]
+    block = min(PROBE_TOKENS, len(prefix))
+    together, stepwise = CachedModel(pair.target), CachedModel(pair.target)
+    together.prefill(prefix[:-block])
+    stepwise.prefill(prefix[:-block])
+    tail = mx.array(prefix[-block:], dtype=mx.int32)
+    one = together.forward(tail).astype(mx.float32)  # (block, vocab)
+    many = mx.concatenate([stepwise.forward(tail[i : i + 1]) for i in range(block)]).astype(mx.float32)
+    top = mx.argpartition(-one, kth=1, axis=-1)[:, :2]
+    noise = mx.max(mx.abs(mx.take_along_axis(one, top, axis=-1) - mx.take_along_axis(many, top, axis=-1))).item()
+    pair_of_logits = mx.take_along_axis(many[-1], top[-1], axis=-1)
+    gap = mx.abs(pair_of_logits[0] - pair_of_logits[1]).item()
+    return Divergence(position=position, gap=gap, kind="tie" if gap <= NOISE_FACTOR * noise else "bug")

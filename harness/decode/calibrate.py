@@ -1,0 +1,98 @@
+"""Measure what a draft step and a block verification cost on this machine: c and v(1..K+1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.decode.cached import CachedModel
+from harness.decode.drafters import Drafter, HybridDrafter, ModelDrafter
+from harness.decode.length import Costs, expected_tokens, predicted_speedup
+from harness.models.blas import mx
+
+CONTEXT_TOKENS = 128
+"""Cache length the steps are timed at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Step times of one pair on this machine."""
+
+    target_step_s: float
+    """Median time of a one-token target pass."""
+    draft_step_s: float | None
+    """Median time of a one-token draft pass with its argmax; None where drafting needs no model."""
+    block_s: tuple[float, ...]
+    """Median time of a target pass over 1, 2, ... tokens."""
+    spread: float
+    """Largest (p90 - p10) / median over all timed passes: above 0.2 the machine was busy."""
+    context_tokens: int = CONTEXT_TOKENS
+
+    @property
+    def costs(self) -> Costs:
+        """c and v in target steps."""
+        c = (self.draft_step_s or 0.0) / self.target_step_s
+        return Costs(c=c, v=tuple(max(t / self.target_step_s, 1.0) for t in self.block_s))
+
+    def predict(self, alpha: float) -> dict[int, float]:
+        """Predicted speedup per K for per-token acceptance ``alpha``."""
+        costs = self.costs
+        return {k: predicted_speedup(expected_tokens(alpha, k), k, costs) for k in range(1, costs.max_k + 1)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with c and v spelled out."""
+        return {**dataclasses.asdict(self), "c": self.costs.c, "v": list(self.costs.v)}
+
+
+def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = 8, repeats: int = 5) -> Calibration:
+    """Time the pair's steps, interleaved so that drift hits all of them alike.
+
+    Args:
+        pair: a loaded pair.
+        drafter: whose draft step to time; None or lookup costs nothing.
+        max_k: blocks of 1 to ``max_k`` + 1 tokens are timed.
+        repeats: timed passes per block size after one warm-up.
+    """
+    prompt = [token % 1000 + 100 for token in range(CONTEXT_TOKENS)]
+    target = CachedModel(pair.target)
+    target.prefill(prompt)
+    draft = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
+    jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in range(1, max_k + 2)}
+    if isinstance(draft, ModelDrafter):
+        state = CachedModel(draft.model)
+        state.prefill(prompt)
+        jobs["draft"] = _block(state, 1)
+    times: dict[object, list[float]] = {name: [] for name in jobs}
+    for repeat in range(repeats + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return Calibration(
+        target_step_s=median[1],
+        draft_step_s=median.get("draft"),
+        block_s=tuple(median[m] for m in range(1, max_k + 2)),
+        spread=max(_spread(values) for values in times.values()),
+    )
+
+
+def _block(model: CachedModel, m: int) -> Callable[[], None]:
+    tokens = mx.arange(100, 100 + m, dtype=mx.int32)
+
+    def run() -> None:
+        mx.eval(mx.argmax(model.forward(tokens), axis=-1))
+        model.trim_to(CONTEXT_TOKENS)
+
+    return run
+
+
+def _spread(values: list[float]) -> float:
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+    return (high - low) / statistics.median(ordered)

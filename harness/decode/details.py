@@ -1,0 +1,87 @@
+"""Detailed mode: what draft and target thought at every decided position."""
+
+from __future__ import annotations
+
+from harness.decode.drafters import Proposal
+from harness.models.blas import mx
+from harness.records import Position
+
+
+class Details:
+    """Collects per-position facts inside the round's one evaluation.
+
+    Args:
+        token_map: (draft vocab,) target id of each draft id; None is the identity.
+        top_k: how many target log-probabilities to keep per position.
+    """
+
+    def __init__(self, token_map: mx.array | None, top_k: int = 8) -> None:
+        self.top_k = top_k
+        self._draft_id: dict[int, int] | None = None
+        if token_map is not None:
+            self._draft_id = {target: draft for draft, target in enumerate(ints(token_map))}
+
+    def arrays(self, logits: mx.array, proposal: Proposal, verdict: mx.array) -> tuple[mx.array, ...]:
+        """Return what :meth:`positions` reads: lazily computed rows for the k decided positions."""
+        k = proposal.k
+        if k == 0:
+            return ()
+        rows = logits[:k]
+        normaliser = mx.logsumexp(rows.astype(mx.float32), axis=-1)  # (k,)
+        top = mx.argpartition(-rows, kth=self.top_k - 1, axis=-1)[:, : self.top_k]
+        top_logp = mx.take_along_axis(rows, top, axis=-1) - normaliser[:, None]
+        arrays = (rows, normaliser, top, top_logp)
+        if proposal.logits is None:
+            return arrays
+        return (*arrays, proposal.logits, mx.logsumexp(proposal.logits.astype(mx.float32), axis=-1))
+
+    def positions(self, arrays: tuple[mx.array, ...], draft: list[int], tokens: list[int], first: int) -> tuple[Position, ...]:
+        """Build the records of one round: every draft position whose fate was decided.
+
+        Args:
+            arrays: from :meth:`arrays`, evaluated.
+            draft: proposed ids.
+            tokens: emitted ids of the round.
+            first: index of ``tokens[0]`` in the answer.
+        """
+        n = min(len(draft), len(tokens))
+        if n == 0 or not arrays:
+            return ()
+        emitted = mx.array(tokens[:n], dtype=mx.int32)[:, None]
+        target_logp = (mx.take_along_axis(arrays[0][:n], emitted, axis=-1)[:, 0] - arrays[1][:n]).tolist()
+        draft_p, ranks = self._draft_facts(arrays, draft[:n], tokens[:n])
+        top, top_logp = arrays[2][:n].tolist(), arrays[3][:n].tolist()
+        out = []
+        for i in range(n):
+            order = sorted(range(self.top_k), key=lambda j: -top_logp[i][j])
+            out.append(
+                Position(
+                    position=first + i,
+                    draft_token=draft[i],
+                    target_token=tokens[i],
+                    draft_p=draft_p[i],
+                    target_p=min(float(mx.exp(mx.array(target_logp[i]))), 1.0),
+                    target_rank=ranks[i],
+                    top_tokens=tuple(top[i][j] for j in order),
+                    top_logprobs=tuple(top_logp[i][j] for j in order),
+                )
+            )
+        return tuple(out)
+
+    def _draft_facts(self, arrays: tuple[mx.array, ...], draft: list[int], tokens: list[int]) -> tuple[list, list]:
+        n = len(draft)
+        if len(arrays) < 6:
+            return [None] * n, [None] * n
+        rows, normaliser = arrays[4][:n], arrays[5][:n]
+        own = [self._id(t) for t in draft]
+        theirs = [self._id(t) for t in tokens]
+        index = mx.array([[d if d is not None else 0, t if t is not None else 0] for d, t in zip(own, theirs, strict=True)])
+        picked = mx.take_along_axis(rows, index, axis=-1)  # (n, 2)
+        probability = mx.exp(picked[:, 0] - normaliser)
+        rank = mx.sum(rows > picked[:, 1:], axis=-1)
+        mx.eval(probability, rank)
+        ranks = [r if t is not None else None for r, t in zip(rank.tolist(), theirs, strict=True)]
+        return [min(p, 1.0) for p in probability.tolist()], ranks
+
+    def _id(self, token: int) -> int | None:
+        return token if self._draft_id is None else self._draft_id.get(token)

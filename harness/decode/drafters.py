@@ -1,0 +1,216 @@
+"""Drafters: what proposes the next tokens. One protocol, four strategies.
+
+A drafter sees the whole context (prompt and emitted tokens) at each round and finds out itself how much of its own state is
+still valid, so the loop needs no bookkeeping per strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harness.decode.cached import CachedModel
+from harness.decode.sampling import Sampling, log_softmax, processed_logprobs, sample
+from harness.models.blas import mx
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Up to K proposed tokens."""
+
+    tokens: mx.array
+    """(k,) int32 target ids, possibly not evaluated yet."""
+    logq: mx.array | None = None
+    """(k, draft vocab) processed log-probabilities they were drawn from; None for greedy or deterministic proposals."""
+    token_map: mx.array | None = None
+    """(draft vocab,) target id of each draft id; None is the identity."""
+    logits: mx.array | None = None
+    """(k, draft vocab) raw draft logits, kept for the detailed mode; None for drafters without a distribution."""
+    confidences: tuple[float, ...] = ()
+    """Probability of each proposed token under the draft, where the length policy asked for it."""
+    source: str = "draft"
+    """``draft`` or ``lookup``: who proposed."""
+
+    @property
+    def k(self) -> int:
+        """Number of proposed tokens."""
+        return self.tokens.shape[0]
+
+    def full_logq(self, vocab: int) -> mx.array | None:
+        """Return ``logq`` over the target's vocabulary (k, vocab); ids the draft does not have get probability 0."""
+        if self.logq is None or (self.token_map is None and self.logq.shape[1] == vocab):
+            return self.logq
+        if self.token_map is None and self.logq.shape[1] > vocab:  # padded embedding rows beyond the target's
+            return self.logq[:, :vocab]
+        ids = mx.arange(self.logq.shape[1]) if self.token_map is None else self.token_map
+        full = mx.full((self.logq.shape[0], vocab), -mx.inf)
+        return mx.put_along_axis(full, mx.broadcast_to(ids[None].astype(mx.int32), self.logq.shape), self.logq, axis=-1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How the loop wants tokens proposed."""
+
+    k: int
+    """At most this many."""
+    sampling: Sampling = field(default_factory=Sampling)
+    key: mx.array | None = None
+    """Random key, for temperature above 0."""
+    with_logq: bool = False
+    """The rejection rule needs the distribution."""
+    with_logits: bool = False
+    """The detailed mode needs the raw logits."""
+    keep_going: Callable[[tuple[float, ...]], bool] | None = None
+    """Asked after each token with all confidences so far; needs a host read per token, so None unless the policy needs it."""
+
+
+class Drafter(Protocol):
+    """Proposes tokens after a context."""
+
+    name: str
+
+    def begin(self, prompt: list[int]) -> None:
+        """Start a new answer: drop old state and process ``prompt`` except its last token."""
+
+    def propose(self, context: list[int], request: Request) -> Proposal | None:
+        """Propose the tokens after ``context`` (prompt and everything emitted); None when there is nothing to propose."""
+
+
+EMPTY = mx.zeros((0,), dtype=mx.int32)
+"""No tokens."""
+
+
+class ModelDrafter:
+    """A draft model: a smaller one, an adapted one, or the first layers of the target.
+
+    Args:
+        model: the draft; its logits cover its own vocabulary.
+        token_map: (draft vocab,) target id of each draft id when the draft's vocabulary is pruned; None is the identity.
+        name: name in reports.
+    """
+
+    def __init__(self, model, token_map: mx.array | None = None, name: str = "generic") -> None:
+        self.name = name
+        self.model = model
+        self.token_map = token_map
+        self._state: CachedModel | None = None
+        self._seen = 0  # context length at the last proposal: everything cached up to there is true
+        self._proposed: mx.array = EMPTY
+
+    def begin(self, prompt: list[int]) -> None:
+        self._state = CachedModel(self.model)
+        self._state.prefill(prompt[:-1])
+        self._seen, self._proposed = len(prompt), EMPTY
+
+    def _valid(self, context: list[int]) -> int:
+        """Length of the prefix that the cached tokens share with ``context``: own proposals may have been rejected since."""
+        ahead = context[self._seen :]
+        own = self._proposed[: len(ahead)].tolist()
+        return self._seen + next((i for i, token in enumerate(own) if token != ahead[i]), len(own))
+
+    def propose(self, context: list[int], request: Request) -> Proposal | None:
+        if request.k == 0:
+            return None
+        state = self._state
+        if state is None:
+            self.begin(context)
+            state = self._state
+            assert state is not None
+        state.trim_to(min(state.offset, self._valid(context), len(context) - 1))
+        state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
+        feed = mx.array(context[state.offset :], dtype=mx.int32)
+        tokens, logqs, logits, confidences = [], [], [], []
+        keys = mx.random.split(request.key, request.k) if request.key is not None else [None] * request.k
+        for i in range(request.k):
+            row = state.forward(feed)[-1:]  # (1, draft vocab)
+            token, logq = self._draw(row, request, keys[i])
+            feed = token if self.token_map is None else self.token_map[token]
+            tokens.append(feed)
+            logqs.append(logq)
+            logits.append(row)
+            if request.keep_going is not None:
+                confidences.append(mx.exp(log_softmax(row)[0, token[0]]).item())
+                if not request.keep_going(tuple(confidences)):
+                    break
+            else:
+                mx.async_eval(feed)
+        self._seen, self._proposed = len(context), mx.concatenate(tokens)
+        return Proposal(
+            tokens=self._proposed,
+            logq=mx.concatenate(logqs) if request.with_logq else None,
+            token_map=self.token_map,
+            logits=mx.concatenate(logits) if request.with_logits else None,
+            confidences=tuple(confidences),
+        )
+
+    def _draw(self, row: mx.array, request: Request, key: mx.array | None) -> tuple[mx.array, mx.array | None]:
+        if request.sampling.greedy:
+            return mx.argmax(row, axis=-1).astype(mx.int32), None
+        logq = processed_logprobs(row, request.sampling)
+        return sample(logq, key).astype(mx.int32), logq
+
+
+class LookupDrafter:
+    """Prompt lookup: propose what followed the latest earlier occurrence of the last n tokens.
+
+    Args:
+        ngram: longest suffix looked up.
+        min_ngram: shortest suffix that may propose.
+    """
+
+    name = "lookup"
+
+    def __init__(self, ngram: int = 3, min_ngram: int = 1) -> None:
+        self.ngram = ngram
+        self.min_ngram = min_ngram
+        self._ends: dict[tuple[int, ...], int] = {}
+        self._indexed = 0
+
+    def begin(self, prompt: list[int]) -> None:
+        self._ends = {}
+        self._indexed = 0
+
+    def _index(self, context: list[int]) -> None:
+        # Suffixes that end at the last token are not indexed yet: a lookup must find an earlier occurrence.
+        for end in range(self._indexed + 1, len(context)):
+            for n in range(self.min_ngram, min(self.ngram, end) + 1):
+                self._ends[tuple(context[end - n : end])] = end
+        self._indexed = max(self._indexed, len(context) - 1)
+
+    def find(self, context: list[int], k: int) -> list[int]:
+        """Return up to ``k`` tokens that followed the longest known suffix of ``context``."""
+        self._index(context)
+        for n in range(min(self.ngram, len(context)), self.min_ngram - 1, -1):
+            end = self._ends.get(tuple(context[-n:]))
+            if end is not None:
+                return context[end : end + k]
+        return []
+
+    def propose(self, context: list[int], request: Request) -> Proposal | None:
+        found = self.find(context, request.k) if request.k else []
+        if not found:
+            return None
+        return Proposal(tokens=mx.array(found, dtype=mx.int32), source="lookup")
+
+
+class HybridDrafter:
+    """Lookup first (free), a draft model where lookup has nothing.
+
+    Args:
+        lookup: usually with ``min_ngram`` 3, so that only solid matches skip the draft.
+        draft: the model drafter behind it.
+    """
+
+    name = "hybrid"
+
+    def __init__(self, lookup: LookupDrafter, draft: ModelDrafter) -> None:
+        self.lookup = lookup
+        self.draft = draft
+
+    def begin(self, prompt: list[int]) -> None:
+        self.lookup.begin(prompt)
+        self.draft.begin(prompt)
+
+    def propose(self, context: list[int], request: Request) -> Proposal | None:
+        return self.lookup.propose(context, request) or self.draft.propose(context, request)

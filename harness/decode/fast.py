@@ -1,0 +1,74 @@
+"""Fast mode: mlx-lm's own loops, with this project's clocks and counts around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.decode.sampling import Sampling
+from harness.decode.speculative import Step
+from harness.models.blas import mx
+
+
+def fast_steps(
+    target: Any,
+    draft: Any | None,
+    prompt: list[int],
+    *,
+    k: int,
+    max_tokens: int,
+    eos: frozenset[int],
+    sampling: Sampling,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Run mlx-lm's ``generate_step`` (``draft`` None) or ``speculative_generate_step`` and yield its rounds as steps.
+
+    mlx-lm drafts min(k, tokens left), one more than this project's loop at the very end. It does not tell drafting from
+    verifying, so those times are None.
+    """
+    from mlx_lm.generate import generate_step, speculative_generate_step
+    from mlx_lm.sample_utils import make_sampler
+
+    mx.random.seed(seed)
+    sampler = make_sampler(
+        temp=sampling.temperature,
+        top_p=sampling.top_p if sampling.top_p < 1 else 0.0,
+        min_p=sampling.min_p,
+        top_k=sampling.top_k,
+    )
+    ids = mx.array(prompt, dtype=mx.uint32)
+    if draft is None:
+        plain = generate_step(ids, target, max_tokens=max_tokens, sampler=sampler)
+        stream: Iterator[tuple[int, bool]] = ((int(token), False) for token, _ in plain)
+        k = 0
+    else:
+        pairs = speculative_generate_step(ids, target, draft, num_draft_tokens=k, max_tokens=max_tokens, sampler=sampler)
+        stream = ((int(token), bool(from_draft)) for token, _, from_draft in pairs)
+    yield from _rounds(stream, k, max_tokens, eos)
+
+
+def _rounds(stream: Iterator[tuple[int, bool]], k: int, max_tokens: int, eos: frozenset[int]) -> Iterator[Step]:
+    """Cut a stream of (token, came from the draft) into rounds: every token of the target's own ends one."""
+    emitted = 0
+    tokens: list[int] = []
+
+    def step(rejected: bool) -> Step:
+        own = not from_draft
+        return Step(
+            tokens=tuple(tokens),
+            drafted=min(k, max_tokens - emitted),
+            accepted=len(tokens) - own,
+            rejected=rejected,
+            draft_s=None,
+            verify_s=None,
+        )
+
+    for token, from_draft in stream:
+        tokens.append(token)
+        ended = token in eos or emitted + len(tokens) >= max_tokens
+        if from_draft and not ended:
+            continue
+        yield step(rejected=not from_draft and len(tokens) - 1 < min(k, max_tokens - emitted))
+        emitted, tokens = emitted + len(tokens), []
+        if ended:
+            return

@@ -1,0 +1,117 @@
+"""Opening up a causal model of the llama family: embeddings, layers, final norm, output head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.models.blas import mx, nn
+
+
+def inner(model: Any) -> Any:
+    """Return the module that holds ``embed_tokens``, ``layers`` and ``norm``.
+
+    Raises:
+        HarnessError: the architecture is laid out differently.
+    """
+    body = getattr(model, "model", model)
+    missing = [name for name in ("embed_tokens", "layers", "norm") if not hasattr(body, name)]
+    if missing:
+        raise HarnessError(
+            f"{type(model).__module__} has no {', '.join(missing)}",
+            "Early exit, pruned heads and replay need a llama-like model (Llama, SmolLM2, Qwen2, Qwen2.5, Qwen3, Mistral).",
+        )
+    return body
+
+
+def head_logits(model: Any, hidden: mx.array) -> mx.array:
+    """Apply the output head to normed hidden states (..., dim) -> (..., vocab)."""
+    if hasattr(model, "head_logits"):
+        return model.head_logits(hidden)
+    if hasattr(model, "lm_head"):
+        return model.lm_head(hidden)
+    return inner(model).embed_tokens.as_linear(hidden)
+
+
+def hidden_states(model: Any, tokens: mx.array, cache: Any = None) -> mx.array:
+    """Return normed hidden states (batch, length, dim) for ``tokens`` (batch, length), without the output head."""
+    if hasattr(model, "hidden_states"):
+        return model.hidden_states(tokens, cache)
+    return model.model(tokens, cache=cache)
+
+
+class EarlyExit(nn.Module):
+    """The first ``n_layers`` of a model with its own norm and head: a draft that shares every weight.
+
+    Args:
+        model: the target.
+        n_layers: layers to keep, 1 up to all but one.
+    """
+
+    def __init__(self, model: Any, n_layers: int) -> None:
+        super().__init__()
+        body = inner(model)
+        total = len(body.layers)
+        if not 1 <= n_layers < total:
+            raise HarnessError(f"early exit after {n_layers} layers", f"The target has {total} layers: use 1 to {total - 1}.")
+        # A plain holder keeps the target's parameters out of this module's own parameter tree.
+        self._parts = (model, body, list(body.layers[:n_layers]))
+
+    @property
+    def layers(self) -> list:
+        """The kept layers (mlx-lm sizes the cache by them)."""
+        return self._parts[2]
+
+    def hidden_states(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        """Return normed hidden states after the last kept layer: (batch, length, dim)."""
+        from mlx_lm.models.base import create_attention_mask
+
+        _, body, layers = self._parts
+        h = body.embed_tokens(tokens)
+        cache = cache or [None] * len(layers)
+        mask = create_attention_mask(h, cache[0])
+        for layer, layer_cache in zip(layers, cache, strict=True):
+            h = layer(h, mask, cache=layer_cache)
+        return body.norm(h)
+
+    def head_logits(self, hidden: mx.array) -> mx.array:
+        """The target's output head."""
+        return head_logits(self._parts[0], hidden)
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        return self.head_logits(self.hidden_states(tokens, cache))
+
+
+class PrunedHead(nn.Module):
+    """A model whose output head is restricted to ``ids``: the target stays whole, so output stays exact.
+
+    Args:
+        model: the draft.
+        ids: (kept,) target ids the draft may propose, ascending.
+    """
+
+    def __init__(self, model: Any, ids: mx.array) -> None:
+        super().__init__()
+        head = model.lm_head if hasattr(model, "lm_head") else inner(model).embed_tokens
+        if isinstance(head, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+            weight = mx.dequantize(head.weight[ids], head.scales[ids], head.biases[ids], head.group_size, head.bits)
+        else:
+            weight = head.weight[ids]
+        self._parts = (model, mx.contiguous(weight))
+        mx.eval(self._parts[1])
+
+    @property
+    def layers(self) -> list:
+        """The draft's layers."""
+        return self._parts[0].layers
+
+    def hidden_states(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        """The draft's normed hidden states (batch, length, dim)."""
+        return hidden_states(self._parts[0], tokens, cache)
+
+    def head_logits(self, hidden: mx.array) -> mx.array:
+        """Logits over the kept ids: (..., kept)."""
+        return hidden @ self._parts[1].T
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        return self.head_logits(self.hidden_states(tokens, cache))

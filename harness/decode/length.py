@@ -1,0 +1,211 @@
+"""Draft length policies: fixed K, stop on low confidence, and the cost-aware ``auto``.
+
+``auto`` maximises tokens per target-step time, E[emitted] / (j c + v(j + 1)), with the measured c and v of this machine. Between
+rounds it uses the running acceptance; inside a round it keeps drafting while the expected gain of one more token pays for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.errors import HarnessError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Measured costs in units of one target step."""
+
+    c: float
+    """One draft step (0 for lookup)."""
+    v: tuple[float, ...]
+    """v[m - 1] is a target pass over m tokens; v[0] is 1."""
+
+    @property
+    def max_k(self) -> int:
+        """Longest draft the measurements cover."""
+        return len(self.v) - 1
+
+    def round_cost(self, k: int, c: float | None = None) -> float:
+        """Cost of drafting ``k`` tokens and verifying them, in target steps."""
+        return k * (self.c if c is None else c) + self.v[k]
+
+
+def expected_tokens(alpha: float, k: int) -> float:
+    """Return E[tokens per round] = 1 + alpha + ... + alpha^k for independent acceptance ``alpha``."""
+    return sum(alpha**i for i in range(k + 1))
+
+
+def predicted_speedup(tau: float, k: int, costs: Costs) -> float:
+    """Return tau / (k c + v(k + 1)), the speedup over one target step per token."""
+    return tau / costs.round_cost(k)
+
+
+class LengthPolicy(Protocol):
+    """Decides how far to draft."""
+
+    needs_confidence: bool
+
+    def max_k(self) -> int:
+        """Upper bound for this round; 0 means plain decoding."""
+
+    def keep_going(self, confidences: tuple[float, ...]) -> bool:
+        """After each drafted token: draft another one?"""
+
+    def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
+        """Learn from one finished round."""
+
+
+class FixedK:
+    """Always K tokens."""
+
+    needs_confidence = False
+
+    def __init__(self, k: int) -> None:
+        if k < 0:
+            raise HarnessError(f"k is {k}", "Use 0 or a positive integer, 'dynamic' or 'auto'.")
+        self.k = k
+
+    def max_k(self) -> int:
+        return self.k
+
+    def keep_going(self, confidences: tuple[float, ...]) -> bool:
+        return True
+
+    def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
+        pass
+
+
+class DynamicK:
+    """Draft until the draft's confidence in its own token falls under a threshold.
+
+    Args:
+        threshold: stop after a token less likely than this.
+        limit: never more than this many tokens.
+    """
+
+    needs_confidence = True
+
+    def __init__(self, threshold: float = 0.4, limit: int = 8) -> None:
+        if not 0 <= threshold <= 1:
+            raise HarnessError(f"the dynamic threshold is {threshold}", "Use a probability between 0 and 1.")
+        self.threshold = threshold
+        self.limit = limit
+
+    def max_k(self) -> int:
+        return self.limit
+
+    def keep_going(self, confidences: tuple[float, ...]) -> bool:
+        return confidences[-1] >= self.threshold
+
+    def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
+        pass
+
+
+class AutoK:
+    """Cost-aware draft length that falls back to plain decoding where speculation loses.
+
+    Args:
+        costs: measured c and v.
+        prior_alpha: acceptance assumed before anything was seen.
+        prior_rounds: weight of the prior, in decided tokens.
+        decay: forgetting factor per decided token of the running acceptance.
+        probe_budget: share of the time that may go into retrying after a fall back to plain decoding.
+    """
+
+    needs_confidence = True
+    _BUCKETS = 8
+
+    def __init__(
+        self,
+        costs: Costs,
+        *,
+        prior_alpha: float = 0.7,
+        prior_rounds: float = 6.0,
+        decay: float = 0.98,
+        probe_budget: float = 0.005,
+    ) -> None:
+        self.costs = costs
+        self.decay = decay
+        self.probe_budget = probe_budget
+        self._accepted = dict.fromkeys(("draft", "lookup"), prior_alpha * prior_rounds)
+        self._decided = dict.fromkeys(("draft", "lookup"), prior_rounds)
+        # Acceptance by confidence bucket, with the confidence itself as a prior worth a few tokens.
+        self._bucket = [[4.0 * (b + 0.5) / self._BUCKETS, 4.0] for b in range(self._BUCKETS)]
+        self._plain_rounds = 0
+        self._wait = 0
+
+    def alpha(self, source: str = "draft") -> float:
+        """Running per-token acceptance of ``source``."""
+        return min(self._accepted[source] / self._decided[source], 0.999)
+
+    def best(self) -> tuple[int, float]:
+        """Return the best fixed K for the running acceptance and its tokens per target-step time; K = 0 gives 1."""
+        alpha = self.alpha()
+        rates = [(expected_tokens(alpha, k) / self.costs.round_cost(k), -k) for k in range(self.costs.max_k + 1)]
+        rate, k = max(rates)
+        return -k, rate
+
+    def max_k(self) -> int:
+        k, _ = self.best()
+        if k > 0:
+            self._plain_rounds = 0
+            return self.costs.max_k
+        # Speculation loses: decode plainly, and probe so rarely that probing costs at most the budget.
+        if self._plain_rounds == 0:
+            loss = max(self.costs.round_cost(1) - expected_tokens(self.alpha(), 1), 0.01)
+            self._wait = max(round(loss / self.probe_budget), 8)
+        self._plain_rounds += 1
+        if self._plain_rounds > self._wait:
+            self._plain_rounds = 0
+            return 1
+        return 0
+
+    def _stands(self, confidence: float) -> float:
+        accepted, seen = self._bucket[self._index(confidence)]
+        return accepted / seen
+
+    def _index(self, confidence: float) -> int:
+        return min(int(confidence * self._BUCKETS), self._BUCKETS - 1)
+
+    def keep_going(self, confidences: tuple[float, ...]) -> bool:
+        k = len(confidences)
+        survive = 1.0
+        for confidence in confidences:
+            survive *= self._stands(confidence)
+        alpha, (_, rate) = self.alpha(), self.best()
+        gain = 0.0
+        for more in range(1, self.costs.max_k - k + 1):
+            gain += survive * alpha**more
+            cost = more * self.costs.c + self.costs.v[k + more] - self.costs.v[k]
+            if gain > rate * cost:
+                return True
+        return False
+
+    def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
+        decided = min(accepted + 1, drafted)
+        for i in range(decided):
+            stands = float(i < accepted)
+            self._accepted[source] = self._accepted[source] * self.decay + stands
+            self._decided[source] = self._decided[source] * self.decay + 1
+            if i < len(confidences):
+                bucket = self._bucket[self._index(confidences[i])]
+                bucket[0] += stands
+                bucket[1] += 1
+
+
+def make_policy(k: int | str, costs: Costs | None = None, *, threshold: float = 0.4, limit: int = 8) -> LengthPolicy:
+    """Build the policy named by ``k``: an int, ``dynamic`` or ``auto``.
+
+    Raises:
+        HarnessError: unknown name, or ``auto`` without measured costs.
+    """
+    if isinstance(k, int) and not isinstance(k, bool):
+        return FixedK(k)
+    if k == "dynamic":
+        return DynamicK(threshold, limit)
+    if k == "auto":
+        if costs is None:
+            raise HarnessError("k = auto needs measured costs", "Run `harness doctor --pair PAIR` once, or let the harness calibrate.")
+        return AutoK(costs)
+    raise HarnessError(f"k is {k!r}", "Use 0 or a positive integer, 'dynamic' or 'auto'.")

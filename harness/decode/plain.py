@@ -1,0 +1,51 @@
+"""Target-only decoding: the baseline every speedup is measured against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from harness.decode.cached import CachedModel
+from harness.decode.sampling import Sampling, processed_logprobs, sample
+from harness.decode.speculative import Step
+from harness.models.blas import mx
+
+
+def plain_steps(
+    target: CachedModel,
+    prompt: list[int],
+    *,
+    max_tokens: int,
+    eos: frozenset[int],
+    sampling: Sampling,
+    seed: int = 0,
+) -> Iterator[Step]:
+    """Yield one :class:`Step` per token. The next pass is queued before the current token is read, as mlx-lm does."""
+    start = time.perf_counter()
+    key = mx.random.key(seed)
+    target.prefill(prompt[:-1])
+    prefill_s = time.perf_counter() - start
+
+    def advance(token: mx.array, key: mx.array | None) -> mx.array:
+        logits = target.forward(token)
+        token = mx.argmax(logits, axis=-1) if sampling.greedy else sample(processed_logprobs(logits, sampling), key)
+        mx.async_eval(token)
+        return token.astype(mx.int32)
+
+    keys = iter(lambda: None, 0) if sampling.greedy else _keys(key)
+    start = time.perf_counter()
+    token = advance(mx.array(prompt[-1:], dtype=mx.int32), next(keys))
+    for i in range(max_tokens):
+        following = advance(token, next(keys)) if i + 1 < max_tokens else None
+        value = int(token.item())
+        now = time.perf_counter()
+        yield Step(tokens=(value,), drafted=0, accepted=0, rejected=False, draft_s=None, verify_s=now - start, prefill_s=prefill_s)
+        if value in eos or following is None:
+            break
+        start, prefill_s, token = now, 0.0, following
+
+
+def _keys(key: mx.array) -> Iterator[mx.array]:
+    while True:
+        key, step_key = mx.random.split(key)
+        yield step_key

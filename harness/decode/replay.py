@@ -1,0 +1,344 @@
+"""Replay: acceptance of every drafter, sample and K from stored target trajectories, without running the target.
+
+Greedy: while tokens are accepted the draft sees the true prefix, so one teacher-forced pass tells at which positions its favourite
+equals the target's token, and that fixes the counts for every K. Sampling under the rejection rule: a token t drawn by the target
+stands with probability min(1, q(t)/p(t)), independently along the trajectory, so expectations follow by dynamic programming.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.decode.drafters import HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.forward import head_logits, hidden_states
+from harness.decode.sampling import Sampling, ints, processed_logprobs
+from harness.errors import HarnessError
+from harness.models.blas import mx
+from harness.records import Trajectory
+
+BATCH_TOKENS = 2048
+"""Padded tokens per teacher-forced batch."""
+HEAD_ROWS = 256
+"""Rows per call of the output head: 256 x 152k logits are 150 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Raw counts of one sample in one cell."""
+
+    rounds: int
+    drafted: int
+    accepted: int
+    rejected: int
+    emitted: int
+    accept_lengths: tuple[int, ...]
+    draft_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayRow:
+    """One line of the replay table. Under sampling the counts are expectations and the per-round lists are empty."""
+
+    sample_id: str
+    domain: str
+    drafter: str
+    k: int
+    rounds: float
+    drafted: float
+    accepted: float
+    rejected: float
+    emitted: int
+    accept_lengths: tuple[int, ...] = ()
+    draft_lengths: tuple[int, ...] = ()
+    near_ties: int = 0
+    """Positions where the draft's top two logits are closer than kernel noise, so that a flip against decoding is possible."""
+
+    @property
+    def rate(self) -> float:
+        """Draft acceptance rate, accepted / drafted."""
+        return self.accepted / self.drafted if self.drafted else float("nan")
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens per target pass."""
+        return self.emitted / self.rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForcedPass:
+    """What one teacher-forced pass of a draft over one trajectory gives."""
+
+    match: np.ndarray
+    """(n,) bool: the draft's favourite equals the target's token."""
+    gap: np.ndarray
+    """(n,) float32: top-1 minus top-2 draft logit."""
+    logq: np.ndarray | None = None
+    """(n,) float32: processed draft log-probability of the target's token, for temperature above 0."""
+
+
+def simulate(propose: Callable[[int, int], tuple[int, int]], emitted: int, k: int, max_tokens: int) -> Counts:
+    """Count the rounds of a loop that drafts ``k`` tokens along a known answer.
+
+    Args:
+        propose: ``propose(position, limit) -> (drafted, agreeing)``: tokens proposed after ``position`` emitted tokens, at most
+            ``limit``, and how many of them in a row equal the answer.
+        emitted: length of the answer.
+        k: draft length.
+        max_tokens: limit of the generation; near it the draft shortens to what can still be emitted.
+    """
+    position, accepts, drafts, rejected = 0, [], [], 0
+    while position < emitted:
+        drafted, agreeing = propose(position, min(k, max_tokens - position - 1))
+        agreeing = min(agreeing, emitted - position)  # an accepted end-of-sequence token ends the answer
+        accepts.append(agreeing)
+        drafts.append(drafted)
+        ended_inside = position + agreeing == emitted
+        rejected += not ended_inside and agreeing < drafted
+        position += agreeing + (not ended_inside)
+    return Counts(
+        rounds=len(accepts),
+        drafted=sum(drafts),
+        accepted=sum(accepts),
+        rejected=rejected,
+        emitted=emitted,
+        accept_lengths=tuple(accepts),
+        draft_lengths=tuple(drafts),
+    )
+
+
+def run_lengths(match: np.ndarray) -> np.ndarray:
+    """Return, per position, how many True follow in a row from there (n,)."""
+    runs = np.zeros(len(match) + 1, dtype=np.int64)
+    for i in range(len(match) - 1, -1, -1):
+        runs[i] = runs[i + 1] + 1 if match[i] else 0
+    return runs[:-1]
+
+
+def simulate_match(match: np.ndarray, k: int, max_tokens: int) -> Counts:
+    """Greedy counts of a draft model from its teacher-forced ``match`` (n,)."""
+    runs = run_lengths(match)
+    return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(match), k, max_tokens)
+
+
+def simulate_lookup(lookup: LookupDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> Counts:
+    """Greedy counts of prompt lookup, which needs no model at all.
+
+    Args:
+        lookup: its settings.
+        trajectory: the known answer.
+        k: draft length.
+        match: (n,) of the draft model that steps in where lookup finds nothing (hybrid); None is lookup alone.
+    """
+    prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
+    runs = None if match is None else run_lengths(match)
+    lookup.begin(prompt)
+
+    def propose(position: int, limit: int) -> tuple[int, int]:
+        found = lookup.find(prompt + answer[:position], limit) if limit else []
+        if not found and runs is not None:
+            return limit, min(int(runs[position]), limit)
+        ahead = answer[position : position + len(found)]
+        agreeing = next((i for i, (a, b) in enumerate(zip(found, ahead, strict=False)) if a != b), len(ahead))
+        return len(found), agreeing
+
+    return simulate(propose, len(answer), k, trajectory.max_tokens)
+
+
+def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> tuple[float, float, float, float]:
+    """Expected (rounds, drafted, accepted, rejected) under sampling, by dynamic programming over round starts.
+
+    Args:
+        stand: (n,) probability that the trajectory's token stands when drafted, min(1, q/p).
+        k: draft length.
+        max_tokens: limit of the generation.
+    """
+    n = len(stand)
+    begins = np.zeros(n + k + 2)
+    begins[0] = 1.0
+    rounds = drafted = accepted = rejected = 0.0
+    for i in range(n):
+        weight = begins[i]
+        if weight == 0:
+            continue
+        limit = min(k, max_tokens - i - 1)
+        rounds += weight
+        drafted += weight * limit
+        survive = 1.0
+        for j in range(min(limit, n - i)):
+            p = stand[i + j]
+            rejected += weight * survive * (1 - p)
+            begins[i + j + 1] += weight * survive * (1 - p)
+            survive *= p
+            accepted += weight * survive
+        if i + limit < n:  # everything drafted stands: the bonus token follows
+            begins[i + limit + 1] += weight * survive
+    return rounds, drafted, accepted, rejected
+
+
+def forced_passes(
+    model: Any,
+    token_map: mx.array | None,
+    trajectories: Sequence[Trajectory],
+    sampling: Sampling | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[ForcedPass]:
+    """Run the draft once over each trajectory, batched by length; the output head runs on output positions only.
+
+    Args:
+        model: the draft.
+        token_map: (draft vocab,) target ids of a pruned draft; None is the identity.
+        trajectories: what the target produced.
+        sampling: temperature and filters of the target's run, to get ``logq``; None or greedy for match only.
+        progress: called with the number of trajectories finished.
+
+    Returns:
+        One :class:`ForcedPass` per trajectory, in order.
+    """
+    lookup = None if token_map is None else {t: d for d, t in enumerate(ints(token_map))}
+    out: list[ForcedPass | None] = [None] * len(trajectories)
+    for batch in _batches(trajectories):
+        rows = [[*trajectories[i].prompt_tokens, *trajectories[i].tokens[:-1]] for i in batch]
+        width = max(map(len, rows))
+        padded = mx.array([row + [0] * (width - len(row)) for row in rows], dtype=mx.int32)
+        hidden = hidden_states(model, padded)  # (batch, width, dim); padding on the right is invisible to causal attention
+        for b, i in enumerate(batch):
+            t = trajectories[i]
+            first = len(t.prompt_tokens) - 1
+            out[i] = _score(model, hidden[b, first : first + len(t.tokens)], t, lookup, sampling)
+        if progress:
+            progress(sum(o is not None for o in out))
+        del hidden
+        mx.clear_cache()
+    return [o for o in out if o is not None]
+
+
+def _batches(trajectories: Sequence[Trajectory]) -> Iterator[list[int]]:
+    """Group indices of similar length so that padding stays small."""
+    order = sorted(range(len(trajectories)), key=lambda i: len(trajectories[i].prompt_tokens) + len(trajectories[i].tokens))
+    batch: list[int] = []
+    for i in order:
+        length = len(trajectories[i].prompt_tokens) + len(trajectories[i].tokens)
+        if batch and length * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _score(model: Any, hidden: mx.array, t: Trajectory, lookup: dict[int, int] | None, sampling: Sampling | None) -> ForcedPass:
+    ids = [lookup.get(x, -1) if lookup is not None else x for x in t.tokens]
+    matches: list[np.ndarray] = []
+    gaps: list[np.ndarray] = []
+    logqs: list[np.ndarray] = []
+    for start in range(0, len(ids), HEAD_ROWS):
+        logits = head_logits(model, hidden[start : start + HEAD_ROWS])
+        wanted = mx.array(ids[start : start + HEAD_ROWS], dtype=mx.int32)
+        best = mx.argmax(logits, axis=-1)
+        top2 = -mx.partition(-logits, kth=1, axis=-1)[:, :2]
+        parts = [best == wanted, (top2[:, 0] - top2[:, 1]).astype(mx.float32)]
+        if sampling is not None and not sampling.greedy:
+            logq = processed_logprobs(logits, sampling)
+            picked = mx.take_along_axis(logq, mx.maximum(wanted, 0)[:, None], axis=-1)[:, 0]
+            parts.append(mx.where(wanted >= 0, picked, -mx.inf))
+        mx.eval(parts)
+        for store, part in zip((matches, gaps, logqs), parts, strict=False):
+            store.append(np.array(part))
+    return ForcedPass(match=np.concatenate(matches), gap=np.concatenate(gaps), logq=np.concatenate(logqs) if logqs else None)
+
+
+def replay_model(
+    name: str,
+    model: Any,
+    token_map: mx.array | None,
+    trajectories: Sequence[Trajectory],
+    ks: Iterable[int],
+    *,
+    sampling: Sampling | None = None,
+    noise: float = 1e-3,
+    progress: Callable[[int], None] | None = None,
+) -> list[ReplayRow]:
+    """Replay one draft model over all trajectories and K. See :func:`replay`."""
+    passes = forced_passes(model, token_map, trajectories, sampling, progress)
+    return [_row(name, t, forced, k, noise) for t, forced in zip(trajectories, passes, strict=True) for k in ks]
+
+
+def _row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: float) -> ReplayRow:
+    ties = int((forced.gap < noise).sum())
+    if forced.logq is None:
+        return _row_of(name, t, k, simulate_match(forced.match, k, t.max_tokens), ties)
+    if t.logprobs is None:
+        raise HarnessError(
+            f"trajectory {t.sample_id} has no log-probabilities", "Collect it again: sampled replay needs log p of every token."
+        )
+    stand = np.minimum(1.0, np.exp(forced.logq.astype(np.float64) - np.array(t.logprobs)))
+    rounds, drafted, accepted, rejected = expected_counts(stand, k, t.max_tokens)
+    return ReplayRow(
+        sample_id=t.sample_id,
+        domain=t.domain,
+        drafter=name,
+        k=k,
+        rounds=rounds,
+        drafted=drafted,
+        accepted=accepted,
+        rejected=rejected,
+        emitted=len(t.tokens),
+        near_ties=ties,
+    )
+
+
+def _row_of(name: str, t: Trajectory, k: int, counts: Counts, near_ties: int = 0) -> ReplayRow:
+    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=near_ties, **dataclasses.asdict(counts))
+
+
+def replay(
+    pair: Any,
+    trajectories: Sequence[Trajectory],
+    drafters: Sequence[str],
+    ks: Sequence[int],
+    *,
+    sampling: Sampling | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[ReplayRow]:
+    """Acceptance of every drafter x sample x K from stored target trajectories, one draft pass per (drafter, sample).
+
+    Args:
+        pair: a loaded :class:`harness.models.pair.Pair`.
+        trajectories: from :func:`harness.decode.collect.collect` or from baseline generations.
+        drafters: names as in :func:`harness.decode.api.generate`: ``generic``, ``early_exit``, ``lookup``, adapter names.
+        ks: draft lengths.
+        sampling: temperature and filters the trajectories were drawn with; None is greedy.
+        progress: called with the number of trajectories finished per drafter.
+
+    Returns:
+        One row per (drafter, sample, K).
+
+    Raises:
+        HarnessError: an unknown kind of drafter, lookup under sampling, or sampled trajectories without log-probabilities.
+    """
+    from harness.decode.api import resolve_drafter
+
+    greedy = sampling is None or sampling.greedy
+    rows: list[ReplayRow] = []
+    for name in drafters:
+        drafter = resolve_drafter(pair, name)
+        if isinstance(drafter, ModelDrafter):
+            rows += replay_model(name, drafter.model, drafter.token_map, trajectories, ks, sampling=sampling, progress=progress)
+            continue
+        if not greedy:
+            raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
+        matches: Sequence[np.ndarray | None] = [None] * len(trajectories)
+        lookup = drafter
+        if isinstance(drafter, HybridDrafter):
+            lookup, draft = drafter.lookup, drafter.draft
+            matches = [f.match for f in forced_passes(draft.model, draft.token_map, trajectories, progress=progress)]
+        if not isinstance(lookup, LookupDrafter):
+            raise HarnessError(f"replay cannot follow drafter {name!r}", "Decode those cells instead.")
+        for t, match in zip(trajectories, matches, strict=True):
+            rows += [_row_of(name, t, k, simulate_lookup(lookup, t, k, match)) for k in ks]
+    return rows

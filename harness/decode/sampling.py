@@ -1,0 +1,75 @@
+"""Turning logits into the processed distributions that both models are compared on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.errors import HarnessError
+from harness.models.blas import mx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Temperature and filters, applied alike to target and draft. Filters see the untempered distribution, as in mlx-lm."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with at least this mass; 1 keeps all."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this fraction of the most likely one."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise HarnessError(f"temperature is {self.temperature}", "Use 0 for greedy decoding or a positive number.")
+        if not 0 < self.top_p <= 1:
+            raise HarnessError(f"top_p is {self.top_p}", "Use a number above 0 and up to 1 (1 turns the filter off).")
+        if self.top_k < 0:
+            raise HarnessError(f"top_k is {self.top_k}", "Use 0 (off) or a positive integer.")
+        if not 0 <= self.min_p <= 1:
+            raise HarnessError(f"min_p is {self.min_p}", "Use a number from 0 (off) to 1.")
+
+    @property
+    def greedy(self) -> bool:
+        """True at temperature 0."""
+        return self.temperature == 0
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    """Return float32 log-probabilities of ``logits`` (..., vocab)."""
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def processed_logprobs(logits: mx.array, sampling: Sampling) -> mx.array:
+    """Return the normalised float32 log-probabilities that are sampled from.
+
+    Args:
+        logits: (n, vocab) raw model output.
+        sampling: temperature above 0 and filters.
+
+    Returns:
+        (n, vocab); filtered tokens are -inf.
+    """
+    from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+
+    logp = log_softmax(logits)
+    if sampling.top_p < 1:
+        logp = apply_top_p(logp, sampling.top_p)
+    if sampling.min_p > 0:
+        logp = apply_min_p(logp, sampling.min_p)
+    if 0 < sampling.top_k < logp.shape[-1]:
+        logp = apply_top_k(logp, sampling.top_k)
+    return log_softmax(logp / sampling.temperature)
+
+
+def ints(array: mx.array) -> list[int]:
+    """Read a one-dimensional integer array to the host."""
+    return array.tolist()
+
+
+def sample(logp: mx.array, key: mx.array | None) -> mx.array:
+    """Draw one token per row of ``logp`` (n, vocab) -> (n,)."""
+    return mx.random.categorical(logp, axis=-1, key=key)

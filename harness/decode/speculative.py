@@ -1,0 +1,130 @@
+"""The speculative loop: draft, verify, accept, rewind.
+
+Each round feeds the target the last emitted token and K proposals in one pass; the target's cache is then cut back to the accepted
+prefix, and the token the target added is fed with the next round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from harness.decode.accept import accept_rejection, common_prefix
+from harness.decode.cached import CachedModel
+from harness.decode.details import Details
+from harness.decode.drafters import EMPTY, Drafter, Proposal, Request
+from harness.decode.length import LengthPolicy
+from harness.decode.sampling import Sampling, ints, processed_logprobs, sample
+from harness.models.blas import mx
+from harness.records import Position, Rule
+
+QUEUE_AHEAD = mx.default_device() == mx.Device(mx.gpu)
+"""On a GPU the verification is queued behind the draft before the draft is read, so the device never idles between them. The CPU
+backend runs what is queued at once, so there the draft is read first, which keeps the two times apart at no cost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one round emitted. The first step of an answer carries the prefill time."""
+
+    tokens: tuple[int, ...]
+    """Emitted token ids: the accepted prefix, then the target's own token."""
+    drafted: int
+    accepted: int
+    rejected: bool
+    """A rejection ended the round."""
+    draft_s: float | None
+    verify_s: float | None
+    prefill_s: float = 0.0
+    positions: tuple[Position, ...] = ()
+    """Details per decided draft position (detailed mode)."""
+
+
+def speculative_steps(
+    target: CachedModel,
+    drafter: Drafter,
+    prompt: list[int],
+    *,
+    policy: LengthPolicy,
+    max_tokens: int,
+    eos: frozenset[int],
+    rule: Rule = "match",
+    sampling: Sampling,
+    lenience: float = 1.0,
+    seed: int = 0,
+    details: Details | None = None,
+) -> Iterator[Step]:
+    """Yield one :class:`Step` per target pass until ``max_tokens`` or an end-of-sequence token."""
+    start = time.perf_counter()
+    key = mx.random.key(seed)
+    context = list(prompt)
+    target.prefill(prompt[:-1])
+    if policy.max_k() > 0:
+        drafter.begin(prompt)
+    prefill_s = time.perf_counter() - start
+    emitted, finished = 0, False
+    while emitted < max_tokens and not finished:
+        start = time.perf_counter()
+        key, draft_key, accept_key = mx.random.split(key, 3) if not sampling.greedy else (key, None, None)
+        request = Request(
+            k=min(policy.max_k(), max_tokens - emitted - 1),
+            sampling=sampling,
+            key=draft_key,
+            with_logq=rule == "rejection" and not sampling.greedy,
+            with_logits=details is not None,
+            keep_going=policy.keep_going if policy.needs_confidence else None,
+        )
+        proposal = drafter.propose(context, request) or Proposal(EMPTY)
+        last = mx.array(context[-1:], dtype=mx.int32)
+        logits = target.forward(mx.concatenate([last, proposal.tokens]))  # (k + 1, vocab)
+        verdict = _verdict(logits, proposal, rule, sampling, lenience, accept_key)
+        extra = details.arrays(logits, proposal, verdict) if details else ()
+        if QUEUE_AHEAD:
+            mx.async_eval(proposal.tokens, verdict, *extra)
+        draft = ints(proposal.tokens)
+        drafted_at = time.perf_counter()
+        mx.eval(verdict, *extra)
+        n, own = _read(verdict, draft, rule, sampling)
+        verified_at = time.perf_counter()
+
+        tokens = [*draft[:n], own]
+        stop = next((i for i, token in enumerate(tokens) if token in eos), None)
+        if stop is not None:
+            tokens, finished = tokens[: stop + 1], True
+        accepted = min(n, len(tokens))
+        context += tokens
+        emitted += len(tokens)
+        if not finished:
+            target.trim_to(len(context) - 1)
+        policy.update(drafted=len(draft), accepted=accepted, confidences=proposal.confidences, source=proposal.source)
+        yield Step(
+            tokens=tuple(tokens),
+            drafted=len(draft),
+            accepted=accepted,
+            rejected=n < len(draft) and len(tokens) == n + 1,
+            draft_s=drafted_at - start,
+            verify_s=verified_at - drafted_at,
+            prefill_s=prefill_s,
+            positions=details.positions(extra, draft, tokens, emitted - len(tokens)) if details else (),
+        )
+        prefill_s = 0.0
+
+
+def _verdict(logits: mx.array, proposal: Proposal, rule: Rule, sampling: Sampling, lenience: float, key: mx.array | None) -> mx.array:
+    """Return the target's tokens (k + 1,) under ``match``, or (accepted, added token) under ``rejection``."""
+    if sampling.greedy:
+        return mx.argmax(logits, axis=-1)
+    logp = processed_logprobs(logits, sampling)
+    if rule == "match":
+        return sample(logp, key)
+    return accept_rejection(logp, proposal.full_logq(logp.shape[-1]), proposal.tokens, key, lenience)
+
+
+def _read(verdict: mx.array, draft: list[int], rule: Rule, sampling: Sampling) -> tuple[int, int]:
+    """Return how many draft tokens stand and the token the target adds."""
+    values = ints(verdict)
+    if rule == "rejection" and not sampling.greedy:
+        return values[0], values[1]
+    n = common_prefix(draft, values)
+    return n, values[n]

@@ -1,0 +1,275 @@
+"""The speculative loop against plain decoding, hand-written counts and injected bugs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import ToyDraft, ToyPair, toy_model, toy_pair
+
+from harness.decode import speculative
+from harness.decode.api import DrafterOptions, generate
+from harness.decode.cached import CachedModel
+from harness.decode.drafters import LookupDrafter, Proposal
+from harness.decode.length import AutoK, Costs
+from harness.decode.replay import replay
+from harness.errors import HarnessError
+from harness.models.blas import mx
+from harness.records import Trajectory
+
+PAIRS = [toy_pair(seed=s, noise=n) for s, n in ((0, 0.1), (10, 0.3), (20, 1.0))]
+DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
+CHEAP = Costs(c=0.2, v=(1.0, 1.05, 1.1, 1.2, 1.3))
+
+
+def greedy(pair: ToyPair, prompt: list[int], drafter: str | None, k: object = 4, **kwargs):
+    """Greedy generation; ``auto`` uses fixed costs so that tests do not depend on the clock."""
+    return generate(pair, prompt, drafter=drafter, k=AutoK(CHEAP) if k == "auto" else k, **kwargs)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_greedy_output_is_the_targets(pair: ToyPair, drafter: str) -> None:
+    """The promise of speculative decoding, over 2,000 (prompt, K, drafter) cases with end-of-sequence tokens and odd limits."""
+    mx.random.seed(7)
+    for p in range(21):
+        prompt = mx.random.randint(2, 64, (1 + p % 9,)).tolist()
+        limit = (1, 2, 7, 24)[p % 4]
+        plain = greedy(pair, prompt, None, max_tokens=limit)
+        for k in (0, 1, 2, 3, 5, 8, "dynamic", "auto"):
+            fast = greedy(pair, prompt, drafter, k, max_tokens=limit)
+            assert fast.tokens == plain.tokens, (p, k)
+            assert fast.finish == plain.finish
+
+
+@pytest.mark.parametrize("drafter", ["generic", "lookup", "early_exit", "hybrid"])
+def test_replay_equals_decoding(drafter: str) -> None:
+    """Replay stands in for decoding in every ablation, so all its counts must be the loop's, K by K."""
+    pair = PAIRS[1]
+    for p in range(12):
+        prompt = [2 + (p * 7 + i * 3) % 60 for i in range(2 + p)]
+        plain = greedy(pair, prompt, None, max_tokens=23)
+        t = Trajectory(
+            sample_id=str(p),
+            domain="x",
+            prompt_tokens=tuple(prompt),
+            tokens=plain.tokens,
+            finish=plain.finish,
+            max_tokens=23,
+        )
+        for row in replay(pair, [t], [drafter], [1, 2, 3, 4, 6, 8]):
+            real = greedy(pair, prompt, drafter, row.k, max_tokens=23)
+            assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
+            assert (row.rounds, row.drafted, row.accepted, row.rejected) == (real.rounds, real.drafted, real.accepted, real.rejected)
+
+
+def test_target_as_its_own_draft_accepts_everything() -> None:
+    """A perfect draft leaves no rejection, at any K."""
+    target = toy_model(seed=3, scale=4.0)
+    pair = ToyPair(target, ToyDraft(target))
+    for k in (1, 3, 8):
+        g = greedy(pair, [5, 6, 7], "generic", k, max_tokens=30)
+        assert g.accepted == g.drafted
+        assert g.rejected == 0
+        assert g.accepted + g.rounds == g.emitted == 30
+
+
+class Scripted:
+    """A target that always continues 10, 11, 12, ... whatever it is fed (the token after x is x + 1)."""
+
+    layers = ()
+
+    def __call__(self, tokens: mx.array, cache: object = None) -> mx.array:
+        return mx.where(mx.arange(100)[None, None] == tokens[..., None] + 1, 5.0, 0.0)
+
+    def make_cache(self) -> list:
+        return []
+
+
+class ScriptedDrafter:
+    """Proposes a hand-written list per round."""
+
+    name = "scripted"
+
+    def __init__(self, script: list[list[int]]) -> None:
+        self.script = list(script)
+
+    def begin(self, prompt: list[int]) -> None:
+        pass
+
+    def propose(self, context: list[int], request: object) -> Proposal | None:
+        tokens = self.script.pop(0)[: request.k]
+        return Proposal(mx.array(tokens, dtype=mx.int32)) if tokens else None
+
+
+def test_scripted_pair_gives_hand_written_counts() -> None:
+    """Counts are what a person counts by hand: accepted per round, drafted after a rejection included, bonus excluded."""
+    pair = ToyPair(Scripted(), eos_token_ids=frozenset({21}))
+    script = [[11, 12, 99, 14], [14, 15, 16, 17], [], [99, 99, 99, 99], [21, 22, 23, 24]]
+    g = generate(pair, [10], drafter=ScriptedDrafter(script), k=4, max_tokens=50)
+    assert g.tokens == tuple(range(11, 22))
+    assert g.accept_lengths == (2, 4, 0, 0, 1)
+    assert g.draft_lengths == (4, 4, 0, 4, 4)
+    assert (g.rounds, g.drafted, g.accepted, g.rejected, g.finish) == (5, 16, 7, 2, "eos")
+
+
+def test_draft_shortens_near_the_limit() -> None:
+    """With r tokens left only r - 1 can be drafted usefully: the target's own token takes the last place."""
+    pair = ToyPair(Scripted())
+    g = generate(pair, [10], drafter=ScriptedDrafter([[11, 12, 13, 14]] * 2), k=4, max_tokens=3)
+    assert (g.tokens, g.draft_lengths, g.accept_lengths) == ((11, 12, 13), (2,), (2,))
+    g = generate(pair, [10], drafter=ScriptedDrafter([[11, 12]]), k=4, max_tokens=1)
+    assert (g.tokens, g.draft_lengths) == ((11,), (0,))
+
+
+def test_details_explain_every_decided_position() -> None:
+    """The failure store is built from these: they must agree with the counts and with a fresh forward pass."""
+    pair = PAIRS[1]
+    prompt = [3, 9, 27, 41]
+    g = greedy(pair, prompt, "generic", 4, max_tokens=24, detailed=True)
+    assert g.positions
+    assert sum(p.agrees for p in g.positions) == g.accepted
+    assert sum(not p.agrees for p in g.positions) == g.rejected
+    logits = pair.target(mx.array([[*prompt, *g.tokens]]))[0]
+    q = pair.draft.model(mx.array([[*prompt, *g.tokens]]))[0]
+    for p in g.positions:
+        row, draft_row = logits[len(prompt) - 1 + p.position], q[len(prompt) - 1 + p.position]
+        assert g.tokens[p.position] == p.target_token == p.top_tokens[0]
+        assert p.target_p == pytest.approx(mx.softmax(row)[p.target_token].item(), rel=1e-4)
+        assert p.draft_p == pytest.approx(mx.softmax(draft_row)[p.draft_token].item(), rel=1e-4)
+        assert p.target_rank == int((draft_row > draft_row[p.target_token]).sum())
+        assert list(p.top_logprobs) == sorted(p.top_logprobs, reverse=True)
+
+
+def test_pruned_head_changes_proposals_not_output() -> None:
+    """A restricted draft vocabulary may cost acceptance, never a token of output."""
+    pair = PAIRS[0]
+    for prompt in ([4, 5], [33, 2, 17, 8]):
+        plain = greedy(pair, prompt, None, max_tokens=20)
+        g = greedy(pair, prompt, "generic", 3, max_tokens=20, options=DrafterOptions(vocab=32), detailed=True)
+        assert g.tokens == plain.tokens
+        assert all(p.draft_token < 32 for p in g.positions)
+        assert all((p.target_rank is None) == (p.target_token >= 32) for p in g.positions)
+
+
+def test_sliding_window_cache_raises_instead_of_corrupting() -> None:
+    """A rotating cache past its window cannot rewind; going on would decode from a wrong context."""
+    from mlx_lm.models.cache import RotatingKVCache
+
+    target = toy_model(seed=1)
+    model = CachedModel(target, lambda: [RotatingKVCache(max_size=8, keep=0) for _ in target.layers])
+    model.prefill([2, 3, 4])
+    model.trim_to(2)
+    model.prefill(list(range(2, 14)))
+    with pytest.raises(HarnessError, match="cannot be rewound"):
+        model.trim_to(5)
+
+
+def test_seed_reproduces_sampling() -> None:
+    """Two runs with one seed give one answer; another seed gives another."""
+    pair = PAIRS[1]
+    kwargs = {"drafter": "generic", "k": 3, "rule": "rejection", "temperature": 1.0, "max_tokens": 20}
+    runs = [generate(pair, [3, 4], seed=s, **kwargs).tokens for s in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"rule": "mach"}, "did you mean 'match'"),
+        ({"mode": "quick"}, "unknown mode"),
+        ({"lenience": 0.5}, "lenience"),
+        ({"lenience": 2.0}, "rejection rule"),
+        ({"k": -1}, "k is -1"),
+        ({"k": "autto"}, "k is 'autto'"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"drafter": "genric"}, "did you mean 'generic'"),
+        ({"mode": "fast", "k": "auto"}, "fast mode"),
+        ({"drafter": "early_exit", "options": DrafterOptions(layers=9)}, "early exit"),
+    ],
+)
+def test_bad_settings_say_what_to_do(settings_: dict, message: str) -> None:
+    """Every wrong argument is one clear error, not a traceback from the depths."""
+    with pytest.raises(HarnessError, match=message):
+        generate(PAIRS[0], [2, 3], **settings_)
+
+
+def test_prompt_longer_than_the_context() -> None:
+    """The context limit is checked before anything runs."""
+    pair = ToyPair(toy_model(), context_tokens=8)
+    with pytest.raises(HarnessError, match="context 8"):
+        generate(pair, list(range(2, 10)), drafter=None)
+    assert generate(pair, [2, 3, 4, 5], drafter=None, max_tokens=99).emitted == 4
+
+
+def test_fast_mode_counts_mlx_lms_rounds() -> None:
+    """Fast mode must give the same tokens, and counts that add up, from mlx-lm's own loop."""
+    pair = PAIRS[1]
+    for prompt in ([2, 3], [9, 10, 11, 12]):
+        plain = greedy(pair, prompt, None, max_tokens=20)
+        ours = greedy(pair, prompt, "generic", 3, max_tokens=20)
+        fast = greedy(pair, prompt, "generic", 3, max_tokens=20, mode="fast")
+        assert fast.tokens == plain.tokens == greedy(pair, prompt, None, max_tokens=20, mode="fast").tokens
+        assert fast.accept_lengths[:-1] == ours.accept_lengths[: len(fast.accept_lengths) - 1]
+        assert fast.draft_s is None
+
+
+def drop_trim(self: CachedModel, length: int) -> None:
+    """Injected bug: the cache keeps rejected tokens."""
+    self.offset = length
+
+
+def trim_one_short(self: CachedModel, length: int, real=CachedModel.trim_to) -> None:
+    """Injected bug: one rejected token stays in the cache."""
+    real(self, min(length + 1, self.offset))
+    self.offset = length
+
+
+def verdict_first_unchecked(logits, proposal, rule, sampling, lenience, key):
+    """Injected bug: the first draft token is taken unverified."""
+    best = mx.argmax(logits, axis=-1)
+    return mx.concatenate([proposal.tokens[:1], best[1:]]) if proposal.k else best
+
+
+def read_bonus_from_draft(verdict, draft, rule, sampling):
+    """Injected bug: after a rejection the draft's own token is emitted."""
+    values = verdict.tolist()
+    n = next((i for i, token in enumerate(draft) if token != values[i]), len(draft))
+    return n, draft[n] if n < len(draft) else values[n]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "bug"),
+    [
+        (CachedModel, "trim_to", drop_trim),
+        (CachedModel, "trim_to", trim_one_short),
+        (speculative, "_verdict", verdict_first_unchecked),
+        (speculative, "_read", read_bonus_from_draft),
+    ],
+)
+def test_greedy_equality_catches_injected_bugs(monkeypatch: pytest.MonkeyPatch, owner, name: str, bug) -> None:
+    """A check that cannot fail is no check: each classic bug of a speculative loop changes some output here."""
+    pair = PAIRS[2]
+    prompts = [[2 + i, 9, 30 - i] for i in range(4)]
+    plain = [greedy(pair, p, None, max_tokens=24).tokens for p in prompts]
+    monkeypatch.setattr(owner, name, bug)
+    assert [greedy(pair, p, "generic", 4, max_tokens=24).tokens for p in prompts] != plain
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=40), st.integers(1, 6))
+def test_lookup_proposes_what_followed_the_latest_match(context: list[int], k: int) -> None:
+    """The incremental index must equal a brute-force search from the end."""
+    lookup = LookupDrafter(ngram=3, min_ngram=1)
+    lookup.begin(context)
+    for end in range(1, len(context) + 1):
+        seen = context[:end]
+        expected: list[int] = []
+        for n in (3, 2, 1):
+            starts = [i for i in range(len(seen) - n) if seen[i : i + n] == seen[-n:]] if len(seen) > n else []
+            if starts:
+                expected = seen[starts[-1] + n : starts[-1] + n + k]
+                break
+        assert lookup.find(seen, k) == expected
