@@ -147,7 +147,7 @@ def _load(name: str, config: PairConfig, target_folder: ModelFolder, draft_folde
     )
 
 
-def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, target_hash: str) -> Draft:
+def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module) -> Draft:
     if folder.is_cut:
         from harness.models.cut import load_cut
 
