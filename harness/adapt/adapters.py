@@ -1,0 +1,210 @@
+"""Adapter bank: several adapters for one draft, swapped under one of three policies, every swap timed.
+
+Each policy builds modules from the draft's pristine layers, which are kept, so nothing drifts and leaving an adapter restores the draft
+bit for bit. Key-value caches made before a swap belong to the old weights: start a new answer after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.adapt.adapter_files import load_into, read_info, read_lora
+from harness.adapt.config import Policy
+from harness.adapt.examples import Example, make_batch
+from harness.adapt.hidden import PrefixCache
+from harness.adapt.measure import output_hidden
+from harness.adapt.surface import attach, detach, head, is_adapter
+from harness.adapt.trees import mx, nn, tree_flatten, tree_unflatten
+from harness.errors import HarnessError, did_you_mean
+
+Modules = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """One change of adapter."""
+
+    adapter: str | None
+    """What is active afterwards; None is the plain draft."""
+    policy: Policy
+    """How."""
+    swap_s: float
+    """Seconds until the new weights were ready."""
+    held_bytes: int
+    """Memory of all adapter weights that the bank holds afterwards, beyond the draft's own."""
+    hit: bool
+    """True when nothing had to be built."""
+
+
+class AdapterBank:
+    """Adapters of one draft.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`; its model is changed in place and restored by ``activate(None)``.
+        folders: adapter name -> folder.
+        policy: ``fuse`` builds fused weights from the pristine ones at each swap and keeps one set; ``cached`` keeps fused sets within
+            ``budget_bytes``, least recently used out first; ``unfused`` keeps only the small update matrices and adds them at run time.
+        budget_bytes: memory for fused sets under ``cached``; the active one is always kept.
+        requantise: store fused weights of a quantised draft in its own quantised form: smaller, but rounded
+            (see :func:`fusing_error`). False keeps them in floating point.
+
+    Raises:
+        HarnessError: an adapter is missing, damaged, or belongs to another draft.
+    """
+
+    def __init__(
+        self,
+        draft: Any,
+        folders: Mapping[str, Path],
+        *,
+        policy: Policy = "unfused",
+        budget_bytes: int = 2_000_000_000,
+        requantise: bool = False,
+    ) -> None:
+        self.draft, self.policy, self.budget_bytes, self.requantise = draft, policy, budget_bytes, requantise
+        self.infos = {name: read_info(Path(folder), draft.hash) for name, folder in folders.items()}
+        self.swaps: list[Swap] = []
+        self.active: str | None = None
+        self._updates = {name: updated_modules(draft.model, Path(folder)) for name, folder in folders.items()}
+        self._built: OrderedDict[str, Modules] = OrderedDict()
+
+    @property
+    def names(self) -> list[str]:
+        """Adapter names."""
+        return sorted(self._updates)
+
+    def activate(self, name: str | None) -> Swap:
+        """Make an adapter active, None for the plain draft; the swap is recorded in ``swaps``.
+
+        Raises:
+            HarnessError: no adapter of that name.
+        """
+        if name is not None and name not in self._updates:
+            raise HarnessError(f"no adapter {name!r}: {did_you_mean(name, self.names)}", "Train it with `harness train`.")
+        began = time.perf_counter()
+        hit = name == self.active or name is None or self.policy == "unfused" or name in self._built
+        if name != self.active:
+            self._install(name)
+            self._evict()
+        swap = Swap(adapter=name, policy=self.policy, swap_s=time.perf_counter() - began, held_bytes=self.held_bytes(), hit=hit)
+        self.swaps.append(swap)
+        return swap
+
+    def held_bytes(self) -> int:
+        """Memory of update matrices and fused sets."""
+        updates = sum(_own_bytes(module) for modules in self._updates.values() for module in modules.values())
+        return updates + sum(_set_bytes(modules) for modules in self._built.values())
+
+    def _modules(self, name: str) -> Modules:
+        if self.policy == "unfused":
+            return self._updates[name]
+        if name not in self._built:
+            built = {path: fuse(module, requantise=self.requantise) for path, module in self._updates[name].items()}
+            mx.eval([module.parameters() for module in built.values()])
+            self._built[name] = built
+        self._built.move_to_end(name)
+        return self._built[name]
+
+    def _install(self, name: str | None) -> None:
+        """Put back the pristine layers, then those of the adapter."""
+        pristine = {path: module.linear for path, module in self._updates[self.active].items()} if self.active is not None else {}
+        modules = self._modules(name) if name is not None else {}
+        for layers in (pristine, modules):
+            if layers:
+                self.draft.model.update_modules(tree_unflatten(list(layers.items())))
+        self.active = name
+
+    def _evict(self) -> None:
+        if self.policy == "fuse":
+            self._built = OrderedDict((n, m) for n, m in self._built.items() if n == self.active)
+        while sum(_set_bytes(m) for m in self._built.values()) > self.budget_bytes:
+            oldest = next((n for n in self._built if n != self.active), None)
+            if oldest is None:
+                return
+            del self._built[oldest]
+
+
+def updated_modules(model: Any, folder: Path) -> Modules:
+    """Return path -> update module of an adapter, built around the model's own layers; the model is left as it was."""
+    lora, weights = read_lora(folder)
+    attach(model, lora)
+    try:
+        load_into(model, weights, folder)
+        modules = {path: module for path, module in model.named_modules() if is_adapter(module)}
+        mx.eval([module.parameters() for module in modules.values()])
+    finally:
+        detach(model)
+        model.eval()
+    for module in modules.values():
+        module.eval()
+    return modules
+
+
+def fuse(module: Any, *, requantise: bool = False) -> Any:
+    """Return one plain layer equal to the update module; its base stays untouched."""
+    return module.fuse(dequantize=not requantise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusingError:
+    """How far fused weights are from adding the update at run time."""
+
+    form: str
+    """``fused`` (floating point) or ``requantised``."""
+    max_logit_difference: float
+    """Largest absolute difference of a logit at an answer position."""
+    favourites_changed: int
+    """Answer positions whose most likely token changed."""
+    positions: int
+    """Answer positions compared."""
+
+
+def fusing_error(draft: Any, folder: Path, examples: Sequence[Example]) -> list[FusingError]:
+    """Compare fused and re-quantised weights with the unfused adapter on the answer positions of ``examples``.
+
+    The draft is left as it was. A draft without quantised layers has only the ``fused`` form.
+    """
+    model = draft.model
+    updates = updated_modules(model, folder)
+    pristine = {path: module.linear for path, module in updates.items()}
+    quantised = any(isinstance(module, nn.QuantizedLinear) for module in pristine.values())
+    forms = {"unfused": updates, "fused": {p: fuse(m) for p, m in updates.items()}}
+    if quantised:
+        forms["requantised"] = {p: fuse(m, requantise=True) for p, m in updates.items()}
+    logits = {}
+    for form, modules in forms.items():
+        model.update_modules(tree_unflatten(list(modules.items())))
+        logits[form] = _logits(model, examples)
+    model.update_modules(tree_unflatten(list(pristine.items())))
+    reference = logits.pop("unfused")
+    return [
+        FusingError(
+            form=form,
+            max_logit_difference=float(np.abs(values - reference).max()),
+            favourites_changed=int((values.argmax(-1) != reference.argmax(-1)).sum()),
+            positions=len(reference),
+        )
+        for form, values in logits.items()
+    ]
+
+
+def _logits(model: Any, examples: Sequence[Example]) -> np.ndarray:
+    cache = PrefixCache(model, 0, folder=None, model_hash="")
+    rows = [head(model, output_hidden(cache, make_batch([e], keep_unreachable=True))).astype(mx.float32) for e in examples]
+    return np.concatenate([np.array(r) for r in rows])
+
+
+def _own_bytes(module: Any) -> int:
+    """Memory of an update module without its base."""
+    return sum(array.nbytes for name, array in tree_flatten(module.parameters()) if not name.startswith("linear."))
+
+
+def _set_bytes(modules: Modules) -> int:
+    return sum(array.nbytes for module in modules.values() for _, array in tree_flatten(module.parameters()))

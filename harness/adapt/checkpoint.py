@@ -1,0 +1,79 @@
+"""Training state in one file, replaced atomically: adapter, best adapter, optimiser and position. A kill leaves the old or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.adapt.trees import mx
+from harness.errors import HarnessError
+from harness.records import SCHEMA_VERSION
+
+FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """State after ``step`` updates. Random numbers and the data order follow from seed and step, so neither is stored."""
+
+    step: int
+    """Updates done."""
+    weights: Mapping[str, mx.array]
+    """Adapter arrays."""
+    best: Mapping[str, mx.array]
+    """Adapter arrays of the best evaluation; empty when none beat the start."""
+    optimiser: Mapping[str, mx.array]
+    """Flattened optimiser state."""
+    progress: Mapping[str, Any]
+    """JSON values the trainer keeps: losses, evaluations, seconds."""
+
+
+def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
+    """Write the checkpoint of the run that ``fingerprint`` names."""
+    groups = {"weights": checkpoint.weights, "best": checkpoint.best, "optimiser": checkpoint.optimiser}
+    arrays = {f"{group}/{name}": array for group, members in groups.items() for name, array in members.items()}
+    state = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "step": checkpoint.step, "progress": dict(checkpoint.progress)}
+    save_arrays(folder / FILE, arrays, {"state": json.dumps(state)})
+
+
+def load(folder: Path, fingerprint: str) -> Checkpoint | None:
+    """Read the checkpoint; None when there is none.
+
+    Raises:
+        HarnessError: unreadable, of a newer version, or of a run with other data, settings or draft.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        state = json.loads(metadata["state"])
+        step, progress = int(state["step"]), dict(state["progress"])
+        version, written = state["schema_version"], state["fingerprint"]
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise HarnessError(f"{path} is not a checkpoint: {error}", "Delete it and train anew.") from error
+    if version > SCHEMA_VERSION:
+        raise HarnessError(f"{path} was written by a newer version", "Update the harness, or delete it and train anew.")
+    if written != fingerprint:
+        raise HarnessError(
+            f"{path} belongs to a run with other data, settings or draft", "Resume with the same ones, or train without resuming."
+        )
+    groups: dict[str, dict[str, mx.array]] = {"weights": {}, "best": {}, "optimiser": {}}
+    for name, array in arrays.items():
+        group, _, rest = name.partition("/")
+        groups[group][rest] = array
+    return Checkpoint(step=step, progress=progress, **groups)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors atomically and sync them to disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    mx.save_safetensors(str(part), dict(arrays), metadata or {})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
