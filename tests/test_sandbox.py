@@ -121,6 +121,13 @@ def test_no_cheat_is_scored_as_right(name: str) -> None:
 
 
 @needs_sandbox
+def test_the_memory_search_finds_what_is_in_memory() -> None:
+    """The strongest cheat does work once the expected value is in the answer's process, so keeping it out is what stops it."""
+    leak = textwrap.dedent(CHEATS["search_memory_for_the_tests"]) + f"leak = {WANTED!r}\n"
+    assert run_program(program(leak), limits=TIGHT).status == "passed"
+
+
+@needs_sandbox
 @pytest.mark.parametrize("name", ESCAPES)
 def test_no_escape_gets_anything(name: str, tmp_path: Path) -> None:
     """Nothing outside is read, written, reached or killed."""

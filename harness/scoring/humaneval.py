@@ -57,20 +57,16 @@ def assemble(prompt: str, entry_point: str, text: str) -> str | None:
 def extract(text: str, entry_point: str) -> str:
     """The code in an answer: its best fenced block, or the text itself without the prose around it."""
     blocks = [block for language, block in _FENCE.findall(text) if language.lower() in ("", "python", "python3", "py")]
-    blocks = [textwrap.dedent(block) if _defines(textwrap.dedent(block), entry_point) else block for block in blocks]
-    defining = [block for block in blocks if _defines(block, entry_point)]
+    options = [option for block in blocks for option in (block, textwrap.dedent(block))]
+    defining = [option for option in options if _defines(option, entry_point)]
     complete = [block for block in defining if _parse(block) is not None]
     for choice in (complete, defining, blocks):
         if choice:
             return _without_tail(choice[0])
     if not _defines(text, entry_point):
         return text
-    return _without_tail(text[_first_code(text) :])
-
-
-def _first_code(text: str) -> int:
-    match = _CODE_START.search(text)
-    return match.start() if match else 0
+    start = _CODE_START.search(text)
+    return text if _parse(text) is not None or start is None else _without_tail(text[start.start() :])
 
 
 def _with_body(prompt: str, body: str) -> str:
