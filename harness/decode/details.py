@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.decode.drafters import Proposal
+from harness.decode.sampling import ints
 from harness.models.blas import mx
 from harness.records import Position
 
