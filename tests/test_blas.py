@@ -1,0 +1,65 @@
+"""The BLAS preload: active where it is needed, and reported truthfully where it is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.models import blas
+
+REPOSITORY = Path(__file__).parents[1]
+needs_mkl = pytest.mark.skipif(not blas.needs_mkl() or blas.find_mkl() is None, reason="MKL is for Linux x86-64")
+
+
+def run(code: str) -> str:
+    """Run ``code`` in a fresh Python, where nothing was imported yet; return what it printed."""
+    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@needs_mkl
+def test_mkl_answers_for_mlx() -> None:
+    """The whole point: about 200 times faster matrix products."""
+    assert run("from harness.models import blas; print(blas.blas_name())") == "mkl"
+
+
+@pytest.mark.skipif(not blas.needs_mkl(), reason="MKL is for Linux x86-64")
+def test_without_mkl_the_reference_is_named() -> None:
+    """The report must not claim MKL when it is absent: doctor's advice hangs on it."""
+    hide = "import sys; sys.prefix = sys.base_prefix = '/nowhere'; import site; site.USER_BASE = '/nowhere'; "
+    assert run(hide + "from harness.models import blas; print(blas.find_mkl(), blas.blas_name())") == "None reference"
+
+
+@needs_mkl
+def test_mlx_imported_first_is_noticed() -> None:
+    """A preload after mlx has bound its product changes nothing, so it must not be reported as MKL."""
+    assert run("import mlx.core; from harness.models import blas; print(blas.blas_name())") == "reference"
+
+
+def test_preload_twice_is_harmless() -> None:
+    """Any module may import the loader again."""
+    assert blas.preload() == blas.preload()
+
+
+def test_a_library_that_does_not_load_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken MKL must not stop the harness; doctor tells."""
+    broken = tmp_path / "lib" / "libmkl_rt.so.3"
+    broken.parent.mkdir()
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    if blas.needs_mkl():
+        assert blas.find_mkl() == broken
+    assert blas.preload() is None
+
+
+def test_the_newest_mkl_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's version is no part of the code."""
+    (tmp_path / "lib").mkdir()
+    for name in ("libmkl_rt.so.2", "libmkl_rt.so.4"):
+        (tmp_path / "lib" / name).touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    found = blas.find_mkl()
+    assert found is not None
+    assert found.name == "libmkl_rt.so.4"

@@ -1,0 +1,180 @@
+"""A draft of another tokenizer must be caught before any weights are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import SPECIALS, write_model, write_pair, write_tokenizer
+
+from harness.errors import HarnessError
+from harness.models.compatibility import check_folders, require_compatible, trim_problem
+from harness.models.families import FAMILIES, suggest
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two model folders with equal tokenizers."""
+    return write_model(tmp_path / "target"), write_model(tmp_path / "draft", seed=1)
+
+
+def edit_tokenizer(folder: Path, change) -> None:
+    """Apply ``change`` to the parsed tokenizer.json."""
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_equal_tokenizers_pass(folders: tuple[Path, Path]) -> None:
+    """Weights play no part: two models of one family are compatible."""
+    result = check_folders(*folders)
+    assert (result.problem, result.notes) == (None, ())
+
+
+def test_no_weights_are_read(folders: tuple[Path, Path]) -> None:
+    """The check must be possible before gigabytes are loaded."""
+    for folder in folders:
+        (folder / "model.safetensors").unlink()
+    assert check_folders(*folders).problem is None
+
+
+def test_padding_is_a_note(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """Families pad the output layer differently by size; that harms nothing."""
+    wide = write_model(tmp_path / "wide", vocab_size=320)
+    result = check_folders(folders[0], wide)
+    assert result.problem is None
+    assert result.notes == ("output layers are padded differently: target 264 rows, draft 320",)
+
+
+def test_swapped_ids_are_named(folders: tuple[Path, Path]) -> None:
+    """One exchanged pair of ids would silently lower acceptance; the first difference is told."""
+
+    def swap(data: dict) -> None:
+        vocab = data["model"]["vocab"]
+        vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+
+    before = json.loads((folders[0] / "tokenizer.json").read_text())["model"]["vocab"]
+    edit_tokenizer(folders[1], swap)
+    first = min(before["a"], before["b"])
+    assert f"token id {first} is" in (check_folders(*folders).problem or "")
+
+
+def test_other_special_tokens_are_named(folders: tuple[Path, Path]) -> None:
+    """A base model with another chat format never proposes the target's end of turn."""
+    write_tokenizer(folders[1], (*SPECIALS[:2], "<|eot|>"))
+    with pytest.raises(HarnessError, match=r"(?s)<\|im_end\|>.*models suggest"):
+        require_compatible(*folders)
+
+
+def test_other_end_of_sequence_is_named(folders: tuple[Path, Path]) -> None:
+    """Same vocabulary, other end token: the base model of an instruct target."""
+    path = folders[1] / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": SPECIALS[0]}))
+    assert "end-of-sequence" in (check_folders(*folders).problem or "")
+
+
+def test_same_vocabulary_but_other_splitting_is_found(folders: tuple[Path, Path]) -> None:
+    """Ids can agree while text is cut differently; only encoding text shows it."""
+    edit_tokenizer(folders[1], lambda data: data.update(normalizer={"type": "Lowercase"}))
+    assert "tokenizer continues with id" in (check_folders(*folders).problem or "")
+
+
+def test_another_family_is_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """Half the vocabulary in common is another model."""
+    other = write_model(tmp_path / "other")
+
+    def cut(data: dict) -> None:
+        data["model"]["vocab"] = {t: i for t, i in data["model"]["vocab"].items() if i < 130}
+
+    edit_tokenizer(other, cut)
+    assert "vocabulary sizes differ" in (check_folders(folders[0], other).problem or "")
+
+
+def test_missing_and_broken_files_are_named(folders: tuple[Path, Path]) -> None:
+    """One clear message, no traceback of a JSON library."""
+    (folders[1] / "tokenizer.json").write_text("{")
+    with pytest.raises(HarnessError, match="not a readable tokenizer"):
+        check_folders(*folders)
+    (folders[1] / "tokenizer.json").unlink()
+    with pytest.raises(HarnessError, match=r"no tokenizer\.json"):
+        check_folders(*folders)
+
+
+def test_a_cache_that_cannot_forget_is_told() -> None:
+    """Recurrent states cannot drop rejected tokens."""
+    from harness.models.blas import nn
+
+    class Recurrent(nn.Module):
+        layers = (None,)
+
+        def make_cache(self) -> list:
+            from mlx_lm.models.cache import ArraysCache
+
+            return [ArraysCache(2)]
+
+    assert "ArraysCache" in (trim_problem(Recurrent(), "target") or "")
+
+
+@pytest.mark.parametrize(
+    ("target", "draft"),
+    [
+        ("Qwen/Qwen2.5-Coder-7B-Instruct", "Qwen2.5-Coder-0.5B-Instruct"),
+        ("mlx-community/Qwen2.5-7B-Instruct-4bit", "Qwen2.5-0.5B-Instruct-bf16"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct"),
+        ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2-135M-Instruct"),
+        ("Qwen/Qwen3-8B", "Qwen3-0.6B"),
+        ("google/gemma-3-12b-it", "gemma-3-1b-it"),
+    ],
+)
+def test_suggestions_stay_in_the_family(target: str, draft: str) -> None:
+    """A draft of a neighbouring family looks right by name and fails the tokenizer check."""
+    found = suggest(target)
+    assert found is not None
+    assert (found.draft or "").endswith("/" + draft)
+
+
+def test_small_targets_get_no_draft_and_unknown_ones_none() -> None:
+    """A draft as large as its target cannot pay; an unknown family gets no guess."""
+    for target in ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"):
+        found = suggest(target)
+        assert found is not None
+        assert found.draft is None
+    assert suggest("someone/Mystery-7B") is None
+    assert all(suggest(family.draft) for family in FAMILIES)
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Run the command line; return exit code and everything printed."""
+    from harness.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["models", *arguments])
+    output = capsys.readouterr()
+    return int(end.value.code or 0), output.out + output.err
+
+
+def test_models_check_exit_codes(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """0 compatible, 1 not, 2 not checkable: scripts rely on them."""
+    assert call(capsys, "check", *map(str, folders)) == (0, "compatible\n")
+    write_tokenizer(folders[1], ("<s>", "</s>", "<pad>"))
+    code, text = call(capsys, "check", *map(str, folders))
+    assert (code, text.startswith("not compatible: ")) == (1, True)
+    code, text = call(capsys, "check", str(folders[0]), "no-such-pair")
+    assert (code, "no-such-pair" in text) == (2, True)
+
+
+def test_models_list_suggest_and_pull(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other commands, offline and with an empty cache."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    code, text = call(capsys, "list")
+    assert code == 0
+    assert [line.split()[0] for line in text.splitlines()] == ["qwen-coder", "qwen2.5-3b", "qwen2.5-7b", "smollm2"]
+    assert "93 MB to fetch" in text
+    assert "Qwen/Qwen3-0.6B" in call(capsys, "suggest", "Qwen/Qwen3-8B")[1]
+    assert call(capsys, "suggest", "someone/Mystery-7B")[0] == 2
+    code, text = call(capsys, "pull", "smollm2", "--offline")
+    assert (code, "not in the cache" in text) == (2, True)
+    code, text = call(capsys, "pull", str(write_pair(tmp_path / "tiny")))
+    assert (code, text) == (0, f"target: {tmp_path}/tiny/target\ndraft: {tmp_path}/tiny/draft\n")

