@@ -33,6 +33,7 @@ class ReplayBuffer:
         self.path, self.capacity, self.seed = Path(path), capacity, seed
         self.seen = 0
         self._slots: dict[int, Case] = {}
+        self._ids: set[str] = set()
         self._lines = 0
         jsonl.repair_tail(self.path)
         for row in jsonl.read(self.path):
@@ -46,10 +47,12 @@ class ReplayBuffer:
         return [self._slots[slot] for slot in sorted(self._slots)]
 
     def add(self, case: Case) -> bool:
-        """Offer a case; True when it is kept. On disk before returning."""
+        """Offer a case; True when it is kept. A case offered before changes nothing. On disk before returning."""
+        if case.id in self._ids:
+            return False
         index = self.seen
         slot = self._slot(index)
-        row: dict[str, Any] = {"index": index}
+        row: dict[str, Any] = {"index": index, "ids": [case.id]}
         if slot is not None:
             row.update(slot=slot, case=case_to_dict(case))
         if self._lines == 0:
@@ -57,6 +60,7 @@ class ReplayBuffer:
         jsonl.append(self.path, [row])
         self._lines += 1
         self.seen += 1
+        self._ids.add(case.id)
         if slot is not None:
             self._slots[slot] = case
         if self._lines > 4 * self.capacity + 64:
@@ -79,12 +83,15 @@ class ReplayBuffer:
         if "case" in row:
             self._slots[row["slot"]] = case_from_dict(row["case"])
         self.seen = row["index"] + 1
+        self._ids.update(row.get("ids", ()))
         self._lines += 1
 
     def _compact(self) -> None:
-        """Rewrite the journal with the kept cases alone; the last line carries the number seen."""
-        rows = [{"index": self.seen - 1, "slot": slot, "case": case_to_dict(case)} for slot, case in sorted(self._slots.items())]
-        rows[0]["buffer"] = {"capacity": self.capacity, "seed": self.seed}
+        """Rewrite the journal with the kept cases and the ids of all."""
+        rows: list[dict[str, Any]] = [
+            {"index": self.seen - 1, "slot": slot, "case": case_to_dict(case)} for slot, case in sorted(self._slots.items())
+        ]
+        rows[0] |= {"buffer": {"capacity": self.capacity, "seed": self.seed}, "ids": sorted(self._ids)}
         text = "".join(json.dumps({"schema_version": SCHEMA_VERSION, **row}, ensure_ascii=False) + "\n" for row in rows)
         jsonl.write_atomic(self.path, text.encode())
         self._lines = len(rows)

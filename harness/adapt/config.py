@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 from harness.paths import find_config
 from harness.yamlfile import Strict, apply_overrides, read_yaml, validate
 
+LossPart = Literal["ce", "forward_kl", "reverse_kl", "js"]
 LossKind = Literal["ce", "forward_kl", "reverse_kl", "js", "mix"]
+_MIX: dict[LossPart, float] = {"ce": 0.3, "forward_kl": 0.7}
 Policy = Literal["fuse", "cached", "unfused"]
 
 
@@ -42,7 +44,7 @@ class LossConfig(Strict):
 
     kind: LossKind = "mix"
     """``ce`` on the target's token, a divergence on its cached top-k probabilities, or ``mix``."""
-    weights: dict[Literal["ce", "forward_kl", "reverse_kl", "js"], float] = Field(default_factory=lambda: {"ce": 0.3, "forward_kl": 0.7})
+    weights: dict[LossPart, float] = Field(default_factory=lambda: dict(_MIX))
     """Weights of the parts when ``kind`` is ``mix``."""
     failure_weight: float = Field(2.0, gt=0)
     """Weight of a position where the draft disagreed with the target; others count 1."""
@@ -55,8 +57,9 @@ class LossConfig(Strict):
 
     def parts(self) -> dict[str, float]:
         """Return loss name -> weight, zero weights left out."""
-        parts: dict[str, float] = dict(self.weights) if self.kind == "mix" else {self.kind: 1.0}
-        return {name: weight for name, weight in parts.items() if weight > 0}
+        if self.kind != "mix":
+            return {self.kind: 1.0}
+        return {str(name): weight for name, weight in self.weights.items() if weight > 0}
 
 
 class OptimConfig(Strict):
@@ -135,7 +138,6 @@ class SynthConfig(Strict):
     min_prompts: int = Field(0, ge=0)
     """Training prompts a domain should have; missing ones are synthesised."""
     temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(0.95, gt=0, le=1)
     max_prompt_tokens: int = Field(200, ge=8)
     min_words: int = Field(4, ge=1)
     similarity: float = Field(0.6, gt=0, le=1)

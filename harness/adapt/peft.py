@@ -153,7 +153,9 @@ def _complete(model: Any, lora: LoraConfig, weights: dict[str, mx.array], source
         expected = adapter_weights(model)
     for name, array in weights.items():
         if name not in expected or expected[name].shape != array.shape:
-            raise HarnessError(f"{source}: {name} {tuple(array.shape)} does not fit the draft", "Import it for the draft it was trained on.")
+            raise HarnessError(
+                f"{source}: {name} {tuple(array.shape)} does not fit the draft", "Import it for the draft it was trained on."
+            )
     for name, array in expected.items():
         if name not in weights:  # lora_b starts at zero and m at the base's norms: no effect
             weights[name] = array

@@ -83,7 +83,9 @@ class AcceptanceTracker:
         try:
             state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if state["schema_version"] > SCHEMA_VERSION:
-                raise HarnessError(f"{path} has schema version {state['schema_version']}, newer than {SCHEMA_VERSION}", "Update the harness.")
+                raise HarnessError(
+                    f"{path} has schema version {state['schema_version']}, newer than {SCHEMA_VERSION}", "Update the harness."
+                )
             self._recent.extend((int(a), int(d)) for a, d in state["recent"])
             self.pending = {str(k): int(v) for k, v in state["pending"].items()}
             self.rounds = int(state["rounds"])

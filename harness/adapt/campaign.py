@@ -1,0 +1,140 @@
+"""What ``harness train`` does: prompts, leak check, the target's answers, training rounds, and the adapter put where it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.adapt.adapter_files import adapter_folder
+from harness.adapt.config import TrainingConfig
+from harness.adapt.rounds import RoundRecord, install, run_rounds
+from harness.adapt.synth import synthesise
+from harness.adapt.trainer import TrainProgress
+from harness.datasets.splits import refuse_leaks
+from harness.decode.collect import collect
+from harness.errors import HarnessError
+from harness.paths import cache_dir
+from harness.records import Sample, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts of all domains by split."""
+
+    train: Sequence[Sample]
+    """To learn from."""
+    validation: Sequence[Sample]
+    """To stop and to accept by."""
+    test: Sequence[Sample]
+    """Never trained on; only checked for leaks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """What came out."""
+
+    records: tuple[RoundRecord, ...]
+    """One per round."""
+    adapter: Path | None
+    """Where the adapter was installed; None when no round was accepted."""
+    trained_prompts: int
+    """Training prompts."""
+    synthetic_prompts: int
+    """How many of them the target wrote."""
+
+
+def train_pair(
+    pair: Any,
+    prompts: Prompts,
+    config: TrainingConfig,
+    *,
+    name: str,
+    rounds: int = 1,
+    domain: str | None = None,
+    out: Path | None = None,
+    max_tokens: int = 256,
+    batch: int = 32,
+    resume: bool = False,
+    notify: Callable[[str], None] | None = None,
+    progress: Callable[[int, TrainProgress], None] | None = None,
+) -> Campaign:
+    """Train an adapter for a pair's draft and install it under ``name``.
+
+    Args:
+        pair: loaded pair with a draft.
+        prompts: prompts by split; test prompts leak nowhere.
+        config: settings.
+        name: adapter name.
+        rounds: training rounds.
+        domain: domain whose failures are trained on; None is all.
+        out: working folder; None is the adapter's folder in the user's cache.
+        max_tokens: longest answer of the target.
+        batch: prompts answered together.
+        resume: continue an interrupted training.
+        notify: told what is going on, one line at a time.
+        progress: told about each update.
+
+    Raises:
+        HarnessError: no draft, a leak, no prompts of the domain, or what the trainer refuses.
+    """
+    say = notify or (lambda line: None)
+    if pair.draft is None:
+        raise HarnessError(f"pair {pair.name!r} has no draft to train", "Name a draft in the pair's YAML.")
+    domains = sorted({s.domain for s in prompts.train})
+    if domain is not None and domain not in domains:
+        raise HarnessError(f"no training prompts of domain {domain!r}", f"There are prompts of: {', '.join(domains)}.")
+    folder = adapter_folder(pair.name, name)
+    refuse_leaks([*prompts.train, *prompts.validation], prompts.test)
+    written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, say)
+    train = [*prompts.train, *written]
+    answers = cache_dir() / "trajectories" / pair.name
+    train_answers = _answers(pair, train, config, answers, max_tokens, batch, "training", say)
+    validation_answers = _answers(pair, prompts.validation, config, answers, max_tokens, batch, "validation", say)
+    records = run_rounds(
+        pair.draft,
+        train_answers,
+        validation_answers,
+        config,
+        rounds=rounds,
+        out=out or folder / "rounds",
+        domain=domain,
+        prompts={s.id: s.prompt for s in train},
+        synthetic=frozenset(s.id for s in written),
+        resume=resume,
+        progress=progress,
+    )
+    best = records[-1].adapter if records else None
+    installed = install(Path(best), folder, name) if best is not None else None
+    return Campaign(records=tuple(records), adapter=installed, trained_prompts=len(train), synthetic_prompts=len(written))
+
+
+def _missing_prompts(
+    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], say: Callable[[str], None]
+) -> list[Sample]:
+    """Let the target write prompts for domains that have too few."""
+    written: list[Sample] = []
+    for domain in domains:
+        own = [s for s in prompts.train if s.domain == domain]
+        missing = config.synth.min_prompts - len(own)
+        if missing > 0:
+            say(f"{domain}: {len(own)} prompts, the target writes {missing} more")
+            held_out = [*prompts.validation, *prompts.test]
+            written += synthesise(pair, missing, domain=domain, config=config.synth, known=own, evaluation=held_out, seed=config.optim.seed)
+    return written
+
+
+def _answers(
+    pair: Any,
+    samples: Sequence[Sample],
+    config: TrainingConfig,
+    out: Path,
+    max_tokens: int,
+    batch: int,
+    what: str,
+    say: Callable[[str], None],
+) -> list[Trajectory]:
+    say(f"collecting the target's answers to {len(samples)} {what} prompts")
+    found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out)
+    return sorted(found, key=lambda t: t.sample_id)

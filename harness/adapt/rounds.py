@@ -1,0 +1,257 @@
+"""Training rounds: replay the draft over the target's answers, train on what it got wrong, keep what helps, repeat with the new draft.
+
+The target's greedy answers do not depend on the draft, so they are collected once; each round finds its failure cases by replaying
+the current draft over them, which gives the counts that decoding would.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.adapt import jsonl
+from harness.adapt.adapter_files import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
+from harness.adapt.buffer import ReplayBuffer, mix
+from harness.adapt.config import TrainingConfig
+from harness.adapt.examples import from_trajectory, invert, make_batch
+from harness.adapt.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure, utc_now
+from harness.adapt.hidden import PrefixCache
+from harness.adapt.measure import count, favourites
+from harness.adapt.surface import attached
+from harness.adapt.trainer import TrainProgress, TrainResult, train_adapter
+from harness.errors import HarnessError
+from harness.records import SCHEMA_VERSION, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord:
+    """One training round."""
+
+    round: int
+    """From 1."""
+    accepted: bool
+    """False: validation acceptance did not rise and the previous adapter stayed."""
+    failures: int
+    """Failure cases of the draft the round started from."""
+    replayed: int
+    """Accepted cases mixed in."""
+    before: Mapping[str, float]
+    """Validation metric by domain at the start."""
+    after: Mapping[str, float]
+    """Validation metric by domain of the draft after the round."""
+    steps: int
+    """Updates done."""
+    tokens: int
+    """Prompt and answer tokens trained on."""
+    train_s: float
+    """Seconds in updates."""
+    adapter: str | None
+    """Folder of the adapter in use after the round; None is the plain draft."""
+
+
+def run_rounds(
+    draft: Any,
+    train: Sequence[Trajectory],
+    validation: Sequence[Trajectory],
+    config: TrainingConfig,
+    *,
+    rounds: int,
+    out: Path,
+    domain: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    synthetic: frozenset[str] = frozenset(),
+    resume: bool = False,
+    cache_folder: Path | None = None,
+    progress: Callable[[int, TrainProgress], None] | None = None,
+) -> list[RoundRecord]:
+    """Run training rounds and return their records; adapters are in ``out/round-1``, ``out/round-2`` and so on.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`.
+        train: the target's answers to training prompts of all domains.
+        validation: answers to validation prompts.
+        config: settings.
+        rounds: number of rounds; it ends early when no case is left to train on.
+        out: folder of the failure store, the replay buffer, the records and the adapters.
+        domain: train on the failures of this domain (the replay buffer keeps cases of all); None takes all.
+        prompts: sample id -> user turn, noted in the failure cases.
+        synthetic: ids of samples the target wrote.
+        resume: keep finished rounds and continue inside an interrupted one.
+        cache_folder: see :func:`harness.adapt.trainer.train_adapter`.
+        progress: called with the round and the trainer's progress.
+
+    Raises:
+        HarnessError: as the trainer's.
+    """
+    if rounds < 1:
+        raise HarnessError(f"rounds is {rounds}", "Ask for at least 1.")
+    state = out / "rounds.json"
+    if not resume:
+        for name in ("rounds.json", "failures.jsonl", "buffer.jsonl"):
+            (out / name).unlink(missing_ok=True)
+    records = _read_records(state)
+    store = FailureStore(out / "failures.jsonl")
+    buffer = ReplayBuffer(out / "buffer.jsonl", capacity=config.adapt.buffer_cases, seed=config.optim.seed)
+    for number in range(len(records) + 1, rounds + 1):
+        current = Path(records[-1].adapter) if records and records[-1].adapter else None
+        cases = cases_from_replay(draft, train, k=config.stop.k, adapter=current, round_=number - 1, prompts=prompts, synthetic=synthetic)
+        failures = _sort_cases(cases, store, buffer, config, domain)
+        material = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
+        if not failures or not material:
+            break
+        result = train_adapter(
+            draft,
+            material,
+            config.replace(optim={"seed": config.optim.seed + number}),
+            validation=validation,
+            out=out / f"round-{number}",
+            name=f"round-{number}",
+            domain=domain,
+            start=current,
+            resume=resume,
+            cache_folder=cache_folder,
+            progress=partial(progress, number) if progress else None,
+        )
+        records.append(_record(number, result, config, len(failures), len(material) - len(failures), current))
+        rows = {"schema_version": SCHEMA_VERSION, "rounds": [asdict(r) for r in records]}
+        jsonl.write_atomic(state, json.dumps(rows, indent=2).encode())
+    return records
+
+
+def _sort_cases(cases: list[Case], store: FailureStore, buffer: ReplayBuffer, config: TrainingConfig, domain: str | None) -> list[Case]:
+    """Store failure cases, offer the others to the buffer once; return the failures to train on."""
+    failures = []
+    for case in cases:
+        if is_failure(case, config.adapt.threshold):
+            store.append(case)
+            if domain is None or case.domain == domain:
+                failures.append(case)
+        else:
+            buffer.add(case)
+    return failures
+
+
+def _record(number: int, result: TrainResult, config: TrainingConfig, failures: int, replayed: int, current: Path | None) -> RoundRecord:
+    metric = config.stop.metric
+    adapter = result.adapter if result.accepted else current
+    return RoundRecord(
+        round=number,
+        accepted=result.accepted,
+        failures=failures,
+        replayed=replayed,
+        before={d: a.value(metric) for d, a in result.before.by_domain.items()},
+        after={d: a.value(metric) for d, a in (result.after if result.accepted else result.before).by_domain.items()},
+        steps=result.steps,
+        tokens=result.tokens,
+        train_s=result.train_s,
+        adapter=str(adapter) if adapter is not None else None,
+    )
+
+
+def _read_records(path: Path) -> list[RoundRecord]:
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if rows["schema_version"] > SCHEMA_VERSION:
+            raise HarnessError(f"{path} was written by a newer version", "Update the harness.")
+        return [RoundRecord(**row) for row in rows["rounds"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise HarnessError(f"{path} is not a list of rounds: {error}", "Delete it, or train without resuming.") from error
+
+
+def cases_from_replay(
+    draft: Any,
+    trajectories: Sequence[Trajectory],
+    *,
+    k: int,
+    adapter: Path | None = None,
+    round_: int = 0,
+    prompts: Mapping[str, str] | None = None,
+    synthetic: frozenset[str] = frozenset(),
+) -> list[Case]:
+    """Return one case per trajectory: the counts at draft length ``k`` and every position where the draft's favourite is wrong.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`.
+        trajectories: the target's greedy answers.
+        k: draft length.
+        adapter: adapter folder to replay with; None is the plain draft.
+        round_: round number noted in the cases.
+        prompts: sample id -> user turn.
+        synthetic: ids of samples the target wrote.
+    """
+    token_map = None if draft.token_map is None else np.array(draft.token_map)
+    inverse = invert(token_map, draft.model.args.vocab_size)
+    lora, weights = read_lora(adapter) if adapter is not None else (None, {})
+    cases = []
+    with attached(draft.model, lora) if lora is not None else nullcontext():
+        if adapter is not None:
+            read_info(adapter, draft.hash)
+            load_into(draft.model, weights, adapter)
+        draft.model.eval()
+        cache = PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
+        for t in trajectories:
+            best, confidence = favourites(cache, make_batch([from_trajectory(t)], inverse, keep_unreachable=True))
+            proposed = best if token_map is None else token_map[best]
+            name = adapter.name if adapter is not None else "generic"
+            cases.append(_case(t, proposed, confidence, k, name, round_, (prompts or {}).get(t.sample_id, ""), t.sample_id in synthetic))
+    return cases
+
+
+def _case(
+    t: Trajectory, proposed: np.ndarray, confidence: np.ndarray, k: int, drafter: str, round_: int, prompt: str, synthetic: bool
+) -> Case:
+    answer = np.asarray(t.tokens)
+    match = proposed == answer
+    counts = count(match, k, t.max_tokens)
+    sequence = (*t.prompt_tokens, *t.tokens)
+    start = len(t.prompt_tokens)
+    disagreements = tuple(
+        Disagreement(
+            position=i,
+            draft_token=int(proposed[i]),
+            target_token=int(answer[i]),
+            draft_p=float(confidence[i]),
+            target_p=float(np.exp(t.logprobs[i])) if t.logprobs is not None else None,
+            context_tokens=tuple(int(x) for x in sequence[max(0, start + i - CONTEXT_TOKENS) : start + i]),
+        )
+        for i in np.flatnonzero(~match).tolist()
+    )
+    return Case(
+        id=case_id(t.prompt_tokens, t.tokens, drafter, round_),
+        sample_id=t.sample_id,
+        domain=t.domain,
+        prompt=prompt,
+        prompt_tokens=t.prompt_tokens,
+        output_tokens=t.tokens,
+        accepted=counts.accepted,
+        drafted=counts.drafted,
+        rejected=counts.rejected,
+        timestamp=utc_now(),
+        drafter=drafter,
+        round=round_,
+        synthetic=synthetic,
+        disagreements=disagreements,
+        top_tokens=t.top_tokens,
+        top_logprobs=t.top_logprobs,
+    )
+
+
+def install(adapter: Path, folder: Path, name: str) -> Path:
+    """Copy a finished adapter to the folder users find it in, under ``name``; the metadata last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / METADATA).unlink(missing_ok=True)
+    for file in (WEIGHTS, CONFIG):
+        shutil.copyfile(adapter / file, folder / file)
+    row = json.loads((adapter / METADATA).read_text(encoding="utf-8"))
+    jsonl.write_atomic(folder / METADATA, (json.dumps({**row, "name": name}, indent=2) + "\n").encode())
+    return folder

@@ -1,0 +1,148 @@
+"""Questions about trained adapters, answered by replay: forgetting, break-even, rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.adapt.acceptance import Acceptance, pool
+from harness.adapt.adapter_files import WEIGHTS
+from harness.adapt.adapters import AdapterBank
+from harness.adapt.config import TrainingConfig
+from harness.adapt.trainer import train_adapter
+from harness.decode.replay import ReplayRow, replay_model
+from harness.errors import HarnessError
+from harness.records import Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgettingRow:
+    """One adapter on one domain."""
+
+    adapter: str
+    """Adapter name; ``generic`` is the plain draft."""
+    domain: str
+    """Domain of the trajectories."""
+    acceptance: Acceptance
+    """Counts with the adapter."""
+    alpha_change: float
+    """Alpha minus the plain draft's: negative is forgetting."""
+
+
+def replay_bank(
+    bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int], progress: Callable[[str], None] | None = None
+) -> list[ReplayRow]:
+    """Replay the plain draft (``generic``) and every adapter of the bank; the plain draft is active afterwards."""
+    ks, rows = list(ks), []
+    for name in (None, *bank.names):
+        bank.activate(name)
+        rows += replay_model(name or "generic", bank.draft.model, bank.draft.token_map, trajectories, ks)
+        if progress:
+            progress(name or "generic")
+    bank.activate(None)
+    return rows
+
+
+def forgetting(rows: Sequence[ReplayRow], k: int) -> list[ForgettingRow]:
+    """Return the adapter x domain matrix at draft length ``k`` from :func:`replay_bank`'s rows."""
+    cells: dict[tuple[str, str], list[Acceptance]] = {}
+    for row in rows:
+        if row.k == k:
+            cells.setdefault((row.drafter, row.domain), []).append(_acceptance(row))
+    table = {key: pool(parts) for key, parts in cells.items()}
+    return [
+        ForgettingRow(
+            adapter=name, domain=domain, acceptance=cell, alpha_change=cell.value("alpha") - table["generic", domain].value("alpha")
+        )
+        for (name, domain), cell in sorted(table.items())
+    ]
+
+
+def _acceptance(row: ReplayRow) -> Acceptance:
+    return Acceptance(
+        prompts=1,
+        rounds=int(row.rounds),
+        drafted=int(row.drafted),
+        accepted=int(row.accepted),
+        rejected=int(row.rejected),
+        emitted=row.emitted,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakEven:
+    """When training has paid for itself."""
+
+    train_s: float
+    """Seconds of training."""
+    saved_s_per_1000_tokens: float
+    """Decoding seconds saved per 1,000 emitted tokens; negative when decoding became slower."""
+    break_even_tokens: float | None
+    """Emitted tokens after which the saved time equals the training time; None when nothing is saved."""
+
+
+def break_even(train_s: float, *, before_s_per_1000: float, after_s_per_1000: float) -> BreakEven:
+    """Divide training seconds by the seconds saved per 1,000 tokens.
+
+    Args:
+        train_s: seconds of training.
+        before_s_per_1000: decoding seconds per 1,000 emitted tokens with the old draft.
+        after_s_per_1000: the same with the adapter.
+    """
+    saved = before_s_per_1000 - after_s_per_1000
+    return BreakEven(train_s=train_s, saved_s_per_1000_tokens=saved, break_even_tokens=1000 * train_s / saved if saved > 0 else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRow:
+    """One rank of the ablation."""
+
+    rank: int
+    """Rank of the update."""
+    accepted: bool
+    """True when validation acceptance rose."""
+    before: float
+    """Validation metric of the plain draft."""
+    after: float
+    """Validation metric of the best checkpoint."""
+    steps: int
+    """Updates up to the best checkpoint."""
+    train_s: float
+    """Seconds of training."""
+    adapter_bytes: int | None
+    """Size of the adapter's weights; None when rejected."""
+
+
+def rank_ablation(
+    draft: Any,
+    train: Sequence[Trajectory],
+    validation: Sequence[Trajectory],
+    config: TrainingConfig,
+    *,
+    out: Path,
+    ranks: Sequence[int] = (2, 4, 8, 16, 32),
+    domain: str | None = None,
+    cache_folder: Path | None = None,
+) -> list[RankRow]:
+    """Train one adapter per rank on the same data in the same order, in ``out/rank-R``; the hidden-state cache is shared."""
+    if not ranks:
+        raise HarnessError("no rank is given", "Give at least one, such as 8.")
+    rows = []
+    for rank in ranks:
+        folder = out / f"rank-{rank}"
+        settings = config.replace(lora={"rank": rank})
+        result = train_adapter(draft, train, settings, validation=validation, out=folder, domain=domain, cache_folder=cache_folder)
+        rows.append(
+            RankRow(
+                rank=rank,
+                accepted=result.accepted,
+                before=result.before.value,
+                after=result.after.value,
+                steps=result.after.step,
+                train_s=result.train_s,
+                adapter_bytes=(folder / WEIGHTS).stat().st_size if result.accepted else None,
+            )
+        )
+    return rows

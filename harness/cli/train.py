@@ -1,0 +1,97 @@
+"""``harness train``: adapt the draft of a pair to what it gets wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.generate import OfflineOption, PairOption
+
+if TYPE_CHECKING:
+    from harness.adapt.campaign import Campaign, Prompts
+
+
+def train(
+    source: Annotated[str, typer.Argument(metavar="SUITE|FILE", help="Where the prompts come from: a suite, or a JSONL file.")] = "full",
+    models: PairOption = "smollm2",
+    domain: Annotated[str | None, typer.Option(help="Train on this domain's failures; all domains without it.")] = None,
+    config: Annotated[str, typer.Option(help="Training settings: a name in configs/training or a path.")] = "default",
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA update; the config's without it.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Collect, train and evaluate this many times.")] = 1,
+    name: Annotated[str | None, typer.Option(help="Adapter name; the domain, or `mixed`, without it.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Training prompts per domain.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a training setting.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Working folder; the user's cache without it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
+    offline: OfflineOption = False,
+) -> None:
+    """Train a LoRA adapter on what the draft gets wrong; keep it only if acceptance on validation prompts rises.
+
+    Test prompts are never trained on: near-duplicates are refused.
+
+    Example: `harness train suites/full.yaml --domain code --rank 8 --rounds 2`
+    """
+    from harness.adapt.config import load_training_config
+
+    settings = load_training_config(config, set_ or [])
+    settings = settings if rank is None else settings.replace(lora={"rank": rank})
+    prompts = read_prompts(source, limit=limit, offline=offline)
+    from harness.adapt.campaign import train_pair
+    from harness.models.pair import load_pair
+
+    pair = load_pair(models, offline=offline)
+    result = train_pair(
+        pair,
+        prompts,
+        settings,
+        name=name or domain or "mixed",
+        rounds=rounds,
+        domain=domain,
+        out=out,
+        max_tokens=max_tokens,
+        batch=batch,
+        resume=resume,
+        notify=lambda line: typer.echo(line, err=True),
+        progress=lambda number, step: (
+            typer.echo(
+                f"round {number}, update {step.step}/{step.total}: loss {step.loss:.3f}, "
+                f"{settings.stop.metric} {step.best:.3f}, {step.tokens_per_s:.0f} tok/s",
+                err=True,
+            )
+            if step.step % settings.stop.every == 0 or step.step == step.total
+            else None
+        ),
+    )
+    typer.echo(summary(result, settings.stop.metric))
+
+
+def read_prompts(source: str, *, limit: int | None, offline: bool) -> Prompts:
+    """Load the prompts of a suite or a file by split; validation is not limited."""
+    from harness.adapt.campaign import Prompts
+    from harness.cli.generate import read_samples
+
+    train, validation, test = (
+        read_samples(source, split=split, limit=limit if split == "train" else None, seed=0, offline=offline)
+        for split in ("train", "validation", "test")
+    )
+    return Prompts(train=train, validation=validation, test=test)
+
+
+def summary(result: Campaign, metric: str) -> str:
+    """One line per round and domain, and where the adapter is."""
+    lines = []
+    for record in result.records:
+        verdict = "accepted" if record.accepted else "rejected, the old draft stays"
+        lines.append(
+            f"round {record.round}: {verdict}; {record.failures} failure and {record.replayed} replay cases, "
+            f"{record.steps} updates in {record.train_s:.0f} s"
+        )
+        lines += [f"  {d}: {metric} {record.before[d]:.3f} -> {record.after[d]:.3f}" for d in record.before]
+    if not result.records:
+        lines.append("nothing to train on: no generation was below the acceptance threshold (adapt.threshold)")
+    lines.append(f"adapter: {result.adapter}" if result.adapter else "no adapter was kept")
+    return "\n".join(lines)
