@@ -1,0 +1,96 @@
+"""Speed of this project's loop against plain decoding and against mlx-lm's speculative loop, interleaved prompt by prompt.
+
+    python tests/benchmarks/speed.py --models qwen-coder --gsm8k test.jsonl --prompts 12 --tokens 96
+
+Every prompt runs through all contenders in a rotating order; the table gives ratios of summed wall times with paired bootstrap
+intervals, the measured c and v, and the loop efficiency (measured speedup over the one that c, v and the counts predict).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from harness import stats
+from harness.datasets import DatasetSpec, load_samples
+from harness.decode.api import DrafterOptions, generate, resolve_drafter
+from harness.decode.calibrate import Calibration, calibrate
+from harness.models.pair import load_pair
+from harness.records import Generation, Sample
+
+
+def prompts(count: int, gsm8k: str | None) -> list[Sample]:
+    """``count`` code and ``count`` math prompts of the test split."""
+    math = DatasetSpec(dataset="gsm8k", path=gsm8k, limit=count) if gsm8k else DatasetSpec(dataset="wordproblems", limit=count)
+    return [*load_samples(DatasetSpec(dataset="humaneval", limit=count), domain="code"), *load_samples(math, domain="math")]
+
+
+def predicted_wall_s(g: Generation, plain: Generation, measured: Calibration) -> float:
+    """Wall time the round counts should take at the calibrated step times, in units of the plain run's own speed."""
+    costs = measured.costs
+    target_steps = sum(k * costs.c + costs.v[k] for k in g.draft_lengths)
+    step_s = (plain.wall_s - plain.prefill_s) / plain.emitted
+    return g.prefill_s + target_steps * step_s
+
+
+def main() -> None:
+    """Run the contenders and print the table; raw numbers go to ``--out``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="qwen-coder")
+    parser.add_argument("--gsm8k", help="local GSM8K JSONL; default: the generated word problems")
+    parser.add_argument("--prompts", type=int, default=12, help="per domain")
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--mlx-k", type=int, nargs="*", default=[2], help="fixed K of mlx-lm's loop")
+    parser.add_argument("--own-k", type=int, nargs="*", default=[], help="fixed K of this project's loop")
+    parser.add_argument("--vocab", type=int, default=None, help="restrict the draft's output head to this many ids")
+    parser.add_argument("--drafter", default="generic")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    pair = load_pair(args.models)
+    drafter = resolve_drafter(pair, args.drafter, DrafterOptions(vocab=args.vocab))
+    whole = resolve_drafter(pair, "generic")
+    measured = calibrate(pair, drafter, max_k=6)
+    costs = measured.costs
+    print(f"c {costs.c:.3f}  v {' '.join(f'{v:.2f}' for v in costs.v)}  spread {measured.spread:.2f}", flush=True)
+    contenders = {"plain": {"drafter": None}, "auto": {"drafter": drafter, "k": "auto", "costs": costs}}
+    contenders |= {f"own k={k}": {"drafter": drafter, "k": k} for k in args.own_k}
+    contenders |= {f"mlx-lm k={k}": {"drafter": whole, "k": k, "mode": "fast"} for k in args.mlx_k}
+
+    results: dict[str, list[Generation]] = {name: [] for name in contenders}
+    samples, names = prompts(args.prompts, args.gsm8k), list(contenders)
+    for name in names:
+        generate(pair, samples[0].prompt, max_tokens=8, **contenders[name])  # warm-up
+    start = time.perf_counter()
+    for i, sample in enumerate(samples):
+        for j in range(len(names)):
+            name = names[(i + j) % len(names)]
+            results[name].append(generate(pair, sample.prompt, max_tokens=args.tokens, **contenders[name]))
+        equal = all(r[-1].tokens == results["plain"][-1].tokens for r in results.values())
+        walls = "  ".join(f"{n} {r[-1].wall_s:.1f}s" for n, r in results.items())
+        print(f"{sample.id}: {walls}  equal={equal}  [{time.perf_counter() - start:.0f} s]", flush=True)
+
+    plain = [g.wall_s for g in results["plain"]]
+    for name, runs in results.items():
+        wall = [g.wall_s for g in runs]
+        line = [f"{name:12} {sum(g.emitted for g in runs) / sum(wall):6.2f} tok/s"]
+        for other in dict.fromkeys(("plain", *[n for n in names if n.startswith("mlx-lm")])):
+            speedup = stats.ratio([g.wall_s for g in results[other]], wall)
+            if other != name and speedup is not None:
+                line.append(f"vs {other}: {speedup.value:.3f} [{speedup.low or 0:.3f}, {speedup.high or 0:.3f}]")
+        if name != "plain" and not name.startswith("mlx-lm"):
+            expected = sum(predicted_wall_s(g, p, measured) for g, p in zip(runs, results["plain"], strict=True))
+            line.append(f"tau {sum(g.emitted for g in runs) / sum(g.rounds for g in runs):.2f}")
+            line.append(f"rate {sum(g.accepted for g in runs) / max(sum(g.drafted for g in runs), 1):.3f}")
+            line.append(f"loop efficiency {expected / sum(wall):.3f}")
+        print("  ".join(line))
+    print(f"plain total {sum(plain):.0f} s over {len(samples)} prompts")
+    if args.out:
+        raw = {name: [{"emitted": g.emitted, "rounds": g.rounds, "wall_s": g.wall_s} for g in runs] for name, runs in results.items()}
+        args.out.write_text(json.dumps({"calibration": measured.to_dict(), "runs": raw}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
