@@ -149,6 +149,24 @@ def test_escapes_do_work_without_the_sandbox(name: str, tmp_path: Path) -> None:
 
 
 @needs_sandbox
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("verdict_on_every_descriptor", "answers no request"),
+        ("pickle_on_the_pipe", "malformed reply"),
+        ("hash_bomb_on_the_pipe", "the tests ran out of CPU time"),
+        ("sleeps_in_call", "waited for more than 1 s"),
+        ("ignores_signals_and_spins", "was killed"),
+        ("huge_string", "a result of more than"),
+        ("flood_of_replies", "more output than allowed"),
+    ],
+)
+def test_the_reason_says_what_happened(name: str, reason: str) -> None:
+    """Each limit has its own message, so that a failure can be understood."""
+    assert reason in run_program(program(CHEATS[name]), limits=TIGHT).reason
+
+
+@needs_sandbox
 def test_stop_iteration_does_not_end_the_tests_early() -> None:
     """An exception of the answer must not be mistaken for the end of a loop in the tests."""
     test = "def check(candidate):\n    assert all(map(lambda n: candidate(n) == n, [1, 2]))\n"
@@ -273,6 +291,12 @@ def test_the_status_says_why_a_sandbox_cannot_start(monkeypatch: pytest.MonkeyPa
     status = sandbox_status()
     assert (status.available, status.kind) == (False, "none")
     assert "No permissions to create new namespace" in status.reason
+
+
+@pytest.mark.parametrize("box", sandbox._boxes(), ids=lambda box: box.program)
+def test_a_sandbox_that_starts_does_not_leak(box: Box) -> None:
+    """The other tests are skipped where no sandbox is available; one that starts but lets the probe out must fail, not skip."""
+    assert "AssertionError" not in (sandbox._probe(box) or "")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX only")
