@@ -1,0 +1,214 @@
+"""Build a small draft from its target: collect -> train -> ship. Every stage resumes where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.adapt import distill_fit, torch_llama
+from harness.adapt.distill_card import Score, card, score_rows
+from harness.adapt.distill_config import DistillConfig
+from harness.adapt.distill_data import held_out_samples, split_by_temperature, training_samples
+from harness.adapt.rollouts import TorchTarget
+from harness.adapt.torch_llama import Shape, Weights
+from harness.decode.collect import Decoder, Stored, collect, read_shard, shard_names
+from harness.decode.replay import replay_model
+from harness.errors import HarnessError
+from harness.models.blas import mx
+from harness.models.cut import load_cut, save_cut
+from harness.models.pair import Pair
+from harness.records import Sample, Trajectory
+
+STAGES = ("collect", "train", "ship")
+CHUNK = 512
+"""Prompts collected per step: greedy ones first, then the sampled ones."""
+
+Note = Callable[[str], None]
+"""Called with a line of progress, often enough to pause a run in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all stages share."""
+
+    config: DistillConfig
+    pair: Pair
+    folder: Path
+    """Folder of the target's weights."""
+    work: Path
+    """Rollouts, checkpoints and the loss log."""
+    out: Path
+    """Where the finished draft goes."""
+    command: str
+    """How to repeat the run, for the card."""
+    note: Note
+
+    @property
+    def rollouts(self) -> Path:
+        """Shards of training trajectories."""
+        return self.work / "rollouts"
+
+    @property
+    def fitted(self) -> Path:
+        """Checkpoint, loss log and vocabulary."""
+        return self.work / "fit"
+
+
+def distill(job: Job, stages: Sequence[str] = STAGES) -> list[Score]:
+    """Run the stages in order; return the scores of the shipped draft on held-out prompts (empty without the last stage).
+
+    Raises:
+        HarnessError: unknown stage, nothing collected yet, or a target that cannot be cut.
+    """
+    unknown = set(stages) - set(STAGES)
+    if unknown:
+        raise HarnessError(f"no stage {sorted(unknown)[0]!r}", f"Choose among {', '.join(STAGES)}.")
+    if "collect" in stages:
+        collect_rollouts(job)
+    if "train" in stages:
+        train(job)
+    return ship(job) if "ship" in stages else []
+
+
+def collect_rollouts(job: Job) -> None:
+    """Let the target answer all training prompts."""
+    samples = training_samples(job.config.rollouts)
+    decoder = TorchTarget(job.folder, job.pair.eos_token_ids)
+    tokens = 0
+    for start in range(0, len(samples), CHUNK):
+        for trajectory in _collect(job, samples[start : start + CHUNK], job.rollouts, decoder):
+            tokens += len(trajectory.tokens)
+        job.note(f"collected {min(start + CHUNK, len(samples))} of {len(samples)} prompts, {tokens} tokens")
+
+
+def _collect(job: Job, samples: list[Sample], out: Path, decoder: Decoder) -> Iterator[Trajectory]:
+    config = job.config.rollouts
+    greedy, sampled = split_by_temperature(samples, config.sampled_share)
+    for part, temperature in ((greedy, 0.0), (sampled, config.temperature)):
+        yield from collect(
+            job.pair,
+            part,
+            max_tokens=config.max_tokens,
+            temperature=temperature,
+            batch=config.batch,
+            top_k=config.top_k,
+            out=out,
+            seed=config.seed,
+            decoder=decoder,
+        )
+
+
+def train(job: Job) -> None:
+    """Fit the cut on everything collected."""
+    import torch
+
+    stored = list(_stored(job))
+    shape, target = torch_llama.load_llama(job.folder, torch.float32)
+    start_from = job.config.fit.start_from
+    if start_from:
+        vocab = np.load(Path(start_from) / "vocab.npy")
+    else:
+        vocab = distill_fit.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
+    examples = distill_fit.prepare(stored, vocab, len(target["embed"]))
+    shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, vocab)
+    if start_from:
+        distill_fit.load_weights(Path(start_from), weights)
+    job.fitted.mkdir(parents=True, exist_ok=True)
+    np.save(job.fitted / "vocab.npy", vocab)
+    facts = {"prompts": Counter(s.domain for s in stored), "outputs": _outputs_by_domain(stored)}
+    (job.fitted / "data.json").write_text(json.dumps(facts))
+    job.note(f"training on {len(stored)} trajectories, {sum(facts['outputs'].values())} output tokens")
+    distill_fit.fit(shape, weights, target["embed"], examples, job.config.fit, job.fitted, lambda row: _note_row(job, row))
+
+
+def _note_row(job: Job, row: dict[str, float]) -> None:
+    job.note(f"step {row['step']} of {row['steps']}: loss {row['loss']:.3f}, match {row['match']:.3f}, {row['tokens_per_s']:.0f} tokens/s")
+
+
+def _stored(job: Job) -> Iterator[Stored]:
+    names = shard_names(job.rollouts)
+    if not names:
+        raise HarnessError(f"no trajectories in {job.rollouts}", "Run the collect stage first.")
+    for name in names:
+        yield from read_shard(job.rollouts, name) or []
+
+
+def _outputs_by_domain(stored: Sequence[Stored]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for s in stored:
+        counts[s.domain] += len(s.rollout.tokens)
+    return dict(counts)
+
+
+def ship(job: Job) -> list[Score]:
+    """Quantise the trained cut into ``job.out``, replay it on held-out prompts and write its card."""
+    import torch
+
+    if not (job.fitted / "checkpoint.safetensors").is_file():
+        raise HarnessError(f"no trained draft in {job.fitted}", "Run the train stage first.")
+    shape, target = torch_llama.load_llama(job.folder, torch.float32)
+    vocab = np.load(job.fitted / "vocab.npy")
+    shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, vocab)
+    step = distill_fit.load_weights(job.fitted, weights)
+    cut = job.config.cut
+    digest = save_cut(
+        job.out,
+        mlx_weights(shape, weights),
+        mx.array(vocab),
+        name=job.config.name,
+        target_hash=job.pair.target_hash,
+        bits=dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), cut.attention_bits)
+        | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), cut.mlp_bits)
+        | {"lm_head": cut.head_bits},
+        group_size=cut.group_size,
+        about={"base": job.config.pair, "steps": step},
+    )
+    scores = evaluate(job)
+    loss = [json.loads(line) for line in (job.fitted / "loss.jsonl").read_text().splitlines()]
+    facts: dict[str, Any] = json.loads((job.fitted / "data.json").read_text())
+    text = card(job.config, facts, loss, scores, sha256=digest, command=job.command, target_hash=job.pair.target_hash)
+    (job.out / "card.md").write_text(text, encoding="utf-8")
+    return scores
+
+
+def evaluate(job: Job) -> list[Score]:
+    """Replay the draft in ``job.out`` on greedy target trajectories of held-out prompts, one score per domain and K."""
+    samples = held_out_samples(job.config.rollouts, job.config.fit.eval_prompts)
+    decoder = TorchTarget(job.folder, job.pair.eos_token_ids)
+    config = job.config.rollouts
+    held_out = list(
+        collect(
+            job.pair,
+            samples,
+            max_tokens=config.max_tokens,
+            batch=config.batch,
+            top_k=config.top_k,
+            out=job.work / "held_out",
+            decoder=decoder,
+        )
+    )
+    draft = load_cut(job.out, job.pair.target)
+    return score_rows(replay_model(draft.name, draft.model, draft.token_map, held_out, [2, 4]))
+
+
+def mlx_weights(shape: Shape, weights: Weights) -> dict[str, mx.array]:
+    """Torch weights of the cut under mlx-lm's names, joined projections split."""
+    sizes = {
+        "qkv": [("self_attn.q_proj", shape.heads), ("self_attn.k_proj", shape.kv_heads), ("self_attn.v_proj", shape.kv_heads)],
+        "gate_up": [("mlp.gate_proj", shape.intermediate), ("mlp.up_proj", shape.intermediate)],
+    }
+    renamed = {"o": "self_attn.o_proj", "down": "mlp.down_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+    out = {"model.norm.weight": weights["norm"], "lm_head.weight": weights["head"]}
+    for i in range(shape.layers):
+        for name in ("qkv", "gate_up"):
+            unit = shape.head_dim if name == "qkv" else 1
+            parts = weights[f"layers.{i}.{name}"].split([rows * unit for _, rows in sizes[name]])
+            out |= {f"model.layers.{i}.{part}.weight": w for (part, _), w in zip(sizes[name], parts, strict=True)}
+        out |= {f"model.layers.{i}.{theirs}.weight": weights[f"layers.{i}.{ours}"] for ours, theirs in renamed.items()}
+    return {name: mx.array(w.detach().numpy()) for name, w in out.items()}

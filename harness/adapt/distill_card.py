@@ -1,0 +1,114 @@
+"""Scores of a finished draft and the card that ships with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.adapt.distill_config import DistillConfig
+from harness.decode.replay import ReplayRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Pooled replay counts of one domain at one K."""
+
+    domain: str
+    """``all`` pools every domain."""
+    k: int
+    prompts: int
+    drafted: int
+    accepted: int
+    emitted: int
+    rounds: int
+
+    @property
+    def rate(self) -> float:
+        """Draft acceptance rate."""
+        return self.accepted / max(self.drafted, 1)
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens per target pass."""
+        return self.emitted / max(self.rounds, 1)
+
+
+def score_rows(rows: Sequence[ReplayRow]) -> list[Score]:
+    """Sum replay rows by domain and K, then over all domains."""
+    domains = [*dict.fromkeys(r.domain for r in rows), "all"]
+    return [
+        Score(
+            domain=domain,
+            k=k,
+            prompts=len(chosen),
+            drafted=round(sum(r.drafted for r in chosen)),
+            accepted=round(sum(r.accepted for r in chosen)),
+            emitted=sum(r.emitted for r in chosen),
+            rounds=round(sum(r.rounds for r in chosen)),
+        )
+        for domain in domains
+        for k in sorted({r.k for r in rows})
+        if (chosen := [r for r in rows if r.k == k and domain in (r.domain, "all")])
+    ]
+
+
+def card(
+    config: DistillConfig,
+    facts: dict[str, Any],
+    loss: Sequence[dict[str, float]],
+    scores: Sequence[Score],
+    *,
+    sha256: str,
+    command: str,
+    target_hash: str,
+) -> str:
+    """The draft's card in Markdown: data, training, loss curve, command, hash, held-out acceptance."""
+    cut, fit, rollouts = config.cut, config.fit, config.rollouts
+    tokens = sum(int(row["tokens"]) for row in loss)
+    layers = f"{cut.layers} blocks" + (f", the last {cut.last} of them from the target's end" if cut.last else ", the target's first ones")
+    lines = [
+        f"# Draft of {config.pair}",
+        "",
+        f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens. "
+        f"Bits on disk: attention {cut.attention_bits}, MLP {cut.mlp_bits}, head {cut.head_bits}; groups of {cut.group_size}.",
+        "",
+        f"- target: sha256 `{target_hash}`, licence as the target's (Apache-2.0 for SmolLM2)",
+        f"- draft.safetensors: sha256 `{sha256}`",
+        f"- made by: `{command}`",
+        "",
+        "## Data",
+        f"Answers of the target itself, at most {rollouts.max_tokens} tokens, {rollouts.sampled_share:.0%} of them sampled at temperature "
+        f"{rollouts.temperature}, the rest greedy. No prompt of a validation or test split, and none that nearly repeats one.",
+        "",
+        "| domain | prompts | output tokens |",
+        "| --- | ---: | ---: |",
+        *(f"| {d} | {facts['prompts'][d]} | {facts['outputs'][d]} |" for d in sorted(facts["prompts"])),
+        "",
+        "## Training",
+        f"All weights of the cut, AdamW, peak learning rate {fit.learning_rate}, warm-up {fit.warmup_steps} updates, cosine to 0, "
+        f"{fit.epochs} epochs, {fit.batch_tokens} tokens per update: {len(loss)} updates, {tokens} tokens. Loss on output positions: "
+        f"{1 - fit.kl_weight:.1f} x cross-entropy on the target's most likely token + {fit.kl_weight:.1f} x cross-entropy on its top "
+        f"{rollouts.top_k}.",
+        "",
+        "| updates | loss | match on training batches |",
+        "| ---: | ---: | ---: |",
+        *_curve(loss),
+        "",
+        "## Acceptance on held-out prompts (replay of the shipped weights, greedy)",
+        "| domain | prompts | K | acceptance rate | tokens per target pass |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(f"| {s.domain} | {s.prompts} | {s.k} | {s.rate:.3f} | {s.tau:.2f} |" for s in scores),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _curve(loss: Sequence[dict[str, float]], points: int = 12) -> list[str]:
+    """Table rows: means over ``points`` equal stretches of the run."""
+    rows = []
+    for i in range(min(points, len(loss))):
+        part = loss[i * len(loss) // points : max((i + 1) * len(loss) // points, i * len(loss) // points + 1)]
+        mean = {key: sum(r[key] for r in part) / len(part) for key in ("loss", "match")}
+        rows.append(f"| {part[-1]['step']:.0f} | {mean['loss']:.3f} | {mean['match']:.3f} |")
+    return rows

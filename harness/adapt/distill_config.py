@@ -1,0 +1,98 @@
+"""Typed configuration of ``harness distill``: every default lives here, files in ``configs/drafts`` only change it. No mlx import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from harness.paths import find_config
+from harness.yamlfile import Strict, apply_overrides, read_yaml, validate
+
+
+class RolloutConfig(Strict):
+    """What the target generates for the draft to learn from."""
+
+    prompts: dict[str, int] = Field(default_factory=lambda: {"math": 1000, "code": 1000, "chat": 1000, "structured": 500})
+    """Domain -> training prompts."""
+    gsm8k_path: str | None = None
+    """JSONL file of GSM8K training problems; without it the math prompts are the project's own word problems."""
+    max_tokens: int = Field(192, ge=1)
+    """Longest trajectory."""
+    sampled_share: float = Field(0.25, ge=0, le=1)
+    """Share of the prompts answered at ``temperature``; the rest is greedy."""
+    temperature: float = Field(0.7, gt=0)
+    batch: int = Field(128, ge=1)
+    """Prompts decoded together."""
+    top_k: int = Field(16, ge=1, le=1000)
+    """Target probabilities kept per position."""
+    seed: int = 0
+
+
+class CutConfig(Strict):
+    """The draft's form."""
+
+    layers: int = Field(4, ge=1)
+    """Transformer blocks kept."""
+    last: int = Field(0, ge=0)
+    """How many of them come from the target's end; the others are its first ones."""
+    vocab: int = Field(8192, ge=2)
+    """Output ids kept: the ones most frequent in the rollouts."""
+    attention_bits: Literal[4, 8] = 8
+    """Bits per weight on disk."""
+    mlp_bits: Literal[4, 8] = 8
+    head_bits: Literal[4, 8] = 8
+    group_size: Literal[32, 64, 128] = 64
+    """Weights that share a scale."""
+
+
+class FitConfig(Strict):
+    """Full fine-tuning of the cut: AdamW, linear warm-up, cosine decay."""
+
+    start_from: str | None = None
+    """``fit`` folder of an earlier run whose weights and output vocabulary this run starts from; None starts from the target's layers."""
+
+    learning_rate: float = Field(1.5e-3, gt=0, lt=1)
+    warmup_steps: int = Field(50, ge=0)
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """Rate at the last update as a fraction of the peak; 1 is constant."""
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the rollouts."""
+    batch_tokens: int = Field(2048, ge=1)
+    """Prompt and output tokens per update."""
+    weight_decay: float = Field(0.01, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    kl_weight: float = Field(0.7, ge=0, le=1)
+    """Weight of the forward KL on the cached top-k; the rest is cross-entropy on the target's token."""
+    checkpoint_steps: int = Field(100, ge=1)
+    """Updates between checkpoints."""
+    eval_prompts: int = Field(40, ge=1)
+    """Held-out prompts per domain that are replayed at the end."""
+    seed: int = 0
+
+
+class DistillConfig(Strict):
+    """A file in ``configs/drafts``."""
+
+    name: str
+    """Name of the draft."""
+    pair: str
+    """Pair whose target is distilled (``configs/models``)."""
+    rollouts: RolloutConfig = RolloutConfig()
+    cut: CutConfig = CutConfig()
+    fit: FitConfig = FitConfig()
+
+
+def load_distill_config(name_or_path: str, overrides: Sequence[str] = ()) -> DistillConfig:
+    """Read a draft config by name (``configs/drafts``) or path; ``overrides`` are ``fit.epochs=1`` strings.
+
+    Raises:
+        HarnessError: no such file, broken YAML, an unknown key or a wrong value; names file and line.
+    """
+    path = find_config(name_or_path, "drafts")
+    file = read_yaml(path)
+    apply_overrides(file, overrides)
+    file.data.setdefault("name", path.stem)
+    return validate(DistillConfig, file)

@@ -1,0 +1,169 @@
+"""Batched target rollouts in torch: the tokens, log-probabilities and top-k a draft learns from.
+
+Prompts of one call are left-padded into one batch; rows that finish leave it, so later steps cost less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.adapt import torch_llama
+from harness.adapt.torch_llama import Shape, Weights
+from harness.decode.collect import Rollout
+
+if TYPE_CHECKING:
+    import torch
+
+_KEEP = 0.8
+"""Rows are dropped from the batch once fewer than this share of them are still running."""
+
+
+@dataclass
+class _Cache:
+    """Keys and values (layers, B, kv_heads, capacity, head_dim), and which positions are real tokens (B, capacity)."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    mask: torch.Tensor
+    used: int = 0
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Keep only the batch rows in ``rows`` (int64)."""
+        self.keys = [k[rows] for k in self.keys]
+        self.values = [v[rows] for v in self.values]
+        self.mask = self.mask[rows]
+
+
+class TorchTarget:
+    """A decoder for :func:`harness.decode.collect.collect`: callable on one batch of prompts.
+
+    Args:
+        folder: model folder with config.json and model.safetensors (plain Llama).
+        eos: token ids that end a row.
+        dtype: ``bfloat16`` or ``float32``, which is slower and free of rounding differences.
+    """
+
+    def __init__(self, folder: Path, eos: frozenset[int], dtype: str = "bfloat16") -> None:
+        import torch
+
+        self.eos = eos
+        self.shape, self.weights = torch_llama.load_llama(folder, getattr(torch, dtype))
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, top_k: int, seed: int) -> list[Rollout]:
+        """Continue every prompt; greedy at temperature 0, else sampled with a generator seeded by ``seed``."""
+        import torch
+
+        with torch.inference_mode():
+            return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, torch.Generator().manual_seed(seed))
+
+
+def _decode(
+    shape: Shape,
+    weights: Weights,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    eos: frozenset[int],
+    rng: torch.Generator,
+) -> list[Rollout]:
+    import torch
+
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    cache = _new_cache(shape, weights, tokens.shape[0], width + max_tokens)
+    for row, prompt in enumerate(prompts):
+        cache.mask[row, : width - len(prompt)] = False
+    pad = torch.tensor([width - len(p) for p in prompts])
+    positions = (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
+    live = list(range(len(prompts)))
+    out: list[list[tuple[int, float, np.ndarray, np.ndarray]]] = [[] for _ in prompts]
+    done = [False] * len(prompts)
+    hidden = _forward(shape, weights, cache, tokens, positions)[:, -1]
+    for step in range(max_tokens):
+        picked, logp, ids, top = _choose(weights, hidden, temperature, top_k, rng)
+        for i, row in enumerate(live):
+            if not done[row]:
+                out[row].append((int(picked[i]), float(logp[i]), ids[i].numpy(), top[i].numpy()))
+                done[row] = int(picked[i]) in eos
+        alive = [i for i, row in enumerate(live) if not done[row]]
+        if not alive or step == max_tokens - 1:
+            break
+        if len(alive) < _KEEP * len(live):
+            rows = torch.tensor(alive)
+            cache.keep(rows)
+            picked, pad, live = picked[rows], pad[rows], [live[i] for i in alive]
+        hidden = _forward(shape, weights, cache, picked[:, None], (width + step - pad)[:, None])[:, -1]
+    return [_rollout(rows) for rows in out]
+
+
+def _new_cache(shape: Shape, weights: Weights, rows: int, capacity: int) -> _Cache:
+    import torch
+
+    size = (rows, shape.kv_heads, capacity, shape.head_dim)
+    dtype = weights["embed"].dtype
+    return _Cache(
+        keys=[torch.zeros(size, dtype=dtype) for _ in range(shape.layers)],
+        values=[torch.zeros(size, dtype=dtype) for _ in range(shape.layers)],
+        mask=torch.ones(rows, capacity, dtype=torch.bool),
+    )
+
+
+def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Normed hidden states (B, n, hidden) of ``tokens`` (B, n); extends the cache."""
+    import torch
+    import torch.nn.functional as fn
+
+    rows, n = tokens.shape
+    start, end = cache.used, cache.used + n
+    cache.used = end
+    h = weights["embed"][tokens]
+    cos, sin = torch_llama.rope_tables(shape, positions, h.dtype)
+    mask = cache.mask[:, None, None, :end]
+    if n > 1:
+        mask = mask & torch.ones(n, end, dtype=torch.bool).tril(start)
+        mask = mask | torch.eye(n, end, dtype=torch.bool)  # a padding row sees itself, so that its softmax is defined
+    for i in range(shape.layers):
+        layer = f"layers.{i}"
+        qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"])
+        q, k, v = torch_llama.split_heads(shape, qkv, cos, sin)
+        cache.keys[i][:, :, start:end] = k
+        cache.values[i][:, :, start:end] = v
+        keys, values = cache.keys[i][:, :, :end], cache.values[i][:, :, :end]
+        if n == 1:  # the query heads of one key head are rows of one product
+            q = q.reshape(rows, shape.kv_heads, -1, shape.head_dim)
+            a = fn.scaled_dot_product_attention(q, keys, values, attn_mask=mask).reshape(rows, 1, -1)
+        else:
+            a = fn.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True).transpose(1, 2).reshape(rows, n, -1)
+        h = torch_llama.mlp(shape, weights, layer, h + fn.linear(a, weights[f"{layer}.o"]))
+    return torch_llama.norm(shape, h, weights["norm"])
+
+
+def _choose(
+    weights: Weights, hidden: torch.Tensor, temperature: float, top_k: int, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Next tokens (B,), their log p after temperature (B,), and the top-k ids and log p at temperature 1 (B, k)."""
+    import torch
+
+    logits = (hidden @ weights["embed"].T).float()
+    top, ids = torch.topk(logits, max(top_k, 1))
+    top = top - torch.logsumexp(logits, dim=-1, keepdim=True)
+    if temperature == 0:
+        return ids[:, 0], top[:, 0], ids, top
+    scaled = torch.log_softmax(logits / temperature, dim=-1)
+    picked = torch.multinomial(scaled.exp(), 1, generator=rng)
+    return picked[:, 0], scaled.gather(1, picked)[:, 0], ids, top
+
+
+def _rollout(rows: list[tuple[int, float, np.ndarray, np.ndarray]]) -> Rollout:
+    return Rollout(
+        tokens=[r[0] for r in rows],
+        logprobs=np.array([r[1] for r in rows], dtype=np.float32),
+        top_tokens=np.stack([r[2] for r in rows]).astype(np.int32),
+        top_logprobs=np.stack([r[3] for r in rows]).astype(np.float16),
+    )

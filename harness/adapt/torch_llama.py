@@ -1,0 +1,138 @@
+"""A Llama-family decoder in torch, for the two heavy jobs of draft distillation on a CPU: target rollouts and training the cut.
+
+On Linux CPUs torch runs bfloat16 matrix products and vectorised activations several times faster than mlx does. Decoding,
+replay and every measurement stay on mlx; a test holds the two implementations to the same logits.
+Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = dict[str, "torch.Tensor"]
+"""Name (``layers.0.qkv``, ``norm``, ``embed``, ``head``) -> weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The numbers of ``config.json`` that the forward pass needs."""
+
+    hidden: int
+    """Width of the residual stream."""
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key and value heads."""
+    head_dim: int
+    """Width of one head."""
+    intermediate: int
+    """Width of the MLP."""
+    layers: int
+    """Transformer blocks."""
+    eps: float
+    """RMS norm epsilon."""
+    rope_theta: float
+    """Base of the rotary embedding."""
+
+
+def read_shape(config: dict[str, Any]) -> Shape:
+    """Shape of a Llama ``config.json``.
+
+    Raises:
+        HarnessError: another architecture, or a variant this forward pass does not cover.
+    """
+    odd = [key for key in ("rope_scaling", "attention_bias", "quantization") if config.get(key)]
+    if config.get("model_type") != "llama" or odd or not config.get("tie_word_embeddings"):
+        raise HarnessError(
+            f"distillation reads plain Llama models with tied embeddings, not {config.get('model_type')!r} of this kind",
+            "Choose a Llama-family target, or train an adapter with `harness train`.",
+        )
+    heads = config["num_attention_heads"]
+    return Shape(
+        hidden=config["hidden_size"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        intermediate=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        eps=config["rms_norm_eps"],
+        rope_theta=config.get("rope_theta", 10000.0),
+    )
+
+
+def load_llama(folder: Path, dtype: torch.dtype) -> tuple[Shape, Weights]:
+    """Read a model folder (config.json, model.safetensors) into joined weights of ``dtype``."""
+    import torch
+    from safetensors import safe_open
+
+    shape = read_shape(json.loads((folder / "config.json").read_text()))
+    weights: Weights = {}
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+
+        def read(*names: str) -> torch.Tensor:
+            return torch.cat([file.get_tensor(f"model.{name}.weight") for name in names]).to(dtype)
+
+        weights["embed"] = read("embed_tokens")
+        weights["norm"] = read("norm")
+        for i in range(shape.layers):
+            at, out = f"layers.{i}.self_attn", f"layers.{i}"
+            mlp = f"layers.{i}.mlp"
+            weights[f"{out}.qkv"] = read(f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj")
+            weights[f"{out}.o"] = read(f"{at}.o_proj")
+            weights[f"{out}.gate_up"] = read(f"{mlp}.gate_proj", f"{mlp}.up_proj")
+            weights[f"{out}.down"] = read(f"{mlp}.down_proj")
+            weights[f"{out}.norm1"] = read(f"layers.{i}.input_layernorm")
+            weights[f"{out}.norm2"] = read(f"layers.{i}.post_attention_layernorm")
+    return shape, weights
+
+
+def rope_tables(shape: Shape, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (B, n, 1, head_dim / 2) for integer ``positions`` (B, n)."""
+    import torch
+
+    half = shape.head_dim // 2
+    rates = shape.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
+    angles = (positions.to(torch.float32)[..., None] * rates)[:, :, None, :]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the halves of the last axis of ``x`` (B, n, heads, head_dim)."""
+    import torch
+
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def split_heads(shape: Shape, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotated queries (B, heads, n, d) and keys, and values (B, kv_heads, n, d), from the joined projection (B, n, .)."""
+    rows, n, _ = qkv.shape
+    x = qkv.view(rows, n, shape.heads + 2 * shape.kv_heads, shape.head_dim)
+    qk = rotate(x[:, :, : shape.heads + shape.kv_heads], cos, sin).transpose(1, 2)
+    values = x[:, :, shape.heads + shape.kv_heads :].transpose(1, 2)
+    return qk[:, : shape.heads], qk[:, shape.heads :], values
+
+
+def mlp(shape: Shape, weights: Weights, layer: str, h: torch.Tensor) -> torch.Tensor:
+    """Gated MLP with its norm and residual, (B, n, hidden) -> (B, n, hidden)."""
+    import torch.nn.functional as fn
+
+    joined = fn.linear(norm(shape, h, weights[f"{layer}.norm2"]), weights[f"{layer}.gate_up"])
+    gate, up = joined.split(shape.intermediate, dim=-1)
+    return h + fn.linear(fn.silu(gate) * up, weights[f"{layer}.down"])
+
+
+def norm(shape: Shape, h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """RMS norm over the last axis."""
+    import torch.nn.functional as fn
+
+    return fn.rms_norm(h, (shape.hidden,), weight, shape.eps)

@@ -1,0 +1,57 @@
+"""``harness distill``: a small draft out of the target itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def distill(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a name in configs/drafts.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the finished draft goes; default: drafts/ in the cache.")] = None,
+    work: Annotated[Path | None, typer.Option(metavar="DIR", help="Rollouts and checkpoints; default: the cache.")] = None,
+    stages: Annotated[str, typer.Option(help="Comma-separated part of collect,train,ship.")] = "collect,train,ship",
+    gsm8k: Annotated[Path | None, typer.Option(metavar="PATH", help="GSM8K training problems (JSONL), for math prompts.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key of the file; repeatable.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores when absent.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+) -> None:
+    """Build a small draft from a target: collect its answers, train a cut of it on them, quantise, measure, write the card.
+
+    Hours on a CPU. Stop it at any moment: run again, it goes on where it was.
+
+    Example: `harness distill configs/drafts/smollm2.yaml --gsm8k train.jsonl`
+    """
+    import shlex
+    import sys
+
+    from harness.adapt.distill_config import load_distill_config
+    from harness.paths import cache_dir
+
+    overrides = [*(set_ or []), *([f"rollouts.gsm8k_path={gsm8k}"] if gsm8k else [])]
+    settings = load_distill_config(config, overrides)
+    from harness.adapt.distill import Job
+    from harness.adapt.distill import distill as build
+    from harness.models.pair import load_pair
+    from harness.models.store import pull_pair
+
+    folder = pull_pair(settings.pair, offline=offline)["target"]
+    assert folder is not None
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    job = Job(
+        config=settings,
+        pair=load_pair(settings.pair, offline=offline, draft=False),
+        folder=folder.path,
+        work=work or cache_dir() / "distill" / settings.name,
+        out=out or cache_dir() / "drafts" / settings.name,
+        command=shlex.join(["harness", *sys.argv[1:]]),
+        note=lambda line: typer.echo(line, err=True),
+    )
+    for score in build(job, [stage.strip() for stage in stages.split(",")]):
+        typer.echo(f"{score.domain}: K {score.k}, acceptance rate {score.rate:.3f}, {score.tau:.2f} tokens per target pass")
+    typer.echo(f"draft: {job.out}")

@@ -1,0 +1,215 @@
+"""Batched target trajectories with top-k log-probabilities, written in shards that survive a kill at any moment.
+
+A shard is a pair of files named after a hash of what went in: ``<hash>.safetensors`` (arrays) is written first, ``<hash>.jsonl``
+(ids and tokens, one trajectory a line) last, each under a temporary name and then renamed. A shard exists once its jsonl does, so
+an interrupted run loses at most the batch it was working on, and the resumed one gives the same shards as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from harness.errors import HarnessError
+from harness.records import SCHEMA_VERSION, Finish, Sample, Trajectory
+
+if TYPE_CHECKING:
+    from harness.models.pair import Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What a decoder returns for one prompt; n emitted tokens, the end-of-sequence token included."""
+
+    tokens: list[int]
+    """Emitted ids, length n."""
+    logprobs: np.ndarray
+    """(n,) float32: log p of each emitted token after temperature."""
+    top_tokens: np.ndarray
+    """(n, k) int32: most likely ids, most likely first."""
+    top_logprobs: np.ndarray
+    """(n, k) float16: their log p at temperature 1."""
+
+
+class Decoder(Protocol):
+    """Anything that continues a batch of prompts."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, top_k: int, seed: int
+    ) -> list[Rollout]: ...
+
+
+def collect(
+    pair: Pair,
+    samples: Sequence[Sample],
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    batch: int = 64,
+    top_k: int = 16,
+    out: Path | None = None,
+    seed: int = 0,
+    decoder: Decoder | None = None,
+) -> Iterator[Trajectory]:
+    """Yield one trajectory per sample, batch by batch, in the order of :func:`plan_batches`.
+
+    Args:
+        pair: target, tokenizer and end-of-sequence ids; a draft is not needed.
+        samples: prompts; ids must be distinct.
+        max_tokens: limit per trajectory.
+        temperature: 0 is greedy.
+        batch: prompts decoded together.
+        top_k: log-probabilities kept per position.
+        out: folder of shards; finished batches found there are read back instead of decoded. None keeps nothing.
+        seed: seed of sampling at temperature > 0.
+        decoder: how a batch is decoded; mlx-lm's batched generation by default.
+
+    Raises:
+        HarnessError: repeated sample ids, a bad number, a prompt that does not fit, or shards of another target.
+    """
+    if len({s.id for s in samples}) != len(samples):
+        raise HarnessError("two samples share an id", "Give every sample its own id.")
+    for name, value in (("max_tokens", max_tokens), ("batch", batch), ("top_k", top_k)):
+        if value < 1:
+            raise HarnessError(f"{name} is {value}", f"Give a {name} of 1 or more.")
+    if temperature < 0:
+        raise HarnessError(f"temperature is {temperature}", "Give 0 for greedy, or a positive number.")
+    settings = {"target": pair.target_hash, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+    encoded = {s.id: pair.encode(s.prompt) for s in samples}
+    decode = decoder or mlx_decoder(pair)
+    for group in plan_batches(samples, encoded, batch):
+        name = _batch_hash(group, encoded, settings)
+        done = read_shard(out, name) if out else None
+        if done is None:
+            rollouts = decode(
+                [encoded[s.id] for s in group], max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=int(name[:8], 16)
+            )
+            done = [
+                Stored(
+                    sample_id=sample.id,
+                    domain=sample.domain,
+                    prompt_tokens=encoded[sample.id],
+                    finish="eos" if rollout.tokens[-1] in pair.eos_token_ids else "length",
+                    rollout=rollout,
+                    max_tokens=max_tokens,
+                    temperature=temperature,
+                )
+                for sample, rollout in zip(group, rollouts, strict=True)
+            ]
+            if out:
+                _write_shard(out, name, done, settings)
+        yield from (stored.trajectory() for stored in done)
+
+
+def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch: int) -> list[list[Sample]]:
+    """Group samples into batches of similar prompt length, so that little is padded; the same plan for the same input.
+
+    Samples are sorted within windows of 8 batches, and the batches of one window keep its samples' order in ``samples`` roughly:
+    a run that is cut short has seen all domains of the first samples.
+    """
+    window = 8 * batch
+    groups: list[list[Sample]] = []
+    for start in range(0, len(samples), window):
+        part = sorted(samples[start : start + window], key=lambda s: (len(encoded[s.id]), s.id))
+        groups += [part[i : i + batch] for i in range(0, len(part), batch)]
+    return groups
+
+
+def mlx_decoder(pair: Pair) -> Decoder:
+    """Decoder on mlx-lm's batched generation, for every model mlx-lm knows."""
+    from harness.decode.batched import BatchedTarget
+
+    return BatchedTarget(pair.target, pair.eos_token_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One trajectory of a shard, arrays kept as arrays: what training reads."""
+
+    sample_id: str
+    domain: str
+    prompt_tokens: list[int]
+    finish: Finish
+    rollout: Rollout
+    max_tokens: int
+    temperature: float
+
+    def trajectory(self) -> Trajectory:
+        """The same as a record."""
+        return Trajectory(
+            sample_id=self.sample_id,
+            domain=self.domain,
+            prompt_tokens=tuple(self.prompt_tokens),
+            tokens=tuple(self.rollout.tokens),
+            finish=self.finish,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            logprobs=tuple(self.rollout.logprobs.tolist()),
+            top_tokens=tuple(map(tuple, self.rollout.top_tokens.tolist())),
+            top_logprobs=tuple(map(tuple, self.rollout.top_logprobs.tolist())),
+        )
+
+
+def read_shard(folder: Path, name: str) -> list[Stored] | None:
+    """Trajectories of one shard in ``folder``, or None when it was not finished.
+
+    Raises:
+        HarnessError: written by a newer version.
+    """
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        return None
+    from safetensors.numpy import load_file
+
+    arrays = load_file(folder / f"{name}.safetensors")
+    head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if head.pop("schema_version") > SCHEMA_VERSION:
+        raise HarnessError(f"{path} was written by a newer version", "Upgrade the harness, or collect into another folder.")
+    stored, start = [], 0
+    for line in lines:
+        tokens = line.pop("tokens")
+        part = {key: array[start : start + len(tokens)] for key, array in arrays.items()}
+        start += len(tokens)
+        limits = {"max_tokens": head["max_tokens"], "temperature": head["temperature"]}
+        stored.append(Stored(rollout=Rollout(tokens=tokens, **part), **limits, **line))
+    return stored
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Names of the finished shards in ``folder``, sorted."""
+    return sorted(p.stem for p in folder.glob("*.jsonl"))
+
+
+def _batch_hash(group: Sequence[Sample], encoded: dict[str, list[int]], settings: dict[str, Any]) -> str:
+    key = [settings, [[s.id, s.domain, encoded[s.id]] for s in group]]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: dict[str, Any]) -> None:
+    from safetensors.numpy import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {key: np.concatenate([getattr(s.rollout, key) for s in stored]) for key in ("logprobs", "top_tokens", "top_logprobs")}
+    lines = [{"schema_version": SCHEMA_VERSION, **settings}]
+    for s in stored:
+        line = {"sample_id": s.sample_id, "domain": s.domain, "finish": s.finish, "prompt_tokens": s.prompt_tokens}
+        lines.append({**line, "tokens": s.rollout.tokens})
+    write_durably(folder / f"{name}.safetensors", save(arrays))
+    write_durably(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def write_durably(path: Path, data: bytes, sync: Callable[[int], None] = os.fsync) -> None:
+    """Write a whole file so that it is there complete or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        sync(file.fileno())
+    temporary.replace(path)

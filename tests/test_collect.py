@@ -1,0 +1,192 @@
+"""Collecting trajectories: what is stored, what a kill costs, and that both decoders say the same."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_llama import TinyPair
+
+from harness.adapt.rollouts import TorchTarget
+from harness.decode.collect import Rollout, collect, plan_batches, read_shard, shard_names
+from harness.errors import HarnessError
+from harness.models.blas import mx
+from harness.records import Sample
+
+EOS = frozenset({7})
+
+
+def samples(n, domain="chat"):
+    """Prompts of different lengths."""
+    return [Sample(id=f"s/{i}", domain=domain, prompt="abc" * (1 + i % 5) + chr(97 + i % 26)) for i in range(n)]
+
+
+@dataclasses.dataclass
+class Counting:
+    """A decoder without a model: the answer depends on the prompt and the seed alone. Dies after ``lives`` batches."""
+
+    lives: int = 10**9
+    batches: int = 0
+
+    def __call__(self, prompts, *, max_tokens, temperature, top_k, seed):
+        """Answer one batch."""
+        if self.batches == self.lives:
+            raise KeyboardInterrupt
+        self.batches += 1
+        return [self.answer(p, max_tokens, temperature, top_k, seed) for p in prompts]
+
+    def answer(self, prompt, max_tokens, temperature, top_k, seed):
+        """A short answer that sometimes ends with the end-of-sequence token."""
+        rng = np.random.default_rng([*prompt, seed if temperature else 0])
+        tokens = rng.integers(8, 60, size=rng.integers(1, max_tokens + 1)).tolist()
+        if len(tokens) < max_tokens:
+            tokens[-1] = 7
+        n = len(tokens)
+        return Rollout(
+            tokens=tokens,
+            logprobs=rng.normal(size=n).astype(np.float32),
+            top_tokens=rng.integers(0, 60, size=(n, top_k)).astype(np.int32),
+            top_logprobs=rng.normal(size=(n, top_k)).astype(np.float16),
+        )
+
+
+def pair():
+    """A pair that only encodes."""
+    return TinyPair(target=None, eos_token_ids=EOS)
+
+
+def run(out, decoder, n=23, **options):
+    """Collect ``n`` prompts into ``out``."""
+    return list(collect(pair(), samples(n), max_tokens=6, batch=4, top_k=3, out=out, decoder=decoder, **options))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("lives", range(6))
+def test_a_killed_run_resumes_to_the_same_result(tmp_path, lives, temperature):
+    """Nothing finished is decoded again, and the outcome equals that of a run that was never killed."""
+    whole = run(tmp_path / "whole", Counting(), temperature=temperature)
+    first, second = Counting(lives=lives), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", first, temperature=temperature)
+    resumed = run(tmp_path / "cut", second, temperature=temperature)
+    assert resumed == whole
+    assert first.batches + second.batches == 6
+    for name in shard_names(tmp_path / "whole"):
+        for suffix in (".jsonl", ".safetensors"):
+            assert (tmp_path / "whole" / (name + suffix)).read_bytes() == (tmp_path / "cut" / (name + suffix)).read_bytes()
+
+
+def test_half_written_shards_do_not_count(tmp_path):
+    """A kill between the two files, or in the middle of one, leaves no jsonl: the batch is decoded again."""
+    whole = run(tmp_path, Counting())
+    name = shard_names(tmp_path)[0]
+    (tmp_path / f"{name}.jsonl").rename(tmp_path / f".{name}.jsonl.123")
+    (tmp_path / f"{name}.safetensors").write_bytes(b"torn")
+    again = Counting()
+    assert run(tmp_path, again) == whole
+    assert again.batches == 1
+
+
+def test_stored_equals_yielded(tmp_path):
+    """What training reads from disk is what the caller saw, float16 top-k included."""
+    seen = run(tmp_path, Counting())
+    stored = [s.trajectory() for name in shard_names(tmp_path) for s in read_shard(tmp_path, name)]
+    assert sorted(stored, key=lambda t: t.sample_id) == sorted(seen, key=lambda t: t.sample_id)
+    assert {t.finish for t in seen} == {"eos", "length"}
+    assert all((t.tokens[-1] in EOS) == (t.finish == "eos") for t in seen)
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"seed": 1}])
+def test_other_settings_do_not_reuse_shards(tmp_path, change):
+    """Shards answer for the settings they were made with, never for others."""
+    run(tmp_path, Counting())
+    again = Counting()
+    run(tmp_path, again, **change)
+    assert again.batches == 6
+
+
+@given(st.lists(st.integers(1, 30), max_size=80), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_every_sample_is_planned_once(lengths, batch):
+    """No prompt may be lost or answered twice, whatever the lengths."""
+    given_samples = [Sample(id=str(i), domain="x", prompt="p") for i in range(len(lengths))]
+    encoded = {str(i): [1] * n for i, n in enumerate(lengths)}
+    groups = plan_batches(given_samples, encoded, batch)
+    assert sorted(s.id for g in groups for s in g) == sorted(s.id for s in given_samples)
+    assert all(0 < len(g) <= batch for g in groups)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"batch": 0}, "batch is 0"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_bad_numbers_are_refused(options, message):
+    """Before anything is decoded."""
+    with pytest.raises(HarnessError, match=message):
+        list(collect(pair(), samples(2), decoder=Counting(), **options))
+
+
+def test_repeated_ids_are_refused():
+    """Two answers under one id could not be told apart later."""
+    with pytest.raises(HarnessError, match="share an id"):
+        list(collect(pair(), [*samples(2), *samples(1)], decoder=Counting()))
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """A tiny target on disk and in mlx."""
+    folder = tmp_path_factory.mktemp("target")
+    return folder, tiny_llama.make(folder)
+
+
+def reference(model, prompt, n):
+    """Greedy answer one token at a time without a cache, with log p of every choice."""
+    tokens, logps = list(prompt), []
+    for _ in range(n):
+        logits = model(mx.array([tokens]))[0, -1]
+        logp = logits - mx.logsumexp(logits)
+        tokens.append(int(mx.argmax(logp)))
+        logps.append(float(logp.max()))
+        if tokens[-1] in EOS:
+            break
+    return tokens[len(prompt) :], logps
+
+
+@pytest.mark.parametrize("kind", ["torch", "mlx"])
+def test_decoders_equal_plain_greedy_decoding(target, kind):
+    """Padding, batching and dropping finished rows must not change any answer, its log p, or the top-k order."""
+    folder, model = target
+    decoder = TorchTarget(folder, EOS, "float32") if kind == "torch" else None
+    texts = samples(9)
+    one = TinyPair(target=model, eos_token_ids=EOS)
+    got = {t.sample_id: t for t in collect(one, texts, max_tokens=12, batch=9, top_k=4, decoder=decoder)}
+    for sample in texts:
+        tokens, logps = reference(model, one.encode(sample.prompt), 12)
+        t = got[sample.id]
+        assert list(t.tokens) == tokens
+        np.testing.assert_allclose(t.logprobs, logps, atol=1e-3)
+        assert [row[0] for row in t.top_tokens] == tokens
+        assert all(list(row) == sorted(row, reverse=True) for row in t.top_logprobs)
+
+
+@pytest.mark.parametrize("kind", ["torch", "mlx"])
+def test_sampling_is_seeded(target, kind):
+    """The same seed gives the same sampled answers, another seed others."""
+    folder, model = target
+    decoder = TorchTarget(folder, frozenset(), "float32") if kind == "torch" else None
+    one = TinyPair(target=model)
+
+    def tokens(seed):
+        return [t.tokens for t in collect(one, samples(4), max_tokens=10, temperature=3.0, top_k=2, seed=seed, decoder=decoder)]
+
+    assert tokens(0) == tokens(0)
+    assert tokens(0) != tokens(1)

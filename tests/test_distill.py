@@ -1,0 +1,307 @@
+"""Distilling a draft: the data, the loss, resuming, and one run from prompts to a draft that decodes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_llama import TinyPair
+
+from harness.adapt import distill, distill_data, distill_fit, torch_llama
+from harness.adapt.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
+from harness.adapt.distill_fit import Example
+from harness.decode.collect import Rollout, Stored
+from harness.errors import HarnessError
+from harness.models.blas import mx
+from harness.models.cut import CutModel, load_cut
+from harness.records import Sample
+
+torch = pytest.importorskip("torch")
+
+TINY = DistillConfig(
+    name="tiny",
+    pair="tiny",
+    rollouts=RolloutConfig(prompts={"chat": 12, "code": 12}, max_tokens=8, batch=8, top_k=4),
+    cut=CutConfig(layers=2, last=1, vocab=24, mlp_bits=4),
+    fit=FitConfig(epochs=2.0, batch_tokens=60, warmup_steps=2, checkpoint_steps=3, eval_prompts=3, learning_rate=0.003),
+)
+
+
+def stored(n=20, k=4, vocab=96, seed=0):
+    """Random trajectories with valid probabilities."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        length = int(rng.integers(1, 9))
+        p = -np.sort(-rng.dirichlet(np.ones(k + 1), size=length)[:, :k], axis=1)
+        top = np.stack([rng.permutation(vocab)[:k] for _ in range(length)]).astype(np.int32)
+        rollout = Rollout(
+            tokens=top[:, 0].tolist(),
+            logprobs=np.log(p[:, 0]).astype(np.float32),
+            top_tokens=top,
+            top_logprobs=np.log(p).astype(np.float16),
+        )
+        prompt = rng.integers(0, vocab, size=int(rng.integers(1, 9))).tolist()
+        found.append(
+            Stored(sample_id=str(i), domain="chat", prompt_tokens=prompt, finish="length", rollout=rollout, max_tokens=8, temperature=0.0)
+        )
+    return found
+
+
+@pytest.fixture
+def target(tmp_path):
+    """A tiny target on disk and in mlx."""
+    return tmp_path / "target", tiny_llama.make(tmp_path / "target")
+
+
+def test_torch_and_mlx_cuts_agree(target):
+    """Training runs in torch, decoding in mlx: the exported weights must give the same logits, last layers included."""
+    folder, model = target
+    shape, weights = torch_llama.load_llama(folder, torch.float32)
+    vocab = np.array([0, 3, 5, 8, 20, 33, 50, 95], dtype=np.int32)
+    example = Example(
+        domain="chat",
+        tokens=np.array([4, 8, 15, 16, 23, 42], dtype=np.int32),
+        prompt=2,
+        labels=np.zeros(4, np.int32),
+        top=np.zeros((4, 1), np.int32),
+        top_p=np.ones((4, 1), np.float32),
+    )
+    other = Example(**{**example.__dict__, "tokens": np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32), "prompt": 5})
+    cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, last=1, vocab=8), vocab)
+    with torch.no_grad():
+        ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], [example, other]).numpy()
+    twin = CutModel(model, 2, 8)
+    twin.load_weights(list(distill.mlx_weights(cut_shape, cut).items()), strict=False)
+    parts = [np.array(twin(mx.array(e.tokens[None, :-1])))[0, e.prompt - 1 :] for e in (example, other)]
+    np.testing.assert_allclose(ours, np.concatenate(parts), rtol=1e-3, atol=1e-2)
+    assert np.array_equal(np.array(twin.model.layers[1].mlp.down_proj.weight), np.array(model.model.layers[2].mlp.down_proj.weight))
+
+
+def test_vocabulary_keeps_likely_and_required_ids():
+    """The head keeps what the target says most, and always the ids that end an answer."""
+    trajectories = stored(200)
+    mass = np.zeros(96)
+    for s in trajectories:
+        np.add.at(mass, s.rollout.top_tokens, np.exp(s.rollout.top_logprobs.astype(np.float64)))
+    rare = int(np.argmin(mass))
+    vocab = distill_fit.choose_vocab((s.rollout for s in trajectories), 20, 96, [rare])
+    assert len(vocab) == 20
+    assert rare in vocab
+    assert (np.diff(vocab) > 0).all()
+    assert set(np.argsort(-mass)[:19]) == set(vocab.tolist()) - {rare}
+
+
+def test_too_few_tokens_for_the_head_are_refused():
+    """A head larger than what was seen would hold rows nobody trained."""
+    with pytest.raises(HarnessError, match="distinct tokens"):
+        distill_fit.choose_vocab([stored(1)[0].rollout], 90, 96, [])
+
+
+def test_examples_keep_only_what_the_draft_can_say():
+    """Probabilities are rescaled over the known part of the top-k, and unknown labels are marked."""
+    [s] = stored(1)
+    known = np.sort(np.unique(s.rollout.top_tokens.ravel())[::2]).astype(np.int32)
+    [example] = distill_fit.prepare([s], known, 96)
+    for i, ids in enumerate(s.rollout.top_tokens):
+        here = np.isin(ids, known)
+        assert (example.top[i] >= 0).tolist() == here.tolist()
+        assert known[example.top[i][here]].tolist() == ids[here].tolist()
+        assert example.labels[i] == example.top[i][0]
+        assert example.top_p[i].sum() == pytest.approx(1.0 if here.any() else 0.0, abs=1e-4)
+
+
+def test_loss_is_the_mix_it_says():
+    """Against a plain computation, a position with an unknown label left out."""
+    rng = np.random.default_rng(0)
+    examples = distill_fit.prepare(stored(6), np.arange(0, 96, 2, dtype=np.int32), 96)
+    n = sum(len(e.labels) for e in examples)
+    logits = torch.from_numpy(rng.normal(size=(n, 48)).astype(np.float32))
+    logp = torch.log_softmax(logits, dim=-1).numpy()
+    terms, i = [], 0
+    for e in examples:
+        for label, top, p in zip(e.labels, e.top, e.top_p, strict=True):
+            if label >= 0:
+                soft = -sum(q * logp[i, t] for t, q in zip(top, p, strict=True) if t >= 0)
+                terms.append(0.3 * -logp[i, label] + 0.7 * soft)
+            i += 1
+    assert distill_fit.batch_loss(logits, examples, 0.7).item() == pytest.approx(np.mean(terms), rel=1e-4)
+    assert any(label < 0 for e in examples for label in e.labels)
+
+
+@given(st.integers(1, 60), st.integers(1, 80), st.sampled_from([0.3, 1.0, 2.5]))
+@settings(max_examples=30, deadline=None)
+def test_every_epoch_sees_every_example_once(n, budget, epochs):
+    """The plan of updates loses nothing, repeats nothing within an epoch, and keeps to the token budget."""
+    examples = distill_fit.prepare(stored(n), np.arange(96, dtype=np.int32), 96)
+    config = FitConfig(epochs=epochs, batch_tokens=budget)
+    updates = distill_fit.plan_updates(examples, config)
+    assert updates == distill_fit.plan_updates(examples, config)
+    assert all(len(u) == 1 or len(u) * max(len(examples[i].tokens) for i in u) <= budget for u in updates)
+    seen = [i for u in updates for i in u]
+    whole = int(epochs)
+    assert sorted(seen[: whole * n]) == sorted(list(range(n)) * whole)
+    assert len(set(seen[whole * n :])) == len(seen[whole * n :])
+
+
+def test_rate_warms_up_and_decays():
+    """Warm-up from near zero to the peak, then down to the final fraction."""
+    config = FitConfig(learning_rate=0.1, warmup_steps=10, final_fraction=0.2)
+    rates = [distill_fit.rate_at(i, 1000, config) for i in range(1000)]
+    assert rates[0] == pytest.approx(0.01, rel=0.01)
+    assert max(rates) == pytest.approx(0.1, rel=0.01)
+    assert rates[-1] == pytest.approx(0.02, rel=0.01)
+
+
+def fit(folder, where, report=None, **changes):
+    """Train the tiny cut on random data."""
+    shape, weights = torch_llama.load_llama(folder, torch.float32)
+    vocab = np.arange(96, dtype=np.int32)
+    cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), vocab)
+    examples = distill_fit.prepare(stored(30), vocab, 96)
+    config = TINY.fit.model_copy(update=changes)
+    return distill_fit.fit(cut_shape, cut, weights["embed"], examples, config, where, report), len(
+        distill_fit.plan_updates(examples, config)
+    )
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 7])
+def test_killed_training_resumes_to_the_same_weights(target, tmp_path, stop_after):
+    """Whatever the moment of the kill, the resumed run ends with the weights and the log of an uninterrupted one."""
+    whole, steps = fit(target[0], tmp_path / "whole")
+
+    def kill(row):
+        if row["step"] == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(target[0], tmp_path / "cut", kill)
+    resumed, _ = fit(target[0], tmp_path / "cut")
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)
+    logs = [[json.loads(line) for line in (tmp_path / run / "loss.jsonl").read_text().splitlines()] for run in ("whole", "cut")]
+    assert [(r["step"], r["loss"]) for r in logs[0]] == [(r["step"], r["loss"]) for r in logs[1]]
+    assert len(logs[0]) == steps > stop_after
+
+
+def test_a_checkpoint_of_other_settings_is_refused(target, tmp_path):
+    """Going on with other settings would mix two runs into one card."""
+    fit(target[0], tmp_path / "run")
+    with pytest.raises(HarnessError, match="other data or settings"):
+        fit(target[0], tmp_path / "run", learning_rate=0.1)
+
+
+def test_training_lowers_the_loss(target, tmp_path):
+    """The plainest sign that gradients reach the weights: random labels are learned by heart."""
+    rows = []
+    fit(target[0], tmp_path / "run", rows.append, epochs=60.0, learning_rate=0.01)
+    assert np.mean([r["loss"] for r in rows[-5:]]) < 0.6 * np.mean([r["loss"] for r in rows[:5]])
+
+
+def bank(n, domain, split="train"):
+    """Prompts of a tiny domain."""
+    return [Sample(id=f"{domain}/{split}/{i}", domain=domain, prompt=f"{domain} {i} " + "x" * (i % 7), split=split) for i in range(n)]
+
+
+def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
+    """collect -> train -> ship: a folder that loads, whose card and scores name what was done; a second run repeats nothing."""
+    folder, model = target
+    monkeypatch.setattr(distill, "training_samples", lambda config: bank(12, "chat") + bank(12, "code"))
+    monkeypatch.setattr(distill, "held_out_samples", lambda config, n: bank(n, "chat", "validation") + bank(n, "code", "validation"))
+    notes = []
+    job = distill.Job(
+        config=TINY,
+        pair=TinyPair(target=model, eos_token_ids=frozenset({7})),
+        folder=folder,
+        work=tmp_path / "work",
+        out=tmp_path / "draft",
+        command="harness distill tiny.yaml",
+        note=notes.append,
+    )
+    scores = distill.distill(job)
+    draft = load_cut(tmp_path / "draft", model)
+    assert draft.model(mx.array([[1, 2, 3]])).shape == (1, 3, 24)
+    text = (tmp_path / "draft/card.md").read_text()
+    assert draft.hash in text
+    assert "harness distill tiny.yaml" in text
+    assert {(s.domain, s.k, s.prompts) for s in scores} == {(d, k, p) for d, p in (("chat", 3), ("code", 3), ("all", 6)) for k in (2, 4)}
+    assert all(0 <= s.accepted <= s.drafted and s.emitted >= s.rounds for s in scores)
+    steps = sum(n.startswith("step") for n in notes)
+    before = (tmp_path / "draft/draft.safetensors").read_bytes()
+    assert distill.distill(job) == scores
+    assert sum(n.startswith("step") for n in notes) == steps
+    assert (tmp_path / "draft/draft.safetensors").read_bytes() == before
+
+
+def test_stages_need_the_one_before(target, tmp_path):
+    """Training without rollouts, shipping without training and a misspelt stage stop with advice."""
+    job = distill.Job(
+        config=TINY,
+        pair=TinyPair(target=target[1]),
+        folder=target[0],
+        work=tmp_path / "work",
+        out=tmp_path / "draft",
+        command="",
+        note=print,
+    )
+    with pytest.raises(HarnessError, match="no trajectories"):
+        distill.distill(job, ["train"])
+    with pytest.raises(HarnessError, match="no trained draft"):
+        distill.distill(job, ["ship"])
+    with pytest.raises(HarnessError, match="no stage 'fit'"):
+        distill.distill(job, ["fit"])
+
+
+def test_domains_are_mixed_from_the_start(monkeypatch):
+    """A collection that is cut short has seen every domain in proportion."""
+    sizes = {"chat": 40, "code": 20, "structured": 10}
+    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: [])
+    samples = distill_data.training_samples(RolloutConfig(prompts=sizes))
+    for length in (14, 35, 70):
+        for domain, size in sizes.items():
+            share = sum(s.domain == domain for s in samples[:length])
+            assert abs(share - size * length / 70) <= 1
+    assert len({s.id for s in samples}) == 70
+
+
+def test_prompts_near_evaluation_are_dropped(monkeypatch):
+    """A training prompt that repeats an evaluation prompt must not reach the target, let alone the draft."""
+    bank_prompts = distill_data.prompts("chat", 5, 0)
+    leak = Sample(id="eval/0", domain="chat", prompt=bank_prompts[2].upper(), split="test")
+    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: [leak] if split == "test" else [])
+    got = distill_data.training_samples(RolloutConfig(prompts={"chat": 5}))
+    assert [s.prompt for s in got] == [p for i, p in enumerate(bank_prompts) if i != 2]
+
+
+@given(st.integers(0, 300), st.floats(0, 1))
+def test_sampled_share(n, share):
+    """Every prompt is answered once, and about the wanted share of them is sampled."""
+    greedy, sampled = distill_data.split_by_temperature([Sample(id=str(i), domain="x", prompt="p") for i in range(n)], share)
+    assert len(greedy) + len(sampled) == n
+    assert abs(len(sampled) - n * share) <= 1
+
+
+def test_the_shipped_config_is_valid():
+    """The file that the shipped draft's card names must load, and flags must reach it."""
+    config = load_distill_config("smollm2", ["rollouts.gsm8k_path=train.jsonl", "fit.epochs=1.0"])
+    assert config.name == "smollm2"
+    assert config.rollouts.gsm8k_path == "train.jsonl"
+    assert config.fit.epochs == 1.0
+    with pytest.raises(HarnessError, match="did you mean 'layers'"):
+        load_distill_config("smollm2", ["cut.layer=3"])
+
+
+def test_other_architectures_are_refused():
+    """The torch forward pass is for plain Llama only; anything else would train garbage."""
+    for change in (
+        {"model_type": "qwen2"},
+        {"tie_word_embeddings": False},
+        {"rope_scaling": {"type": "yarn"}},
+        {"quantization": {"bits": 4}},
+    ):
+        with pytest.raises(HarnessError, match="plain Llama"):
+            torch_llama.read_shape({**tiny_llama.CONFIG, **change})
