@@ -43,6 +43,7 @@ def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -
     todo = [job for job in (*plan.decodes, *plan.replays) if job.key not in context.store]
     started = time.perf_counter()
     if todo and not stop.requested:
+        console.print("calibrating and warming up")
         _prepare(context, todo)
     checkpoints = {len(plan.prompts) * part // 4 for part in (1, 2, 3)}
     with Progress(console, total=len(todo), done=len(context.store)) as progress:

@@ -54,4 +54,5 @@ class Progress:
             f"[{self._count}/{self._total}] {record.sample_id} {name}: {record.emitted} tokens{time_taken}, {tau:.2f} per target pass",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )

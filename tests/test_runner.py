@@ -49,10 +49,11 @@ class FakePair:
         return " ".join(map(str, tokens))
 
 
-def fake_generate(pair: Any, prompt: Any, *, drafter: str | None = "generic", k: int = 4, max_tokens: int = 8, **_: Any) -> Generation:
+def fake_generate(pair: Any, prompt: Any, *, drafter: str | None = "generic", k: Any = 4, max_tokens: int = 8, **_: Any) -> Generation:
     """Greedy tokens depend on the prompt alone; acceptance on prompt, drafter and k."""
     rng = random.Random(str(list(prompt)))
     tokens = tuple(rng.randrange(1, 100) for _ in range(max_tokens))
+    k = k if isinstance(k, int) else 3
     accept = random.Random(f"{list(prompt)}{drafter}{k}")
     left, lengths = max_tokens, []
     while left:

@@ -23,16 +23,23 @@ def load_rows(folder: Path) -> tuple[Manifest, list[CellRow]]:
 
 
 def write_reports(folder: Path, out: Path) -> list[Path]:
-    """Write ``report.md`` and ``cells.csv`` of a run folder into ``out``; returns their paths.
+    """Write ``report.md``, ``cells.csv`` and ``report.html`` of a run folder into ``out``; returns their paths.
 
     Raises:
         HarnessError: the run cannot be read, or ``out`` cannot be written.
     """
     from harness.report.cells_csv import render_csv
+    from harness.report.html import render_html
     from harness.report.markdown import render
+    from harness.report.router import compare_router
 
-    manifest, rows = load_rows(folder)
-    texts = {"report.md": render(rows, manifest), "cells.csv": render_csv(rows)}
+    manifest, records = read_manifest(folder), read_records(folder)
+    rows = summarise(records, manifest.measured.get("calibration"))
+    texts = {
+        "report.md": render(rows, manifest),
+        "cells.csv": render_csv(rows),
+        "report.html": render_html(rows, manifest, compare_router(records)),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -43,11 +50,15 @@ def write_reports(folder: Path, out: Path) -> list[Path]:
 
 
 def show_table(folder: Path, console: Any) -> None:
-    """Print the main table and the findings to a terminal."""
+    """Print the main table and the findings; as Markdown where the output is no terminal."""
     from harness.report.findings import findings
+    from harness.report.markdown import markdown_table
     from harness.report.tables import main_table, rich_table
 
     manifest, rows = load_rows(folder)
-    console.print(rich_table(main_table(rows)))
+    if console.is_terminal:
+        console.print(rich_table(main_table(rows)))
+    else:
+        console.print(markdown_table(main_table(rows)) + "\n", markup=False, highlight=False, soft_wrap=True)
     for sentence in findings(rows, manifest.measured):
-        console.print(f"• {sentence}", markup=False, highlight=False)
+        console.print(f"• {sentence}", markup=False, highlight=False, soft_wrap=True)

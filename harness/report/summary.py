@@ -95,8 +95,8 @@ class CellRow:
     @property
     def label(self) -> str:
         """Drafter with its adapter and further settings."""
-        own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()))
-        adapter = f" {self.adapter}" if self.adapter else ""
+        own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name != "adapter_domain")
+        adapter = f" {self.adapter or self.settings.get('adapter_domain', '')}" if self.drafter == "adapter" else ""
         mode = " (mlx-lm loop)" if self.mode == "fast" and self.drafter else ""
         return (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + mode + (" LOSSY" if self.lossy else "")
 
@@ -122,8 +122,9 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
     pools: dict[tuple[Any, ...], list[Record]] = {}
     for (key, _), group in groups.items():
         pools.setdefault(key, []).extend(group)
-    rows = [_row(group, domain, baselines, calibration or {}) for (_, domain), group in groups.items()]
-    rows.sort(key=lambda row: list(dict.fromkeys(r.domain for r in records)).index(row.domain))
+    cells, domains = list(pools), list(dict.fromkeys(record.domain for record in records))
+    order = sorted(groups, key=lambda key: (domains.index(key[1]), cells.index(key[0])))
+    rows = [_row(groups[key], key[1], baselines, calibration or {}) for key in order]
     if pooled:
         several = [pool for pool in pools.values() if len({r.domain for r in pool}) > 1]
         rows += [_row(pool, ALL, baselines, calibration or {}) for pool in several]

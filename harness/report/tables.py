@@ -54,30 +54,31 @@ def diverged(row: CellRow) -> str:
 
 Column = tuple[str, Callable[[CellRow], str]]
 
-_SETTINGS: tuple[Column, ...] = (
-    ("experiment", lambda r: r.experiment),
-    ("rule", lambda r: r.rule if r.drafter else MISSING),
-    ("T", lambda r: f"{r.temperature:g}"),
-)
 _NAMES: tuple[Column, ...] = (
     ("domain", lambda r: r.domain),
     ("drafter", lambda r: r.label),
     ("K", lambda r: MISSING if r.k is None else str(r.k)),
 )
+_RULE: Column = ("rule", lambda r: r.rule if r.drafter else MISSING)
+_TEMPERATURE: Column = ("T", lambda r: f"{r.temperature:g}")
+_EXPERIMENT: Column = ("experiment", lambda r: r.experiment)
 
 
-def _columns(rows: Sequence[CellRow], columns: Iterable[Column]) -> tuple[tuple[Column, ...], int]:
-    """Names first, then the settings that differ between rows which otherwise look alike, then ``columns``."""
+def _names(rows: Sequence[CellRow]) -> list[Column]:
+    """Columns that tell the rows apart: rule, temperature and experiment only where they are needed."""
     names = list(_NAMES)
-    for column in reversed(_SETTINGS):
+    for column in (_RULE, _TEMPERATURE):
         if len({column[1](row) for row in rows if row.drafter is not None}) > 1:
             names.append(column)
-    return (*names, *columns), len(names)
+    if len({tuple(get(row) for _, get in names) for row in rows}) < len(rows):
+        names.append(_EXPERIMENT)
+    return names
 
 
 def _table(title: str, rows: Sequence[CellRow], columns: Iterable[Column]) -> Table:
-    chosen, left = _columns(rows, columns)
-    return Table(title, tuple(name for name, _ in chosen), tuple(tuple(cell(row) for _, cell in chosen) for row in rows), left)
+    names = _names(rows)
+    chosen = [*names, *columns]
+    return Table(title, tuple(name for name, _ in chosen), tuple(tuple(get(row) for _, get in chosen) for row in rows), len(names))
 
 
 def main_rows(rows: Sequence[CellRow]) -> list[CellRow]:
@@ -88,7 +89,7 @@ def main_rows(rows: Sequence[CellRow]) -> list[CellRow]:
 def main_table(rows: Sequence[CellRow]) -> Table:
     """Tokens, acceptance, speed and divergences per domain and drafter."""
     columns: list[Column] = [
-        ("prompts", lambda r: str(r.n)),
+        ("n", lambda r: str(r.n)),
         ("tokens", lambda r: str(r.tokens)),
         ("rate", lambda r: point(r.rate)),
         ("alpha", lambda r: point(r.alpha)),
@@ -181,11 +182,12 @@ def divergence_table(rows: Sequence[CellRow]) -> Table | None:
 
 def rich_table(table: Table) -> RichTable:
     """The table for a terminal."""
+    from rich import box
     from rich.table import Table as RichTable
 
-    shown: Any = RichTable(title=table.title, title_justify="left")
+    shown: Any = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     for i, header in enumerate(table.headers):
-        shown.add_column(header, justify="left" if i < table.left else "right", no_wrap=True)
+        shown.add_column(header, justify="left" if i < table.left else "right", overflow="fold")
     domain = None
     for row in table.rows:
         if domain is not None and row[0] != domain:

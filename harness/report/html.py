@@ -1,0 +1,134 @@
+"""One self-contained HTML file: table, findings and charts. Needs no network; everything is inside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from harness.paths import cache_dir
+from harness.report import tables
+from harness.report.charts import Figure, figures
+from harness.report.findings import findings
+from harness.report.summary import CellRow
+from harness.report.tables import Table
+from harness.store import Manifest, write_atomically
+
+_STYLE = """
+:root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dfe4ea; --accent: #2f6fb3; }
+* { box-sizing: border-box; }
+body { margin: 0; color: var(--ink); background: #f5f7f9; }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 0 0 4px; }
+p.sub, p.caption { color: var(--soft); margin: 0 0 16px; } p.caption { font-size: 14px; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px; margin: 20px 0; overflow-x: auto; }
+ul { margin: 0; padding-left: 20px; } li { margin: 4px 0; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; } .l { text-align: left; }
+tr.new td { border-top: 2px solid #c3ccd6; }
+details { font-size: 14px; } summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
+"""
+
+_OPTIONS = {"actions": False, "renderer": "svg", "ast": False}
+
+_CONFIG = {
+    "font": "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif",
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e8ecf0", "domainColor": "#b7c0ca"},
+    "legend": {"labelFontSize": 12, "titleFontSize": 12},
+    "header": {"labelFontSize": 13, "labelFontWeight": "bold"},
+}
+
+
+def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page as text.
+
+    Args:
+        rows: from :func:`harness.report.summary.summarise`.
+        manifest: of the run.
+        router: from :func:`harness.report.router.compare_router`.
+    """
+    title = f"{manifest.suite.get('name', manifest.run)} on {manifest.pair}"
+    charts = figures(rows, router)
+    specs = [{**figure.chart.to_dict(), "config": _CONFIG} for figure in charts]
+    sections = [
+        _section("Findings", "", "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in findings(rows, manifest.measured)) + "</ul>"),
+        *(_figure(i, figure) for i, figure in enumerate(charts)),
+        _section("Details", "", "".join(_folded(table) for table in _details(rows))),
+    ]
+    first = _section("Result", "95% intervals over prompts; speedup is paired per prompt.", _table(tables.main_table(rows)))
+    script = "const specs = " + _json(specs) + ";\nspecs.forEach((s, i) => vegaEmbed('#figure-' + i, s, " + _json(_OPTIONS) + "));"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
+        f'<h1>{escape(title)}</h1><p class="sub">{escape(_subtitle(manifest))}</p>'
+        + first + "".join(sections)
+        + f"</main><script>{_vega()}</script><script>{script}</script></body></html>\n"
+    )  # fmt: skip
+
+
+def _subtitle(manifest: Manifest) -> str:
+    machine = manifest.machine
+    parts = [manifest.started, str(machine.get("processor")), f"{machine.get('cores')} cores", str(machine.get("blas")), manifest.run]
+    return " · ".join(part for part in parts if part and part != "None")
+
+
+def _details(rows: Sequence[CellRow]) -> list[Table]:
+    found = [
+        tables.divergence_table(rows),
+        tables.acceptance_table(rows),
+        tables.speed_table(rows),
+        *tables.position_tables(rows),
+        tables.latency_table(rows),
+        tables.quality_table(rows),
+    ]
+    return [table for table in found if table is not None and table.rows]
+
+
+def _section(title: str, caption: str, body: str) -> str:
+    note = f'<p class="caption">{escape(caption)}</p>' if caption else ""
+    return f"<section><h2>{escape(title)}</h2>{note}{body}</section>"
+
+
+def _figure(i: int, figure: Figure) -> str:
+    return _section(figure.title, figure.caption, f'<div id="figure-{i}"></div>')
+
+
+def _folded(table: Table) -> str:
+    return f"<details><summary>{escape(table.title)}</summary>{_table(table)}</details>"
+
+
+def _table(table: Table) -> str:
+    css = ['class="l"' if i < table.left else "" for i in range(len(table.headers))]
+    head = "".join(f"<th {c}>{escape(h)}</th>" for c, h in zip(css, table.headers, strict=True))
+    lines, group = [], None
+    for row in table.rows:
+        mark = ' class="new"' if group is not None and row[0] != group else ""
+        group = row[0]
+        lines.append(f"<tr{mark}>" + "".join(f"<td {c}>{escape(cell)}</td>" for c, cell in zip(css, row, strict=True)) + "</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end a script element."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+
+
+def _vega() -> str:
+    """Vega, Vega-Lite and vega-embed as one script that defines ``vegaEmbed``; bundling takes seconds, so the cache keeps it."""
+    import vl_convert
+
+    cached = cache_dir() / f"vega-bundle-{vl_convert.__version__}.js"
+    if cached.is_file():
+        return cached.read_text(encoding="utf-8")
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    bundle = bundle.replace("</script", "<\\/script")
+    with contextlib.suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, bundle)
+    return bundle
