@@ -56,7 +56,7 @@ def tiny_draft(*, noise: float = 0.35, layers: int = 3, quantised: bool = False,
 
 def forward(model: Any, tokens: Any) -> np.ndarray:
     """Logits (n, vocab) of a token sequence."""
-    return np.array(model(mx.array([list(tokens)]))[0].astype(mx.float32))
+    return np.array(model(mx.array([[int(t) for t in tokens]]))[0].astype(mx.float32))
 
 
 @lru_cache(maxsize=4)

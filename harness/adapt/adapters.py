@@ -20,7 +20,7 @@ from harness.adapt.config import Policy
 from harness.adapt.examples import Example, make_batch
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.measure import output_hidden
-from harness.adapt.surface import attach, detach, head, is_adapter
+from harness.adapt.surface import attached, head, is_adapter
 from harness.adapt.trees import mx, nn, tree_flatten, tree_unflatten
 from harness.errors import HarnessError, did_you_mean
 
@@ -134,14 +134,10 @@ class AdapterBank:
 def updated_modules(model: Any, folder: Path) -> Modules:
     """Return path -> update module of an adapter, built around the model's own layers; the model is left as it was."""
     lora, weights = read_lora(folder)
-    attach(model, lora)
-    try:
+    with attached(model, lora):
         load_into(model, weights, folder)
         modules = {path: module for path, module in model.named_modules() if is_adapter(module)}
         mx.eval([module.parameters() for module in modules.values()])
-    finally:
-        detach(model)
-        model.eval()
     for module in modules.values():
         module.eval()
     return modules

@@ -89,9 +89,15 @@ def lora_keys(model: Any, lora: LoraConfig) -> list[str]:
 
 
 def attach(model: Any, lora: LoraConfig) -> None:
-    """Freeze the draft and wrap its linear layers in mlx-lm's LoRA or DoRA modules, randomly initialised."""
+    """Freeze the draft and wrap its linear layers in mlx-lm's LoRA or DoRA modules, randomly initialised.
+
+    Raises:
+        HarnessError: settings that do not fit the draft, or a draft that carries an update already.
+    """
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
+    if any(is_adapter(module) for _, module in model.named_modules()):
+        raise HarnessError("the draft carries an adapter already", "Activate None in its adapter bank first.")
     parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": lora_keys(model, lora)}
     model.freeze()
     linear_to_lora_layers(model, adapted_layers(model, lora), parameters, use_dora=lora.dora)

@@ -187,8 +187,8 @@ class _Run:
 
     def _loss(self, batch: Batch, prefix: mx.array, share: float) -> mx.array:
         hidden = output_hidden(self.cache, batch, checkpointing=self.config.optim.gradient_checkpointing, prefix=prefix)
-        arrays = tuple(mx.array(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p))
-        return weighted_loss(head(self.draft.model, hidden), *arrays, self.config.loss.parts()) * share
+        labels, weights, tops, probs = (mx.array(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p))
+        return weighted_loss(head(self.draft.model, hidden), labels, weights, tops, probs, self.config.loss.parts()) * share
 
     def update(self) -> float:
         """Do one update and return its loss."""

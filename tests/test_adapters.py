@@ -1,0 +1,160 @@
+"""Adapter bank: every policy gives the adapter's logits, nothing drifts, the base comes back bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adapting import forward, quick_config, target_trajectories, tiny_draft
+
+from harness.adapt.adapter_files import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
+from harness.adapt.adapters import AdapterBank, fusing_error
+from harness.adapt.examples import from_trajectory
+from harness.adapt.surface import adapted_layers, adapter_weights, attached
+from harness.adapt.trees import mx, tree_flatten
+from harness.errors import HarnessError
+
+TOKENS = list(range(12))
+
+
+def random_adapter(
+    folder: Path, draft: Any, seed: int, *, layers: int = 2, dora: bool = False, keys: list[str] | None = None
+) -> np.ndarray:
+    """Write an adapter with random updates; return the logits that mlx-lm's own loader gives with it."""
+    lora = quick_config(lora={"rank": 4, "num_layers": layers, "dora": dora, "keys": keys}).lora
+    with attached(draft.model, lora):
+        mx.random.seed(seed)
+        draft.model.load_weights([(n, a + mx.random.normal(a.shape) * 0.1) for n, a in adapter_weights(draft.model).items()], strict=False)
+        weights = adapter_weights(draft.model)
+        mx.eval(weights)
+    info = AdapterInfo(
+        name=folder.name, draft_hash=draft.hash, draft_name="tiny", domain=None, rank=4, data_hash="", examples=0, metric="alpha"
+    )
+    write_adapter(folder, weights, lora, adapted_layers(draft.model, lora), info)
+    from mlx_lm.tuner.utils import load_adapters
+
+    fresh = tiny_draft(quantised="True" in draft.hash).model
+    load_adapters(fresh, str(folder))
+    fresh.eval()
+    return forward(fresh, TOKENS)
+
+
+def parameters(model: Any) -> dict[str, bytes]:
+    return {name: np.array(array).tobytes() for name, array in tree_flatten(model.parameters())}
+
+
+@pytest.mark.parametrize("policy", ["fuse", "cached", "unfused"])
+@pytest.mark.parametrize("quantised", [False, True])
+def test_swapping(tmp_path: Path, policy: Any, quantised: bool) -> None:
+    """Adapters of different shapes, in any order, many times: logits as mlx-lm gives them, and an untouched base in the end."""
+    draft = tiny_draft(quantised=quantised)
+    before, plain = parameters(draft.model), forward(draft.model, TOKENS)
+    expected = {
+        "a": random_adapter(tmp_path / "a", draft, 1),
+        "b": random_adapter(tmp_path / "b", draft, 2, layers=1, keys=["self_attn.q_proj", "mlp.down_proj"]),
+        "c": random_adapter(tmp_path / "c", draft, 3, dora=True),
+        None: plain,
+    }
+    assert np.abs(expected["a"] - plain).max() > 0.1
+    bank = AdapterBank(draft, {n: tmp_path / n for n in "abc"}, policy=policy)
+    for name in ("a", "b", "a", None, "c", "c", "b", "a", "c", None):
+        swap = bank.activate(name)
+        assert swap.adapter == bank.active == name
+        assert swap.swap_s >= 0
+        np.testing.assert_allclose(forward(draft.model, TOKENS), expected[name], atol=2e-4)
+    assert parameters(draft.model) == before
+    assert (forward(draft.model, TOKENS) == plain).all()
+    assert len(bank.swaps) == 10
+
+
+def test_memory_and_hits(tmp_path: Path) -> None:
+    """``fuse`` holds one fused set, ``cached`` what its budget allows (least recently used out first), ``unfused`` none."""
+    draft = tiny_draft()
+    folders = {n: tmp_path / n for n in "abc"}
+    for seed, (_, folder) in enumerate(folders.items()):
+        random_adapter(folder, draft, seed)
+    unfused = AdapterBank(draft, folders, policy="unfused")
+    updates = unfused.activate("a").held_bytes
+    with pytest.raises(HarnessError, match="carries an adapter already"):
+        AdapterBank(draft, folders)
+    unfused.activate(None)
+    fuse = AdapterBank(draft, folders, policy="fuse")
+    one = fuse.activate("c").held_bytes - updates
+    assert one > 0
+    assert [fuse.activate(n).held_bytes for n in "aba"] == [updates + one] * 3
+    assert [s.hit for s in fuse.swaps] == [False] * 4
+    fuse.activate(None)
+    cached = AdapterBank(draft, folders, policy="cached", budget_bytes=2 * one)
+    assert [cached.activate(n).hit for n in "abacba"] == [False, False, True, False, False, False]
+    assert cached.held_bytes() == updates + 2 * one
+    cached.activate(None)
+    roomy = AdapterBank(draft, folders, policy="cached", budget_bytes=10 * one)
+    assert [roomy.activate(n).hit for n in "abcabc"] == [False] * 3 + [True] * 3
+    roomy.activate(None)
+
+
+def test_fusing_error(tmp_path: Path) -> None:
+    """Floating-point fusing is exact up to rounding; re-quantised fusing is not, and the number says by how much."""
+    examples = [from_trajectory(t) for t in target_trajectories(6)]
+    draft = tiny_draft(quantised=True)
+    random_adapter(tmp_path / "a", draft, 1)
+    before = parameters(draft.model)
+    fused, requantised = fusing_error(draft, tmp_path / "a", examples)
+    assert (fused.form, requantised.form) == ("fused", "requantised")
+    assert fused.max_logit_difference < 1e-3 < requantised.max_logit_difference
+    assert fused.positions == sum(len(e.answer) for e in examples)
+    assert parameters(draft.model) == before
+    plain = tiny_draft()
+    random_adapter(tmp_path / "b", plain, 1)
+    assert [f.form for f in fusing_error(plain, tmp_path / "b", examples)] == ["fused"]
+
+
+def test_wrong_adapters_are_refused(tmp_path: Path) -> None:
+    """Another draft's adapter, a missing or damaged one, an unknown name: each refused with advice."""
+    draft = tiny_draft()
+    random_adapter(tmp_path / "a", draft, 1)
+    other = tiny_draft()
+    other.hash = "something else"
+    with pytest.raises(HarnessError, match="trained on draft tiny"):
+        AdapterBank(other, {"a": tmp_path / "a"})
+    with pytest.raises(HarnessError, match="holds no adapter"):
+        AdapterBank(draft, {"x": tmp_path / "x"})
+    with pytest.raises(HarnessError, match="did you mean 'a'"):
+        AdapterBank(draft, {"a": tmp_path / "a"}).activate("aa")
+    narrow = tiny_draft(layers=2)
+    narrow.hash = draft.hash
+    random_adapter(tmp_path / "deep", draft, 1, layers=3)
+    with pytest.raises(HarnessError, match="has 2 layers"):
+        AdapterBank(narrow, {"deep": tmp_path / "deep"})
+    (tmp_path / "a/adapters.safetensors").write_bytes(b"torn")
+    with pytest.raises(HarnessError, match="no usable adapter"):
+        AdapterBank(draft, {"a": tmp_path / "a"})
+    assert sorted(list_adapters(tmp_path)) == ["a", "deep"]
+    assert read_info(tmp_path / "deep").name == "deep"
+
+
+def test_newer_metadata_is_refused(tmp_path: Path) -> None:
+    """A folder written by a later version may mean other things."""
+    random_adapter(tmp_path / "a", tiny_draft(), 1)
+    path = tmp_path / "a/metadata.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(HarnessError, match="newer"):
+        read_info(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "x y"])
+def test_adapter_names_cannot_leave_the_cache(name: str) -> None:
+    """A name becomes a folder name: nothing that could be a path."""
+    with pytest.raises(HarnessError, match="adapter name"):
+        adapter_folder("pair", name)
+
+
+def test_records_are_frozen(tmp_path: Path) -> None:
+    """A recorded swap cannot be changed afterwards."""
+    draft = tiny_draft()
+    swap = AdapterBank(draft, {}).activate(None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        swap.swap_s = 0.0  # type: ignore[misc]

@@ -1,0 +1,215 @@
+"""Rounds, studies, synthetic prompts and the whole campaign on tiny models."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adapting import forward, quick_config, target_trajectories, tiny_draft
+from tiny import tiny_pair
+
+from harness.adapt.adapters import AdapterBank
+from harness.adapt.campaign import Prompts, train_pair
+from harness.adapt.config import load_training_config
+from harness.adapt.failures import FailureStore
+from harness.adapt.rounds import cases_from_replay, install, run_rounds
+from harness.adapt.studies import break_even, forgetting, rank_ablation, replay_bank
+from harness.adapt.synth import synthesise, user_turn_prefix
+from harness.decode.replay import replay_model
+from harness.errors import HarnessError
+from harness.records import Sample
+
+QUICK = {"optim": {"epochs": 2}, "adapt": {"threshold": 0.3}}
+
+
+def data() -> tuple[Any, Any]:
+    """Code and math trajectories: training, validation."""
+    train = [*target_trajectories(32), *target_trajectories(16, first=200, domain="math")]
+    return train, [*target_trajectories(16, first=500), *target_trajectories(12, first=700, domain="math")]
+
+
+def comparable(records: list[Any]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in dataclasses.asdict(r).items() if k not in ("train_s", "adapter")} for r in records]
+
+
+def test_cases_agree_with_replay_and_the_model() -> None:
+    """Counts equal the decode package's replay; disagreements are exactly the positions where the draft's favourite is wrong."""
+    draft = tiny_draft()
+    trajectories = target_trajectories(8)
+    cases = cases_from_replay(draft, trajectories, k=3, prompts={"code/0": "hello"}, synthetic=frozenset({"code/1"}))
+    rows = replay_model("generic", draft.model, None, trajectories, [3])
+    assert [(c.accepted, c.drafted, c.rejected) for c in cases] == [(r.accepted, r.drafted, r.rejected) for r in rows]
+    assert (cases[0].prompt, cases[0].synthetic, cases[1].synthetic) == ("hello", False, True)
+    for case in cases:
+        logits = forward(draft.model, (*case.prompt_tokens, *case.output_tokens[:-1]))[len(case.prompt_tokens) - 1 :]
+        wrong = np.flatnonzero(logits.argmax(-1) != np.array(case.output_tokens))
+        assert [d.position for d in case.disagreements] == wrong.tolist()
+        assert [d.draft_token for d in case.disagreements] == logits.argmax(-1)[wrong].tolist()
+
+
+def test_rounds_never_fall_back_and_resume(tmp_path: Path) -> None:
+    """Each round starts from the last kept adapter; acceptance never falls; a resumed series equals an uninterrupted one."""
+    train, validation = data()
+    config = quick_config(**QUICK)
+    common: dict[str, Any] = {"rounds": 3, "cache_folder": tmp_path / "h"}
+    records = run_rounds(tiny_draft(), train, validation, config, out=tmp_path / "a", **common)
+    assert records[0].accepted
+    values = [sum(r.after.values()) for r in records]
+    for before, after in itertools.pairwise(records):
+        assert after.before == pytest.approx(before.after)
+        if not after.accepted:
+            assert (after.adapter, after.after) == (before.adapter, after.before)
+    assert values[-1] > sum(records[0].before.values())
+    assert {c.round for c in FailureStore(tmp_path / "a/failures.jsonl")} == {0, 1, 2}
+
+    def interrupt(number: int, progress: Any) -> None:
+        if (number, progress.step) == (2, 6):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(tiny_draft(), train, validation, config, out=tmp_path / "b", progress=interrupt, **common)
+    resumed = run_rounds(tiny_draft(), train, validation, config, out=tmp_path / "b", resume=True, **common)
+    assert comparable(resumed) == comparable(records)
+    assert len(FailureStore(tmp_path / "b/failures.jsonl")) == len(FailureStore(tmp_path / "a/failures.jsonl"))
+
+
+def test_domain_round_mixes_and_measures_forgetting(tmp_path: Path) -> None:
+    """A round for one domain trains on its failures alone, with accepted cases of all; the matrix shows every adapter on every domain."""
+    train, validation = data()
+    config = quick_config(optim={"epochs": 12}, adapt={"threshold": 0.2})
+    draft = tiny_draft()
+    record = run_rounds(draft, train, validation, config, rounds=1, out=tmp_path / "r", domain="math", cache_folder=tmp_path / "h")[0]
+    cases = cases_from_replay(draft, train, k=config.stop.k)
+    failures = sum(c.domain == "math" and (c.rate or 0) < 0.2 for c in cases)
+    assert record.failures == failures > 0
+    assert record.replayed == min(round(failures / 4), sum((c.rate or 0) >= 0.2 for c in cases))
+    assert record.adapter is not None
+    install(Path(record.adapter), tmp_path / "math", "math")
+    bank = AdapterBank(draft, {"math": tmp_path / "math"})
+    matrix = forgetting(replay_bank(bank, validation, [2, 3]), 3)
+    assert [(r.adapter, r.domain) for r in matrix] == [(a, d) for a in ("generic", "math") for d in ("code", "math")]
+    by_cell = {(r.adapter, r.domain): r for r in matrix}
+    assert by_cell["generic", "math"].alpha_change == 0
+    assert by_cell["math", "math"].alpha_change == pytest.approx(record.after["math"] - record.before["math"])
+    assert bank.active is None
+
+
+def test_rank_ablation_and_break_even(tmp_path: Path) -> None:
+    """Every rank sees the same data from the same start; break-even divides training time by time saved."""
+    train, validation = data()
+    config = quick_config(optim={"max_steps": 10})
+    rows = rank_ablation(tiny_draft(), train, validation, config, out=tmp_path, ranks=(2, 8), cache_folder=tmp_path / "h")
+    assert [r.rank for r in rows] == [2, 8]
+    assert rows[0].before == rows[1].before
+    sizes = [r.adapter_bytes for r in rows]
+    assert sizes[0] is not None
+    assert sizes[1] is not None
+    assert 3 < sizes[1] / sizes[0] < 4.2
+    assert break_even(120.0, before_s_per_1000=50.0, after_s_per_1000=40.0).break_even_tokens == 12_000
+    assert break_even(120.0, before_s_per_1000=40.0, after_s_per_1000=50.0).break_even_tokens is None
+    with pytest.raises(HarnessError, match="no rank"):
+        rank_ablation(tiny_draft(), train, validation, config, out=tmp_path, ranks=())
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    """A perfect draft has no failure case: no round runs and nothing is written."""
+    train, validation = data()
+    records = run_rounds(tiny_draft(noise=0.0), train, validation, quick_config(), rounds=2, out=tmp_path, cache_folder=tmp_path / "h")
+    assert records == []
+    with pytest.raises(HarnessError, match="rounds is 0"):
+        run_rounds(tiny_draft(), train, validation, quick_config(), rounds=0, out=tmp_path)
+
+
+def prompts(kind: str, count: int, word: str) -> list[Sample]:
+    return [
+        Sample(id=f"{kind}/{i}", domain="chat", prompt=f"{word} {i} {kind} question {i * 7} about {word}{i}", split=kind)
+        for i in range(count)
+    ]
+
+
+def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``harness train`` runs: the adapter lands in the cache under its name, and leaking prompts are refused before any work."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    pair = tiny_pair(tmp_path / "pair", noise=0.3)
+    split = Prompts(train=prompts("train", 24, "apple"), validation=prompts("validation", 10, "pear"), test=prompts("test", 4, "plum"))
+    config = quick_config(optim={"epochs": 6, "max_tokens": 512}, adapt={"threshold": 1.0}, stop={"every": 3, "patience": 20})
+    lines: list[str] = []
+    result = train_pair(pair, split, config, name="chat", domain="chat", max_tokens=12, notify=lines.append)
+    assert result.trained_prompts == 24
+    assert result.records[0].accepted
+    assert result.adapter == tmp_path / "cache/adapters/tiny/chat"
+    AdapterBank(pair.draft, {"chat": result.adapter})
+    assert len(lines) == 2
+    leaking = dataclasses.replace(split, test=[dataclasses.replace(split.train[0], id="test/copy", split="test")])
+    with pytest.raises(HarnessError, match="train/0 and test/copy"):
+        train_pair(pair, leaking, config, name="chat", max_tokens=12)
+    with pytest.raises(HarnessError, match="no training prompts of domain"):
+        train_pair(pair, split, config, name="x", domain="law", max_tokens=12)
+
+
+class Scripted:
+    """Decoder that writes given texts as user turns."""
+
+    def __init__(self, pair: Any, texts: list[str], ended: bool = True) -> None:
+        self.pair, self.texts, self.ended, self.seeds = pair, texts, ended, []
+
+    def __call__(self, prefixes: Any, *, max_tokens: int, temperature: float, top_k: int, seed: int) -> list[Any]:
+        from harness.decode.collect import Rollout
+
+        self.seeds.append(seed)
+        end = [min(self.pair.eos_token_ids)] if self.ended else []
+        none = np.zeros((0, 1))
+        return [
+            Rollout(tokens=[*self.pair.tokenizer.encode(t), *end], logprobs=none, top_tokens=none, top_logprobs=none)
+            for t in self.texts[: len(prefixes)]
+        ]
+
+
+def test_synthetic_prompts(tmp_path: Path) -> None:
+    """Duplicates, prompts too short, cut ones and near-duplicates of evaluation prompts are dropped; the rest is tagged."""
+    pair = tiny_pair(tmp_path, draft=False)
+    prefix = pair.decode(user_turn_prefix(pair, "Be brief.")).strip()
+    assert prefix.startswith("system\nBe brief.")
+    assert prefix.endswith("user")
+    held = [Sample(id="t/0", domain="chat", prompt="how many stars are in the milky way galaxy tonight")]
+    known = [Sample(id="k/0", domain="chat", prompt="tell me how to bake a loaf of bread", split="train")]
+    texts = [
+        "How many stars are in the Milky Way galaxy tonight",
+        "write a poem about the old sea",
+        "Write a poem about  the old sea",
+        "hi there",
+        "tell me how to bake a loaf of bread",
+        "which planet has the longest year of all",
+    ]
+    config = quick_config().synth
+    decoder = Scripted(pair, texts)
+    made = synthesise(pair, 5, domain="chat", config=config, known=known, evaluation=held, decoder=decoder)
+    assert [s.prompt for s in made] == [texts[1], texts[5]]
+    assert {(s.source, s.split, s.domain) for s in made} == {("synthetic", "train", "chat")}
+    assert len(set(decoder.seeds)) == len(decoder.seeds) == 12
+    assert synthesise(pair, 5, domain="chat", config=config, decoder=Scripted(pair, texts, ended=False)) == []
+    assert synthesise(pair, 0, domain="chat", config=config) == []
+
+
+@pytest.mark.parametrize("name", ["default", "top8", "dora"])
+def test_shipped_configs_load(name: str) -> None:
+    """Every file in configs/training is valid, and flags override it."""
+    config = load_training_config(name, ["lora.rank=3"])
+    assert (config.name, config.lora.rank) == (name, 3)
+
+
+def test_config_errors_name_the_place(tmp_path: Path) -> None:
+    """Unknown keys, wrong types and impossible values name file, line and key."""
+    path = tmp_path / "bad.yaml"
+    for text, message in (
+        ("lora:\n  rnk: 3\n", "bad.yaml:2: lora.rnk"),
+        ("lora:\n  num_layers: 0\n", "num_layers must be"),
+        ("loss:\n  weights: {ce: 0.0}\n", "positive weight"),
+    ):
+        path.write_text(text)
+        with pytest.raises(HarnessError, match=message):
+            load_training_config(str(path))
