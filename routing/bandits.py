@@ -91,12 +91,12 @@ class OnlineLinear(Router):
     def _forecasts(self, Z: np.ndarray) -> np.ndarray:
         """(n_penalties, n, n_arms) expected rewards of inputs (n, n_features + 1)."""
         mean, _ = self._level()
-        theta = np.einsum("paij,aj->pai", self.cov_, self.moment_ - mean * self.xsum_)
-        return mean + np.einsum("ni,pai->pna", Z, theta)
+        theta = self.cov_ @ (self.moment_ - mean * self.xsum_)[:, :, None]  # (n_penalties, n_arms, n_features + 1, 1)
+        return mean + Z @ theta[..., 0].swapaxes(1, 2)
 
     def _spread(self, z: np.ndarray) -> np.ndarray:
         """(n_arms,) standard error of each arm's expected reward, for one input (n_features + 1,)."""
-        return self._level()[1] * np.sqrt(np.maximum(np.einsum("i,aij,j->a", z, self.cov_[0], z), 0))
+        return self._level()[1] * np.sqrt(np.maximum(self.cov_[0] @ z @ z, 0))
 
     def _predict(self, X: np.ndarray) -> np.ndarray:
         return self._forecasts(np.hstack([X, np.ones((len(X), 1))]))[0]

@@ -77,7 +77,11 @@ def from_regret(targets: np.ndarray) -> np.ndarray:
     return targets[:, -1:] - targets[:, :-1]
 
 
-def scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Column means and standard deviations (1 for constant columns): arrays (n_columns,) each."""
-    scale = values.std(axis=0)
-    return values.mean(axis=0), np.where(scale > 1e-12, scale, 1.0)
+def centering(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Column means (n_features,) and one common scale (1,).
+
+    The columns keep their relative scale: a domain cue in [0, 1] is meant to weigh more than one of 384 coordinates of a unit vector.
+    """
+    center = X.mean(axis=0)
+    scale = np.sqrt(((X - center) ** 2).mean())
+    return center, np.array([scale if scale > 1e-12 else 1.0])

@@ -25,7 +25,7 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
     Args:
         text: ``minilm``, ``mpnet`` or a local folder (sentence embeddings), ``tfidf`` (no torch), or ``none``.
         max_tokens: prompts are cut to this many tokens before embedding.
-        dtype: encoder arithmetic, ``float32`` or ``bfloat16``.
+        dtype: encoder arithmetic: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 where the CPU computes in it).
         length: add log(1 + characters) / 10.
         cues: add the scores of the code, math and chat cues.
         n_components: project the text part on this many principal components of the training prompts; None keeps it whole.
@@ -49,8 +49,8 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         self,
         text: str = "minilm",
         *,
-        max_tokens: int = 128,
-        dtype: str = "float32",
+        max_tokens: int = 64,
+        dtype: str = "auto",
         length: bool = True,
         cues: bool = True,
         n_components: int | None = None,

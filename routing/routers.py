@@ -17,7 +17,8 @@ from sklearn.model_selection import GroupKFold
 from sklearn.neural_network import MLPRegressor
 from sklearn.utils import check_random_state
 
-from routing.base import Router, from_regret, scaling, to_regret
+from routing.bandits import LinUCB
+from routing.base import Router, centering, from_regret, to_regret
 
 
 class LogisticRouter(Router):
@@ -33,13 +34,13 @@ class LogisticRouter(Router):
 
     _state: ClassVar = {
         "center_": ("features",),
-        "scale_": ("features",),
+        "scale_": ("1",),
         "coef_": ("classes", "features"),
         "intercept_": ("classes",),
         "class_rewards_": ("classes", "arms"),
     }
 
-    def __init__(self, C: float = 0.05, max_iter: int = 300) -> None:
+    def __init__(self, C: float = 0.01, max_iter: int = 300) -> None:
         self.C = C
         self.max_iter = max_iter
 
@@ -49,7 +50,7 @@ class LogisticRouter(Router):
         return tags
 
     def _fit(self, X: np.ndarray, rewards: np.ndarray) -> None:
-        self.center_, self.scale_ = scaling(X)
+        self.center_, self.scale_ = centering(X)
         best = rewards.argmax(axis=1)
         classes = np.unique(best)
         self.class_rewards_ = np.stack([rewards[best == c].mean(axis=0) for c in classes])
@@ -83,23 +84,24 @@ class MLPRouter(Router):
 
     _state: ClassVar = {
         "center_": ("features",),
-        "scale_": ("features",),
+        "scale_": ("1",),
         "hidden_weights_": ("features", "hidden"),
         "hidden_bias_": ("hidden",),
         "out_weights_": ("hidden", "arms+1"),
         "out_bias_": ("arms+1",),
     }
 
-    def __init__(self, hidden: int = 16, alpha: float = 10.0, max_iter: int = 200, random_state: int | None = 0) -> None:
+    def __init__(self, hidden: int = 16, alpha: float = 100.0, max_iter: int = 100, random_state: int | None = 0) -> None:
         self.hidden = hidden
         self.alpha = alpha
         self.max_iter = max_iter
         self.random_state = random_state
 
     def _fit(self, X: np.ndarray, rewards: np.ndarray) -> None:
-        self.center_, self.scale_ = scaling(X)
+        self.center_, self.scale_ = centering(X)
         targets = to_regret(rewards)
-        middle, spread = targets.mean(axis=0), float(scaling(targets)[1].max())
+        middle = targets.mean(axis=0)
+        spread = np.append(np.full(rewards.shape[1], _spread(targets[:, :-1] - middle[:-1])), _spread(targets[:, -1] - middle[-1]))
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         model = MLPRegressor(hidden_layer_sizes=(self.hidden,), solver="lbfgs", alpha=self.alpha, max_iter=self.max_iter, random_state=seed)
         with warnings.catch_warnings():
@@ -136,7 +138,7 @@ class BoostingRouter(Router):
         self,
         n_trees: int = 100,
         max_depth: int = 3,
-        learning_rate: float = 0.1,
+        learning_rate: float = 0.05,
         max_features: float | str | None = "sqrt",
         random_state: int | None = 0,
     ) -> None:
@@ -266,9 +268,20 @@ class AutoRouter(Router):
         return self.best_.predict(X).reshape(len(X), -1)
 
 
+def _spread(centred: np.ndarray) -> float:
+    """Root mean square, 1 when all is zero."""
+    return float(np.sqrt((centred**2).mean())) or 1.0
+
+
 def default_candidates() -> list[tuple[str, Router]]:
-    """One router of each kind."""
-    return [("logistic", LogisticRouter()), ("knn", KNNRouter()), ("mlp", MLPRouter()), ("boosting", BoostingRouter())]
+    """One router of each kind; ``linear`` is a ridge regression that can go on learning online."""
+    return [
+        ("linear", LinUCB(penalty=10.0)),
+        ("logistic", LogisticRouter()),
+        ("knn", KNNRouter()),
+        ("mlp", MLPRouter()),
+        ("boosting", BoostingRouter()),
+    ]
 
 
 def grouped_folds(groups: np.ndarray, n_splits: int, random_state: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
