@@ -200,7 +200,9 @@ def _speed_over_k(rows: Sequence[CellRow]) -> Figure | None:
     if not values:
         return None
     base = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("K:Q", title="draft length K", axis=alt.Axis(values=sorted({v["K"] for v in values}), format="d")),
+        x=alt.X(
+            "K:Q", title="draft length K", axis=alt.Axis(values=sorted({int(r.k) for r in _over_k(rows) if r.k is not None}), format="d")
+        ),
         y=alt.Y("speedup:Q", title="speedup (×)", scale=alt.Scale(zero=False)),
         color=_colour(values, "drafter"),
         tooltip=["drafter:N", "kind:N", "K:Q", alt.Tooltip("speedup:Q", format=".2f")],

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.metadata import version
 from typing import Any
 
 from harness.paths import cache_dir
@@ -123,7 +124,7 @@ def _vega() -> str:
     """Vega, Vega-Lite and vega-embed as one script that defines ``vegaEmbed``; bundling takes seconds, so the cache keeps it."""
     import vl_convert
 
-    cached = cache_dir() / f"vega-bundle-{vl_convert.__version__}.js"
+    cached = cache_dir() / f"vega-bundle-{version('vl-convert-python')}.js"
     if cached.is_file():
         return cached.read_text(encoding="utf-8")
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

@@ -1,0 +1,37 @@
+"""Verdicts of the regression gate as JUnit XML and as Markdown for a job summary."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+
+from harness.gate import Verdict
+from harness.report.markdown import markdown_table
+from harness.report.tables import Table
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def junit(verdicts: Sequence[Verdict]) -> str:
+    """JUnit XML with one test case per comparison."""
+    failures = sum(v.failed for v in verdicts)
+    suite = ET.Element("testsuite", name="harness check", tests=str(len(verdicts)), failures=str(failures), errors="0", skipped="0")
+    for v in verdicts:
+        case = ET.SubElement(suite, "testcase", classname=f"harness.{v.what}", name=_CONTROL.sub("?", v.cell))
+        if v.failed:
+            failure = ET.SubElement(case, "failure", message=_CONTROL.sub("?", f"{v.outcome}: {v.detail}"))
+            failure.text = _CONTROL.sub("?", v.detail)
+    ET.indent(suite)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
+
+
+def summary(verdicts: Sequence[Verdict], run: str, reference: str) -> str:
+    """Markdown: the verdict in one line, then every comparison, failures first."""
+    failed = [v for v in verdicts if v.failed]
+    total = f"{len(verdicts)} comparison{'s' if len(verdicts) != 1 else ''}"
+    head = f"**{len(failed)} of {total} failed**" if failed else f"**{total}, no regression**"
+    ordered = failed + [v for v in verdicts if not v.failed]
+    rows = tuple((v.cell, v.what, v.outcome, v.detail) for v in ordered)
+    table = markdown_table(Table("", ("cell", "compared", "outcome", "detail"), rows, 4))
+    return f"## {run} against {reference}\n\n{head}\n\n{table}\n"
