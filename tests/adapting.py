@@ -59,7 +59,7 @@ def forward(model: Any, tokens: Any) -> np.ndarray:
     return np.array(model(mx.array([[int(t) for t in tokens]]))[0].astype(mx.float32))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def target_trajectories(count: int = 40, answer: int = 16, first: int = 0, domain: str = "code", layers: int = 3) -> tuple[Trajectory, ...]:
     """Greedy answers of the tiny target with all its probabilities, one prompt per index from ``first``."""
     model = tiny_llama(0, layers=layers)

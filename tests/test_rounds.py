@@ -79,8 +79,9 @@ def test_rounds_never_fall_back_and_resume(tmp_path: Path) -> None:
 
 def test_domain_round_mixes_and_measures_forgetting(tmp_path: Path) -> None:
     """A round for one domain trains on its failures alone, with accepted cases of all; the matrix shows every adapter on every domain."""
-    train, validation = data()
-    config = quick_config(optim={"epochs": 12}, adapt={"threshold": 0.2})
+    train = [*target_trajectories(16), *target_trajectories(64, first=200, domain="math")]
+    validation = data()[1]
+    config = quick_config(optim={"epochs": 6}, adapt={"threshold": 0.2})
     draft = tiny_draft()
     record = run_rounds(draft, train, validation, config, rounds=1, out=tmp_path / "r", domain="math", cache_folder=tmp_path / "h")[0]
     cases = cases_from_replay(draft, train, k=config.stop.k)
