@@ -69,6 +69,8 @@ class Case:
     """Training round the draft came from; 0 is the untrained one."""
     synthetic: bool = False
     """True when the target wrote the prompt."""
+    split: str = "train"
+    """``Sample.split``; cases of ``test`` are kept for analysis and never trained on."""
     disagreements: tuple[Disagreement, ...] = ()
     """Where the draft was wrong."""
     top_tokens: tuple[tuple[int, ...], ...] | None = None
@@ -136,6 +138,7 @@ def case_from_generation(sample: Sample, prompt_tokens: Sequence[int], generatio
         drafter=generation.drafter,
         round=round_,
         synthetic=sample.source == "synthetic",
+        split=sample.split,
         disagreements=disagreements,
     )
 

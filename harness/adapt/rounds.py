@@ -97,7 +97,7 @@ def run_rounds(
     if not resume:
         for name in ("rounds.json", "failures.jsonl", "buffer.jsonl"):
             (out / name).unlink(missing_ok=True)
-    records = _read_records(state)
+    records = read_rounds(state)
     store = FailureStore(out / "failures.jsonl")
     buffer = ReplayBuffer(out / "buffer.jsonl", capacity=config.adapt.buffer_cases, seed=config.optim.seed)
     for number in range(len(records) + 1, rounds + 1):
@@ -120,9 +120,8 @@ def run_rounds(
             cache_folder=cache_folder,
             progress=partial(progress, number) if progress else None,
         )
-        records.append(_record(number, result, config, len(failures), len(material) - len(failures), current))
-        rows = {"schema_version": SCHEMA_VERSION, "rounds": [asdict(r) for r in records]}
-        jsonl.write_atomic(state, json.dumps(rows, indent=2).encode())
+        records.append(record_round(number, result, config, len(failures), len(material) - len(failures), current))
+        write_rounds(state, records)
     return records
 
 
@@ -139,7 +138,10 @@ def _sort_cases(cases: list[Case], store: FailureStore, buffer: ReplayBuffer, co
     return failures
 
 
-def _record(number: int, result: TrainResult, config: TrainingConfig, failures: int, replayed: int, current: Path | None) -> RoundRecord:
+def record_round(
+    number: int, result: TrainResult, config: TrainingConfig, failures: int, replayed: int, current: Path | None
+) -> RoundRecord:
+    """Return the record of a round that started from ``current``."""
     metric = config.stop.metric
     adapter = result.adapter if result.accepted else current
     return RoundRecord(
@@ -156,7 +158,18 @@ def _record(number: int, result: TrainResult, config: TrainingConfig, failures: 
     )
 
 
-def _read_records(path: Path) -> list[RoundRecord]:
+def write_rounds(path: Path, records: Sequence[RoundRecord]) -> None:
+    """Replace the file of round records."""
+    rows = {"schema_version": SCHEMA_VERSION, "rounds": [asdict(r) for r in records]}
+    jsonl.write_atomic(path, json.dumps(rows, indent=2).encode())
+
+
+def read_rounds(path: Path) -> list[RoundRecord]:
+    """Read the round records; none when the file does not exist.
+
+    Raises:
+        HarnessError: damaged, or written by a newer version.
+    """
     if not path.exists():
         return []
     try:

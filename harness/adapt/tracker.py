@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.adapt import jsonl
 from harness.errors import HarnessError
-from harness.records import SCHEMA_VERSION, Generation
+from harness.records import SCHEMA_VERSION
 
 
 class AcceptanceTracker:
@@ -31,20 +31,19 @@ class AcceptanceTracker:
         if self.path is not None and self.path.exists():
             self._load(self.path)
 
-    def update(self, accepted: int, drafted: int, domain: str) -> bool:
-        """Add one generation; True when it is a failure case. A generation without drafted tokens changes nothing."""
+    def update(self, accepted: int, drafted: int, domain: str, *, trainable: bool = True) -> bool:
+        """Add one generation; True when it is a failure case. A generation without drafted tokens changes nothing.
+
+        Only a ``trainable`` failure counts towards the next round: evaluation prompts are tracked, not trained on.
+        """
         if drafted == 0:
             return False
         self._recent.append((accepted, drafted))
         failure = accepted / drafted < self.threshold
-        if failure:
+        if failure and trainable:
             self.pending[domain] = self.pending.get(domain, 0) + 1
         self._save()
         return failure
-
-    def update_from(self, generation: Generation, domain: str) -> bool:
-        """Add a generation; see :meth:`update`."""
-        return self.update(generation.accepted, generation.drafted, domain)
 
     @property
     def rate(self) -> float | None:
