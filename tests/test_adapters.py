@@ -158,3 +158,31 @@ def test_records_are_frozen(tmp_path: Path) -> None:
     swap = AdapterBank(draft, {}).activate(None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         swap.swap_s = 0.0  # type: ignore[misc]
+
+
+def test_drafters_of_a_bank_agree_with_replay(tmp_path: Path) -> None:
+    """Drafters of one bank used in turn: each answer is drafted with its own adapter, and decoding counts what replay counts."""
+    from tiny import tiny_pair
+
+    from harness.adapt.studies import replay_bank
+    from harness.decode.api import generate
+    from harness.records import Trajectory
+
+    pair = tiny_pair(tmp_path / "pair")
+    lora = quick_config(lora={"rank": 4, "num_layers": 2}).lora
+    with attached(pair.draft.model, lora):
+        mx.random.seed(1)
+        weights = {n: a + mx.random.normal(a.shape) * 0.02 for n, a in adapter_weights(pair.draft.model).items()}
+    info = AdapterInfo(name="x", draft_hash=pair.draft.hash, draft_name="d", domain=None, rank=4, data_hash="", examples=0, metric="alpha")
+    write_adapter(tmp_path / "x", weights, lora, 2, info)
+    bank = AdapterBank(pair.draft, {"x": tmp_path / "x"})
+    prompt = pair.encode("count the apples")
+    plain = generate(pair, prompt, drafter=None, max_tokens=24)
+    trajectory = Trajectory(sample_id="s", domain="d", prompt_tokens=tuple(prompt), tokens=plain.tokens, finish=plain.finish, max_tokens=24)
+    expected = {row.drafter: (row.rounds, row.drafted, row.accepted) for row in replay_bank(bank, [trajectory], [3])}
+    drafters = {"generic": bank.drafter(None), "x": bank.drafter("x")}
+    for name in ("x", "generic", "x"):
+        found = generate(pair, prompt, drafter=drafters[name], k=3, max_tokens=24)
+        assert found.tokens == plain.tokens
+        assert (found.rounds, found.drafted, found.accepted) == expected[name]
+    bank.activate(None)

@@ -22,6 +22,7 @@ from harness.adapt.hidden import PrefixCache
 from harness.adapt.measure import output_hidden
 from harness.adapt.surface import attached, head, is_adapter
 from harness.adapt.trees import mx, nn, tree_flatten, tree_unflatten
+from harness.decode.drafters import ModelDrafter
 from harness.errors import HarnessError, did_you_mean
 
 Modules = dict[str, Any]
@@ -97,6 +98,10 @@ class AdapterBank:
         self.swaps.append(swap)
         return swap
 
+    def drafter(self, name: str | None) -> AdapterDrafter:
+        """Return a drafter for :func:`harness.decode.api.generate` that makes its adapter active when an answer begins."""
+        return AdapterDrafter(self, name)
+
     def held_bytes(self) -> int:
         """Memory of update matrices and fused sets."""
         updates = sum(_own_bytes(module) for modules in self._updates.values() for module in modules.values())
@@ -129,6 +134,25 @@ class AdapterBank:
             if oldest is None:
                 return
             del self._built[oldest]
+
+
+class AdapterDrafter(ModelDrafter):
+    """The draft with one adapter of a bank.
+
+    Args:
+        bank: the bank.
+        adapter: name; None is the plain draft, ``generic``.
+    """
+
+    def __init__(self, bank: AdapterBank, adapter: str | None) -> None:
+        super().__init__(bank.draft.model, bank.draft.token_map, name=adapter or "generic")
+        self.bank, self.adapter = bank, adapter
+
+    def begin(self, prompt: list[int]) -> None:
+        """Make the adapter active, then start the answer."""
+        if self.bank.active != self.adapter:
+            self.bank.activate(self.adapter)
+        super().begin(prompt)
 
 
 def updated_modules(model: Any, folder: Path) -> Modules:
