@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from pathlib import Path
 
+from harness.errors import HarnessError
 from harness.gate import Verdict
 from harness.report.markdown import markdown_table
 from harness.report.tables import Table
@@ -35,3 +37,19 @@ def summary(verdicts: Sequence[Verdict], run: str, reference: str) -> str:
     rows = tuple((v.cell, v.what, v.outcome, v.detail) for v in ordered)
     table = markdown_table(Table("", ("cell", "compared", "outcome", "detail"), rows, 4))
     return f"## {run} against {reference}\n\n{head}\n\n{table}\n"
+
+
+def write(path: Path | None, text: str, *, append: bool = False) -> None:
+    """Write or append ``text``; nothing happens without a path.
+
+    Raises:
+        HarnessError: the file cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a" if append else "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise HarnessError(f"cannot write {path}: {error.strerror or error}", "Choose a file that can be written.") from error

@@ -34,6 +34,9 @@ tr.new td { border-top: 2px solid #c3ccd6; }
 details { font-size: 14px; } summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 """
 
+_POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
+"""The browser itself refuses every request to the outside; Vega compiles its expressions, which needs eval."""
+
 _OPTIONS = {"actions": False, "renderer": "svg", "ast": False}
 
 _CONFIG = {
@@ -66,6 +69,7 @@ def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Ma
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
         f'<h1>{escape(title)}</h1><p class="sub">{escape(_subtitle(manifest))}</p>'
         + first + "".join(sections)

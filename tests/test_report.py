@@ -1,0 +1,343 @@
+"""Every number of a report follows from the raw records; missing values stay missing; the page needs no network."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_runner import fake_generate, make_engine, make_suite, quiet, run
+from test_store import make_manifest, make_record
+
+from harness.errors import CheckFailed
+from harness.records import Divergence, Record
+from harness.report import load_rows, show_table, summarise, write_reports
+from harness.report.cells_csv import render_csv
+from harness.report.compare import compare
+from harness.report.findings import findings
+from harness.report.html import render_html
+from harness.report.markdown import render
+from harness.report.router import compare_router, oracle_gap_recovery
+from harness.report.summary import ALL
+from harness.report.tables import MISSING, main_table
+from harness.report.verify import verify
+from harness.runner import reports_folder
+
+
+def cell(sample: str, lengths: list[int], k: int = 4, **changes: Any) -> Record:
+    """A record whose counts follow from its accept lengths; every round drafts ``k``."""
+    values: dict[str, Any] = {
+        "sample_id": sample, "k": k, "accept_lengths": tuple(lengths), "draft_lengths": (k,) * len(lengths), "rounds": len(lengths),
+        "drafted": k * len(lengths), "accepted": sum(lengths), "rejected": sum(n < k for n in lengths),
+        "emitted": sum(lengths) + len(lengths), "divergence": None, "wall_s": 1.0, "ttft_s": 0.1, "tokens": None,
+    }  # fmt: skip
+    return make_record(0, **{**values, **changes})
+
+
+def baseline(sample: str, emitted: int, wall_s: float, **changes: Any) -> Record:
+    """A target-only record."""
+    zeros = {"accept_lengths": (0,) * emitted, "draft_lengths": (0,) * emitted, "drafted": 0, "accepted": 0, "rejected": 0}
+    values = {**zeros, "drafter": None, "rounds": emitted, "emitted": emitted, "wall_s": wall_s, **changes}
+    return dataclasses.replace(cell(sample, [], **values), k=None)
+
+
+lengths = st.lists(st.integers(0, 4), min_size=1, max_size=12)
+
+
+@given(st.lists(lengths, min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_counts_match_brute_force(prompts: list[list[int]]) -> None:
+    """Rate, alpha, tau, per-prompt rate and positions against the definitions written out with loops."""
+    (row,) = summarise([cell(f"s{i}", p) for i, p in enumerate(prompts)])
+    rounds = [n for p in prompts for n in p]
+    assert row.rate is not None
+    assert row.tau is not None
+    assert row.rate.value == pytest.approx(sum(rounds) / (4 * len(rounds)))
+    assert row.tau.value == pytest.approx((sum(rounds) + len(rounds)) / len(rounds))
+    tried = sum(rounds) + sum(n < 4 for n in rounds)
+    assert row.alpha is not None
+    assert row.alpha.value == pytest.approx(sum(rounds) / tried)
+    assert row.rate_per_prompt == pytest.approx(sum(sum(p) / (4 * len(p)) for p in prompts) / len(prompts))
+    for j in range(1, 5):
+        assert row.marginal[j - 1] == pytest.approx(sum(n >= j for n in rounds) / len(rounds))
+        before = sum(n >= j - 1 for n in rounds)
+        assert row.conditional[j - 1] == (pytest.approx(sum(n >= j for n in rounds) / before) if before else None)
+
+
+def test_pooled_and_per_prompt_can_differ() -> None:
+    """A long bad prompt and a short good one: the two averages must not be mixed up."""
+    (row,) = summarise([cell("long", [0] * 9), cell("short", [4])])
+    assert row.rate is not None
+    assert row.rate.value == pytest.approx(0.1)
+    assert row.rate_per_prompt == pytest.approx(0.5)
+
+
+def test_positions_of_cut_drafts() -> None:
+    """A round that drafted two tokens says nothing about position three."""
+    (row,) = summarise([cell("s", [3, 2], draft_lengths=(4, 2), drafted=6)])
+    assert row.marginal == (1, 1, 1, 0)
+    assert row.conditional == (1, 1, 1, 0)
+
+
+def test_speedup_is_paired_and_a_ratio_of_sums() -> None:
+    """Sum of baseline times over sum of cell times, over prompts that have both and equal lengths."""
+    records = [baseline("a", 10, 4.0), baseline("b", 10, 2.0), baseline("d", 9, 100.0)]
+    records += [cell("a", [4, 4], wall_s=1.0), cell("b", [4, 4], wall_s=2.0), cell("c", [4, 4], wall_s=50.0), cell("d", [4, 4], wall_s=1.0)]
+    row = summarise(records)[1]
+    assert row.speedup is not None
+    assert row.speedup.value == pytest.approx(6 / 3)
+    assert (row.speedup.n, row.unpaired) == (2, 2)
+
+
+def test_sampled_speedup_compares_time_per_token() -> None:
+    """At temperature 1 the outputs have different lengths; the time per token is compared."""
+    records = [baseline("a", 10, 5.0, temperature=1.0), cell("a", [4, 4, 4, 4], wall_s=5.0, temperature=1.0)]
+    row = summarise(records)[1]
+    assert row.speedup is not None
+    assert row.speedup.value == pytest.approx((5 / 10) / (5 / 20))
+
+
+def test_baseline_of_another_temperature_does_not_count() -> None:
+    """A sampled cell without a sampled baseline has no speedup."""
+    row = summarise([baseline("a", 10, 5.0), cell("a", [4, 4], temperature=1.0)])[1]
+    assert row.speedup is None
+
+
+def test_prediction_follows_the_formula() -> None:
+    """tau / (K c + v(K + 1)), and efficiency as measured over predicted."""
+    records = [baseline("a", 10, 4.0), cell("a", [4, 4], wall_s=2.0)]
+    row = summarise(records, {"lookup": {"c": 0.25, "v": [1, 1.1, 1.2, 1.3, 1.5]}})[1]
+    assert row.predicted == pytest.approx(5 / (4 * 0.25 + 1.5))
+    assert row.efficiency == pytest.approx(2.0 / 2.0)
+
+
+def test_missing_is_empty_not_zero() -> None:
+    """A replayed cell has no times, an undrafted one no rate: CSV fields are empty, Markdown shows the sign."""
+    timeless = dict.fromkeys(("wall_s", "ttft_s"), None)
+    records = [baseline("a", 3, 1.0), cell("a", [0], method="replay", drafted=0, draft_lengths=(0,), rejected=0, **timeless)]
+    lines = list(csv.DictReader(io.StringIO(render_csv(summarise(records)))))
+    assert lines[1]["tok_s"] == lines[1]["speedup"] == lines[1]["rate"] == lines[1]["ttft_s_p50"] == lines[1]["divergences"] == ""
+    assert lines[0]["rate"] == lines[0]["drafter"] == ""
+    assert lines[0]["tok_s"] == "3.0"
+    assert main_table(summarise(records)).rows[0][5:7] == (MISSING, MISSING)
+
+
+def test_several_domains_get_a_pooled_row() -> None:
+    """All domains together once, one domain alone not twice."""
+    records = [cell("a", [1], domain="x"), cell("b", [2], domain="y")]
+    assert [row.domain for row in summarise(records)] == ["x", "y", ALL]
+    assert [row.domain for row in summarise(records[:1])] == ["x"]
+
+
+def test_seeds_of_a_prompt_are_one_cluster() -> None:
+    """Two seeds of one prompt are not two independent prompts."""
+    (row,) = summarise([cell("a", [1], seed=0), cell("a", [3], seed=1)])
+    assert row.n == 1
+
+
+def timed(pairs: int, gain: float, noise: float, seed: int = 0) -> list[Record]:
+    """Baseline and one cell over ``pairs`` prompts with a given speedup."""
+    rng = random.Random(seed)
+    records = []
+    for i in range(pairs):
+        wall = rng.uniform(1, 3)
+        records += [baseline(f"s{i}", 10, wall), cell(f"s{i}", [4, 4], wall_s=wall / gain * math.exp(rng.gauss(0, noise)), compared=True)]
+    return records
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "n", "expected"),
+    [
+        (1.5, 0.05, 12, "lookup (K = 4) is faster than the target alone: 1.5"),
+        (0.6, 0.05, 12, "lookup (K = 4) is slower than the target alone: 0.6"),
+        (1.0, 0.20, 12, "no difference in speed between lookup (K = 4) and the target alone could be shown at n = 12"),
+        (1.5, 0.05, 2, "n = 2 is too few for an interval"),
+    ],
+)
+def test_findings_say_what_the_data_shows(gain: float, noise: float, n: int, expected: str) -> None:
+    """Faster, slower, not shown, and too few prompts are four different sentences."""
+    sentences = findings(summarise(timed(n, gain, noise)), {})
+    assert expected in sentences[0]
+    assert ("detectable" in sentences[0]) == (gain == 1.0)
+    assert "greedy outputs equal" in sentences[1]
+
+
+def test_divergences_are_counted_and_listed() -> None:
+    """A near-tie is listed with position and gap; a bug is called a bug."""
+    tie = Divergence(position=7, gap=1.5e-6, kind="tie")
+    records = [cell("a", [1], compared=True), cell("b", [1], compared=True, divergence=tie)]
+    text = render(summarise(records), make_manifest())
+    assert "1 of 2 greedy outputs equal the target's own; 1 differ from a near-tie on (listed below)" in text
+    assert re.search(r"\| lookup +\| 4 +\| b +\| +7 +\| +1.50e-06 +\| +tie", text)
+    records[1] = dataclasses.replace(records[1], divergence=dataclasses.replace(tie, kind="bug"))
+    assert "a bug in the decoding" in render(summarise(records), make_manifest())
+
+
+def test_quality_difference_is_reported() -> None:
+    """A lossless drafter with another score than the target is named."""
+    good, bad = ({"score": {"metric": "pass@1", "status": s, "value": v}} for s, v in (("passed", 1.0), ("failed", 0.0)))
+    records = [baseline("a", 10, 1.0, extra=good), cell("a", [4, 4], extra=bad)]
+    assert any("differs for lookup (K = 4) 0.000" in s for s in findings(summarise(records), {}))
+    records[1] = dataclasses.replace(records[1], extra=good)
+    assert any("for every lossless cell" in s for s in findings(summarise(records), {}))
+
+
+def test_unscored_is_not_wrong() -> None:
+    """A sandbox failure changes the number of scored answers, not their mean."""
+    scores = [{"metric": "pass@1", "status": "passed", "value": 1.0}, {"metric": "pass@1", "status": "unscored", "value": None}]
+    (row,) = summarise([cell(f"s{i}", [1], extra={"score": s}) for i, s in enumerate(scores)])
+    assert row.quality is not None
+    assert (row.quality.mean, row.quality.scored, row.quality.unscored) == (1.0, 1, 1)
+
+
+def routed_records() -> list[Record]:
+    """Two prompts, two adapters each best on one of them, and a router that is right once."""
+    rates = {("a", "code"): 4, ("a", "math"): 1, ("b", "code"): 1, ("b", "math"): 3}
+    records = [cell(s, [n], drafter="adapter", adapter=adapter, experiment="domain_adapters") for (s, adapter), n in rates.items()]
+    records += [cell("a", [4], drafter="router", adapter="code"), cell("b", [1], drafter="router", adapter="code")]
+    return records
+
+
+def test_router_against_best_fixed_and_oracle() -> None:
+    """Best fixed 2.5/4, oracle 3.5/4, router 2.5/4: no gap recovered; a perfect router recovers all."""
+    comparison = compare_router(routed_records())
+    assert {e["choice"]: e["rate"] for e in comparison} == {"best fixed": 2.5 / 4, "router": 2.5 / 4, "oracle": 3.5 / 4}
+    assert oracle_gap_recovery(comparison, "code") == 0
+    perfect = [*routed_records()[:-1], cell("b", [3], drafter="router", adapter="math")]
+    assert oracle_gap_recovery(compare_router(perfect), "code") == 1
+
+
+def full_records() -> list[Record]:
+    """Records that every chart has data for."""
+    rng = random.Random(5)
+    records = []
+    for domain in ("code", "math"):
+        for i in range(6):
+            sample = f"{domain}/{i}"
+            records.append(baseline(sample, 10, rng.uniform(2, 3), domain=domain))
+            draws = [[rng.randint(0, 4), rng.randint(0, 4)] for _ in range(20)]
+            for k in (4, 5):
+                records.append(cell(sample, [4, 4], k=k, domain=domain, wall_s=rng.uniform(1, 2)))
+            for adapter in ("code", "math"):
+                settings = {"settings": {"adapter_domain": adapter}}
+                records.append(
+                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=adapter, extra=settings, experiment="ad")
+                )
+            for rank in (2, 8):
+                settings = {"settings": {"adapter_domain": domain, "rank": rank}}
+                records.append(
+                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=f"r{rank}", extra=settings, experiment="ra")
+                )
+            for done in (0, 1):
+                settings = {"settings": {"adapter_domain": domain, "round": done}}
+                records.append(
+                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=f"n{done}", extra=settings, experiment="ro")
+                )
+            records.append(cell(sample, draws.pop(), domain=domain, drafter="router", adapter=domain))
+    return records
+
+
+def test_html_is_self_contained() -> None:
+    """No outside request, at most 5 MB, every chart present, and hostile text from a model cannot become markup."""
+    records = full_records()
+    rows = summarise(records, {"lookup": {"c": 0.1, "v": [1, 1.1, 1.2, 1.3, 1.4, 1.5]}})
+    manifest = make_manifest(suite={"name": "</script><script>alert(1)</script>"})
+    page = render_html(rows, manifest, compare_router(records))
+    assert len(page.encode()) < 5_000_000
+    assert "default-src 'none'" in page
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
+    assert "<script>alert(1)" not in page
+    assert page.count("<script>") == page.count("</script>") == 2
+    for title in (
+        "Speedup", "Acceptance", "Acceptance by position", "Tokens per target pass over the draft length", "Speedup over the draft length",
+        "Adapter rank", "Training rounds", "Forgetting", "Router", "Latency",
+    ):  # fmt: skip
+        assert f"<h2>{title}</h2>" in page
+    assert render_html(rows, manifest, compare_router(records)) == page
+
+
+def test_charts_appear_only_with_data() -> None:
+    """A run without adapters shows no empty adapter charts."""
+    from harness.report.charts import figures
+
+    titles = [f.title for f in figures(summarise(timed(6, 1.2, 0.1)))]
+    assert titles == ["Speedup", "Acceptance", "Acceptance by position", "Latency"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of the fake engine with sampling, replay and two domains."""
+    experiments = [
+        {"kind": "baseline", "temperatures": [0.0, 1.0]},
+        {"kind": "drafters", "drafters": ["lookup", "early_exit"]},
+        {"kind": "ablation_k", "k": [1, 2, 4]},
+        {"kind": "generic_draft", "name": "sampled", "temperatures": [1.0], "rule": "rejection"},
+    ]
+    engine = make_engine(generate=lambda *a, **k: dataclasses.replace(fake_generate(*a, **k), draft_s=0.01))
+    return run(tmp_path_factory.mktemp("run"), suite=make_suite(limit=6, experiments=experiments), engine=engine)
+
+
+def test_report_verifies(finished: Path) -> None:
+    """Every value of the report recomputes from the records, by a second computation too."""
+    assert verify(finished, reports_folder(finished) / "report.md") > 150
+
+
+def test_changed_report_is_caught(finished: Path, tmp_path: Path) -> None:
+    """Any single changed digit of the report is found."""
+    text = (reports_folder(finished) / "report.md").read_text()
+    digits = [m.start() for m in re.finditer(r"\d", text)]
+    for at in random.Random(0).sample(digits, 12):
+        changed = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
+        (tmp_path / "report.md").write_text(changed)
+        with pytest.raises(CheckFailed, match="does not follow"):
+            verify(finished, tmp_path / "report.md")
+
+
+def test_second_computation_catches_a_wrong_summary(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """If the summary itself were wrong, the report would still render alike; the plain recomputation must notice."""
+    from harness import stats
+    from harness.report import verify as module
+
+    real = stats.ratio
+    monkeypatch.setattr(stats, "ratio", lambda top, bottom, **k: real([t * 1.01 for t in top], bottom, **k))
+    manifest, rows = load_rows(finished)
+    (tmp_path / "report.md").write_text(module.render(rows, manifest))
+    with pytest.raises(CheckFailed, match="rate: report"):
+        verify(finished, tmp_path / "report.md")
+
+
+def test_reports_are_written_and_shown(finished: Path, tmp_path: Path) -> None:
+    """All three files, the same each time, and the table on a console that is no terminal."""
+    first = {path.name: path.read_bytes() for path in write_reports(finished, tmp_path / "out")}
+    assert set(first) == {"report.md", "cells.csv", "report.html"}
+    assert {path.name: path.read_bytes() for path in write_reports(finished, tmp_path / "out")} == first
+    console = quiet()
+    show_table(finished, console)
+    assert "| code" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_markdown_starts_with_the_table(finished: Path) -> None:
+    """First screen: the title, one table, then the sentences."""
+    blocks = (reports_folder(finished) / "report.md").read_text().split("\n\n")
+    assert blocks[0].startswith("# ")
+    assert blocks[1].startswith("| domain")
+    assert blocks[2].startswith("- On code")
+
+
+def test_compare_names_what_changed(finished: Path, tmp_path: Path) -> None:
+    """Two runs of different suites: the changed key, the shared cells and the cells of one side only."""
+    experiments = [{"kind": "baseline"}, {"kind": "drafters", "drafters": ["lookup"]}]
+    other = run(tmp_path, suite=make_suite(limit=6, max_tokens=14, experiments=experiments))
+    text = compare(finished, other)
+    assert re.search(r"suite.max_tokens +\| 12 +\| 14", text)
+    assert "code lookup K=4 (drafters, decode)" in text
+    assert "## Only in A" in text
+    assert "Same suite" in compare(finished, finished)
