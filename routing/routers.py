@@ -40,7 +40,7 @@ class LogisticRouter(Router):
         "class_rewards_": ("classes", "arms"),
     }
 
-    def __init__(self, C: float = 0.01, max_iter: int = 300) -> None:
+    def __init__(self, C: float = 0.03, max_iter: int = 300) -> None:
         self.C = C
         self.max_iter = max_iter
 
@@ -229,7 +229,7 @@ class AutoRouter(Router):
     """Picks one of several routers by the reward of its choices in grouped cross-validation, then refits it on everything.
 
     Args:
-        candidates: ``(name, router)`` pairs; None takes one of each kind.
+        candidates: ``(name, router)`` pairs; None takes :func:`default_candidates`.
         n_splits: folds (fewer when there are fewer groups; with one group the first candidate is taken).
         random_state: seed of the fold assignment.
 
@@ -274,14 +274,14 @@ def _spread(centred: np.ndarray) -> float:
 
 
 def default_candidates() -> list[tuple[str, Router]]:
-    """One router of each kind; ``linear`` is a ridge regression that can go on learning online."""
-    return [
-        ("linear", LinUCB(penalty=10.0)),
-        ("logistic", LogisticRouter()),
-        ("knn", KNNRouter()),
-        ("mlp", MLPRouter()),
-        ("boosting", BoostingRouter()),
-    ]
+    """Every kind, the cheap ones at several strengths of regularisation: how much a prompt can explain differs from pair to pair.
+
+    ``linear`` is a ridge regression that can go on learning online.
+    """
+    linear: list[tuple[str, Router]] = [(f"linear penalty={p}", LinUCB(penalty=p)) for p in (0.1, 1.0, 10.0)]
+    logistic: list[tuple[str, Router]] = [(f"logistic C={c}", LogisticRouter(C=c)) for c in (0.003, 0.03, 0.3)]
+    neighbours: list[tuple[str, Router]] = [(f"knn n={n}", KNNRouter(n)) for n in (5, 15)]
+    return [*linear, *logistic, *neighbours, ("mlp", MLPRouter()), ("boosting", BoostingRouter())]
 
 
 def grouped_folds(groups: np.ndarray, n_splits: int, random_state: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
