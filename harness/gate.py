@@ -171,7 +171,9 @@ def _deterministic(cell: Mapping[str, Any]) -> bool:
 def _exact(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> Verdict:
     different = [s for s in new if any(new[s][count] != old[s][count] for count in COUNTS)]
     if not different:
-        return Verdict(cell=describe(name), what="counts", outcome="same", detail=f"{len(new)} prompts equal")
+        return Verdict(
+            cell=describe(name), what="counts", outcome="same", detail=f"equal on {len(new)} prompt{'s' if len(new) != 1 else ''}"
+        )
     sample = different[0]
     first = next(count for count in COUNTS if new[sample][count] != old[sample][count])
     detail = f"{len(different)} of {len(new)} prompts differ, first {sample}: {first} {old[sample][first]:g} -> {new[sample][first]:g}; "
@@ -229,7 +231,7 @@ def _finished(manifest: Manifest) -> None:
 
 
 def _comparable(manifest: Manifest, reference: Mapping[str, Any], any_machine: bool) -> None:
-    pairs: list[tuple[str, Any, Any]] = [
+    pairs: list[tuple[str, object, object]] = [
         ("suite_hash", manifest.suite_hash, reference["suite_hash"]),
         ("pair", manifest.pair, reference["pair"]),
     ]

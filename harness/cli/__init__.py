@@ -16,7 +16,9 @@ from harness.errors import HarnessError
 # name: (module:function or module:Typer app, one line of help). A new command is one new line.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("harness.cli.run:run", "Decode a suite and write a run folder with records and a report."),
-    "report": ("harness.cli.run:report", "Write the Markdown and CSV report of a run, from its records."),
+    "report": ("harness.cli.run:report", "Write the Markdown, CSV and HTML report of a run, from its records."),
+    "check": ("harness.cli.check:check", "Compare a run with a stored reference: the regression gate."),
+    "compare": ("harness.cli.check:compare", "Show what changed from one run to another."),
     "validate": ("harness.cli.validate:validate", "Check a suite file without loading any model."),
     "generate": ("harness.cli.generate:generate", "Answer one prompt with speculative decoding and show the counts."),
     "collect": ("harness.cli.generate:collect", "Write the target's answers to prompts: the raw material of training."),

@@ -42,7 +42,9 @@ def check(
     typer.echo(text)
     failed = sum(v.failed for v in verdicts)
     if failed:
-        raise CheckFailed(f"{failed} of {len(verdicts)} comparisons failed", "If the change is intended, write a new reference with --update.")
+        raise CheckFailed(
+            f"{failed} of {len(verdicts)} comparisons failed", "If the change is intended, write a new reference with --update."
+        )
 
 
 def compare(

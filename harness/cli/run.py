@@ -44,8 +44,9 @@ def report(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name under the results folder.")],
     results: ResultsOption = Path("results"),
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to; reports/RUN when absent.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Write nothing; recompute every number of report.md from the records.")] = False,
 ) -> None:
-    """Write the Markdown and CSV report of a run, from its records.
+    """Write the Markdown, CSV and HTML report of a run, from its records.
 
     Example: `harness report results/quick-smollm2-20260131-142501`
     """
@@ -57,6 +58,12 @@ def report(
 
     folder = run_folder(results, name)
     console = Console()
+    if verify:
+        from harness.report.verify import verify as verify_report
+
+        checked = verify_report(folder, (out or reports_folder(folder)) / "report.md")
+        console.print(f"every line of the report follows from the records; {checked} values recomputed a second way", soft_wrap=True)
+        return
     written = write_reports(folder, out or reports_folder(folder))
     show_table(folder, console)
     console.print("\n".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)
