@@ -188,8 +188,8 @@ def test_loss_curve_equals_mlx_lm(tmp_path: Path, data: Any) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
-def test_gradient_checkpointing_and_accumulation_change_nothing(tmp_path: Path, data: Any) -> None:
-    """Both only trade time for memory: the losses stay."""
+def test_memory_savers_change_nothing(tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradient checkpointing, accumulation and logits in pieces only trade time for memory: the losses stay."""
     base = quick_config(lora=LORA).replace(optim={"max_steps": 4, "batch_size": 48})
     losses = []
     for label, change in {"a": {}, "b": {"gradient_checkpointing": True}, "c": {"batch_size": 8, "accumulate": 6}}.items():
@@ -198,6 +198,9 @@ def test_gradient_checkpointing_and_accumulation_change_nothing(tmp_path: Path, 
         losses.append(train_adapter(tiny_draft(), data[0], config, validation=data[1], out=out, cache_folder=tmp_path / "h").losses)
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
     np.testing.assert_allclose(losses[2], losses[0], atol=1e-4)
+    monkeypatch.setattr("harness.adapt.trainer.LOGIT_BYTES", 4 * VOCAB * 100)  # 100 of 768 rows at a time
+    common: dict[str, Any] = {"validation": data[1], "cache_folder": tmp_path / "h"}
+    np.testing.assert_allclose(train_adapter(tiny_draft(), data[0], base, out=tmp_path / "d", **common).losses, losses[0], atol=1e-4)
 
 
 def test_a_useless_round_is_rejected_and_the_old_adapter_stays(tmp_path: Path, data: Any) -> None:

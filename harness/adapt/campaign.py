@@ -9,9 +9,9 @@ from typing import Any
 
 from harness.adapt.adapter_files import adapter_folder
 from harness.adapt.config import TrainingConfig
+from harness.adapt.results import TrainProgress
 from harness.adapt.rounds import RoundRecord, install, run_rounds
 from harness.adapt.synth import synthesise
-from harness.adapt.trainer import TrainProgress
 from harness.datasets.splits import refuse_leaks
 from harness.decode.collect import collect
 from harness.errors import HarnessError

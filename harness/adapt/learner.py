@@ -10,9 +10,10 @@ from typing import Any
 from harness.adapt.buffer import ReplayBuffer, mix
 from harness.adapt.config import TrainingConfig
 from harness.adapt.failures import Case, FailureStore, case_from_generation, is_failure
+from harness.adapt.results import TrainProgress
 from harness.adapt.rounds import RoundRecord, read_rounds, record_round, write_rounds
 from harness.adapt.tracker import AcceptanceTracker
-from harness.adapt.trainer import Material, TrainProgress, train_adapter
+from harness.adapt.trainer import Material, train_adapter
 from harness.datasets.splits import refuse_leaks
 from harness.errors import HarnessError
 from harness.records import Generation, Sample

@@ -25,8 +25,9 @@ from harness.adapt.examples import from_trajectory, invert, make_batch
 from harness.adapt.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure, utc_now
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.measure import count, favourites
+from harness.adapt.results import TrainProgress, TrainResult
 from harness.adapt.surface import attached
-from harness.adapt.trainer import TrainProgress, TrainResult, train_adapter
+from harness.adapt.trainer import train_adapter
 from harness.errors import HarnessError
 from harness.records import SCHEMA_VERSION, Trajectory
 

@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from harness.adapt.failures import Case, utc_now
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.losses import weighted_loss
 from harness.adapt.measure import acceptance, output_hidden
+from harness.adapt.results import Evaluation, TrainProgress, TrainResult
 from harness.adapt.surface import adapted_layers, adapter_weights, attached, check_surface, head
 from harness.adapt.trees import mx, nn, optim, tree_flatten, tree_map, tree_unflatten
 from harness.errors import HarnessError
@@ -35,59 +36,8 @@ from harness.records import Trajectory
 
 Material = Trajectory | Case | Example
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Validation acceptance at one point of training."""
-
-    step: int
-    """Updates done."""
-    value: float
-    """The configured metric."""
-    by_domain: Mapping[str, Acceptance]
-    """Counts by domain."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainProgress:
-    """Passed to ``progress`` after each update."""
-
-    step: int
-    """Updates done."""
-    total: int
-    """Updates planned."""
-    loss: float
-    """Loss of this update, nats per weighted token."""
-    tokens_per_s: float
-    """Prompt and answer tokens per second of training so far, evaluation excluded."""
-    best: float
-    """Best validation metric so far."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a training run came to."""
-
-    accepted: bool
-    """True when validation acceptance rose by more than ``stop.min_gain``; otherwise nothing was written over the old adapter."""
-    adapter: Path | None
-    """Folder of the new adapter; None when rejected."""
-    before: Evaluation
-    """The draft that training started from."""
-    after: Evaluation
-    """The best checkpoint (``before`` when none was better)."""
-    evaluations: tuple[Evaluation, ...]
-    """All of them, the first at step 0."""
-    losses: tuple[float, ...]
-    """Training loss of each update."""
-    steps: int
-    """Updates done."""
-    tokens: int
-    """Prompt and answer tokens trained on."""
-    train_s: float
-    """Seconds in updates, hidden states included, evaluation excluded."""
-    left_out: int
-    """Examples without an answer token inside ``optim.max_tokens`` or that the draft's vocabulary cannot produce."""
+LOGIT_BYTES = 512 * 2**20
+"""Most memory for the logits of one piece of a batch."""
 
 
 def train_adapter(
@@ -162,6 +112,7 @@ class _Run:
         self.out, self.fingerprint = out, fingerprint
         model = draft.model
         self.inverse = _inverse(draft)
+        self.vocab = model.args.vocab_size if draft.token_map is None else len(draft.token_map)
         depth = len(model.layers) - adapted_layers(model, config.lora) if config.cache.enabled else 0
         self.cache = PrefixCache(
             model,
@@ -187,8 +138,19 @@ class _Run:
 
     def _loss(self, batch: Batch, prefix: mx.array, share: float) -> mx.array:
         hidden = output_hidden(self.cache, batch, checkpointing=self.config.optim.gradient_checkpointing, prefix=prefix)
-        labels, weights, tops, probs = (mx.array(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p))
-        return weighted_loss(head(self.draft.model, hidden), labels, weights, tops, probs, self.config.loss.parts()) * share
+        arrays = (hidden, *(mx.array(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p)))
+        rows = max(1, LOGIT_BYTES // (4 * self.vocab))
+        if len(batch.labels) <= rows:
+            return self._head_loss(*arrays) * share
+        total = mx.array(0.0)
+        for at in range(0, len(batch.labels), rows):
+            part, *fixed = (a[at : at + rows] for a in arrays)
+            # Logits of one piece at a time, computed again in the backward pass.
+            total = total + mx.checkpoint(lambda part, fixed=fixed: self._head_loss(part, *fixed))(part)
+        return total * share
+
+    def _head_loss(self, hidden: mx.array, labels: mx.array, weights: mx.array, tops: mx.array, probs: mx.array) -> mx.array:
+        return weighted_loss(head(self.draft.model, hidden), labels, weights, tops, probs, self.config.loss.parts())
 
     def update(self) -> float:
         """Do one update and return its loss."""
@@ -253,6 +215,7 @@ class _Run:
         self.evaluations.append(evaluation)
         if better:
             self.best = adapter_weights(self.draft.model)
+        mx.clear_cache()
 
     def _allowed(self, evaluation: Evaluation) -> bool:
         """No guarded domain fell by more than ``guard_drop``."""
