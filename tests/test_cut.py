@@ -14,7 +14,7 @@ from harness.models.blas import mx
 from harness.models.cut import CutModel, load_cut, save_cut
 
 VOCAB = [0, 2, 5, 7, 11, 40, 41, 42, 60, 61, 70, 80, 90, 91, 92, 95]
-EIGHT = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"), 8)
+EIGHT = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"), (8, 64))
 
 
 def cut_of(target, layers=2):
@@ -38,7 +38,7 @@ def target(tmp_path):
 @pytest.fixture
 def folder(tmp_path, target):
     """A cut of it on disk, 8 bits."""
-    save_cut(tmp_path / "cut", cut_of(target).own_weights(), mx.array(VOCAB), name="tiny", target_hash="t", bits=EIGHT)
+    save_cut(tmp_path / "cut", cut_of(target).own_weights(), mx.array(VOCAB), name="tiny", target_hash="t", quantise=EIGHT)
     return tmp_path / "cut"
 
 
@@ -61,7 +61,7 @@ def test_quantised_round_trip_is_close(folder, target):
 def test_weights_without_bits_are_exact(tmp_path, target):
     """Without quantisation only float16 rounding is left, so names and order must have survived."""
     cut = cut_of(target)
-    save_cut(tmp_path / "plain", cut.own_weights(), mx.array(VOCAB), name="tiny", target_hash="t", bits={})
+    save_cut(tmp_path / "plain", cut.own_weights(), mx.array(VOCAB), name="tiny", target_hash="t", quantise={})
     loaded = load_cut(tmp_path / "plain", target).model.own_weights()
     for name, weight in cut.own_weights().items():
         np.testing.assert_allclose(np.array(loaded[name]), np.array(weight), rtol=1e-3, atol=1e-6, err_msg=name)
@@ -127,6 +127,6 @@ def test_unusable_folders_are_refused(folder, target, spoil, message):
 
 def test_a_token_map_beyond_the_target_is_refused(tmp_path, target):
     """Ids that the target lacks would crash deep in decoding."""
-    save_cut(tmp_path / "far", cut_of(target).own_weights(), mx.array([*VOCAB[:-1], 5000]), name="x", target_hash="t", bits={})
+    save_cut(tmp_path / "far", cut_of(target).own_weights(), mx.array([*VOCAB[:-1], 5000]), name="x", target_hash="t", quantise={})
     with pytest.raises(HarnessError, match="tokens that the target lacks"):
         load_cut(tmp_path / "far", target)

@@ -163,10 +163,9 @@ def ship(job: Job) -> list[Score]:
         mx.array(vocab),
         name=job.config.name,
         target_hash=job.pair.target_hash,
-        bits=dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), cut.attention_bits)
-        | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), cut.mlp_bits)
-        | {"lm_head": cut.head_bits},
-        group_size=cut.group_size,
+        quantise=dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (cut.attention_bits, cut.group_size))
+        | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), (cut.mlp_bits, cut.mlp_group_size))
+        | {"lm_head": (cut.head_bits, cut.group_size)},
         about={"base": job.config.pair, "steps": step},
     )
     scores = evaluate(job)

@@ -71,7 +71,8 @@ def card(
         f"# Draft of {config.pair}",
         "",
         f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens. "
-        f"Bits on disk: attention {cut.attention_bits}, MLP {cut.mlp_bits}, head {cut.head_bits}; groups of {cut.group_size}.",
+        f"Bits on disk (weights per scale): attention {cut.attention_bits} ({cut.group_size}), MLP {cut.mlp_bits} ({cut.mlp_group_size}), "
+        f"head {cut.head_bits} ({cut.group_size}).",
         "",
         f"- target: sha256 `{target_hash}`, licence as the target's (Apache-2.0 for SmolLM2)",
         f"- draft.safetensors: sha256 `{sha256}`",

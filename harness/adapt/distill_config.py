@@ -44,6 +44,7 @@ class CutConfig(Strict):
     mlp_bits: Literal[4, 8] = 8
     head_bits: Literal[4, 8] = 8
     group_size: Literal[32, 64, 128] = 64
+    mlp_group_size: Literal[32, 64, 128] = 64
     """Weights that share a scale."""
 
 

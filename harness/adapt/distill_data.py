@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,6 @@ from harness.datasets.spec import DatasetName, DatasetSpec, Split, shipped_file
 from harness.datasets.splits import leaks
 from harness.errors import HarnessError
 from harness.records import Sample
-
-HELD_OUT_SEED = 1
-"""Seed offset of the prompt templates that fill up held-out domains."""
 
 _DATASETS: dict[str, tuple[DatasetName, ...]] = {
     "math": ("gsm8k", "wordproblems"),
@@ -38,10 +36,11 @@ def training_samples(config: RolloutConfig) -> list[Sample]:
 
 
 def held_out_samples(config: RolloutConfig, per_domain: int) -> list[Sample]:
-    """``per_domain`` prompts of each domain's validation split that no draft trains on."""
+    """At most ``per_domain`` prompts of each domain's test split, picked by a stable hash; no draft trains on them."""
     found: list[Sample] = []
     for domain in config.prompts:
-        found += _dataset_samples(config, domain, "validation")[:per_domain]
+        own = _dataset_samples(config, domain, "test")
+        found += sorted(own, key=lambda s: hashlib.sha256(s.id.encode()).digest())[:per_domain]
     return found
 
 

@@ -59,8 +59,7 @@ def save_cut(
     *,
     name: str,
     target_hash: str,
-    bits: Mapping[str, int],
-    group_size: int = 64,
+    quantise: Mapping[str, tuple[int, int]],
     about: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a cut and return its hash.
@@ -71,15 +70,16 @@ def save_cut(
         token_map: (vocab,) draft id -> target id.
         name: draft's name.
         target_hash: hash of the target it was trained for.
-        bits: last but one part of a weight's name (``down_proj``, ``lm_head``) -> 4 or 8; names not listed stay float16.
-        group_size: weights per scale.
+        quantise: last but one part of a weight's name (``down_proj``, ``lm_head``) -> bits (4 or 8) and weights per scale;
+            names not listed stay float16.
         about: anything else worth keeping in config.json.
     """
     arrays: dict[str, mx.array] = {TOKEN_MAP: token_map.astype(mx.int32)}
     for key, weight in weights.items():
         kind = key.split(".")[-2]
-        if kind in bits:
-            packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits[kind])
+        if kind in quantise:
+            bits, group_size = quantise[kind]
+            packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
             arrays |= {key: packed, f"{key}.scales": scales.astype(mx.float16), f"{key}.biases": biases.astype(mx.float16)}
         else:
             arrays[key] = weight.astype(mx.float16)
@@ -94,8 +94,7 @@ def save_cut(
         "layers": sum(key.endswith("input_layernorm.weight") for key in weights),
         "vocab": len(token_map),
         "hidden": weights["model.norm.weight"].shape[0],
-        "bits": dict(bits),
-        "group_size": group_size,
+        "quantised": {kind: list(form) for kind, form in quantise.items()},
         "sha256": _sha256(folder / WEIGHTS),
         **(about or {}),
     }
@@ -160,7 +159,8 @@ def _dequantise(arrays: Mapping[str, mx.array], config: Mapping[str, Any]) -> di
             continue
         if f"{key}.scales" in arrays:
             scales, biases = (arrays[f"{key}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
-            array = mx.dequantize(array, scales, biases, group_size=config["group_size"], bits=config["bits"][key.split(".")[-2]])
+            bits, group_size = config["quantised"][key.split(".")[-2]]
+            array = mx.dequantize(array, scales, biases, group_size=group_size, bits=bits)
         weights[key] = array
     return weights
 
