@@ -217,3 +217,28 @@ def test_junit_and_summary(tmp_path: Path) -> None:
     assert "**1 of 2 comparisons failed**" in text
     assert text.index("code lookup") < text.index("a\\|b")
     assert "**1 comparison, no regression**" in summary(verdicts[:1], "run", "ref")
+
+
+def exit_code(*arguments: str) -> int:
+    """Run the command line and return its exit code."""
+    from harness.cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["check", *arguments])
+    return int(caught.value.code or 0)
+
+
+def test_command_line_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 without a regression, 1 with one, 2 when nothing can be compared; the files for CI are written before the verdict."""
+    records = draws(6, 0, temperature=0.0)
+    stored(tmp_path / "old", records)
+    stored(tmp_path / "new", [*records[:-1], dataclasses.replace(records[-1], accepted=records[-1].accepted + 1)])
+    reference, results = str(tmp_path / "ref.json"), ["--results", str(tmp_path)]
+    assert exit_code("old", "--against", reference, *results) == 2
+    assert "there is no reference" in capsys.readouterr().err
+    assert exit_code("old", "--against", reference, "--update", *results) == 0
+    assert exit_code("old", "--against", reference, *results) == 0
+    junit_file, summary_file = tmp_path / "ci" / "junit.xml", tmp_path / "ci" / "summary.md"
+    assert exit_code("new", "--against", reference, "--junit", str(junit_file), "--summary", str(summary_file), *results) == 1
+    assert ET.parse(junit_file).getroot().get("failures") == "1"
+    assert "1 of 3 comparisons failed" in summary_file.read_text()
