@@ -86,10 +86,13 @@ def test_confidently_wrong_draft_still_gets_a_gradient(name: str) -> None:
         assert grad[0, 1] < -0.5
 
 
-@given(seed=st.integers(0, 2**31), k=st.integers(1, V), scale=st.floats(0.1, 6))
-@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), k=st.integers(1, V), scale=st.floats(0.1, 2))
+@settings(max_examples=60, deadline=None)
 def test_divergences_are_never_negative_and_grow_with_k(seed: int, k: int, scale: float) -> None:
-    """Grouping tokens into "the rest" never raises a divergence; JS stays below log 2; equal distributions give 0."""
+    """Grouping tokens into "the rest" never raises a divergence; JS stays below log 2; equal distributions give 0.
+
+    Probabilities stay above the clip of the logarithm, where this holds exactly.
+    """
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, scale, (1, V)).astype(np.float32)
     p = softmax(rng.normal(0, scale, (1, V))).astype(np.float32)

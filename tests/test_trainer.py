@@ -384,7 +384,7 @@ def test_schedule_truncation_and_order() -> None:
     optimisation = quick_config(optim={"learning_rate": 1.0 - 1e-9, "warmup_steps": 4, "final_fraction": 0.1}).optim
     rates = [learning_rate(optimisation, s, 20) for s in range(20)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))
     assert 0.1 <= rates[-1] < 0.12
     example = from_trajectory(target_trajectories(1)[0])
     cut = truncate(example, 8)

@@ -137,8 +137,8 @@ class SynthConfig(Strict):
 
     min_prompts: int = Field(0, ge=0)
     """Training prompts a domain should have; missing ones are synthesised."""
-    temperature: float = Field(1.0, gt=0)
-    max_prompt_tokens: int = Field(200, ge=8)
+    temperature: float = Field(0.8, gt=0)
+    max_prompt_tokens: int = Field(128, ge=8)
     min_words: int = Field(4, ge=1)
     similarity: float = Field(0.6, gt=0, le=1)
     """Word-trigram Jaccard similarity from which a prompt is a duplicate."""
