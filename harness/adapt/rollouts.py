@@ -1,6 +1,7 @@
 """Batched target rollouts in torch: the tokens, log-probabilities and top-k a draft learns from.
 
-Prompts of one call are left-padded into one batch; rows that finish leave it, so later steps cost less.
+Prompts of one call are left-padded into one batch, and what all of them begin with is run once. Rows that finish leave the batch,
+so later steps cost less.
 """
 
 from __future__ import annotations
@@ -74,13 +75,16 @@ def _decode(
 ) -> list[Rollout]:
     import torch
 
-    width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
-    cache = _new_cache(shape, weights, tokens.shape[0], width + max_tokens)
-    for row, prompt in enumerate(prompts):
-        cache.mask[row, : width - len(prompt)] = False
-    pad = torch.tensor([width - len(p) for p in prompts])
-    positions = (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
+    shared = _shared_prefix(prompts)
+    rests = [list(p[shared:]) for p in prompts]
+    width = max(map(len, rests))
+    cache = _new_cache(shape, weights, len(prompts), shared + width + max_tokens)
+    if shared:
+        _forward(shape, weights, cache, torch.tensor([list(prompts[0][:shared])]), torch.arange(shared)[None])
+    tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
+    pad = torch.tensor([width - len(rest) for rest in rests])
+    cache.mask[:, shared : shared + width] = torch.arange(width)[None] >= pad[:, None]
+    positions = shared + (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
     live = list(range(len(prompts)))
     out: list[list[tuple[int, float, np.ndarray, np.ndarray]]] = [[] for _ in prompts]
     done = [False] * len(prompts)
@@ -98,8 +102,14 @@ def _decode(
             rows = torch.tensor(alive)
             cache.keep(rows)
             picked, pad, live = picked[rows], pad[rows], [live[i] for i in alive]
-        hidden = _forward(shape, weights, cache, picked[:, None], (width + step - pad)[:, None])[:, -1]
+        hidden = _forward(shape, weights, cache, picked[:, None], (shared + width + step - pad)[:, None])[:, -1]
     return [_rollout(rows) for rows in out]
+
+
+def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all prompts have in common, the system turn for example; at least one token stays over."""
+    limit = min(map(len, prompts)) - 1
+    return next((i for i in range(limit) if len({p[i] for p in prompts}) > 1), limit)
 
 
 def _new_cache(shape: Shape, weights: Weights, rows: int, capacity: int) -> _Cache:
@@ -115,7 +125,7 @@ def _new_cache(shape: Shape, weights: Weights, rows: int, capacity: int) -> _Cac
 
 
 def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Normed hidden states (B, n, hidden) of ``tokens`` (B, n); extends the cache."""
+    """Normed hidden states (B, n, hidden) of ``tokens`` (B, n); extends the cache. One row may stand for all rows of the cache."""
     import torch
     import torch.nn.functional as fn
 
@@ -124,17 +134,17 @@ def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor
     cache.used = end
     h = weights["embed"][tokens]
     cos, sin = torch_llama.rope_tables(shape, positions, h.dtype)
-    mask = cache.mask[:, None, None, :end]
+    mask = cache.mask[:rows, None, None, :end]
     if n > 1:
         mask = mask & torch.ones(n, end, dtype=torch.bool).tril(start)
-        mask = mask | torch.eye(n, end, dtype=torch.bool)  # a padding row sees itself, so that its softmax is defined
+        mask = mask | torch.ones(n, end, dtype=torch.bool).triu(start).tril(start)  # padding sees itself: its softmax stays defined
     for i in range(shape.layers):
         layer = f"layers.{i}"
         qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"])
         q, k, v = torch_llama.split_heads(shape, qkv, cos, sin)
         cache.keys[i][:, :, start:end] = k
         cache.values[i][:, :, start:end] = v
-        keys, values = cache.keys[i][:, :, :end], cache.values[i][:, :, :end]
+        keys, values = cache.keys[i][:rows, :, :end], cache.values[i][:rows, :, :end]
         if n == 1:  # the query heads of one key head are rows of one product
             q = q.reshape(rows, shape.kv_heads, -1, shape.head_dim)
             a = fn.scaled_dot_product_attention(q, keys, values, attn_mask=mask).reshape(rows, 1, -1)
