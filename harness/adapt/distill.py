@@ -117,13 +117,16 @@ def train(job: Job) -> None:
         vocab = distill_fit.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
     examples = distill_fit.prepare(stored, vocab, len(target["embed"]))
     shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, vocab)
+    earlier = None
     if start_from:
-        distill_fit.load_weights(Path(start_from), weights)
+        rows = _loss_rows(Path(start_from), distill_fit.load_weights(Path(start_from), weights))
+        earlier = {"updates": len(rows), "tokens": sum(int(row["tokens"]) for row in rows)}
     job.fitted.mkdir(parents=True, exist_ok=True)
     np.save(job.fitted / "vocab.npy", vocab)
-    facts = {"prompts": Counter(s.domain for s in stored), "outputs": _outputs_by_domain(stored)}
+    outputs = _outputs_by_domain(stored)
+    facts = {"prompts": Counter(s.domain for s in stored), "outputs": outputs, "earlier": earlier}
     (job.fitted / "data.json").write_text(json.dumps(facts))
-    job.note(f"training on {len(stored)} trajectories, {sum(facts['outputs'].values())} output tokens")
+    job.note(f"training on {len(stored)} trajectories, {sum(outputs.values())} output tokens")
     distill_fit.fit(shape, weights, target["embed"], examples, job.config.fit, job.fitted, lambda row: _note_row(job, row))
 
 
@@ -169,11 +172,16 @@ def ship(job: Job) -> list[Score]:
         about={"base": job.config.pair, "steps": step},
     )
     scores = evaluate(job)
-    loss = [json.loads(line) for line in (job.fitted / "loss.jsonl").read_text().splitlines()]
+    loss = _loss_rows(job.fitted, step)
     facts: dict[str, Any] = json.loads((job.fitted / "data.json").read_text())
     text = card(job.config, facts, loss, scores, sha256=digest, command=job.command, target_hash=job.pair.target_hash)
     (job.out / "card.md").write_text(text, encoding="utf-8")
     return scores
+
+
+def _loss_rows(folder: Path, updates: int) -> list[dict[str, float]]:
+    """The loss log of a ``fit`` folder, one row per update, up to its checkpoint."""
+    return [json.loads(line) for line in (folder / "loss.jsonl").read_text(encoding="utf-8").splitlines()[:updates]]
 
 
 def evaluate(job: Job) -> list[Score]:

@@ -87,10 +87,11 @@ def card(
         *(f"| {d} | {facts['prompts'][d]} | {facts['outputs'][d]} |" for d in sorted(facts["prompts"])),
         "",
         "## Training",
-        f"All weights of the cut, AdamW, peak learning rate {fit.learning_rate}, warm-up {fit.warmup_steps} updates, cosine to 0, "
-        f"{fit.epochs} epochs, {fit.batch_tokens} tokens per update: {len(loss)} updates, {tokens} tokens. Loss on output positions: "
-        f"{1 - fit.kl_weight:.1f} x cross-entropy on the target's most likely token + {fit.kl_weight:.1f} x cross-entropy on its top "
-        f"{rollouts.top_k}.",
+        f"All weights of the cut, AdamW, peak learning rate {fit.learning_rate}, warm-up {fit.warmup_steps} updates, "
+        f"{'constant rate' if fit.final_fraction == 1 else f'cosine to {fit.final_fraction} of it'}, {fit.batch_tokens} tokens per update. "
+        f"{len(loss)} updates of {loss[-1]['steps'] if loss else 0} planned, {tokens} tokens"
+        f"{_earlier(facts.get('earlier'))}. Loss on output positions: {1 - fit.kl_weight:.1f} x "
+        f"cross-entropy on the target's most likely token + {fit.kl_weight:.1f} x cross-entropy on its top {rollouts.top_k}.",
         "",
         "| updates | loss | match on training batches |",
         "| ---: | ---: | ---: |",
@@ -103,6 +104,13 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _earlier(run: dict[str, Any] | None) -> str:
+    """Half a sentence on the run whose weights this one started from."""
+    if run is None:
+        return ""
+    return f", after {run['updates']} updates ({run['tokens']} tokens) of an earlier run on part of the same data"
 
 
 def _curve(loss: Sequence[dict[str, float]], points: int = 12) -> list[str]:
