@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.decode.drafters import HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
 from harness.decode.forward import head_logits, hidden_states
 from harness.decode.sampling import Sampling, ints, processed_logprobs
 from harness.errors import HarnessError
@@ -299,7 +299,7 @@ def _row_of(name: str, t: Trajectory, k: int, counts: Counts, near_ties: int = 0
 def replay(
     pair: Any,
     trajectories: Sequence[Trajectory],
-    drafters: Sequence[str],
+    drafters: Sequence[str | Drafter],
     ks: Sequence[int],
     *,
     sampling: Sampling | None = None,
@@ -310,7 +310,7 @@ def replay(
     Args:
         pair: a loaded :class:`harness.models.pair.Pair`.
         trajectories: from :func:`harness.decode.collect.collect` or from baseline generations.
-        drafters: names as in :func:`harness.decode.api.generate`: ``generic``, ``early_exit``, ``lookup``, adapter names.
+        drafters: names as in :func:`harness.decode.api.generate`: ``generic``, ``early_exit``, ``lookup``, ``hybrid``, or drafter objects.
         ks: draft lengths.
         sampling: temperature and filters the trajectories were drawn with; None is greedy.
         progress: called with the number of trajectories finished per drafter.
@@ -325,8 +325,9 @@ def replay(
 
     greedy = sampling is None or sampling.greedy
     rows: list[ReplayRow] = []
-    for name in drafters:
-        drafter = resolve_drafter(pair, name)
+    for item in drafters:
+        drafter = resolve_drafter(pair, item)
+        name = item if isinstance(item, str) else item.name
         if isinstance(drafter, ModelDrafter):
             rows += replay_model(name, drafter.model, drafter.token_map, trajectories, ks, sampling=sampling, progress=progress)
             continue

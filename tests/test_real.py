@@ -1,0 +1,55 @@
+"""smollm2, a real model, through the command line and through replay."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def harness(*arguments: str, cwd: Path = ROOT) -> str:
+    """Run the command line in a process of its own and return what it printed."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.real
+def test_smoke_suite_end_to_end(tmp_path: Path) -> None:
+    """The main job on a real model: records, a report that recomputes from them, outputs equal to the target's."""
+    out = harness("run", "suites/smoke.yaml", "--results", str(tmp_path / "results"))
+    assert "All 6 greedy outputs equal the target's own" in " ".join(out.split())
+    (run,) = (tmp_path / "results").iterdir()
+    assert len((run / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 9
+    report = tmp_path / "reports" / run.name
+    assert {path.name for path in report.iterdir()} >= {"report.md", "cells.csv", "report.html"}
+    harness("report", str(run), "--verify")
+
+
+@pytest.mark.real
+def test_replay_equals_decoding_on_a_real_model() -> None:
+    """Counts from stored answers are those of real decoding, K by K, with a draft that is sometimes right."""
+    from harness import generate, load_pair, replay
+    from harness.decode.api import DrafterOptions, resolve_drafter
+    from harness.records import Trajectory
+
+    pair = load_pair("smollm2", draft=False)
+    drafter = resolve_drafter(pair, "early_exit", DrafterOptions(layers=29))
+    prompt = pair.encode("List the days of the week.")
+    plain = generate(pair, prompt, drafter=None, max_tokens=20)
+    answer = Trajectory(
+        sample_id="days", domain="chat", prompt_tokens=tuple(prompt), tokens=plain.tokens, finish=plain.finish, max_tokens=20
+    )
+    for name in ("lookup", drafter):
+        for row in replay(pair, [answer], [name], [1, 3, 6]):
+            real = generate(pair, prompt, drafter=name, k=row.k, max_tokens=20)
+            assert real.tokens == plain.tokens
+            assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
