@@ -7,15 +7,14 @@ rejection is replaced by a draw from norm(max(0, p - q)). Both keep the target's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from harness.models.blas import mx
 
 
-def common_prefix(draft: list[int], target: list[int]) -> int:
-    """Return how many leading tokens of ``draft`` equal those of ``target``."""
-    for i, token in enumerate(draft):
-        if token != target[i]:
-            return i
-    return len(draft)
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many leading tokens two sequences share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def accept_rejection(logp: mx.array, logq: mx.array | None, draft: mx.array, key: mx.array | None, lenience: float = 1.0) -> mx.array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
 from harness.models.blas import mx
 from harness.records import Divergence
@@ -17,10 +18,8 @@ PROBE_TOKENS = 8
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
     """Index of the first differing token, the shorter length where one is a prefix of the other, None when equal."""
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return None if len(a) == len(b) else min(len(a), len(b))
+    shared = common_prefix(a, b)
+    return None if shared == len(a) == len(b) else shared
 
 
 def classify(pair: Any, prompt_tokens: Sequence[int], baseline: Sequence[int], other: Sequence[int]) -> Divergence | None:

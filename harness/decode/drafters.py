@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.sampling import Sampling, log_softmax, processed_logprobs, sample
+from harness.decode.sampling import Sampling, ints, log_softmax, processed_logprobs, sample
 from harness.models.blas import mx
 
 
@@ -106,8 +107,7 @@ class ModelDrafter:
     def _valid(self, context: list[int]) -> int:
         """Length of the prefix that the cached tokens share with ``context``: own proposals may have been rejected since."""
         ahead = context[self._seen :]
-        own = self._proposed[: len(ahead)].tolist()
-        return self._seen + next((i for i, token in enumerate(own) if token != ahead[i]), len(own))
+        return self._seen + common_prefix(ints(self._proposed[: len(ahead)]), ahead)
 
     def propose(self, context: list[int], request: Request) -> Proposal | None:
         if request.k == 0:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
 from harness.decode.forward import head_logits, hidden_states
 from harness.decode.sampling import Sampling, ints, processed_logprobs
@@ -142,9 +143,7 @@ def simulate_lookup(lookup: LookupDrafter, trajectory: Trajectory, k: int, match
         found = lookup.find(prompt + answer[:position], limit) if limit else []
         if not found and runs is not None:
             return limit, min(int(runs[position]), limit)
-        ahead = answer[position : position + len(found)]
-        agreeing = next((i for i, (a, b) in enumerate(zip(found, ahead, strict=False)) if a != b), len(ahead))
-        return len(found), agreeing
+        return len(found), common_prefix(found, answer[position:])
 
     return simulate(propose, len(answer), k, trajectory.max_tokens)
 
