@@ -109,35 +109,11 @@ class OnlineLinear(Router):
             raise ValueError("its sums do not belong to its settings")
 
 
-class LinUCB(OnlineLinear):
-    """Plays the arm with the highest optimistic reward: expectation plus ``explore`` standard errors.
+class ExploringLinear(OnlineLinear):
+    """What the bandits of one ridge regression share.
 
     Args:
-        explore: width of the optimism.
-        penalty: ridge penalty.
-        random_state: seed of the draws that break ties.
-    """
-
-    def __init__(self, explore: float = 0.3, penalty: float = 1.0, random_state: int | None = 0) -> None:
-        self.explore = explore
-        self.penalty = penalty
-        self.random_state = random_state
-
-    def _penalties(self) -> tuple[float, ...]:
-        return (self.penalty,)
-
-    def play(self, x: np.ndarray) -> int:
-        """Arm for one prompt (n_features,); ties are broken at random."""
-        z = _with_intercept(x)
-        score = self._forecasts(z[None])[0, 0] + self.explore * self._spread(z)
-        return int(self._rng().choice(np.flatnonzero(score >= score.max() - 1e-12)))
-
-
-class LinThompson(OnlineLinear):
-    """Plays the best arm of one draw from the posterior of the rewards.
-
-    Args:
-        explore: multiplies the posterior's standard errors.
+        explore: width of the exploration, in standard errors of the expected reward.
         penalty: ridge penalty.
         random_state: seed of the draws.
     """
@@ -149,6 +125,20 @@ class LinThompson(OnlineLinear):
 
     def _penalties(self) -> tuple[float, ...]:
         return (self.penalty,)
+
+
+class LinUCB(ExploringLinear):
+    """Plays the arm with the highest optimistic reward: expectation plus ``explore`` standard errors. Ties are broken at random."""
+
+    def play(self, x: np.ndarray) -> int:
+        """Arm for one prompt (n_features,); ties are broken at random."""
+        z = _with_intercept(x)
+        score = self._forecasts(z[None])[0, 0] + self.explore * self._spread(z)
+        return int(self._rng().choice(np.flatnonzero(score >= score.max() - 1e-12)))
+
+
+class LinThompson(ExploringLinear):
+    """Plays the best arm of one draw from the posterior of the rewards, its standard errors multiplied by ``explore``."""
 
     def play(self, x: np.ndarray) -> int:
         """Arm for one prompt (n_features,)."""

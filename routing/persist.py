@@ -27,7 +27,8 @@ from routing.outcomes import Arm
 from routing.policy import PromptRouter
 from routing.routers import BoostingRouter, KNNRouter, LogisticRouter, MLPRouter
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: no guard for unfamiliar prompts (such files route every prompt). 2: ``reach``."""
 MAX_FILE_BYTES = 512 * 1024**2
 _MAX_HEADER_BYTES = 16 * 1024**2
 _MAX_ARMS = 1000
@@ -84,6 +85,7 @@ def save_router(router: PromptRouter, path: str | Path, *, run_id: str, adapter_
         },
         "fallback": router.fallback,
         "threshold": float(router.threshold_),
+        "reach": router.reach_ if math.isfinite(router.reach_) else None,
         "train_prompts": router.train_prompts_,
     }
     arrays = _arrays("features", router.features_) | _arrays("router", router.router_)
@@ -352,6 +354,7 @@ def _fits(dim: str, n: int, sizes: dict[str, int]) -> bool:
 def _read_policy(router: PromptRouter, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
     prompts = _field(header, "train_prompts", list, path)
     threshold = _field(header, "threshold", (int, float), path)
+    reach = _read_reach(header, path)
     n, d = len(prompts), router.features_.n_features_out_
     shapes = {"calibration": (2,), "train_features": (n, d), "train_best": (n,), "probe": (d,)}
     stray = [a for a in arrays if not a.startswith(("features.", "router.")) and a.removeprefix("policy.") not in shapes]
@@ -367,7 +370,20 @@ def _read_policy(router: PromptRouter, header: Mapping[str, Any], arrays: Mappin
     if not valid or not math.isfinite(threshold) or router.fallback not in (None, *router.arm_names):
         raise RoutingError(f"{path} has an impossible fallback, threshold or training prompt", _DISTRUST)
     router.threshold_, router.train_prompts_, router.train_best_ = float(threshold), prompts, best
+    router.reach_ = reach
     router.calibration_, router.train_features_ = arrays["policy.calibration"], arrays["policy.train_features"]
+
+
+def _read_reach(header: Mapping[str, Any], path: str | Path) -> float:
+    """Distance up to which prompts are familiar; infinite where the file has no guard."""
+    if header["schema_version"] > 1 and "reach" not in header:
+        raise RoutingError(f"{path} has no valid field 'reach'", _DISTRUST)
+    reach = header.get("reach")
+    if reach is None:
+        return math.inf
+    if type(reach) not in (int, float) or not math.isfinite(reach) or reach < 0:
+        raise RoutingError(f"{path} has an impossible reach of familiar prompts", _DISTRUST)
+    return float(reach)
 
 
 def _check_probe(router: PromptRouter, arrays: Mapping[str, np.ndarray], path: str | Path) -> None:

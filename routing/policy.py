@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, clone
 from sklearn.linear_model import LogisticRegression
@@ -21,6 +23,8 @@ from routing.routers import AutoRouter, grouped_folds
 
 _THRESHOLDS = np.arange(0, 1, 0.05)
 _EXCERPT_CHARS = 160
+_CHUNK_ROWS = 512
+"""Rows per distance matrix."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class Decision:
     confidence: float
     """Calibrated probability that the predicted best arm beats the fallback (1 when it is the fallback)."""
     abstained: bool
-    """True when the fallback was taken because the confidence was too low."""
+    """True when the fallback was taken because the confidence was too low or the prompt unfamiliar."""
+    unfamiliar: bool
+    """True when every training prompt is further away than training prompts are from one another: the scores mean little."""
     nearest: tuple[Neighbour, ...]
     """Why: the nearest training prompts and what was best on them."""
     embed_s: float
@@ -65,6 +71,8 @@ class PromptRouter(BaseEstimator):
         fallback: name of the arm taken when confidence is low (``generic``, or ``plain`` for plain decoding); None never abstains.
         min_confidence: least calibrated probability of beating the fallback; ``auto`` takes the threshold with the highest
             cross-validated reward on the training prompts.
+        familiar: share of the training prompts that count as familiar to the others; a prompt further from its nearest training prompt
+            than they are takes the fallback. None routes every prompt.
         n_splits: folds of the calibration.
         random_state: seed of the folds.
 
@@ -73,6 +81,7 @@ class PromptRouter(BaseEstimator):
         features_, router_: the fitted steps.
         calibration_: (2,) slope and offset of the log odds of beating the fallback, over the predicted gain.
         threshold_: confidence below which the fallback is taken.
+        reach_: distance to the nearest training prompt beyond which a prompt is unfamiliar; infinite without the guard.
         train_features_, train_best_, train_prompts_: features, best arm index and excerpt of each training prompt.
     """
 
@@ -84,6 +93,7 @@ class PromptRouter(BaseEstimator):
         arms: Sequence[Arm | str] = (),
         fallback: str | None = "generic",
         min_confidence: float | str = "auto",
+        familiar: float | None = 0.99,
         n_splits: int = 5,
         random_state: int | None = 0,
     ) -> None:
@@ -92,6 +102,7 @@ class PromptRouter(BaseEstimator):
         self.arms = arms
         self.fallback = fallback
         self.min_confidence = min_confidence
+        self.familiar = familiar
         self.n_splits = n_splits
         self.random_state = random_state
 
@@ -113,6 +124,7 @@ class PromptRouter(BaseEstimator):
         self._calibrate(router, X, rewards, groups)
         self.router_ = _winner(_fit_grouped(router, X, rewards, groups))
         self.train_features_ = X
+        self.reach_ = _reach(X, groups, self.familiar)
         self.train_best_ = rewards.argmax(axis=1)
         self.train_prompts_ = [p[:_EXCERPT_CHARS] for p in prompts]
         return self
@@ -132,7 +144,8 @@ class PromptRouter(BaseEstimator):
 
     def choose_indices(self, prompts: Sequence[str]) -> np.ndarray:
         """(n_samples,) index of the chosen arm."""
-        return self._decide(self.scores(prompts))
+        X = self._featurise(prompts)
+        return self._decide(self._scores(X), self._unfamiliar(X))
 
     def choose(self, prompts: Sequence[str]) -> list[str]:
         """Name of the chosen arm per prompt."""
@@ -144,7 +157,8 @@ class PromptRouter(BaseEstimator):
         x = self._featurise([prompt])
         embedded = time.perf_counter()
         scores = self._scores(x)
-        chosen = int(self._decide(scores)[0])
+        unfamiliar = self._unfamiliar(x)
+        chosen = int(self._decide(scores, unfamiliar)[0])
         confidence = float(self._confidence(scores)[0])
         done = time.perf_counter()
         return Decision(
@@ -152,6 +166,7 @@ class PromptRouter(BaseEstimator):
             scores=dict(zip(self.arm_names, scores[0].tolist(), strict=True)),
             confidence=confidence,
             abstained=chosen != int(scores[0].argmax()),
+            unfamiliar=bool(unfamiliar[0]),
             nearest=self._nearest(x[0], n_nearest),
             embed_s=embedded - start,
             choose_s=done - embedded,
@@ -164,11 +179,18 @@ class PromptRouter(BaseEstimator):
     def _scores(self, X: np.ndarray) -> np.ndarray:
         return self.router_.predict(X).reshape(len(X), -1)
 
-    def _decide(self, scores: np.ndarray) -> np.ndarray:
+    def _decide(self, scores: np.ndarray, unfamiliar: np.ndarray) -> np.ndarray:
         best = scores.argmax(axis=1)
         if self.fallback is None:
             return best
-        return np.where(self._confidence(scores) >= self.threshold_, best, self.arm_names.index(self.fallback))
+        sure = (self._confidence(scores) >= self.threshold_) & ~unfamiliar
+        return np.where(sure, best, self.arm_names.index(self.fallback))
+
+    def _unfamiliar(self, X: np.ndarray) -> np.ndarray:
+        """(n_samples,) bool: no training prompt is within reach."""
+        if math.isinf(self.reach_):
+            return np.zeros(len(X), dtype=bool)
+        return _nearest_distance(X, self.train_features_) > self.reach_
 
     def _confidence(self, scores: np.ndarray) -> np.ndarray:
         if self.fallback is None:
@@ -212,6 +234,8 @@ class PromptRouter(BaseEstimator):
             raise RoutingError(
                 f"rewards have shape {rewards.shape}, expected {expected}", "Give one row per prompt and one column per arm."
             )
+        if self.familiar is not None and not 0 < self.familiar <= 1:
+            raise RoutingError(f"familiar is {self.familiar}", "Give a share above 0 and up to 1, or None to route every prompt.")
         if self.fallback is not None and self.fallback not in self.arm_names:
             raise RoutingError(f"fallback {self.fallback!r} is not among the arms", f"Use one of {', '.join(self.arm_names)}, or None.")
 
@@ -221,6 +245,24 @@ def _arms(arms: Sequence[Arm | str]) -> tuple[Arm, ...]:
     if not out or len({a.name for a in out}) != len(out):
         raise RoutingError("a router needs at least one arm, and no arm twice", "Pass arms=table.arms(k) or a list of names.")
     return out
+
+
+def _nearest_distance(X: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(n_samples,) Euclidean distance to the nearest known row."""
+    chunks = [cdist(X[i : i + _CHUNK_ROWS], known).min(axis=1) for i in range(0, len(X), _CHUNK_ROWS)]
+    return np.concatenate(chunks) if chunks else np.empty(0)
+
+
+def _reach(X: np.ndarray, groups: np.ndarray, familiar: float | None) -> float:
+    """Quantile ``familiar`` of the distance from each training prompt to the nearest one of another group."""
+    if familiar is None or len(np.unique(groups)) < 2:
+        return math.inf
+    nearest = []
+    for i in range(0, len(X), _CHUNK_ROWS):
+        distance = cdist(X[i : i + _CHUNK_ROWS], X)
+        distance[groups[i : i + _CHUNK_ROWS, None] == groups] = math.inf
+        nearest.append(distance.min(axis=1))
+    return float(np.quantile(np.concatenate(nearest), familiar))
 
 
 def _fit_grouped(router: Router, X: np.ndarray, rewards: np.ndarray, groups: np.ndarray) -> Router:

@@ -69,6 +69,28 @@ def test_round_trip_is_exact(tmp_path, router, features) -> None:
     assert load_router(again).router.choose(fresh) == fitted.choose(fresh)
 
 
+def test_guard_survives_saving(tmp_path) -> None:
+    """A prompt that was unfamiliar before a restart stays so, and a router without the guard does not gain one."""
+    odd = "zxqv wkjh bnmp"
+    guarded = _fitted()
+    back = load_router(save_router(guarded, tmp_path / "g", run_id="r")).router
+    assert back.reach_ == guarded.reach_
+    assert back.decide(odd).unfamiliar
+    free = _fitted().set_params(familiar=None)
+    prompts, domains = make_prompts(45)
+    free.fit(prompts, make_rewards(domains))
+    assert not load_router(save_router(free, tmp_path / "f", run_id="r")).router.decide(odd).unfamiliar
+
+
+def test_files_of_version_1_are_read(saved) -> None:
+    """Version 1 had no guard: such a router still loads, and routes every prompt as it did when it was written."""
+    _edit(saved, lambda h: (h.pop("reach"), h.update(schema_version=1)))
+    old = load_router(saved).router
+    assert not old.decide("zxqv wkjh bnmp").unfamiliar
+    fresh, _ = make_prompts(30, seed=9)
+    np.testing.assert_array_equal(old.scores(fresh), _fitted().scores(fresh))
+
+
 def test_online_router_goes_on_where_it_stopped(tmp_path) -> None:
     """Restarting a server must neither forget nor repeat random draws."""
     fitted = _fitted(LinThompson())
@@ -124,7 +146,12 @@ def _set(**fields):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set(schema_version=2), "newer than 1"),
+        (_set(schema_version=3), "newer than 2"),
+        (lambda h: h.pop("reach"), "no valid field 'reach'"),
+        (_set(reach=-1.0), "impossible reach"),
+        (_set(reach=float("inf")), "impossible reach"),
+        (_set(reach="far"), "impossible reach"),
+        (_set(reach=True), "impossible reach"),
         (_set(schema_version="1"), "schema version"),
         (_set(schema_version=True), "schema version"),
         (_set(format="other"), "holds no router"),

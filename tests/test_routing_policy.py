@@ -101,6 +101,43 @@ def test_high_threshold_always_takes_the_fallback() -> None:
     assert set(free.choose(prompts)) > {"code@4"}
 
 
+def test_unfamiliar_prompts_take_the_fallback() -> None:
+    """Far from everything it was trained on, a router guesses; the untrained draft is the safe choice there, and the decision says so."""
+    prompts, domains = make_prompts(90)
+    rewards = make_rewards(domains)
+    rewards[:, 1] += 2  # the code adapter is best everywhere, so only the guard can bring up the fallback
+    fitted = PromptRouter(TFIDF, LogisticRouter(), arms=ARMS, fallback="generic@4", min_confidence=0.0).fit(prompts, rewards)
+    odd = ["Zwei Jahre lang schwieg er.", "zxqv " * 40]
+    for text in odd:
+        decision = fitted.decide(text)
+        assert (decision.arm.name, decision.abstained, decision.unfamiliar) == ("generic@4", True, True)
+        assert decision.nearest[0].distance > fitted.reach_
+    fresh, _ = make_prompts(60, seed=5)
+    known = [fitted.decide(text) for text in fresh]
+    assert sum(d.unfamiliar for d in known) <= 3
+    assert all(d.arm.name == ("generic@4" if d.unfamiliar else "code@4") for d in known)
+    assert fitted.choose([*fresh, *odd]) == [d.arm.name for d in known] + ["generic@4"] * 2
+    free = PromptRouter(TFIDF, LogisticRouter(), arms=ARMS, fallback="generic@4", min_confidence=0.0, familiar=None).fit(prompts, rewards)
+    assert free.choose(odd) == ["code@4"] * 2
+    assert not free.decide(odd[0]).unfamiliar
+
+
+def test_reach_is_the_distance_between_groups() -> None:
+    """Copies of a prompt must not make everything else look far: the nearest prompt of another group counts."""
+    prompts, domains = make_prompts(30)
+    doubled, rewards = prompts * 2, np.tile(make_rewards(domains), (2, 1))
+    fitted = PromptRouter(PromptFeatures("tfidf"), KNNRouter(), arms=ARMS, fallback="generic@4", familiar=0.8).fit(doubled, rewards)
+    X = fitted.features_.transform(prompts).astype(np.float64)
+    distance = np.linalg.norm(X[:, None] - X[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert fitted.reach_ == pytest.approx(np.quantile(np.tile(distance.min(axis=1), 2), 0.8), abs=1e-6)
+    assert fitted.reach_ > 0
+    one = PromptRouter(TFIDF, KNNRouter(), arms=ARMS, fallback="generic@4").fit(prompts[:1] * 3, rewards[:3])
+    assert np.isinf(one.reach_)
+    with pytest.raises(RoutingError, match="familiar is 2"):
+        PromptRouter(TFIDF, KNNRouter(), arms=ARMS, fallback="generic@4", familiar=2).fit(prompts, rewards[:30])
+
+
 def test_decision_says_why() -> None:
     """``nearest`` are real training prompts in order of distance, and the times are recorded."""
     prompts, domains = make_prompts(60)
