@@ -9,19 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.decode.api import generate, stream
-    from harness.decode.replay import replay
-    from harness.models.pair import load_pair
+    from harness.api import generate, load_pair, replay, stream
+    from harness.session import Session
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load_pair": "harness.models.pair",
-    "generate": "harness.decode.api",
-    "stream": "harness.decode.api",
-    "replay": "harness.decode.replay",
+    "load_pair": "harness.api",
+    "generate": "harness.api",
+    "stream": "harness.api",
+    "replay": "harness.api",
+    "Session": "harness.session",
 }
-__all__ = ["__version__", "generate", "load_pair", "replay", "stream"]
+__all__ = ["Session", "__version__", "generate", "load_pair", "replay", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,8 @@ SCHEMA_VERSION = 1
 """Version of every file written. Older files upgrade on read, newer ones are refused."""
 
 Rule = Literal["match", "rejection"]
-Finish = Literal["eos", "length"]
+Finish = Literal["eos", "length", "stopped"]
+"""End-of-sequence token, ``max_tokens``, or a caller that asked for an end."""
 
 
 @dataclass(frozen=True, kw_only=True)

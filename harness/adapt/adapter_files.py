@@ -1,4 +1,7 @@
-"""Adapter folders: mlx-lm's two files (so ``mlx_lm.generate --adapter-path`` loads them) and ``metadata.json``."""
+"""Adapter folders: mlx-lm's two files (so ``mlx_lm.generate --adapter-path`` loads them) and ``metadata.json``.
+
+Importing it loads no mlx, so that names can be checked before any model.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.adapt import jsonl
 from harness.adapt.config import LoraConfig
-from harness.adapt.trees import mx
 from harness.errors import HarnessError
 from harness.paths import cache_dir
 from harness.records import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from harness.adapt.trees import mx
 
 WEIGHTS, CONFIG, METADATA = "adapters.safetensors", "adapter_config.json", "metadata.json"
 
@@ -61,7 +66,12 @@ def adapter_folder(pair: str, name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise HarnessError(f"{name!r} is not a usable adapter name", "Use letters, digits, dots, dashes and underscores.")
-    return cache_dir() / "adapters" / pair / name
+    return adapters_root(pair) / name
+
+
+def adapters_root(pair: str) -> Path:
+    """Return the cache folder that holds a pair's adapters."""
+    return cache_dir() / "adapters" / pair
 
 
 def write_adapter(folder: Path, weights: Mapping[str, mx.array], lora: LoraConfig, num_layers: int, info: AdapterInfo) -> None:
@@ -109,6 +119,8 @@ def read_lora(folder: Path) -> tuple[LoraConfig, dict[str, mx.array]]:
     Raises:
         HarnessError: missing or malformed files.
     """
+    from harness.adapt.trees import mx
+
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         parameters = config["lora_parameters"]

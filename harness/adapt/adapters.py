@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt.adapter_files import load_into, read_info, read_lora
+from harness.adapt.adapter_files import WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.config import Policy
 from harness.adapt.examples import Example, make_batch
 from harness.adapt.hidden import PrefixCache
@@ -73,13 +73,31 @@ class AdapterBank:
         self.infos = {name: read_info(Path(folder), draft.hash) for name, folder in folders.items()}
         self.swaps: list[Swap] = []
         self.active: str | None = None
-        self._updates = {name: updated_modules(draft.model, Path(folder)) for name, folder in folders.items()}
+        self._updates: dict[str, Modules] = {}
         self._built: OrderedDict[str, Modules] = OrderedDict()
+        self._stamps: dict[str, tuple[str, int, int]] = {}
+        for name, folder in folders.items():
+            self.put(name, Path(folder))
 
     @property
     def names(self) -> list[str]:
         """Adapter names."""
         return sorted(self._updates)
+
+    def put(self, name: str, folder: Path) -> None:
+        """Add an adapter, or replace the one of that name where its files changed; the plain draft is active after that.
+
+        Raises:
+            HarnessError: the adapter is missing, damaged, or belongs to another draft; the bank keeps what it had.
+        """
+        info = read_info(folder, self.draft.hash)
+        stamp = _stamp(folder)
+        if self._stamps.get(name) == stamp:
+            return
+        self._install(None)  # updates are built around the draft's own layers
+        self._updates[name] = updated_modules(self.draft.model, folder)
+        self._built.pop(name, None)
+        self.infos[name], self._stamps[name] = info, stamp
 
     def activate(self, name: str | None) -> Swap:
         """Make an adapter active, None for the plain draft; the swap is recorded in ``swaps``.
@@ -153,6 +171,16 @@ class AdapterDrafter(ModelDrafter):
         if self.bank.active != self.adapter:
             self.bank.activate(self.adapter)
         super().begin(prompt)
+
+
+def _stamp(folder: Path) -> tuple[str, int, int]:
+    """What tells one version of an adapter's weights from another without reading them."""
+    path = folder / WEIGHTS
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise HarnessError(f"{folder} holds no usable adapter: {error}", "Train or import it again.") from error
+    return str(path.resolve()), stat.st_mtime_ns, stat.st_size
 
 
 def updated_modules(model: Any, folder: Path) -> Modules:

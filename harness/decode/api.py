@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step, speculative_steps
 from harness.errors import HarnessError, did_you_mean
 from harness.models.blas import mx
-from harness.records import Generation, Rule
+from harness.records import Finish, Generation, Rule
 
 DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
 """Names every pair has, adapters aside."""
@@ -128,6 +129,7 @@ def generate(
     prompt: str | list[dict] | Sequence[int],
     *,
     on_step: Callable[[Step], None] | None = None,
+    stop: threading.Event | None = None,
     **settings: Any,
 ) -> Generation:
     """Decode one answer and return it with its raw counts and times.
@@ -136,6 +138,7 @@ def generate(
         pair: from :func:`harness.load_pair`.
         prompt: a string (chat template applied), a list of chat messages, or token ids.
         on_step: called after every round, e.g. to print as it goes.
+        stop: once set, the answer ends after the round under way, with ``finish`` ``stopped``.
         **settings: keyword arguments, all optional:
             ``drafter`` None (plain decoding), ``generic`` (default), ``lookup``, ``early_exit``, ``hybrid`` or a drafter object;
             ``k`` draft length, an int (default 4), ``dynamic``, ``auto`` or a policy object;
@@ -161,14 +164,17 @@ def generate(
         steps.append(step)
         if on_step:
             on_step(step)
+        if stop is not None and stop.is_set():
+            break
     wall_s = time.perf_counter() - start
     mx.synchronize()  # plain decoding may have one pass in flight after an end-of-sequence token
     drafter, k = settings.get("drafter", "generic"), settings.get("k", 4)
-    return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings)
+    stopped = stop is not None and stop.is_set()
+    return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings, "stopped" if stopped else "length")
 
 
 def _collect(
-    pair: Any, steps: list[Step], ttft_s: float, wall_s: float, prompt_tokens: int, drafter: Any, k: Any, settings: dict
+    pair: Any, steps: list[Step], ttft_s: float, wall_s: float, prompt_tokens: int, drafter: Any, k: Any, settings: dict, ended: Finish
 ) -> Generation:
     tokens = tuple(token for step in steps for token in step.tokens)
     plain = drafter is None
@@ -176,7 +182,7 @@ def _collect(
     return Generation(
         tokens=tokens,
         text=pair.decode(tokens),
-        finish="eos" if tokens[-1] in pair.eos_token_ids else "length",
+        finish="eos" if tokens[-1] in pair.eos_token_ids else ended,
         prompt_tokens=prompt_tokens,
         rounds=len(steps),
         drafted=sum(s.drafted for s in steps),

@@ -1,0 +1,186 @@
+"""The public calls: as :mod:`harness.decode.api`'s, where ``drafter`` may also be an installed adapter's name or ``router``.
+
+Adapters of one pair share its draft, whose weights a swap changes: run one answer of a pair at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.adapt.adapters import AdapterBank
+from harness.decode import api as decoding
+from harness.decode import replay as replaying
+from harness.decode.drafters import Drafter
+from harness.drafters import BUILT_IN, check_drafter, installed
+from harness.errors import HarnessError
+from harness.models.pair import Pair, load_pair
+from harness.records import Generation, Trajectory
+
+if TYPE_CHECKING:
+    from harness.decode.replay import ReplayRow
+    from harness.decode.sampling import Sampling
+    from harness.decode.speculative import Step
+    from routing.policy import PromptRouter
+
+__all__ = ["Pair", "adapter_bank", "generate", "load_pair", "pair_router", "replay", "stream"]
+
+Prompt = str | list[dict] | Sequence[int]
+
+_BANKS: dict[int, AdapterBank] = {}
+"""One bank per loaded pair, by the pair's id; dropped with the pair."""
+_ROUTERS: dict[int, tuple[Any, PromptRouter]] = {}
+"""Likewise its router, with the times of the files it came from."""
+
+
+def adapter_bank(pair: Any, names: Sequence[str] = ()) -> AdapterBank:
+    """Return the pair's bank, holding at least the installed adapters called ``names`` in their latest version.
+
+    Raises:
+        HarnessError: no such adapter, a damaged one, one of another draft, or a pair without a draft.
+    """
+    if pair.draft is None:
+        raise HarnessError(f"pair {pair.name!r} has no draft model to adapt", "Load it with its draft, or name one in the pair's YAML.")
+    for name in names:
+        check_drafter(pair.name, name)
+    bank = _BANKS.get(id(pair))
+    if bank is None:
+        bank = _BANKS[id(pair)] = AdapterBank(pair.draft, {})
+        weakref.finalize(pair, _BANKS.pop, id(pair), None)
+    folders = installed(pair.name) if names else {}
+    for name in names:
+        bank.put(name, folders[name])
+    return bank
+
+
+def pair_router(pair: Any, *, offline: bool = False) -> PromptRouter:
+    """Return the router trained for the pair, its adapters in the pair's bank; read again when a file of either changed.
+
+    Raises:
+        HarnessError: no router, a damaged one, or other adapters than it was trained with.
+    """
+    from harness.routes import GENERIC, PLAIN, load_router, router_path
+
+    bank = adapter_bank(pair)
+    folders = installed(pair.name)
+    files = [router_path(pair.name), *(path for folder in folders.values() for path in sorted(folder.glob("*.*")))]
+    stamp = tuple((str(path), path.stat().st_mtime_ns) for path in files if path.is_file())
+    known = _ROUTERS.get(id(pair))
+    if known is None or known[0] != stamp:
+        if known is None:
+            weakref.finalize(pair, _ROUTERS.pop, id(pair), None)
+        known = _ROUTERS[id(pair)] = (stamp, load_router(pair.name, folders, offline=offline))
+    router = known[1]
+    for arm in router.arms_:
+        if arm.drafter not in (GENERIC, PLAIN):
+            bank.put(arm.drafter, folders[arm.drafter])
+    return router
+
+
+def stream(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "generic", **settings: Any) -> Iterator[Step]:
+    """Decode ``prompt`` and yield one step per target pass; arguments are those of :func:`generate`.
+
+    Names and settings are checked at the call, decoding starts with the first step.
+    """
+    if drafter == "router":
+        drafter, k = _choose(pair, prompt)
+        settings.setdefault("k", k)
+    adapter = _adapter_of(pair, drafter)
+    steps = decoding.stream(pair, prompt, drafter=_activate(pair, drafter, adapter), **settings)
+    return _with_adapter(pair, adapter, steps)
+
+
+def generate(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "generic", **settings: Any) -> Generation:
+    """Decode one answer and return it with its raw counts and times.
+
+    Args:
+        pair: from :func:`load_pair`.
+        prompt: a string (chat template applied), a list of chat messages, or token ids.
+        drafter: None (plain decoding), ``generic``, ``lookup``, ``early_exit``, ``hybrid``, the name of an installed adapter,
+            ``router`` (the pair's router chooses for this prompt), or a drafter object.
+        **settings: as in :func:`harness.decode.api.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``, ``detailed``,
+            ``mode``, ``on_step``, ``stop`` and more.
+
+    Returns:
+        A frozen :class:`~harness.records.Generation`. With an adapter ``swap_s`` is the time of putting it in, with the router
+        ``route_s`` that of choosing too; both count in ``ttft_s`` and ``wall_s``.
+
+    Raises:
+        HarnessError: unknown drafter (names the nearest), a damaged or foreign adapter, no router, or bad settings.
+    """
+    if drafter == "router":
+        from harness.routes import route_and_decode
+
+        router = pair_router(pair)
+        return route_and_decode(pair, prompt, router=router, bank=adapter_bank(pair), **settings)
+    adapter = _adapter_of(pair, drafter)
+    chosen = _activate(pair, drafter, adapter)
+    generation = decoding.generate(pair, prompt, drafter=chosen, **settings)
+    if adapter is None:
+        return generation
+    swap_s = adapter_bank(pair).swaps[-1].swap_s
+    return dataclasses.replace(generation, swap_s=swap_s, ttft_s=generation.ttft_s + swap_s, wall_s=generation.wall_s + swap_s)
+
+
+def replay(
+    pair: Any,
+    trajectories: Sequence[Trajectory],
+    drafters: Sequence[str | Drafter],
+    ks: Sequence[int],
+    *,
+    sampling: Sampling | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[ReplayRow]:
+    """Acceptance of every drafter x sample x K from stored target trajectories, without running the target.
+
+    Arguments and rows are those of :func:`harness.decode.replay.replay`; a drafter may also be an installed adapter's name.
+
+    Raises:
+        HarnessError: unknown drafter, or one that replay cannot follow, such as the router.
+    """
+    adapters = [_adapter_of(pair, drafter) for drafter in drafters]
+    if any(drafter == "router" for drafter in drafters):
+        raise HarnessError("replay follows drafters, not the router", "Replay the router's drafters; each prompt's choice is one of them.")
+    rows: list[ReplayRow] = []
+    for drafter, adapter in zip(drafters, adapters, strict=True):
+        chosen = _activate(pair, drafter, adapter)
+        rows += replaying.replay(pair, trajectories, [chosen], ks, sampling=sampling, progress=progress)  # type: ignore[list-item]
+    return rows
+
+
+def _adapter_of(pair: Any, drafter: str | Drafter | None) -> str | None:
+    """Return the adapter that a drafter's name stands for; None for the built-in ones and for drafter objects."""
+    if not isinstance(drafter, str):
+        return None
+    check_drafter(pair.name, drafter)
+    return None if drafter in BUILT_IN else drafter
+
+
+def _activate(pair: Any, drafter: str | Drafter | None, adapter: str | None) -> str | Drafter | None:
+    """Put the adapter into the draft, or take out what another answer left there; return what decoding understands."""
+    if adapter is not None:
+        bank = adapter_bank(pair, [adapter])
+        bank.activate(adapter)
+        return bank.drafter(adapter)
+    present = _BANKS.get(id(pair))
+    if present is not None and isinstance(drafter, str) and present.active is not None:
+        present.activate(None)
+    return drafter
+
+
+def _choose(pair: Any, prompt: Prompt) -> tuple[str | None, int]:
+    """Return the drafter the pair's router takes for a prompt, and its draft length."""
+    from harness.routes import PLAIN, route
+
+    routed = route(prompt, router=pair_router(pair), bank=adapter_bank(pair))
+    return (None if routed.drafter == PLAIN else routed.drafter), routed.decision.arm.k or 4
+
+
+def _with_adapter(pair: Any, adapter: str | None, steps: Iterator[Step]) -> Iterator[Step]:
+    """Start an answer with its own adapter, whatever another one put in since the call."""
+    bank = _BANKS.get(id(pair))
+    if bank is not None and bank.active != adapter:
+        bank.activate(adapter)
+    yield from steps

@@ -1,0 +1,152 @@
+"""What a session keeps: its folder, its lock, its counts, and the record of where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from harness.adapt import jsonl
+from harness.errors import HarnessError
+from harness.paths import cache_dir
+from harness.records import SCHEMA_VERSION, Generation
+
+if TYPE_CHECKING:
+    from harness.session_config import SessionConfig
+
+STATE, LOCK = "session.json", "lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Raw counts over all answers of a session."""
+
+    generations: int = 0
+    """Answers."""
+    tokens: int = 0
+    """Emitted tokens of all answers."""
+    wall_s: float = 0.0
+    """Time of all answers."""
+    rounds: int = 0
+    """Target passes of the answers that used a drafter."""
+    emitted: int = 0
+    """Tokens of the answers that used a drafter."""
+    drafted: int = 0
+    accepted: int = 0
+    rejected: int = 0
+
+    def plus(self, generation: Generation) -> Totals:
+        """Return the totals with one more answer."""
+        used = generation.drafter is not None
+        return Totals(
+            generations=self.generations + 1,
+            tokens=self.tokens + generation.emitted,
+            wall_s=self.wall_s + generation.wall_s,
+            rounds=self.rounds + used * generation.rounds,
+            emitted=self.emitted + used * generation.emitted,
+            drafted=self.drafted + generation.drafted,
+            accepted=self.accepted + generation.accepted,
+            rejected=self.rejected + generation.rejected,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionStats:
+    """Where a session stands. None where nothing was measured."""
+
+    generations: int
+    """Answers so far, earlier openings included."""
+    tokens: int
+    """Tokens of all answers."""
+    tokens_per_s: float | None
+    """Tokens / wall time, over all answers."""
+    rate: float | None
+    """Accepted / drafted, pooled."""
+    alpha: float | None
+    """Accepted / (accepted + rounds ended by a rejection), pooled."""
+    tau: float | None
+    """Tokens per target pass where a drafter was used."""
+    rolling_rate: float | None
+    """Accepted / drafted over the last answers."""
+    trend: float | None
+    """Slope of the acceptance rate per answer over the same window."""
+    failures: int
+    """Failure cases stored in all."""
+    pending: int
+    """Failure cases since the last training round."""
+    needed: int
+    """Failure cases that make a round due."""
+    due: bool
+    """A training round can run now."""
+    rounds: int
+    """Training rounds done."""
+    rounds_accepted: int
+    """Rounds that raised acceptance on held-out cases."""
+    drafter: str | None
+    """Drafter of the next answer, by the name ``generate`` takes; None is plain decoding."""
+    refusal: str | None
+    """Why the last due round did not run."""
+
+
+def session_folder(pair: Any, config: SessionConfig) -> Path:
+    """Return the session's folder: one per pair, session and draft: cases of one draft are no failures of another."""
+    if config.folder is not None:
+        return Path(config.folder).expanduser()
+    draft = pair.draft.hash[:12] if pair.draft is not None else "no-draft"
+    return cache_dir() / "sessions" / pair.name / f"{config.name}-{draft}"
+
+
+def take_lock(folder: Path) -> BinaryIO:
+    """Create the folder and keep other processes out of it until the returned file is closed.
+
+    Raises:
+        HarnessError: the folder cannot be written, or another process has it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+b")  # noqa: SIM115  held until close()
+    except OSError as error:
+        raise HarnessError(
+            f"cannot write to {folder}: {error.strerror}", "Set `folder` in the session file to one you can write to."
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read(32).decode(errors="replace") or "unknown"
+        file.close()
+        raise HarnessError(
+            f"the session in {folder} is open in another process (pid {owner})", "Leave that one, or choose another `name`."
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+    return file
+
+
+def read_totals(path: Path) -> Totals:
+    """Read the counts; zero where there is no file yet.
+
+    Raises:
+        HarnessError: damaged, or written by a newer version.
+    """
+    if not path.exists():
+        return Totals()
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        newer = row.pop("schema_version") > SCHEMA_VERSION
+        totals = Totals(**row) if not newer else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HarnessError(f"{path} is not a session's state: {error!r}", "Delete it to count anew; what was learned stays.") from error
+    if totals is None:
+        raise HarnessError(f"{path} was written by a newer version", "Update the harness.")
+    return totals
+
+
+def write_totals(path: Path, totals: Totals) -> None:
+    """Replace the counts on disk."""
+    jsonl.write_atomic(path, json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(totals)}).encode())
