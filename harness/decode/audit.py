@@ -25,18 +25,24 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 def classify(pair: Any, prompt_tokens: Sequence[int], baseline: Sequence[int], other: Sequence[int]) -> Divergence | None:
     """Compare a lossless greedy output with the baseline's and explain the first difference.
 
-    The noise bound is measured at the spot: the same positions are run as one block and step by step, and the largest change of
-    a leading logit is scaled by ``NOISE_FACTOR``.
-
     Returns:
         None when the outputs are equal.
     """
     position = first_difference(baseline, other)
     if position is None:
         return None
-    prefix = [*prompt_tokens, *baseline[:position]]
+    gap, bound = leading_gap(pair.target, [*prompt_tokens, *baseline[:position]])
+    return Divergence(position=position, gap=gap, kind="tie" if gap <= bound else "bug")
+
+
+def leading_gap(model: Any, prefix: Sequence[int]) -> tuple[float, float]:
+    """Return how far the favourite token after ``prefix`` leads, and below which lead kernels may disagree about it, in nats.
+
+    The bound is measured at the spot: the same positions are run as one block and step by step, and the largest change of
+    a leading logit is scaled by ``NOISE_FACTOR``.
+    """
     block = min(PROBE_TOKENS, len(prefix))
-    together, stepwise = CachedModel(pair.target), CachedModel(pair.target)
+    together, stepwise = CachedModel(model), CachedModel(model)
     together.prefill(prefix[:-block])
     stepwise.prefill(prefix[:-block])
     tail = mx.array(prefix[-block:], dtype=mx.int32)
@@ -44,6 +50,5 @@ def classify(pair: Any, prompt_tokens: Sequence[int], baseline: Sequence[int], o
     many = mx.concatenate([stepwise.forward(tail[i : i + 1]) for i in range(block)]).astype(mx.float32)
     top = mx.argpartition(-one, kth=1, axis=-1)[:, :2]
     noise = mx.max(mx.abs(mx.take_along_axis(one, top, axis=-1) - mx.take_along_axis(many, top, axis=-1))).item()
-    pair_of_logits = mx.take_along_axis(many[-1], top[-1], axis=-1)
-    gap = mx.abs(pair_of_logits[0] - pair_of_logits[1]).item()
-    return Divergence(position=position, gap=gap, kind="tie" if gap <= NOISE_FACTOR * noise else "bug")
+    leaders = mx.take_along_axis(many[-1], top[-1], axis=-1)
+    return mx.abs(leaders[0] - leaders[1]).item(), NOISE_FACTOR * noise

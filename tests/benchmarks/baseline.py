@@ -5,11 +5,11 @@ python tests/benchmarks/baseline.py --models smollm2 --prompts 12 --tokens 48
 
 from __future__ import annotations
 
-import argparse
 import time
 
+import common
+
 from harness import stats
-from harness.datasets import DatasetSpec, load_samples
 from harness.decode.api import generate
 from harness.models.blas import mx
 from harness.models.pair import Pair, load_pair
@@ -26,18 +26,14 @@ def stream_generate_s(pair: Pair, prompt: list[int], max_tokens: int) -> tuple[f
     return wall, tokens
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run both on every prompt, taking turns to go first, and print the ratio of total times."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="smollm2")
-    parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=48)
-    args = parser.parse_args()
+    args = common.parser(__doc__, models="smollm2", prompts=12, tokens=48, domains=("chat",)).parse_args(argv)
     pair = load_pair(args.models, draft=False)
     ours, theirs, same = [], [], 0
     generate(pair, "Hello", drafter=None, max_tokens=8)
     stream_generate_s(pair, pair.encode("Hello"), 8)
-    for i, sample in enumerate(load_samples(DatasetSpec(dataset="chat", limit=args.prompts))):
+    for i, sample in enumerate(common.samples(args)):
         prompt = pair.encode(sample.prompt)
         if i % 2:
             wall, tokens = stream_generate_s(pair, prompt, args.tokens)
@@ -48,9 +44,8 @@ def main() -> None:
         ours.append(g.wall_s)
         theirs.append(wall)
         same += list(g.tokens) == tokens
-    ratio = stats.ratio(theirs, ours, null=1.0)
-    assert ratio is not None
-    print(f"mlx-lm time / our time: {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] over {len(ours)} prompts, equal tokens in {same}")
+    print(f"mlx-lm time / our time: {common.text(stats.ratio(theirs, ours))} over {len(ours)} prompts, equal tokens in {same}")
+    common.write(args.out, {"mlx_lm_s": theirs, "own_s": ours, "equal": same})
 
 
 if __name__ == "__main__":

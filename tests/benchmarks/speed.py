@@ -8,23 +8,15 @@ intervals, the measured c and v, and the loop efficiency (measured speedup over 
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
+
+import common
 
 from harness import stats
-from harness.datasets import DatasetSpec, load_samples
 from harness.decode.api import DrafterOptions, generate, resolve_drafter
 from harness.decode.calibrate import Calibration, calibrate
 from harness.models.pair import load_pair
-from harness.records import Generation, Sample
-
-
-def prompts(count: int, gsm8k: str | None) -> list[Sample]:
-    """``count`` code and ``count`` math prompts of the test split."""
-    math = DatasetSpec(dataset="gsm8k", path=gsm8k, limit=count) if gsm8k else DatasetSpec(dataset="wordproblems", limit=count)
-    return [*load_samples(DatasetSpec(dataset="humaneval", limit=count), domain="code"), *load_samples(math, domain="math")]
+from harness.records import Generation
 
 
 def predicted_wall_s(g: Generation, plain: Generation, measured: Calibration) -> float:
@@ -35,19 +27,14 @@ def predicted_wall_s(g: Generation, plain: Generation, measured: Calibration) ->
     return g.prefill_s + target_steps * step_s
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the contenders and print the table; raw numbers go to ``--out``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="qwen-coder")
-    parser.add_argument("--gsm8k", help="local GSM8K JSONL; default: the generated word problems")
-    parser.add_argument("--prompts", type=int, default=12, help="per domain")
-    parser.add_argument("--tokens", type=int, default=96)
+    parser = common.parser(__doc__, models="qwen-coder", prompts=12, tokens=96)
     parser.add_argument("--mlx-k", type=int, nargs="*", default=[2], help="fixed K of mlx-lm's loop")
     parser.add_argument("--own-k", type=int, nargs="*", default=[], help="fixed K of this project's loop")
     parser.add_argument("--vocab", type=int, default=None, help="restrict the draft's output head to this many ids")
     parser.add_argument("--drafter", default="generic")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     pair = load_pair(args.models)
     drafter = resolve_drafter(pair, args.drafter, DrafterOptions(vocab=args.vocab))
@@ -60,13 +47,12 @@ def main() -> None:
     contenders |= {f"mlx-lm k={k}": {"drafter": whole, "k": k, "mode": "fast"} for k in args.mlx_k}
 
     results: dict[str, list[Generation]] = {name: [] for name in contenders}
-    samples, names = prompts(args.prompts, args.gsm8k), list(contenders)
+    samples, names = common.samples(args), list(contenders)
     for name in names:
         generate(pair, samples[0].prompt, max_tokens=8, **contenders[name])  # warm-up
     start = time.perf_counter()
     for i, sample in enumerate(samples):
-        for j in range(len(names)):
-            name = names[(i + j) % len(names)]
+        for name in common.turns(names, i):
             results[name].append(generate(pair, sample.prompt, max_tokens=args.tokens, **contenders[name]))
         equal = all(r[-1].tokens == results["plain"][-1].tokens for r in results.values())
         walls = "  ".join(f"{n} {r[-1].wall_s:.1f}s" for n, r in results.items())
@@ -79,7 +65,7 @@ def main() -> None:
         for other in dict.fromkeys(("plain", *[n for n in names if n.startswith("mlx-lm")])):
             speedup = stats.ratio([g.wall_s for g in results[other]], wall)
             if other != name and speedup is not None:
-                line.append(f"vs {other}: {speedup.value:.3f} [{speedup.low or 0:.3f}, {speedup.high or 0:.3f}]")
+                line.append(f"vs {other}: {common.text(speedup)}")
         if name != "plain" and not name.startswith("mlx-lm"):
             expected = sum(predicted_wall_s(g, p, measured) for g, p in zip(runs, results["plain"], strict=True))
             line.append(f"tau {sum(g.emitted for g in runs) / sum(g.rounds for g in runs):.2f}")
@@ -87,9 +73,8 @@ def main() -> None:
             line.append(f"loop efficiency {expected / sum(wall):.3f}")
         print("  ".join(line))
     print(f"plain total {sum(plain):.0f} s over {len(samples)} prompts")
-    if args.out:
-        raw = {name: [{"emitted": g.emitted, "rounds": g.rounds, "wall_s": g.wall_s} for g in runs] for name, runs in results.items()}
-        args.out.write_text(json.dumps({"calibration": measured.to_dict(), "runs": raw}, indent=1), encoding="utf-8")
+    raw = {name: [{"emitted": g.emitted, "rounds": g.rounds, "wall_s": g.wall_s} for g in runs] for name, runs in results.items()}
+    common.write(args.out, {"calibration": measured.to_dict(), "runs": raw})
 
 
 if __name__ == "__main__":

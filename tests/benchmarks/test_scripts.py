@@ -1,0 +1,71 @@
+"""The measuring scripts run on a tiny pair and report what they found, so that a long run on a real pair does not fail at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import detailed
+import lossless
+import pytest
+import replay
+from tiny import write_pair
+
+from harness.errors import HarnessError
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A tiny pair and two short prompts."""
+    path = write_pair(tmp_path_factory.mktemp("pair"), max_position_embeddings=4096)
+    return ["--models", str(path), "--domains", "chat", "--prompts", "2", "--tokens", "6"]
+
+
+def test_replay_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds replay equal to decoding, and would report a replay that counts wrongly as a bug."""
+    out = tmp_path / "replay.json"
+    settings = [*options, "--ks", "1", "4", "--drafters", "generic", "lookup", "--out", str(out)]
+    replay.main([*settings, "--rounds", "20"])
+    raw = json.loads(out.read_text())
+    assert [c["equal"] for c in raw["cases"]] == [True] * 8
+    assert all(c["replay_s"] > 0 and c["decode_s"] > 0 for c in raw["costs"])
+    assert sum(s["rounds"] for s in raw["sampled"]) >= 20
+    assert "8 cases, 8 equal, 0 near ties, 0 bugs" in capsys.readouterr().out
+    right = replay.replay
+
+    def wrong(pair: Any, trajectories: Any, drafters: Any, ks: list[int]) -> list[Any]:
+        return [dataclasses.replace(row, k=row.k - 1) for row in right(pair, trajectories, drafters, [k + 1 for k in ks])]
+
+    monkeypatch.setattr(replay, "replay", wrong)
+    replay.main([*settings, "--rounds", "0"])
+    assert "0 bugs" not in capsys.readouterr().out
+
+
+def test_lossless_script_goes_on_where_it_stopped(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cases are compared once, a second call decodes nothing, other settings are refused."""
+    out = tmp_path / "cases.jsonl"
+    settings = [*options, "--ks", "1", "3", "--drafters", "generic", "lookup", "--out", str(out)]
+    with pytest.raises(SystemExit, match="0"):
+        lossless.main(settings)
+    whole = out.read_bytes()
+    assert len(whole.splitlines()) == 1 + 8
+    out.write_bytes(whole[: -len(whole.splitlines()[-1]) // 2])
+    with pytest.raises(SystemExit, match="0"):
+        lossless.main(settings)
+    assert out.read_bytes() == whole
+    monkeypatch.setattr(lossless, "generate", None)
+    with pytest.raises(SystemExit, match="0"):
+        lossless.main(settings)
+    with pytest.raises(HarnessError, match="other settings"):
+        lossless.main([*settings, "--tokens", "7"])
+
+
+def test_detailed_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both modes are timed for every prompt and give the same answers."""
+    out = tmp_path / "detailed.json"
+    detailed.main([*options, "--repeats", "1", "--out", str(out)])
+    runs = json.loads(out.read_text())["runs"]["generic"]
+    assert len(runs["counts_s"]) == len(runs["detailed_s"]) == 2
+    assert "0 answers differ" in capsys.readouterr().out
