@@ -35,7 +35,6 @@ GENERIC = "generic"
 """The arm that is the plain draft."""
 PLAIN = "plain"
 """The arm that does not speculate."""
-_WEIGHTS, _SHAPE = "adapters.safetensors", "adapter_config.json"
 
 
 class RouterConfig(Strict):
@@ -218,13 +217,6 @@ def router_path(pair_name: str) -> Path:
     return cache_dir() / "routers" / f"{pair_name}.safetensors"
 
 
-def installed_adapters(pair_name: str) -> dict[str, Path]:
-    """Name -> folder of the adapters that ``harness train`` installed for a pair; no file is opened."""
-    from harness.adapt.adapter_files import list_adapters
-
-    return list_adapters(cache_dir() / "adapters" / pair_name)
-
-
 def hash_adapters(folders: Mapping[str, Path]) -> dict[str, str]:
     """Adapter name -> SHA-256 of its shape and weights.
 
@@ -235,8 +227,10 @@ def hash_adapters(folders: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _content_hash(folder: Path) -> str:
+    from harness.adapt.adapter_files import CONFIG, WEIGHTS
+
     digest = hashlib.sha256()
-    for name in (_SHAPE, _WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         try:
             data = (folder / name).read_bytes()
         except OSError as error:
@@ -280,10 +274,11 @@ def load_router(
     Raises:
         HarnessError: no router, a damaged or newer file, other adapters, another encoder.
     """
+    from harness.drafters import installed
     from routing.persist import load_router as load
 
     path = router_path(pair_name) if path is None else path
-    folders = installed_adapters(pair_name) if folders is None else folders
+    folders = installed(pair_name) if folders is None else folders
     if not path.is_file():
         raise HarnessError(f"no router for pair {pair_name!r} at {path}", "Train one with `harness train-router`.")
     hashes = hash_adapters(folders)

@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("harness.cli.generate:generate", "Answer one prompt with speculative decoding and show the counts."),
     "collect": ("harness.cli.generate:collect", "Write the target's answers to prompts: the raw material of training."),
     "train": ("harness.cli.train:train", "Adapt the draft to what it gets wrong, and keep what raises acceptance."),
+    "train-router": ("harness.cli.route:train_router", "Learn which adapter suits which prompt, and show what that gains."),
+    "route": ("harness.cli.route:route", "Show which adapter the router picks for a prompt, why, and what the choice costs."),
     "distill": ("harness.cli.distill:distill", "Build a small draft out of the target itself."),
     "models": ("harness.cli.models:models_app", "List, fetch and check model pairs."),
     "doctor": ("harness.cli.doctor:doctor", "Show what this machine offers and what is broken."),

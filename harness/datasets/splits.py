@@ -61,6 +61,15 @@ def assign_splits(samples: Sequence[Sample], *, shares: Sequence[float] = SHARES
     return result
 
 
+def cluster_labels(samples: Sequence[Sample]) -> list[int]:
+    """Return one label per sample, equal for near-duplicates and template siblings: what folds of an evaluation must not split."""
+    labels = [0] * len(samples)
+    for label, members in enumerate(_clusters(samples)):
+        for i in members:
+            labels[i] = label
+    return labels
+
+
 def near_duplicates(prompts: Sequence[str], threshold: float = THRESHOLD) -> list[tuple[int, int]]:
     """Return all index pairs (i < j) of prompts whose word-trigram Jaccard similarity is at least ``threshold``."""
     pairs: set[tuple[int, int]] = set()

@@ -1,0 +1,235 @@
+"""``harness train-router`` and ``harness route``: learn which adapter suits which prompt, and ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.generate import OfflineOption, PairOption
+
+if TYPE_CHECKING:
+    from harness.records import Sample
+    from harness.route_training import Material
+    from routing.policy import Decision, PromptRouter
+
+AdaptersOption = Annotated[Path | None, typer.Option("--adapters", metavar="DIR", help="Folder of adapters; else the installed ones.")]
+RouterFileOption = Annotated[Path | None, typer.Option("--router", metavar="FILE", help="Router file; else the pair's own.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def train_router(
+    source: Annotated[str, typer.Argument(metavar="SUITE|FILE|RUN", help="A suite or JSONL file of prompts, or a finished run.")],
+    models: Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Model pair; the run's, or smollm2, without it.")] = None,
+    config: Annotated[str, typer.Option(help="Router settings: a name in configs/router or a path.")] = "default",
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Draft length of the choices.")] = 4,
+    split: Annotated[str, typer.Option(help="Prompts to learn from: train or validation; test and all need a flag.")] = "train",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts per domain.")] = 100,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out this many per domain first, such as those the adapters learned from.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a router setting.")] = None,
+    adapters: AdaptersOption = None,
+    router_file: RouterFileOption = None,
+    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")] = Path("results"),
+    table_only: Annotated[bool, typer.Option("--table-only", help="Print the table and save no router.")] = False,
+    evaluation_prompts: Annotated[
+        bool, typer.Option("--evaluation-prompts", help="Learn from test prompts too: they can then judge this router no more.")
+    ] = False,
+    as_json: JsonOption = False,
+    offline: OfflineOption = False,
+) -> None:
+    """Learn which adapter suits which prompt, and show what that gains.
+
+    Every adapter is replayed on every prompt, or read from a run's records. The table compares the router, by grouped cross-validation,
+    with each drafter fixed, the best fixed one, a random choice, the true domain's adapter, and the best choice of every prompt.
+
+    Example: `harness train-router suites/full.yaml --limit 100 -k 4`
+    """
+    from harness.routes import fit_router, load_router_config, router_path, save_router
+
+    settings = load_router_config(config, set_ or [])
+    allow_test = table_only or evaluation_prompts
+    if _is_run(source, results):
+        name, material = _from_run(source, results, models, adapters, k, allow_test, offline)
+    else:
+        name = _pair_name(models or "smollm2")
+        folders = _adapters(name, adapters)
+        samples = _prompts(source, split, limit, skip, allow_test, offline)
+        from harness.models.pair import load_pair
+        from harness.route_training import replay_material
+
+        pair, speed = load_pair(models or "smollm2", offline=offline), settings.reward == "speedup"
+        material = replay_material(pair, samples, folders, k=k, max_tokens=max_tokens, batch=batch, calibrated=speed, notify=_say)
+    from harness.route_training import evaluate, report, show
+
+    _say(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
+    evaluation = evaluate(material, settings, offline=offline)
+    hashes, costs, groups = material.adapter_hashes, material.costs, material.groups
+    router = fit_router(material.table, settings, k=k, adapter_hashes=hashes, costs=costs, groups=groups, offline=offline)
+    found = {"pair": name, **report(evaluation, router, settings, material)}
+    if not table_only:
+        path = save_router(router, router_file or router_path(name), run_id=material.run_id, adapter_hashes=hashes)
+        found["router"] = str(path)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(show(found))
+    typer.echo(f"{found['kind']}, saved to {found['router']}" if "router" in found else f"{found['kind']}, not saved")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _is_run(source: str, results: Path) -> bool:
+    from harness.store import MANIFEST
+
+    return any((folder / MANIFEST).is_file() for folder in (results / source, Path(source)))
+
+
+def _adapters(pair_name: str, folder: Path | None) -> Mapping[str, Path]:
+    """Name -> folder of the adapters to choose from; refused when there is none."""
+    from harness.adapt.adapter_files import list_adapters
+    from harness.drafters import installed
+    from harness.errors import HarnessError
+
+    found = installed(pair_name) if folder is None else list_adapters(folder)
+    if not found:
+        where = f"installed for pair {pair_name!r}" if folder is None else f"in {folder}"
+        raise HarnessError(f"there are no adapters {where}", "Train some with `harness train`, or name their folder with --adapters.")
+    return found
+
+
+def _pair_name(models: str) -> str:
+    """Name of a pair whose file exists and is valid; nothing is loaded."""
+    from harness.models.config import pair_path, read_pair_config
+
+    read_pair_config(models)
+    return pair_path(models).stem
+
+
+def _prompts(source: str, split: str, limit: int, skip: int, allow_test: bool, offline: bool) -> Sequence[Sample]:
+    """``limit`` prompts per domain of a split, after the first ``skip``; test prompts, and prompts close to one, are refused."""
+    from harness.cli.generate import read_samples
+    from harness.datasets.splits import refuse_leaks
+    from harness.errors import HarnessError
+
+    left_out = {s.id for s in read_samples(source, split=split, limit=skip, seed=0, offline=offline)} if skip else set()
+    read = read_samples(source, split=split, limit=skip + limit, seed=0, offline=offline)
+    samples = [s for s in read if s.id not in left_out]
+    if not samples:
+        raise HarnessError(f"no prompts of split {split!r} are left after the first {skip} of each domain", "Lower --skip.")
+    if not allow_test:
+        _refuse_test(samples)
+        everything = read_samples(source, split="all", limit=10**9, seed=0, offline=offline)
+        refuse_leaks(samples, [s for s in everything if s.split == "test"])
+    return samples
+
+
+def _refuse_test(samples: Sequence[Sample]) -> None:
+    from harness.errors import HarnessError
+
+    test = [s for s in samples if s.split == "test"]
+    if test:
+        raise HarnessError(
+            f"{len(test)} of {len(samples)} prompts are evaluation prompts (split test), such as {test[0].id}",
+            "Use --split train, or --table-only to evaluate without saving, or --evaluation-prompts to learn from them all the same.",
+        )
+
+
+def _from_run(
+    source: str, results: Path, models: str | None, adapters: Path | None, k: int, allow_test: bool, offline: bool
+) -> tuple[str, Material]:
+    from harness.route_training import recorded_material, run_samples
+    from harness.store import read_manifest, read_records, run_folder
+
+    folder = run_folder(results, source)
+    manifest = read_manifest(folder)
+    name = manifest.pair if models is None else _pair_name(models)
+    folders = _adapters(name, adapters)
+    samples = run_samples(manifest, offline=offline)
+    if not allow_test:
+        _refuse_test(samples)
+    return name, recorded_material(manifest, read_records(folder), samples, folders, k=k)
+
+
+def route(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The user turn; - reads it from standard input.")],
+    models: PairOption = "smollm2",
+    adapters: AdaptersOption = None,
+    router_file: RouterFileOption = None,
+    encoder: Annotated[str | None, typer.Option(metavar="DIR", help="Sentence encoder of a router trained with a local one.")] = None,
+    nearest: Annotated[int, typer.Option(min=0, help="Training prompts to show.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Warm measurements; the median is shown.")] = 5,
+    as_json: JsonOption = False,
+    offline: OfflineOption = False,
+) -> None:
+    """Show which adapter the router picks for a prompt, why, and what the choice costs.
+
+    No model is loaded but the sentence encoder.
+
+    Example: `harness route "Write a function that sorts names"`
+    """
+    import sys
+    import time
+
+    from harness.errors import HarnessError
+    from harness.routes import load_router, routing_errors
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise HarnessError("the prompt is empty", "Write the prompt in quotes after `harness route`.")
+    name = _pair_name(models)
+    folders = _adapters(name, adapters)
+    start = time.perf_counter()
+    router = load_router(name, folders, path=router_file, encoder=encoder, offline=offline)
+    with routing_errors():
+        decision = router.decide(text, n_nearest=nearest)
+        cold_s = time.perf_counter() - start
+        warm = _warm(router, text, repeats)
+    found = _decided(name, decision, cold_s, warm)
+    typer.echo(json.dumps(found, indent=2) if as_json else _show(found))
+
+
+def _warm(router: PromptRouter, text: str, repeats: int) -> dict[str, float]:
+    """Median seconds of embedding and choosing; each repeat is a new text of the same words, so no cache answers it."""
+    from statistics import median
+
+    decisions = [router.decide(text + "\n" * i) for i in range(1, repeats + 1)]
+    return {"embed_s": median(d.embed_s for d in decisions), "choose_s": median(d.choose_s for d in decisions)}
+
+
+def _decided(name: str, decision: Decision, cold_s: float, warm: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "pair": name,
+        "drafter": decision.arm.drafter,
+        "k": decision.arm.k,
+        "confidence": decision.confidence,
+        "abstained": decision.abstained,
+        "unfamiliar": decision.unfamiliar,
+        "scores": decision.scores,
+        "nearest": [{"prompt": n.prompt, "distance": n.distance, "best": n.best} for n in decision.nearest],
+        "cold_s": cold_s,
+        "warm": warm,
+    }
+
+
+def _show(found: Mapping[str, Any]) -> str:
+    reason = "the prompt is unlike the training prompts" if found["unfamiliar"] else "too unsure to leave it"
+    why = f"fallback: {reason}" if found["abstained"] else f"confidence {found['confidence']:.2f}"
+    ranked = sorted(found["scores"].items(), key=lambda item: -item[1])
+    lines = [f"{found['drafter']} ({why})", "scores:"]
+    lines += [f"  {name:<16} {score:.3f}" for name, score in ranked]
+    if found["nearest"]:
+        lines.append("nearest training prompts:")
+        lines += [f"  {n['distance']:.3f}  best {n['best']:<16} {' '.join(n['prompt'].split())[:70]}" for n in found["nearest"]]
+    warm = found["warm"]
+    lines.append(
+        f"cold {1000 * found['cold_s']:.0f} ms (router and encoder loaded), "
+        f"warm {1000 * warm['embed_s']:.1f} ms embed + {1000 * warm['choose_s']:.1f} ms choose"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,317 @@
+"""What ``harness train-router`` does: outcomes of every drafter by replay or from a run, the router, and its table beside all baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.datasets.splits import cluster_labels
+from harness.errors import HarnessError
+from harness.paths import cache_dir
+from harness.records import Record, Sample
+from harness.routes import GENERIC, RouterConfig, cost_model, hash_adapters, make_router, outcome_table, router_arms, routing_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from harness.decode.length import Costs
+    from harness.store import Manifest
+    from routing.evaluate import Evaluation
+    from routing.intervals import Interval
+    from routing.outcomes import OutcomeTable
+    from routing.policy import PromptRouter
+
+ROUTER = "router"
+"""Name of the trained router in tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Outcomes to learn a router from, and to judge it by."""
+
+    table: OutcomeTable
+    """Every drafter on every prompt."""
+    groups: np.ndarray
+    """(n,) labels: near-duplicates and template siblings share one, and stay in one fold."""
+    adapter_hashes: Mapping[str, str]
+    """The adapters to choose from."""
+    k: int
+    """Draft length of the arms."""
+    run_id: str
+    """The run, or a hash of the replayed data."""
+    costs: Costs | None = None
+    """Calibrated costs, where known."""
+
+    def rewards(self, config: RouterConfig) -> tuple[np.ndarray, tuple[Any, ...]]:
+        """(n, n_arms) rewards and the arms of the columns.
+
+        Raises:
+            HarnessError: missing outcomes, or no costs for the reward ``speedup``.
+        """
+        arms = router_arms(self.table, config, self.k, sorted(self.adapter_hashes))
+        with routing_errors():
+            return self.table.rewards(arms, config.reward, cost_model(self.costs)), arms
+
+
+def replay_material(
+    pair: Any,
+    samples: Sequence[Sample],
+    folders: Mapping[str, Path],
+    *,
+    k: int,
+    max_tokens: int = 256,
+    batch: int = 32,
+    calibrated: bool = False,
+    notify: Callable[[str], None] | None = None,
+) -> Material:
+    """Collect the target's greedy answers (kept in the cache) and replay the plain draft and every adapter on them.
+
+    Args:
+        pair: loaded pair with a draft.
+        samples: prompts.
+        folders: adapter name -> folder.
+        k: draft length.
+        max_tokens: longest answer.
+        batch: prompts answered together.
+        calibrated: measure the pair's costs too.
+        notify: told what is going on, one line at a time.
+
+    Raises:
+        HarnessError: no draft, no adapters, one of another draft, or a prompt that does not fit.
+    """
+    from harness.adapt.adapters import AdapterBank
+    from harness.adapt.config import AdaptConfig
+    from harness.adapt.studies import replay_bank
+    from harness.decode.collect import collect
+
+    say = notify or (lambda line: None)
+    if pair.draft is None:
+        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML.")
+    if not folders:
+        raise HarnessError(f"pair {pair.name!r} has no adapters to choose from", "Train some with `harness train`.")
+    bank = AdapterBank(pair.draft, folders)
+    say(f"collecting the target's answers to {len(samples)} prompts")
+    out = cache_dir() / "trajectories" / pair.name
+    answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=AdaptConfig().top_k, out=out))
+    rows = replay_bank(bank, answers, [k], progress=lambda name: say(f"replayed {name}"))
+    facts = [pair.target_hash, k, max_tokens, sorted((s.id, s.prompt) for s in samples)]
+    return Material(
+        table=(table := outcome_table(rows, samples)),
+        groups=_groups(table, samples),
+        adapter_hashes=hash_adapters(folders),
+        k=k,
+        run_id=f"replay-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}",
+        costs=_calibrated(pair, k) if calibrated else None,
+    )
+
+
+def _calibrated(pair: Any, k: int) -> Costs:
+    from harness.decode.api import resolve_drafter
+    from harness.decode.calibrate import calibrate
+
+    return calibrate(pair, resolve_drafter(pair, GENERIC), max_k=k).costs
+
+
+def run_samples(manifest: Manifest, *, offline: bool = False) -> list[Sample]:
+    """Read a run's prompts again, from the datasets its manifest names.
+
+    Raises:
+        HarnessError: a dataset is gone, or its file has changed since.
+    """
+    from harness.datasets import DatasetSpec, load_samples
+
+    samples: list[Sample] = []
+    for domain, entry in manifest.suite["domains"].items():
+        spec = DatasetSpec(**{key: value for key, value in entry.items() if key != "sha256"})
+        if spec.path and hashlib.sha256(_read(Path(spec.path))).hexdigest() != entry["sha256"]:
+            raise HarnessError(f"{spec.path} has changed since the run {manifest.run}", "Restore the file, or run the suite again.")
+        samples += load_samples(spec, domain=domain, seed=manifest.suite.get("seed", 0), offline=offline)
+    return samples
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HarnessError(f"cannot read {path}: {error.strerror}", "Restore the file the run was made from.") from error
+
+
+def recorded_material(
+    manifest: Manifest, records: Sequence[Record], samples: Sequence[Sample], folders: Mapping[str, Path], *, k: int
+) -> Material:
+    """Outcomes from a finished run's records: greedy, exact acceptance, draft length ``k``, generic and adapters.
+
+    Args:
+        manifest: the run's.
+        records: the run's.
+        samples: its prompts, from :func:`run_samples`.
+        folders: adapter name -> folder of the adapters that are here.
+        k: draft length.
+
+    Raises:
+        HarnessError: no adapter records, an adapter of the run that is not here, or one whose weights are others now.
+    """
+    from harness.adapt.adapter_files import read_info
+    from harness.decode.length import Costs
+    from routing.outcomes import from_rows
+
+    rows = _rows(records, {s.id: s for s in samples}, k)
+    names = sorted({row["drafter"] for row in rows} - {GENERIC})
+    if not names:
+        raise HarnessError(
+            f"run {manifest.run} holds no adapters at K = {k}", "Give a run with domain_adapters at this K, or a suite to replay."
+        )
+    missing = [name for name in names if name not in folders]
+    if missing:
+        raise HarnessError(
+            f"run {manifest.run} used adapter {missing[0]!r}, which is not here", "Install it, or name its folder's parent with --adapters."
+        )
+    used = {name: folders[name] for name in names}
+    trained = manifest.measured.get("adapters") or {}
+    for name, folder in used.items():
+        info, known = read_info(folder), (trained.get(name) or {}).get("hash")
+        if info.draft_hash != manifest.models["draft"] or known not in (None, _weights_hash(folder)):
+            raise HarnessError(
+                f"adapter {name!r} is not the one of run {manifest.run}", "Use the run's own adapters with --adapters, or replay a suite."
+            )
+    with routing_errors():
+        table = from_rows(rows, source=f"run {manifest.run}")
+        table, _ = table.complete(table.arms(k))
+    if not len(table):
+        raise HarnessError(f"no prompt of run {manifest.run} was decoded with every adapter", "Run domain_adapters with cross: true.")
+    costs = (manifest.measured.get("calibration") or {}).get(GENERIC)
+    return Material(
+        table=table,
+        groups=_groups(table, samples),
+        adapter_hashes=hash_adapters(used),
+        k=k,
+        run_id=manifest.run,
+        costs=Costs(c=costs["c"], v=tuple(costs["v"])) if costs else None,
+    )
+
+
+def _rows(records: Sequence[Record], samples: Mapping[str, Sample], k: int) -> list[dict[str, Any]]:
+    """Greedy lossless cells of the plain draft and of adapters, one row per (sample, drafter)."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in records:
+        settings = (r.extra or {}).get("settings") or {}
+        name = r.adapter if r.drafter == "adapter" else r.drafter
+        greedy = r.temperature == 0 and not r.lossy and r.k == k and r.drafter in (GENERIC, "adapter")
+        if not greedy or name is None or "round" in settings:
+            continue
+        if r.sample_id not in samples:
+            raise HarnessError(f"the run's prompt {r.sample_id!r} is not in its datasets any more", "Restore the datasets of the run.")
+        counts = {"rounds": r.rounds, "drafted": r.drafted, "accepted": r.accepted, "emitted": r.emitted}
+        cell = {"sample_id": r.sample_id, "domain": r.domain, "prompt": samples[r.sample_id].prompt, "drafter": name, "k": k, **counts}
+        rows.setdefault((r.sample_id, name), cell)
+    return list(rows.values())
+
+
+def _weights_hash(folder: Path) -> str:
+    from harness.adapt.adapter_files import WEIGHTS
+
+    return hashlib.sha256(_read(folder / WEIGHTS)).hexdigest()
+
+
+def _groups(table: OutcomeTable, samples: Sequence[Sample]) -> np.ndarray:
+    import numpy as np
+
+    label = dict(zip((s.id for s in samples), cluster_labels(samples), strict=True))
+    return np.array([label[s] for s in table.sample_ids])
+
+
+def evaluate(material: Material, config: RouterConfig, *, offline: bool = False, n_boot: int = 2000) -> Evaluation:
+    """Grouped k-fold evaluation of the configured router beside every baseline.
+
+    Raises:
+        HarnessError: fewer than two groups of prompts, or what :meth:`Material.rewards` refuses.
+    """
+    from routing.evaluate import evaluate_routers
+
+    rewards, arms = material.rewards(config)
+    table = material.table
+    with routing_errors():
+        return evaluate_routers(
+            table.prompts or (),
+            rewards,
+            arms,
+            {ROUTER: make_router(config, arms, offline=offline)},
+            domains=table.domains,
+            groups=material.groups,
+            weights=table.emitted[:, 0, table.ks.index(material.k)],
+            n_splits=config.folds,
+            n_boot=n_boot,
+            seed=config.seed,
+        )
+
+
+def policies(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One entry per policy in reading order: the router, each drafter fixed, the baselines, the oracle. NaN becomes None."""
+    first, last = [r for r in evaluation.results if r.name == ROUTER], [r for r in evaluation.results if r.name == "oracle"]
+    fixed = [r for r in evaluation.results if r.name.startswith("fixed:")]
+    rest = [r for r in evaluation.results if r not in (*first, *last, *fixed)]
+    return [
+        {
+            "policy": r.name.removeprefix("fixed:"),
+            **{name: _numbers(getattr(r, name)) for name in ("mean", "gain", "recovery", "regret")},
+            "pooled": r.pooled,
+        }
+        for r in (*first, *fixed, *rest, *last)
+    ]
+
+
+def _numbers(interval: Interval) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(interval).items()}
+
+
+def report(evaluation: Evaluation, router: PromptRouter, config: RouterConfig, material: Material) -> dict[str, Any]:
+    """Everything ``train-router`` found, as plain JSON types."""
+    return {
+        "run_id": material.run_id,
+        "k": material.k,
+        "reward": config.reward,
+        "prompts": evaluation.n_prompts,
+        "groups": evaluation.n_groups,
+        "folds": len(evaluation.folds),
+        "arms": list(evaluation.arms),
+        "kind": type(router.router_).__name__,
+        "settings": router.router_.get_params(deep=False),
+        "threshold": float(router.threshold_),
+        "reach": router.reach_ if math.isfinite(router.reach_) else None,
+        "oracle_gap": _numbers(evaluation.oracle_gap),
+        "oracle_gap_is_noise": bool(evaluation.gap_is_noise),
+        "policies": policies(evaluation),
+    }
+
+
+def show(found: Mapping[str, Any], style: str = "simple") -> str:
+    """The report as a table; ``style`` is tabulate's, e.g. ``github`` for Markdown."""
+    from tabulate import tabulate
+
+    header = ["choice", f"mean {found['reward']}", "against best fixed", "oracle gap recovery", "regret", f"pooled {found['reward']}"]
+    rows = [
+        [p["policy"], _cell(p["mean"]), _cell(p["gain"], "+"), _cell(p["recovery"]), _cell(p["regret"]), _number(p["pooled"])]
+        for p in found["policies"]
+    ]
+    gap = f"oracle gap {_cell(found['oracle_gap'])}"
+    if found["oracle_gap_is_noise"]:
+        gap += ": within noise, so the recovery says little"
+    head = f"{found['prompts']} prompts in {found['groups']} groups, {found['folds']} folds, K = {found['k']}; 95% intervals over groups"
+    return "\n".join([head, "", tabulate(rows, header, tablefmt=style, disable_numparse=True), "", gap])
+
+
+def _cell(interval: Mapping[str, float | None], sign: str = "") -> str:
+    value, low, high = interval["value"], interval["low"], interval["high"]
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
