@@ -9,10 +9,14 @@ from typing import Any
 
 import detailed
 import lossless
+import numpy as np
 import pytest
 import replay
+import training
+from adapting import VOCAB, quick_config, target_trajectories, tiny_draft
 from tiny import write_pair
 
+from harness.adapt.examples import from_trajectory
 from harness.errors import HarnessError
 
 
@@ -69,3 +73,18 @@ def test_detailed_script(options: list[str], tmp_path: Path, capsys: pytest.Capt
     runs = json.loads(out.read_text())["runs"]["generic"]
     assert len(runs["counts_s"]) == len(runs["detailed_s"]) == 2
     assert "0 answers differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_training_script(tmp_path: Path, pruned: bool) -> None:
+    """Both trainers see the same batches from the same start: equal losses, every epoch timed; a pruned draft is no exception."""
+    draft = tiny_draft(token_map=np.arange(0, VOCAB, 2) if pruned else None)
+    config = quick_config(lora={"rank": 4, "num_layers": 1}, loss={"kind": "ce"}).replace(
+        optim={"epochs": 3, "learning_rate": 0.003, "warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 0.0}
+    )
+    examples = [from_trajectory(t) for t in target_trajectories(12)]
+    own, theirs = training.measure(draft, examples, config, tmp_path)
+    assert len(own.epoch_s) == len(theirs.epoch_s) == 3
+    assert len(own.losses) == 6
+    assert own.losses[-1] < own.losses[0]
+    np.testing.assert_allclose(own.losses, theirs.losses, atol=1e-4)
