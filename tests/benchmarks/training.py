@@ -86,7 +86,8 @@ def loss_for(inverse: np.ndarray | None) -> Any:
         steps = mx.arange(1, batch.shape[1])
         mask = (steps >= spans[:, :1]) & (steps <= spans[:, 1:]) & (targets >= 0)
         ce = nn.losses.cross_entropy(model(batch[:, :-1]), mx.maximum(targets, 0)) * mask
-        return ce.astype(mx.float32).sum() / mask.sum(), mask.sum()
+        count = mask.sum()  # once: mx.compile fails when an output is also a repeated expression
+        return ce.astype(mx.float32).sum() / count, count
 
     return loss
 
@@ -149,7 +150,6 @@ def race(run: Any, other: Any, examples: Sequence[Example], config: TrainingConf
 def measure(draft: Any, examples: list[Example], config: TrainingConfig, folder: Path) -> tuple[Curve, Curve]:
     """Put the same LoRA update on the draft and on a copy of it, and train both."""
     mx.random.seed(config.optim.seed)
-    mx.eval(draft.model.parameters())  # mlx-lm's compiled step cannot take lazy weights
     other = copy.deepcopy(draft.model)
     with attached(draft.model, config.lora), attached(other, config.lora):
         run = _Run(draft, examples, examples[:1], config, None, folder, folder / "hidden", "benchmark")
