@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness import machine
-from harness.engine import Engine
+from harness.engine import TRAINED, Engine
+from harness.experiments import Cell
 from harness.interrupt import StopRequest
 from harness.plan import Job, Plan, settings_of
 from harness.progress import Progress
 from harness.records import Generation, Record, Sample, Trajectory
 from harness.store import RunStore
+from harness.trained import Trained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +33,7 @@ class Context:
     pair: Any
     engine: Engine
     store: RunStore
+    trained: Trained = field(default_factory=Trained)
     costs: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, list[int]] = field(default_factory=dict)
     baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -70,11 +73,15 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
     cells = {(job.cell.drafter, job.cell.layers): job.cell for job in todo if job.cell.drafter is not None}
     max_k = max([8, *(job.cell.k for job in todo if isinstance(job.cell.k, int))])
     calibration = dict(context.store.manifest.measured.get("calibration", {}))
+    measured: dict[tuple[Any, Any], Any] = {}
     for (drafter, layers), cell in cells.items():
         name = drafter_label(drafter, {"layers": layers} if layers else {})
-        context.costs[name], calibration[name] = context.engine.calibrate(context.pair, cell, max_k)
+        own = ("generic" if drafter in TRAINED else drafter, layers)
+        if own not in measured:
+            measured[own] = context.engine.calibrate(context.pair, cell, max_k)
+        context.costs[name], calibration[name] = measured[own]
     context.store.update(calibration=calibration)
-    for job in {(j.cell.drafter, j.cell.k, j.cell.mode, j.cell.rule, j.cell.layers): j for j in decodes}.values():
+    for job in {(j.cell.drafter, j.adapter, j.cell.k, j.cell.mode, j.cell.rule, j.cell.layers): j for j in decodes}.values():
         _generate(context, job, WARMUP_TOKENS)
     _time_reference(context, todo[0].sample)
 
@@ -99,6 +106,12 @@ def _generate(context: Context, job: Job, max_tokens: int) -> Generation:
         settings.update(k=cell.k, rule=cell.rule, lenience=cell.lenience)
     if cell.k == "auto":
         settings["costs"] = context.costs[drafter_label(cell.drafter, {"layers": cell.layers} if cell.layers else {})]
+    context.trained.activate(job.adapter)
+    if cell.drafter == "adapter":
+        settings["drafter"] = context.trained.drafter(job.adapter)
+    if cell.drafter == "router":
+        del settings["drafter"]
+        return context.trained.route(context.pair, cell, job.sample.prompt, **settings)
     return context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
 
 
@@ -123,8 +136,13 @@ def _decode(context: Context, job: Job) -> Record:
         emitted=generation.emitted, finish=generation.finish, prefill_s=generation.prefill_s, ttft_s=generation.ttft_s,
         draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s, swap_s=generation.swap_s,
         wall_s=generation.wall_s, tokens=generation.tokens, divergence=divergence, compared=compared,
-        extra={"settings": settings_of(cell), "score": _score(context, sample, generation)},
+        extra={"settings": settings_of(cell), "score": _score(context, sample, generation), **_choice(cell, generation)},
     )  # fmt: skip
+
+
+def _choice(cell: Cell, generation: Generation) -> dict[str, Any]:
+    """What a router picked."""
+    return {"choice": generation.drafter} if cell.drafter == "router" else {}
 
 
 def _score(context: Context, sample: Sample, generation: Generation) -> dict[str, Any]:
@@ -141,15 +159,17 @@ def _score(context: Context, sample: Sample, generation: Generation) -> dict[str
 
 def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
     """Take the counts of untimed cells from the baseline's greedy tokens."""
-    groups: dict[str, list[Job]] = {}
+    groups: dict[tuple[str | None, str | None], list[Job]] = {}
     for job in jobs:
         if job.key not in context.store:
-            groups.setdefault(job.cell.drafter or "", []).append(job)
-    for drafter, group in groups.items():
+            groups.setdefault((job.cell.drafter, job.adapter), []).append(job)
+    for (drafter, adapter), group in groups.items():
         started = time.perf_counter()
         trajectories = [_trajectory(context, sample) for sample in {job.sample.id: job.sample for job in group}.values()]
         ks = sorted({job.cell.k for job in group if isinstance(job.cell.k, int)})
-        rows = context.engine.replay(context.pair, trajectories, [drafter], ks)
+        context.trained.activate(adapter)
+        source = context.trained.drafter(adapter) if drafter == "adapter" else drafter
+        rows = context.engine.replay(context.pair, trajectories, [source], ks)
         context.model_s += time.perf_counter() - started
         by_key = {(row.sample_id, row.k): row for row in rows}
         finish = {t.sample_id: t for t in trajectories}
@@ -157,6 +177,23 @@ def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
         context.store.extend(records)
         for record in records:
             progress.advance(record)
+        _spot_check(context, group[0], records[0])
+
+
+def _spot_check(context: Context, job: Job, replayed: Record) -> None:
+    """Decode one replayed sample for real; the manifest keeps whether every round's counts are the same."""
+    started = time.perf_counter()
+    decoded = _generate(context, job, context.max_tokens)
+    context.model_s += time.perf_counter() - started
+    checks = context.store.manifest.measured.get("spot_checks", [])
+    check = {
+        "drafter": job.adapter or job.cell.drafter,
+        "sample_id": job.sample.id,
+        "k": job.cell.k,
+        "equal": (decoded.accept_lengths, decoded.draft_lengths) == (replayed.accept_lengths, replayed.draft_lengths),
+        "near_ties": (replayed.extra or {}).get("near_ties"),
+    }
+    context.store.update(spot_checks=[*checks, check])
 
 
 def _trajectory(context: Context, sample: Sample) -> Trajectory:

@@ -8,6 +8,10 @@ from typing import Any
 
 from harness.experiments import Cell
 from harness.records import Divergence, Generation, Sample, Trajectory
+from harness.trained import Trained, train_for
+
+TRAINED = ("adapter", "router")
+"""Drafters whose step costs what the plain draft's does: adapters are fused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +26,14 @@ class Engine:
     """``generate(pair, prompt_tokens, **settings)``."""
     classify: Callable[..., Divergence | None]
     """``classify(pair, prompt_tokens, baseline_tokens, other_tokens)``."""
-    replay: Callable[[Any, Sequence[Trajectory], Sequence[str], Sequence[int]], list[Any]]
-    """``replay(pair, trajectories, drafters, ks)``."""
+    replay: Callable[[Any, Sequence[Trajectory], Sequence[Any], Sequence[int]], list[Any]]
+    """``replay(pair, trajectories, drafters, ks)``; drafters are names or drafter objects."""
     calibrate: Callable[[Any, Cell, int], tuple[Any, dict[str, Any]]]
     """``calibrate(pair, cell, max_k)`` -> costs for ``k: auto`` and the plain facts for the manifest."""
     settings: Callable[[Cell], dict[str, Any]]
     """Keyword arguments of ``generate`` that a cell's own settings ask for."""
+    train: Callable[..., Trained]
+    """:func:`harness.trained.train_for`."""
     score: Callable[..., Any]
     """``score(sample, text, target_text=...)``."""
     facts: Callable[[], dict[str, Any]]
@@ -62,6 +68,7 @@ def real_engine() -> Engine:
         replay=replay,
         calibrate=_calibrate,
         settings=settings,
+        train=train_for,
         score=score,
         facts=facts,
         dtype=_dtype,
@@ -83,5 +90,6 @@ def _calibrate(pair: Any, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:
     from harness.decode.calibrate import calibrate
 
     assert cell.drafter is not None
-    measured = calibrate(pair, resolve_drafter(pair, cell.drafter, DrafterOptions(layers=cell.layers)), max_k=max_k)
+    name = "generic" if cell.drafter in TRAINED else cell.drafter
+    measured = calibrate(pair, resolve_drafter(pair, name, DrafterOptions(layers=cell.layers)), max_k=max_k)
     return measured.costs, measured.to_dict()

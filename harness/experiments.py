@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,6 +25,20 @@ DraftLength = Annotated[int, Field(ge=1, le=64)]
 Temperature = Annotated[float, Field(ge=0, le=5)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How adapters and routers are made."""
+
+    training: str
+    """Training config."""
+    samples: int
+    """Training prompts per domain."""
+    router: str = "default"
+    """Router config."""
+    router_samples: int = 0
+    """Prompts per domain, beyond the adapters' own, that a router learns from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +75,8 @@ class Cell:
     """Adapter rank; None keeps the training config's."""
     round: int | None = None
     """Adaptive training rounds done before this cell; 0 is the untrained draft."""
+    recipe: Recipe | None = None
+    """How the adapters and the router are made, where the cell needs any."""
 
     @property
     def lossy(self) -> bool:
@@ -136,6 +153,11 @@ class Trained(Strict):
     train_samples: Annotated[int, Field(ge=1)] = 200
     """Training prompts per domain, from the train split."""
 
+    @property
+    def recipe(self) -> Recipe:
+        """How the adapters are made."""
+        return Recipe(training=self.training, samples=self.train_samples)
+
 
 class Baseline(Experiment):
     """Target-only decoding: the reference of every speedup."""
@@ -200,19 +222,33 @@ class DomainAdapters(Speculative, Trained):
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
         for trained_on, k in product(domains if self.cross else [domain], self.k):
             timed = self.timed and trained_on == domain
-            yield {"drafter": "adapter", "adapter_domain": trained_on, "rank": self.rank, "k": k, "rule": self.rule, "timed": timed}
+            own = {"drafter": "adapter", "adapter_domain": trained_on, "rank": self.rank, "recipe": self.recipe}
+            yield {**own, "k": k, "rule": self.rule, "timed": timed}
 
 
 class Router(Speculative, Trained):
     """A router that picks the adapter for each prompt."""
 
     kind: Literal["router"]
-    router: str | None = None
-    """Router config: a name in ``configs/router`` or a path; the built-in defaults when absent."""
+    router: str = "default"
+    """Router config: a name in ``configs/router`` or a path."""
+    router_samples: Annotated[int, Field(ge=1)] = 100
+    """Prompts per domain, from the train split beyond the adapters' own, that the router learns from."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the adapters and the router are made."""
+        return dataclasses.replace(super().recipe, router=self.router, router_samples=self.router_samples)
+
+    @model_validator(mode="after")
+    def _decoded(self) -> Router:
+        if not self.timed:
+            raise ValueError("a router is always decoded with a clock: leave timed out")
+        return self
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
         for k in self.k:
-            yield {"drafter": "router", "k": k, "rule": self.rule, "timed": self.timed}
+            yield {"drafter": "router", "recipe": self.recipe, "k": k, "rule": self.rule}
 
 
 class AblationK(Drafters):
@@ -234,7 +270,8 @@ class AblationRank(Speculative, Trained):
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
         for rank, k in product(self.ranks, self.k):
-            yield {"drafter": "adapter", "adapter_domain": domain, "rank": rank, "k": k, "rule": self.rule, "timed": self.timed}
+            own = {"drafter": "adapter", "adapter_domain": domain, "rank": rank, "recipe": self.recipe}
+            yield {**own, "k": k, "rule": self.rule, "timed": self.timed}
 
 
 class AdaptiveRounds(Speculative, Trained):
@@ -247,7 +284,8 @@ class AdaptiveRounds(Speculative, Trained):
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
         for done, k in product(range(self.rounds + 1), self.k):
-            yield {"drafter": "adapter", "adapter_domain": domain, "round": done, "k": k, "rule": self.rule, "timed": self.timed}
+            own = {"drafter": "adapter", "adapter_domain": domain, "round": done, "recipe": self.recipe}
+            yield {**own, "k": k, "rule": self.rule, "timed": self.timed}
 
 
 class DynamicK(Experiment, DraftSource):

@@ -15,7 +15,20 @@ from typing import Any
 PACKAGES = ("mlx", "mlx-lm", "mkl", "numpy", "scipy", "transformers", "torch", "scikit-learn", "sentence-transformers", "datasets")
 """Packages whose versions can change a number."""
 
-_SOURCES = ("decode", "models", "adapt", "datasets", "scoring", "records.py", "cells.py", "plan.py", "engine.py", "../routing")
+_SOURCES = (
+    "decode",
+    "models",
+    "adapt",
+    "datasets",
+    "scoring",
+    "records.py",
+    "cells.py",
+    "plan.py",
+    "engine.py",
+    "trained.py",
+    "routes.py",
+    "../routing",
+)
 _ROOT = Path(__file__).resolve().parent
 
 

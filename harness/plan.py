@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.experiments import Cell
 from harness.records import Sample
 from harness.store import Key, settings_key
-
-TRAINED = ("adapter", "router")
-"""Drafters that need trained adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +41,6 @@ class Plan:
     """Decode jobs prompt by prompt: baselines first, the others in an order that rotates from prompt to prompt."""
     replays: tuple[Job, ...]
     """Jobs whose counts come from the baseline's greedy tokens."""
-    skipped: tuple[Cell, ...]
-    """Cells that need trained adapters."""
 
     @property
     def decodes(self) -> list[Job]:
@@ -66,33 +61,45 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def make_plan(cells: Sequence[Cell], samples: Sequence[Sample], seed: int) -> Plan:
+def make_plan(
+    cells: Sequence[Cell], samples: Sequence[Sample], seed: int, adapter: Callable[[Cell], str | None] = lambda cell: None
+) -> Plan:
     """Assign every cell to decoding or replay and interleave the decode jobs prompt by prompt.
 
     A cell is replayed when it asks for no clock, replay is exact for it, and its domain has a greedy baseline.
+
+    Args:
+        cells: from :meth:`harness.suite.Suite.cells`.
+        samples: prompts of all domains.
+        seed: of every job.
+        adapter: name of the trained adapter that a cell runs with.
     """
-    usable = [cell for cell in cells if cell.drafter not in TRAINED]
-    baselines = {cell.domain for cell in usable if cell.drafter is None and cell.temperature == 0}
-    replayed = [cell for cell in usable if _replayable(cell) and cell.domain in baselines]
-    decoded = [cell for cell in usable if cell not in replayed]
+    baselines = {cell.domain for cell in cells if cell.drafter is None and cell.temperature == 0}
+    replayed = [cell for cell in cells if _replayable(cell) and cell.domain in baselines]
+    decoded = [cell for cell in cells if cell not in replayed]
+
+    def job(cell: Cell, sample: Sample, method: str) -> Job:
+        return Job(cell=cell, sample=sample, seed=seed, method=method, adapter=adapter(cell))
+
     return Plan(
-        prompts=tuple((s, tuple(_interleaved(decoded, s, i, seed))) for i, s in enumerate(_round_robin(samples))),
-        replays=tuple(Job(cell=c, sample=s, seed=seed, method="replay") for c in replayed for s in samples if s.domain == c.domain),
-        skipped=tuple(cell for cell in cells if cell.drafter in TRAINED),
+        prompts=tuple(
+            (s, tuple(job(cell, s, "decode") for cell in _interleaved(decoded, s, i))) for i, s in enumerate(_round_robin(samples))
+        ),
+        replays=tuple(job(c, s, "replay") for c in replayed for s in samples if s.domain == c.domain),
     )
 
 
 def _replayable(cell: Cell) -> bool:
-    return not (cell.timed or cell.drafter is None or cell.temperature or cell.lossy or settings_of(cell)) and isinstance(cell.k, int)
+    special = cell.lossy or cell.temperature or cell.layers is not None or cell.ngram not in (None, 3)
+    return not (cell.timed or special) and cell.drafter not in (None, "router") and isinstance(cell.k, int)
 
 
-def _interleaved(cells: Sequence[Cell], sample: Sample, index: int, seed: int) -> Iterator[Job]:
+def _interleaved(cells: Sequence[Cell], sample: Sample, index: int) -> Iterator[Cell]:
     own = [cell for cell in cells if cell.domain == sample.domain]
     first = [cell for cell in own if cell.drafter is None]
     rest = [cell for cell in own if cell.drafter is not None]
     turn = index % len(rest) if rest else 0
-    for cell in (*first, *rest[turn:], *rest[:turn]):
-        yield Job(cell=cell, sample=sample, seed=seed, method="decode")
+    yield from (*first, *rest[turn:], *rest[:turn])
 
 
 def _round_robin(samples: Sequence[Sample]) -> list[Sample]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from harness.interrupt import StopRequest
 from harness.plan import make_plan
 from harness.records import Sample
 from harness.store import Manifest, RunStore, check_writable, new_run_name, read_manifest, read_records, run_folder
+from harness.trained import Trained
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,19 +63,42 @@ def run_suite(
     samples = _samples(suite, engine, offline)
     pair = engine.load_pair(suite.models, offline=offline)
     prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
-    plan = make_plan(suite.cells(), samples, suite.seed)
     with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine)) as store, StopRequest(console) as stop:
-        context = Context(max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts)
         if store.repaired_bytes:
             console.print(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
-        remember_baselines(context, read_records(folder))
-        execute(context, plan, stop, console)
-        store.update(status="interrupted" if stop.requested else "finished", skipped=sorted({c.experiment for c in plan.skipped}))
+        context = Context(max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts)
+        with suppress(Stopped):
+            context.trained = _train(context, suite, samples, stop, console)
+            remember_baselines(context, read_records(folder))
+            execute(context, make_plan(suite.cells(), samples, suite.seed, context.trained.adapter), stop, console)
+        store.update(status="interrupted" if stop.requested else "finished")
     _report(folder, console)
     if stop.requested:
         console.print(f"interrupted; go on with: harness run ... --resume {folder.name}")
         raise KeyboardInterrupt
     return folder
+
+
+class Stopped(Exception):
+    """Ctrl-C while training."""
+
+
+def _train(context: Context, suite: Suite, samples: Sequence[Sample], stop: StopRequest, console: Console) -> Trained:
+    """Train what the suite's cells need; a resumed run must find the adapters it began with."""
+    started = time.perf_counter()
+
+    def say(line: str) -> None:
+        if stop.requested:
+            raise Stopped
+        if line:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    trained = context.engine.train(context.pair, suite, suite.cells(), samples, context.engine.load_samples, say)
+    before, facts = context.store.manifest.measured, trained.facts()
+    for name, adapter in before.get("adapters", {}).items():
+        _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))
+    context.store.update(**facts, train_s=before.get("train_s", 0.0) + time.perf_counter() - started)
+    return trained
 
 
 def reports_folder(folder: Path) -> Path:

@@ -117,7 +117,7 @@ class AdapterBank:
         return swap
 
     def drafter(self, name: str | None) -> AdapterDrafter:
-        """Return a drafter for :func:`harness.decode.api.generate` that makes its adapter active when an answer begins."""
+        """Return a drafter for :func:`harness.decode.api.generate` that makes its adapter active when it is used."""
         return AdapterDrafter(self, name)
 
     def held_bytes(self) -> int:
@@ -166,11 +166,12 @@ class AdapterDrafter(ModelDrafter):
         super().__init__(bank.draft.model, bank.draft.token_map, name=adapter or "generic")
         self.bank, self.adapter = bank, adapter
 
-    def begin(self, prompt: list[int]) -> None:
-        """Make the adapter active, then start the answer."""
+    @property
+    def model(self) -> Any:
+        """The draft with the adapter made active: whatever asks for the model, an answer or a replay, gets this adapter."""
         if self.bank.active != self.adapter:
             self.bank.activate(self.adapter)
-        super().begin(prompt)
+        return self._model
 
 
 def _stamp(folder: Path) -> tuple[str, int, int]:

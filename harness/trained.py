@@ -1,0 +1,291 @@
+"""Adapters and routers that a suite asks for: trained before decoding starts, or found in the cache by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cache import cache_folder, cache_key, pair_facts
+from harness.datasets.splits import refuse_leaks
+from harness.errors import HarnessError
+from harness.experiments import Cell, Recipe
+from harness.records import Generation, Sample, Trajectory
+
+if TYPE_CHECKING:
+    from harness.adapt.rounds import RoundRecord
+    from harness.suite import Suite
+
+VALIDATION_PROMPTS = 24
+"""Validation prompts per domain, at most: they decide early stopping and whether a round is kept."""
+COLLECT_BATCH = 32
+
+Say = Callable[[str], None]
+"""Told what is going on, a line at a time, empty where there is nothing new; may raise to stop between two steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A sequence of training rounds on the failures of one domain."""
+
+    domain: str
+    rank: int | None
+    """None is the training config's."""
+    training: str
+    """Training config."""
+    samples: int
+    """Training prompts per domain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedAdapter:
+    """The draft after some rounds of a chain."""
+
+    name: str
+    """Unique within the run."""
+    folder: Path | None
+    """None: no round raised validation acceptance, so the draft is used as it is."""
+    hash: str | None
+    """SHA-256 of the weights."""
+    rounds: tuple[RoundRecord, ...]
+    """What training did."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON types for the manifest."""
+        return {"hash": self.hash, "rounds": [{**asdict(r), "adapter": None} for r in self.rounds]}
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """Everything trained that the cells of one run use."""
+
+    adapters: Mapping[tuple[Chain, int], TrainedAdapter] = field(default_factory=dict)
+    """(chain, rounds done) -> adapter."""
+    bank: Any = None
+    """:class:`harness.adapt.adapters.AdapterBank` with every adapter that was kept."""
+    routers: Mapping[tuple[Recipe, int], Any] = field(default_factory=dict)
+    """(recipe, K) -> fitted router; None where there is no adapter to choose."""
+    router_facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def adapter(self, cell: Cell) -> str | None:
+        """Name of the adapter that a cell's drafter runs with; None is the plain draft, also where no round was kept."""
+        if cell.drafter != "adapter":
+            return None
+        if cell.round == 0:
+            return None
+        found = self.adapters[chain_of(cell), cell.round or 1]
+        return found.name if found.folder else None
+
+    def drafter(self, name: str | None) -> Any:
+        """Drafter object for an adapter's name; None is the plain draft."""
+        return self.bank.drafter(name)
+
+    def activate(self, name: str | None) -> None:
+        """Put an adapter, or the plain draft, in place: outside of what is timed."""
+        if self.bank is not None:
+            self.bank.activate(name)
+
+    def route(self, pair: Any, cell: Cell, prompt: str, **settings: Any) -> Generation:
+        """Decode one prompt with the drafter that the cell's router picks; its times count in the wall time.
+
+        Where no adapter was kept there is nothing to choose, and the plain draft runs.
+        """
+        from harness.decode.api import generate
+        from harness.routes import route_and_decode
+
+        if self.routers[_router_key(cell)] is None:
+            return generate(pair, prompt, drafter=self.drafter(None), **settings)
+        return route_and_decode(pair, prompt, router=self.routers[_router_key(cell)], bank=self.bank, **settings)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON types for the manifest."""
+        return {"adapters": {a.name: a.facts() for a in self.adapters.values()}, "routers": dict(self.router_facts)}
+
+
+def chain_of(cell: Cell) -> Chain:
+    """The chain an adapter cell takes its draft from."""
+    assert cell.adapter_domain is not None
+    return _chain(cell, cell.adapter_domain, cell.rank)
+
+
+def _chain(cell: Cell, domain: str, rank: int | None = None) -> Chain:
+    assert cell.recipe is not None
+    return Chain(domain=domain, rank=rank, training=cell.recipe.training, samples=cell.recipe.samples)
+
+
+def needed_chains(cells: Sequence[Cell], domains: Sequence[str]) -> dict[Chain, int]:
+    """Chain -> rounds that the cells need; a router needs one adapter of every domain."""
+    rounds: dict[Chain, int] = {}
+    for cell in cells:
+        if cell.drafter == "adapter":
+            chain = chain_of(cell)
+            rounds[chain] = max(rounds.get(chain, 1), cell.round or 1)
+        elif cell.drafter == "router":
+            for domain in domains:
+                rounds.setdefault(_chain(cell, domain), 1)
+    return rounds
+
+
+def _router_key(cell: Cell) -> tuple[Recipe, int]:
+    assert cell.recipe is not None
+    assert isinstance(cell.k, int)
+    return (cell.recipe, cell.k)
+
+
+def adapter_names(chains: Mapping[Chain, int]) -> dict[tuple[Chain, int], str]:
+    """A name per (chain, rounds): the domain, and whatever else tells it from the suite's other adapters."""
+    names: dict[tuple[Chain, int], str] = {}
+    for chain, rounds in chains.items():
+        alike = [c for c in chains if (c.domain, c.rank) == (chain.domain, chain.rank)]
+        name = chain.domain if chain.rank is None else f"{chain.domain}-rank{chain.rank}"
+        if len({c.training for c in alike}) > 1:
+            name += f"-{Path(chain.training).stem}"
+        if len({c.samples for c in alike}) > 1:
+            name += f"-{chain.samples}prompts"
+        for done in range(1, rounds + 1):
+            names[chain, done] = name if done == 1 else f"{name}-round{done}"
+    return names
+
+
+def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load_samples: Any, say: Say) -> Trained:
+    """Train, or find in the cache, what the cells of a suite need.
+
+    Args:
+        pair: loaded pair.
+        suite: names the datasets whose train and validation splits are used.
+        cells: the suite's cells.
+        samples: the prompts that will be evaluated: a training prompt close to one of them is refused.
+        load_samples: :func:`harness.datasets.load_samples`.
+        say: told about progress; raising from it stops the training where it can be resumed.
+
+    Raises:
+        HarnessError: no draft to adapt, a split without prompts, or a leak.
+    """
+    chains = needed_chains(cells, list(suite.domains))
+    if not chains:
+        return Trained()
+    if pair.draft is None:
+        raise HarnessError(
+            f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML, or drop the adapter and router entries."
+        )
+    material = _Material(pair, suite, samples, load_samples, say)
+    names = adapter_names(chains)
+    adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
+    for chain, rounds in chains.items():
+        records = _train_chain(material, chain, rounds, names[chain, 1])
+        for done in range(1, rounds + 1):
+            own = tuple(records[:done])
+            folder = Path(own[-1].adapter) if own and own[-1].adapter else None
+            digest = hashlib.sha256((folder / "adapters.safetensors").read_bytes()).hexdigest() if folder else None
+            adapters[chain, done] = TrainedAdapter(name=names[chain, done], folder=folder, hash=digest, rounds=own)
+    from harness.adapt.adapters import AdapterBank
+
+    bank = AdapterBank(pair.draft, {a.name: a.folder for a in adapters.values() if a.folder}, policy="cached")
+    trained = Trained(adapters=adapters, bank=bank)
+    _fit_routers(trained, material, cells)
+    return trained
+
+
+class _Material:
+    """Prompts by split and the target's answers to them, loaded once per size."""
+
+    def __init__(self, pair: Any, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, say: Say) -> None:
+        self.pair, self.suite, self.evaluation, self.load_samples, self.say = pair, suite, evaluation, load_samples, say
+        self._answers: dict[str, Trajectory] = {}
+
+    def prompts(self, split: str, limit: int, skip: int = 0) -> list[Sample]:
+        """``limit`` prompts per domain of a split after the first ``skip``, none of them close to an evaluation prompt."""
+        found: list[Sample] = []
+        for domain, spec in self.suite.domains.items():
+            first = [self._load(spec, domain, split, n) for n in (skip + limit, skip) if n]
+            known = {s.id for s in first[1]} if skip else set()
+            found += [s for s in first[0] if s.id not in known]
+        refuse_leaks(found, self.evaluation)
+        return found
+
+    def _load(self, spec: Any, domain: str, split: str, limit: int) -> list[Sample]:
+        own = spec.model_copy(update={"split": split, "limit": limit})
+        loaded: list[Sample] = self.load_samples(own, domain=domain, seed=self.suite.seed, offline=True)
+        return loaded
+
+    def answers(self, prompts: Sequence[Sample]) -> list[Trajectory]:
+        """The target's greedy answers, in the order of ``prompts``; kept in the cache batch by batch."""
+        from harness.decode.collect import collect
+
+        todo = [s for s in prompts if s.id not in self._answers]
+        folder = cache_folder("trajectories", self.pair.name, cache_key(kind="trajectories", **pair_facts(self.pair)))
+        found = collect(self.pair, todo, max_tokens=self.suite.max_tokens, batch=COLLECT_BATCH, out=folder) if todo else ()
+        for done, trajectory in enumerate(found):
+            self._answers[trajectory.sample_id] = trajectory
+            if done % COLLECT_BATCH == 0:
+                self.say(f"the target answers training prompts: {done} of {len(todo)}")
+        return [self._answers[s.id] for s in prompts]
+
+
+def _train_chain(material: _Material, chain: Chain, rounds: int, name: str) -> list[RoundRecord]:
+    """Run the rounds of one chain, or read the finished ones."""
+    from harness.adapt.config import load_training_config
+    from harness.adapt.rounds import run_rounds
+
+    config = load_training_config(chain.training)
+    config = config if chain.rank is None else config.replace(lora={"rank": chain.rank})
+    train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
+    if not any(s.domain == chain.domain for s in validation):
+        raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")
+    inputs = {
+        "config": config.model_dump(mode="json"),
+        "domain": chain.domain,
+        "max_tokens": material.suite.max_tokens,
+        "train": [[s.id, s.domain, s.prompt] for s in train],
+        "validation": [[s.id, s.domain, s.prompt] for s in validation],
+    }
+    folder = cache_folder("trained", material.pair.name, cache_key(kind="adapters", **inputs, **pair_facts(material.pair)))
+    answers = material.answers(train), material.answers(validation)
+
+    def progress(number: int, step: Any) -> None:
+        text = f"training {name}: round {number} of {rounds}, update {step.step} of {step.total}, best {step.best:.3f}"
+        material.say(text if step.step % config.stop.every == 0 or step.step == step.total else "")
+
+    return run_rounds(
+        material.pair.draft,
+        *answers,
+        config,
+        rounds=rounds,
+        out=folder,
+        domain=chain.domain,
+        prompts={s.id: s.prompt for s in train},
+        resume=True,
+        progress=progress,
+    )
+
+
+def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -> None:
+    """Fit one router per (config, K) on prompts that no adapter was trained on."""
+    wanted = {_router_key(cell): cell for cell in cells if cell.drafter == "router"}
+    if not wanted:
+        return
+    from harness.adapt.studies import replay_bank
+    from harness.routes import fit_router, load_router_config, outcome_table
+
+    routers: dict[tuple[Recipe, int], Any] = {}
+    facts: dict[str, Any] = {}
+    for (recipe, k), cell in wanted.items():
+        config = load_router_config(recipe.router)
+        prompts = material.prompts("train", recipe.router_samples, skip=recipe.samples)
+        if not prompts:
+            raise HarnessError(
+                "no training prompts are left for the router", "Lower train_samples, or use datasets with larger train splits."
+            )
+        arms = [trained.adapters[_chain(cell, domain), 1] for domain in material.suite.domains]
+        hashes = {a.name: a.hash for a in arms if a.hash}
+        facts[f"{recipe.router} K={k}"] = {"prompts": len(prompts), "arms": ["generic", *hashes]}
+        routers[recipe, k] = None
+        if not hashes:
+            continue
+        material.say(f"fitting the router on {len(prompts)} prompts and {len(hashes)} adapters")
+        rows = replay_bank(trained.bank, material.answers(prompts), [k])
+        rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
+        routers[recipe, k] = fit_router(outcome_table(rows, prompts), config, k=k, adapter_hashes=hashes)
+    trained.routers, trained.router_facts = routers, facts

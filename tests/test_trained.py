@@ -1,0 +1,225 @@
+"""Adapters and routers a suite asks for: trained inside the run, found again by content, and the same after a resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+from rich.console import Console
+
+from harness import machine
+from harness.cache import cache_key, pair_facts
+from harness.engine import real_engine
+from harness.errors import HarnessError
+from harness.experiments import Cell, Recipe
+from harness.records import Record
+from harness.runner import reports_folder, run_suite
+from harness.store import read_manifest, read_records
+from harness.suite import load_suite
+from harness.trained import Chain, adapter_names, needed_chains
+
+RECIPE = Recipe(training="default", samples=20)
+VERBS = ("add", "sort", "name", "count", "paint", "move", "open", "read", "lift", "draw")
+NOUNS = ("cats", "boxes", "lamps", "rivers", "songs", "maps", "coins", "trees", "doors", "ships")
+
+
+def cell(**changes: Any) -> Cell:
+    """An adapter cell."""
+    values = {"experiment": "e", "kind": "k", "domain": "code", "drafter": "adapter", "k": 2, "adapter_domain": "code", "recipe": RECIPE}
+    return Cell(**{**values, **changes})
+
+
+def test_a_chain_is_trained_once_for_all_cells_that_share_it() -> None:
+    """Cells over K, domains and earlier rounds must not train again; another rank or recipe must."""
+    cells = [cell(), cell(k=4), cell(domain="math"), cell(round=3), cell(round=1), cell(rank=4), cell(drafter="generic", recipe=None)]
+    chains = needed_chains(cells, ["code", "math"])
+    assert chains == {
+        Chain(domain="code", rank=None, training="default", samples=20): 3,
+        Chain(domain="code", rank=4, training="default", samples=20): 1,
+    }
+
+
+def test_a_router_needs_an_adapter_of_every_domain() -> None:
+    """Its arms are the adapters of its recipe, shared with the entries that ask for the same ones."""
+    router = cell(drafter="router", adapter_domain=None, recipe=dataclasses.replace(RECIPE, router="knn", router_samples=5))
+    assert needed_chains([cell(), router], ["code", "math"]) == {
+        Chain(domain=d, rank=None, training="default", samples=20): 1 for d in ("code", "math")
+    }
+
+
+def test_adapter_names_are_unique_and_say_what_differs() -> None:
+    """Two adapters under one name would be one row of the report."""
+    chains = {
+        Chain(domain="code", rank=None, training="default", samples=20): 3,
+        Chain(domain="code", rank=None, training="configs/training/dora.yaml", samples=20): 1,
+        Chain(domain="code", rank=8, training="default", samples=20): 1,
+        Chain(domain="math", rank=None, training="default", samples=20): 1,
+        Chain(domain="math", rank=None, training="default", samples=40): 1,
+    }
+    names = adapter_names(chains)
+    assert len(set(names.values())) == len(names) == 7
+    assert names[next(iter(chains)), 3] == "code-default-round3"
+    assert "math-40prompts" in names.values()
+
+
+INPUTS: dict[str, Any] = {
+    "target": "t", "draft": "d", "chat_template": "c", "k": 4, "rule": "match", "seed": 0, "kwargs": {"top_p": 1.0, "min_p": 0.0},
+    "config": {"lora": {"rank": 8}}, "train": [["id", "code", "prompt"]], "max_tokens": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(INPUTS))
+def test_any_changed_input_misses_the_cache(name: str) -> None:
+    """One field changed, dropped or added at a time: a hit would be a stale result."""
+    before = cache_key(**INPUTS)
+    assert cache_key(**dict(reversed(INPUTS.items()))) == before
+    for other in ("other", None, 5, {"top_p": 0.9, "min_p": 0.0}, [["id", "code", "prompt "]]):
+        assert cache_key(**{**INPUTS, name: other}) != before
+    assert cache_key(**{k: v for k, v in INPUTS.items() if k != name}) != before
+    assert cache_key(**INPUTS, more=1) != before
+
+
+def test_code_and_packages_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed bug or an upgraded package must not meet results from before."""
+    before = cache_key(**INPUTS)
+    versions = machine.package_versions()
+    for package in ("mlx", "mlx-lm", "numpy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, "package_versions", lambda package=package: {**versions, package: "0.0.0"})
+            assert cache_key(**INPUTS) != before
+    monkeypatch.setattr(machine, "source_hash", lambda: "other")
+    assert cache_key(**INPUTS) != before
+
+
+def test_the_chat_template_is_part_of_a_pairs_facts(tmp_path: Path) -> None:
+    """The same weights under another template answer other prompts."""
+    pair = tiny.tiny_pair(tmp_path)
+    before = pair_facts(pair)
+    pair.tokenizer.chat_template = pair.tokenizer.chat_template.replace("assistant", "helper")
+    assert pair_facts(pair) != before
+
+
+@pytest.fixture
+def suite_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two domains of short prompts, a draft that agrees now and then, and every kind of entry that trains."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    tiny.write_pair(tmp_path / "pair", noise=0.3)
+    for domain in ("code", "math"):
+        prompts = [{"id": f"{domain}/{v}-{n}", "prompt": f"{domain}: {v} the {n}"} for v in VERBS for n in NOUNS]
+        (tmp_path / f"{domain}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    training = {
+        "lora": {"rank": 4}, "optim": {"learning_rate": 0.01, "epochs": 3, "batch_size": 8, "warmup_steps": 1},
+        "stop": {"every": 4, "k": 2}, "adapt": {"threshold": 1.0, "top_k": 8},
+    }  # fmt: skip
+    (tmp_path / "training.yaml").write_text(yaml.safe_dump(training))
+    (tmp_path / "router.yaml").write_text("encoder: none\nrouter: knn\nfolds: 2\n")
+    recipe = {"training": str(tmp_path / "training.yaml"), "train_samples": 16}
+    suite = {
+        "name": "trained",
+        "models": str(tmp_path / "pair" / "tiny.yaml"),
+        "max_tokens": 10,
+        "domains": {d: {"dataset": "local", "path": str(tmp_path / f"{d}.jsonl"), "limit": 3} for d in ("code", "math")},
+        "experiments": [
+            {"kind": "baseline"},
+            {"kind": "generic_draft", "k": [2]},
+            {"kind": "domain_adapters", "k": [2], **recipe},
+            {"kind": "router", "k": [2], "router": str(tmp_path / "router.yaml"), "router_samples": 12, **recipe},
+            {"kind": "ablation_rank", "ranks": [2], "k": [2], "domains": ["code"], **recipe},
+            {"kind": "adaptive_rounds", "rounds": 2, "k": [2], "domains": ["code"], **recipe},
+        ],
+    }
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump(suite))
+    return path
+
+
+def go(tmp_path: Path, suite_file: Path, **options: Any) -> tuple[Path, str]:
+    """Run the suite; return the run folder and what was printed."""
+    console = Console(file=io.StringIO(), width=200)
+    folder = run_suite(load_suite(suite_file), results_dir=tmp_path / "results", console=console, **options)
+    return folder, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def counts(records: list[Record]) -> list[Any]:
+    """What training must reproduce."""
+    keep = [(r.experiment, r.sample_id, r.adapter, r.accept_lengths, (r.extra or {}).get("choice")) for r in records]
+    return sorted(keep, key=str)
+
+
+def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file: Path) -> None:
+    """Everything that needs training runs, is lossless, beats the plain draft where it claims to, and is found again by the next run."""
+    folder, printed = go(tmp_path, suite_file)
+    records, measured = read_records(folder), read_manifest(folder).measured
+    assert {r.experiment for r in records} == {
+        "baseline", "generic_draft", "domain_adapters", "router", "ablation_rank", "adaptive_rounds"
+    }  # fmt: skip
+    assert all(r.compared and r.divergence is None for r in records if r.method == "decode" and r.drafter)
+    assert set(measured["adapters"]) == {"code", "code-round2", "math", "code-rank2"}
+    accepted = {name: a["rounds"][-1]["accepted"] for name, a in measured["adapters"].items() if a["rounds"]}
+    assert any(accepted.values()), measured["adapters"]
+    for check in measured["spot_checks"]:
+        assert check["equal"] or check["near_ties"], check
+    routed = [r for r in records if r.drafter == "router"]
+    assert {(r.extra or {})["choice"] for r in routed} <= {"generic", "code", "math"}
+    assert all(r.route_s is not None and r.swap_s is not None and r.wall_s is not None for r in routed)
+    assert all(r.route_s + r.swap_s < r.wall_s for r in routed if r.route_s is not None and r.swap_s is not None and r.wall_s)
+    zero = [r for r in records if r.experiment == "adaptive_rounds" and (r.extra or {})["settings"]["round"] == 0]
+    generic = {r.sample_id: r.accept_lengths for r in records if r.experiment == "generic_draft"}
+    assert zero
+    assert all(r.accept_lengths == generic[r.sample_id] for r in zero)
+    assert "update" in printed
+    assert (reports_folder(folder) / "report.md").is_file()
+    again, printed = go(tmp_path, suite_file)
+    assert counts(read_records(again)) == counts(records)
+    assert "update" not in printed
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path, suite_file: Path) -> None:
+    """A crash in the middle of training loses no finished adapter, and the resumed run has the records of an unbroken one."""
+    whole, _ = go(tmp_path / "whole", suite_file)
+    engine = real_engine()
+
+    class Boom(Exception):
+        pass
+
+    def failing(pair: Any, suite: Any, cells: Any, samples: Any, load_samples: Any, say: Any) -> Any:
+        def loud(line: str) -> None:
+            if line.startswith("training math"):
+                raise Boom
+            say(line)
+
+        return engine.train(pair, suite, cells, samples, load_samples, loud)
+
+    shutil.rmtree(tmp_path / "cache" / "trained")
+    with pytest.raises(Boom):
+        go(tmp_path, suite_file, engine=dataclasses.replace(engine, train=failing))
+    (broken,) = (tmp_path / "results").iterdir()
+    assert not read_records(broken)
+    resumed, printed = go(tmp_path, suite_file, resume=broken.name)
+    assert "training code: round" not in printed
+    assert "training math: round" in printed
+    assert counts(read_records(resumed)) == counts(read_records(whole))
+
+
+def test_training_without_a_draft_says_so(tmp_path: Path, suite_file: Path) -> None:
+    """A pair without a draft has nothing to adapt; the advice names the way out."""
+    (tmp_path / "pair" / "tiny.yaml").write_text("target:\n  sources: ['path:target']\n")
+    with pytest.raises(HarnessError, match="no draft to adapt"):
+        go(tmp_path, suite_file)
+
+
+def test_evaluation_prompts_never_train(tmp_path: Path, suite_file: Path) -> None:
+    """A suite that evaluates on its own train split is refused, with both ids."""
+    suite = yaml.safe_load(suite_file.read_text())
+    for spec in suite["domains"].values():
+        spec["split"] = "train"
+    suite_file.write_text(yaml.safe_dump(suite))
+    with pytest.raises(HarnessError, match="code/"):
+        go(tmp_path, suite_file)
