@@ -87,6 +87,28 @@ class Position:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Where the rounds of an answer spent their time: every moment of a round belongs to exactly one part."""
+
+    draft_s: float
+    """Proposing tokens: launching the drafter and waiting for it."""
+    verify_s: float
+    """Launching the target's passes and waiting for them, acceptance included."""
+    sync_s: float
+    """Reading finished results to the host."""
+    host_s: float
+    """Everything else in Python: bookkeeping, rewinding the cache, per-position records."""
+
+    def __add__(self, other: Profile) -> Profile:
+        return Profile(
+            draft_s=self.draft_s + other.draft_s,
+            verify_s=self.verify_s + other.verify_s,
+            sync_s=self.sync_s + other.sync_s,
+            host_s=self.host_s + other.host_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One decoded answer with its raw counts and times."""
 
@@ -132,6 +154,8 @@ class Generation:
     """True when lenience > 1: output may differ from the target's."""
     positions: tuple[Position, ...] | None = None
     """Per-position details in detailed mode."""
+    profile: Profile | None = None
+    """Where the rounds' time went, prefill apart; None unless asked for."""
 
     @property
     def emitted(self) -> int:
@@ -196,7 +220,7 @@ class Record:
     compared: bool = False
     """True when the output was compared with the baseline's."""
     extra: Mapping[str, Any] | None = None
-    """Scores and experiment-specific raw values."""
+    """Scores and experiment-specific raw values; ``profile`` holds the :class:`Profile` of a profiled run."""
 
 
 def to_dict(record: Any) -> dict[str, Any]:
@@ -215,4 +239,6 @@ def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
         values["divergence"] = Divergence(**values["divergence"])
     if cls is Generation and values.get("positions") is not None:
         values["positions"] = tuple(from_dict(Position, p) for p in values["positions"])
+    if cls is Generation and values.get("profile") is not None:
+        values["profile"] = Profile(**values["profile"])
     return cls(**values)

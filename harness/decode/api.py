@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +94,7 @@ def stream(
     mode: Literal["detailed", "fast"] = "detailed",
     options: DrafterOptions | None = None,
     costs: Costs | None = None,
+    profile: bool = False,
 ) -> Iterator[Step]:
     """Decode ``prompt`` and yield one :class:`~harness.decode.speculative.Step` per target pass.
 
@@ -110,7 +113,7 @@ def stream(
         draft = None if drafter is None else _full_vocabulary(resolve_drafter(pair, drafter, options))
         return fast_steps(pair.target, draft, ids, k=k if isinstance(k, int) else 0, **common)
     if drafter is None:
-        return plain_steps(CachedModel(pair.target), ids, **common)
+        return plain_steps(CachedModel(pair.target), ids, profile=profile, **common)
     chosen = resolve_drafter(pair, drafter, options)
     if k == "auto" and costs is None:
         from harness.decode.calibrate import calibrate
@@ -121,7 +124,9 @@ def stream(
     if detailed:
         model = getattr(chosen, "draft", chosen)
         details = Details(getattr(model, "token_map", None))
-    return speculative_steps(CachedModel(pair.target), chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, **common)
+    return speculative_steps(
+        CachedModel(pair.target), chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, profile=profile, **common
+    )
 
 
 def generate(
@@ -145,7 +150,8 @@ def generate(
             ``rule`` ``match`` (default) or ``rejection``; ``temperature`` (default 0), ``top_p``, ``top_k``, ``min_p``;
             ``lenience`` above 1 is lossy and needs the rejection rule; ``max_tokens`` (default 256); ``seed`` (default 0);
             ``detailed`` True records :class:`~harness.records.Position` entries; ``mode`` ``detailed`` (this project's loop) or
-            ``fast`` (mlx-lm's); ``options`` a :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``.
+            ``fast`` (mlx-lm's); ``options`` a :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``;
+            ``profile`` True records where the rounds' time goes (this project's loop only).
 
     Returns:
         A frozen :class:`~harness.records.Generation`. Greedy tokens equal plain decoding's.
@@ -179,6 +185,7 @@ def _collect(
     tokens = tuple(token for step in steps for token in step.tokens)
     plain = drafter is None
     positions = tuple(p for step in steps for p in step.positions)
+    profiles = [step.profile for step in steps if step.profile is not None]
     return Generation(
         tokens=tokens,
         text=pair.decode(tokens),
@@ -199,6 +206,7 @@ def _collect(
         k=None if plain else k if isinstance(k, int | str) else type(k).__name__,
         lossy=settings.get("lenience", 1.0) > 1,
         positions=positions if settings.get("detailed") else None,
+        profile=functools.reduce(operator.add, profiles) if profiles else None,
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from harness.decode.cached import CachedModel
+from harness.decode.profile import Laps, NoLaps
 from harness.decode.sampling import Sampling, processed_logprobs, sample
 from harness.decode.speculative import Step
 from harness.models.blas import mx
@@ -19,6 +20,7 @@ def plain_steps(
     eos: frozenset[int],
     sampling: Sampling,
     seed: int = 0,
+    profile: bool = False,
 ) -> Iterator[Step]:
     """Yield one :class:`Step` per token. The next pass is queued before the current token is read, as mlx-lm does."""
     start = time.perf_counter()
@@ -33,16 +35,30 @@ def plain_steps(
         return token.astype(mx.int32)
 
     keys = iter(lambda: None, 0) if sampling.greedy else _keys(key)
+    laps = Laps() if profile else NoLaps()
     start = time.perf_counter()
+    laps.start()
     token = advance(mx.array(prompt[-1:], dtype=mx.int32), next(keys))
     for i in range(max_tokens):
         following = advance(token, next(keys)) if i + 1 < max_tokens else None
+        laps.end("verify_s", token)
         value = int(token.item())
         now = time.perf_counter()
-        yield Step(tokens=(value,), drafted=0, accepted=0, rejected=False, draft_s=None, verify_s=now - start, prefill_s=prefill_s)
+        laps.end("sync_s")
+        yield Step(
+            tokens=(value,),
+            drafted=0,
+            accepted=0,
+            rejected=False,
+            draft_s=None,
+            verify_s=now - start,
+            prefill_s=prefill_s,
+            profile=laps.take(),
+        )
         if value in eos or following is None:
             break
         start, prefill_s, token = now, 0.0, following
+        laps.start()
 
 
 def _keys(key: mx.array) -> Iterator[mx.array]:

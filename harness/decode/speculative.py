@@ -15,9 +15,10 @@ from harness.decode.cached import CachedModel
 from harness.decode.details import Details
 from harness.decode.drafters import EMPTY, Drafter, Proposal, Request
 from harness.decode.length import LengthPolicy
+from harness.decode.profile import Laps, NoLaps
 from harness.decode.sampling import Sampling, ints, processed_logprobs, sample
 from harness.models.blas import mx
-from harness.records import Position, Rule
+from harness.records import Position, Profile, Rule
 
 QUEUE_AHEAD = mx.default_device() == mx.Device(mx.gpu)
 """On a GPU the verification is queued behind the draft before the draft is read, so the device never idles between them. The CPU
@@ -39,6 +40,8 @@ class Step:
     prefill_s: float = 0.0
     positions: tuple[Position, ...] = ()
     """Details per decided draft position (detailed mode)."""
+    profile: Profile | None = None
+    """Where the round's time went, where it was asked for."""
 
 
 def speculative_steps(
@@ -54,6 +57,7 @@ def speculative_steps(
     lenience: float = 1.0,
     seed: int = 0,
     details: Details | None = None,
+    profile: bool = False,
 ) -> Iterator[Step]:
     """Yield one :class:`Step` per target pass until ``max_tokens`` or an end-of-sequence token."""
     start = time.perf_counter()
@@ -63,9 +67,11 @@ def speculative_steps(
     if policy.max_k() > 0:
         drafter.begin(prompt)
     prefill_s = time.perf_counter() - start
+    laps = Laps() if profile else NoLaps()
     emitted, finished = 0, False
     while emitted < max_tokens and not finished:
         start = time.perf_counter()
+        laps.start()
         key, draft_key, accept_key = mx.random.split(key, 3) if not sampling.greedy else (key, None, None)
         request = Request(
             k=min(policy.max_k(), max_tokens - emitted - 1),
@@ -76,17 +82,22 @@ def speculative_steps(
             keep_going=policy.keep_going if policy.needs_confidence else None,
         )
         proposal = drafter.propose(context, request) or Proposal(EMPTY)
+        laps.end("draft_s", proposal.tokens)
         last = mx.array(context[-1:], dtype=mx.int32)
         logits = target.forward(mx.concatenate([last, proposal.tokens]))  # (k + 1, vocab)
         verdict = _verdict(logits, proposal, rule, sampling, lenience, accept_key)
         extra = details.arrays(logits, proposal, verdict) if details else ()
         if QUEUE_AHEAD:
             mx.async_eval(proposal.tokens, verdict, *extra)
+        laps.end("verify_s")
         draft = ints(proposal.tokens)
         drafted_at = time.perf_counter()
+        laps.end("sync_s")
         mx.eval(verdict, *extra)
+        laps.end("verify_s")
         n, own = _read(verdict, draft, rule, sampling)
         verified_at = time.perf_counter()
+        laps.end("sync_s")
 
         tokens = [*draft[:n], own]
         stop = next((i for i, token in enumerate(tokens) if token in eos), None)
@@ -107,6 +118,7 @@ def speculative_steps(
             verify_s=verified_at - drafted_at,
             prefill_s=prefill_s,
             positions=details.positions(extra, draft, tokens, emitted - len(tokens)) if details else (),
+            profile=laps.take(),
         )
         prefill_s = 0.0
 

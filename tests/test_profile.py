@@ -1,0 +1,106 @@
+"""A profile says where a round's time went: every moment once, in the right part, and nothing at all unless it was asked for."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+from toy import ToyPair, toy_pair
+
+from harness.decode import plain, speculative
+from harness.decode.api import generate, resolve_drafter, stream
+from harness.decode.cached import CachedModel
+from harness.decode.length import FixedK
+from harness.decode.profile import Laps
+from harness.records import Generation, Profile, from_dict, to_dict
+
+PROMPT = list(range(2, 20))
+PARTS = ("draft_s", "verify_s", "sync_s", "host_s")
+NAP_S = 0.04
+"""Longer than any part of a toy round, on a busy machine too."""
+
+
+@pytest.fixture(scope="module")
+def pair() -> ToyPair:
+    """A toy pair that never ends early."""
+    return toy_pair(eos=())
+
+
+def total(profile: Profile) -> float:
+    """Seconds in all parts."""
+    return sum(getattr(profile, part) for part in PARTS)
+
+
+@pytest.mark.parametrize("settings", [{"drafter": None}, {}, {"drafter": "hybrid"}, {"temperature": 1.0, "rule": "rejection"}])
+def test_parts_make_up_the_wall_time(pair: ToyPair, settings: dict[str, Any]) -> None:
+    """What the parts leave out of the wall time is prefill and little else; the answer is that of an unprofiled run."""
+    generate(pair, PROMPT, max_tokens=4, **settings)
+    g = generate(pair, PROMPT, max_tokens=48, profile=True, **settings)
+    assert g.profile is not None
+    assert all(getattr(g.profile, part) >= 0 for part in PARTS)
+    assert 0.8 * g.wall_s < g.prefill_s + total(g.profile) <= g.wall_s
+    assert g.tokens == generate(pair, PROMPT, max_tokens=48, **settings).tokens
+    assert from_dict(Generation, to_dict(g)) == g
+
+
+def test_without_the_flag_nothing_is_recorded(pair: ToyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unprofiled loop has no stopwatch at all, so it cannot wait for one."""
+
+    def refuse(self: Laps) -> None:
+        raise AssertionError("a stopwatch was made")
+
+    monkeypatch.setattr(Laps, "__init__", refuse)
+    for drafter in (None, "generic"):
+        assert generate(pair, PROMPT, drafter=drafter, max_tokens=8).profile is None
+        assert all(step.profile is None for step in stream(pair, PROMPT, drafter=drafter, max_tokens=8))
+    with pytest.raises(AssertionError, match="stopwatch"):
+        generate(pair, PROMPT, max_tokens=8, profile=True)
+
+
+class SlowPolicy(FixedK):
+    """Bookkeeping that takes a while."""
+
+    def update(self, **_: Any) -> None:
+        time.sleep(NAP_S)
+
+
+@pytest.mark.parametrize("slow", PARTS)
+def test_time_lands_in_the_right_part(pair: ToyPair, slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nap in one place of the round must show in that part and in no other."""
+    drafter, policy = resolve_drafter(pair, "generic"), FixedK(2)
+
+    def napping(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(NAP_S)
+            return function(*args, **kwargs)
+
+        return call
+
+    if slow == "draft_s":
+        monkeypatch.setattr(drafter, "propose", napping(drafter.propose))
+    elif slow == "verify_s":
+        monkeypatch.setattr(speculative, "_verdict", napping(speculative._verdict))
+    elif slow == "sync_s":
+        monkeypatch.setattr(speculative, "_read", napping(speculative._read))
+    else:
+        policy = SlowPolicy(2)
+    profiles = [step.profile for step in stream(pair, PROMPT, drafter=drafter, k=policy, max_tokens=12, profile=True)]
+    median = {part: statistics.median(getattr(p, part) for p in profiles) for part in PARTS}
+    assert {part for part in PARTS if median[part] >= NAP_S} == {slow}
+
+
+def test_plain_decoding_waits_in_verify(pair: ToyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's pass is the whole of plain decoding: a slow one shows as verification, nothing as drafting."""
+    forward = CachedModel.forward
+
+    def slow(self: CachedModel, tokens: Any) -> Any:
+        time.sleep(NAP_S)
+        return forward(self, tokens)
+
+    monkeypatch.setattr(plain.CachedModel, "forward", slow)
+    g = generate(pair, PROMPT, drafter=None, max_tokens=6, profile=True)
+    assert g.profile is not None
+    assert g.profile.draft_s == 0
+    assert g.profile.verify_s >= 5 * NAP_S > g.profile.host_s + g.profile.sync_s
