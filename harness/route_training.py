@@ -48,6 +48,10 @@ class Material:
     costs: Costs | None = None
     """Calibrated costs, where known."""
 
+    def take(self, rows: np.ndarray) -> Material:
+        """The same for a subset of prompts (integer row indices)."""
+        return dataclasses.replace(self, table=self.table.take(rows), groups=self.groups[rows])
+
     def rewards(self, config: RouterConfig) -> tuple[np.ndarray, tuple[Any, ...]]:
         """(n, n_arms) rewards and the arms of the columns.
 
@@ -226,8 +230,18 @@ def _groups(table: OutcomeTable, samples: Sequence[Sample]) -> np.ndarray:
     return np.array([label[s] for s in table.sample_ids])
 
 
-def evaluate(material: Material, config: RouterConfig, *, offline: bool = False, n_boot: int = 2000) -> Evaluation:
+def evaluate(
+    material: Material, config: RouterConfig, *, kinds: Sequence[str] = (), offline: bool = False, n_boot: int = 2000, **options: Any
+) -> Evaluation:
     """Grouped k-fold evaluation of the configured router beside every baseline.
+
+    Args:
+        material: outcomes.
+        config: settings.
+        kinds: kinds of router to compare, named so in the table; only the configured one, named ``router``, when empty.
+        offline: fetch no encoder.
+        n_boot: bootstrap resamples.
+        **options: ``test_prompts`` or ``folds`` of :func:`routing.evaluate.evaluate_routers`.
 
     Raises:
         HarnessError: fewer than two groups of prompts, or what :meth:`Material.rewards` refuses.
@@ -236,33 +250,39 @@ def evaluate(material: Material, config: RouterConfig, *, offline: bool = False,
 
     rewards, arms = material.rewards(config)
     table = material.table
+    configs = {kind: config.model_copy(update={"router": kind}) for kind in kinds} or {ROUTER: config}
     with routing_errors():
         return evaluate_routers(
             table.prompts or (),
             rewards,
             arms,
-            {ROUTER: make_router(config, arms, offline=offline)},
+            {name: make_router(one, arms, offline=offline) for name, one in configs.items()},
             domains=table.domains,
             groups=material.groups,
             weights=table.emitted[:, 0, table.ks.index(material.k)],
             n_splits=config.folds,
             n_boot=n_boot,
             seed=config.seed,
+            **options,
         )
 
 
 def policies(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One entry per policy in reading order: the router, each drafter fixed, the baselines, the oracle. NaN becomes None."""
-    first, last = [r for r in evaluation.results if r.name == ROUTER], [r for r in evaluation.results if r.name == "oracle"]
-    fixed = [r for r in evaluation.results if r.name.startswith("fixed:")]
-    rest = [r for r in evaluation.results if r not in (*first, *last, *fixed)]
+    """One entry per policy in reading order: routers, each drafter fixed, the other baselines, the oracle. NaN becomes None."""
+    from routing.evaluate import BEST_FIXED, DOMAIN_BEST, DOMAIN_LABEL, ORACLE, RANDOM
+
+    def place(name: str) -> int:
+        if name.startswith("fixed:"):
+            return 1
+        return {BEST_FIXED: 2, RANDOM: 3, DOMAIN_LABEL: 4, DOMAIN_BEST: 5, ORACLE: 6}.get(name, 0)
+
     return [
         {
             "policy": r.name.removeprefix("fixed:"),
             **{name: _numbers(getattr(r, name)) for name in ("mean", "gain", "recovery", "regret")},
             "pooled": r.pooled,
         }
-        for r in (*first, *fixed, *rest, *last)
+        for r in sorted(evaluation.results, key=lambda r: place(r.name))
     ]
 
 
@@ -270,23 +290,28 @@ def _numbers(interval: Interval) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(interval).items()}
 
 
-def report(evaluation: Evaluation, router: PromptRouter, config: RouterConfig, material: Material) -> dict[str, Any]:
-    """Everything ``train-router`` found, as plain JSON types."""
+def report(evaluation: Evaluation, config: RouterConfig, k: int) -> dict[str, Any]:
+    """What an evaluation found, as plain JSON types."""
     return {
-        "run_id": material.run_id,
-        "k": material.k,
+        "k": k,
         "reward": config.reward,
         "prompts": evaluation.n_prompts,
         "groups": evaluation.n_groups,
         "folds": len(evaluation.folds),
         "arms": list(evaluation.arms),
+        "oracle_gap": _numbers(evaluation.oracle_gap),
+        "oracle_gap_is_noise": bool(evaluation.gap_is_noise),
+        "policies": policies(evaluation),
+    }
+
+
+def describe(router: PromptRouter) -> dict[str, Any]:
+    """What a trained router is, as plain JSON types."""
+    return {
         "kind": type(router.router_).__name__,
         "settings": router.router_.get_params(deep=False),
         "threshold": float(router.threshold_),
         "reach": router.reach_ if math.isfinite(router.reach_) else None,
-        "oracle_gap": _numbers(evaluation.oracle_gap),
-        "oracle_gap_is_noise": bool(evaluation.gap_is_noise),
-        "policies": policies(evaluation),
     }
 
 

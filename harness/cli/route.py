@@ -64,13 +64,13 @@ def train_router(
 
         pair, speed = load_pair(models or "smollm2", offline=offline), settings.reward == "speedup"
         material = replay_material(pair, samples, folders, k=k, max_tokens=max_tokens, batch=batch, calibrated=speed, notify=_say)
-    from harness.route_training import evaluate, report, show
+    from harness.route_training import describe, evaluate, report, show
 
     _say(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
     evaluation = evaluate(material, settings, offline=offline)
     hashes, costs, groups = material.adapter_hashes, material.costs, material.groups
     router = fit_router(material.table, settings, k=k, adapter_hashes=hashes, costs=costs, groups=groups, offline=offline)
-    found = {"pair": name, **report(evaluation, router, settings, material)}
+    found = {"pair": name, "run_id": material.run_id, **describe(router), **report(evaluation, settings, k)}
     if not table_only:
         path = save_router(router, router_file or router_path(name), run_id=material.run_id, adapter_hashes=hashes)
         found["router"] = str(path)
