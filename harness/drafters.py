@@ -9,8 +9,6 @@ from harness.errors import HarnessError, did_you_mean
 
 BUILT_IN = ("generic", "lookup", "early_exit", "hybrid", "router")
 """What every pair understands; all but ``lookup`` and ``early_exit`` need a draft."""
-NEEDS_NO_DRAFT = (None, "lookup", "early_exit")
-"""Drafters of a pair loaded without its draft."""
 
 
 def installed(pair_name: str) -> dict[str, Path]:
@@ -31,5 +29,5 @@ def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] 
         known = [*also, *BUILT_IN, *adapters]
         raise HarnessError(
             f"no drafter {drafter!r} for pair {pair_name!r}: {did_you_mean(drafter, known)}",
-            f"Use one of: {', '.join(known)}; `harness train` makes more.",
+            "Adapters come from `harness train` and from sessions.",
         )

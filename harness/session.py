@@ -147,8 +147,10 @@ class Session:
         """Return name -> what it is, of everything :meth:`use` takes."""
         kinds = {"generic": "the plain draft", "lookup": "copies from the text so far", "early_exit": "the target's first layers"}
         kinds |= {"hybrid": "lookup, then the draft", "router": "chooses an adapter for each prompt"}
-        own = f"this session's adapter, {self._rounds_text()}" if self._has_adapter() else "the plain draft until a round is accepted"
         adapters = {name: "an installed adapter" for name in installed(self.pair.name) if name != self.config.name}
+        if self.learner is None:
+            return {ADAPTIVE: "lookup: the pair has no draft", **{name: kinds[name] for name in ("lookup", "early_exit")}}
+        own = f"this session's adapter, {self._rounds_text()}" if self._has_adapter() else "the plain draft until a round is accepted"
         return {ADAPTIVE: own, **{name: kinds[name] for name in BUILT_IN}, **adapters}
 
     def fit(self, messages: Sequence[dict], max_tokens: int | None = None) -> tuple[list[dict], int]:
@@ -209,8 +211,8 @@ class Session:
         api.adapter_bank(self.pair).activate(None)
         try:
             record = self.learner.train(progress=progress)
-        except HarnessError as error:
-            self.refusal, self._refused_at = error.problem, self._pending()
+        except (HarnessError, KeyboardInterrupt) as error:
+            self.refusal, self._refused_at = getattr(error, "problem", "interrupted"), self._pending()
             raise
         self.refusal, self._refused_at = None, -1
         if record.accepted:

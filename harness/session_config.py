@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.adapt.config import TrainingConfig, load_training_config
 from harness.datasets.spec import DatasetSpec
@@ -73,8 +73,17 @@ class SessionConfig(Strict):
         return self
 
     def replace(self, **changes: Any) -> SessionConfig:
-        """Return a checked copy."""
-        return SessionConfig.model_validate({**self.model_dump(), **changes})
+        """Return a checked copy.
+
+        Raises:
+            HarnessError: a wrong value.
+        """
+        try:
+            return SessionConfig.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = first["loc"][0] if first["loc"] else "the settings"
+            raise HarnessError(f"{where}: {first['msg'].removeprefix('Value error, ')}", f"The keys are those of {DEFAULT}.") from error
 
     def training_config(self) -> TrainingConfig:
         """The training settings with this session's thresholds."""

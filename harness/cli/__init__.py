@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("harness.cli.check:compare", "Show what changed from one run to another."),
     "validate": ("harness.cli.validate:validate", "Check a suite file without loading any model."),
     "generate": ("harness.cli.generate:generate", "Answer one prompt with speculative decoding and show the counts."),
+    "chat": ("harness.cli.chat:chat", "Talk to a model whose draft learns from the conversation."),
+    "demo": ("harness.cli.demo:demo", "Show drafting token by token on a local web page."),
     "collect": ("harness.cli.generate:collect", "Write the target's answers to prompts: the raw material of training."),
     "train": ("harness.cli.train:train", "Adapt the draft to what it gets wrong, and keep what raises acceptance."),
     "train-router": ("harness.cli.route:train_router", "Learn which adapter suits which prompt, and show what that gains."),

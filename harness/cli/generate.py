@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.decode.pieces import TextPieces
+
 if TYPE_CHECKING:
     from harness.records import Generation, Sample
 
@@ -15,11 +17,28 @@ PairOption = Annotated[str, typer.Option("--models", metavar="PAIR", help="Model
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")]
 
 
+NO_DRAFT = (None, "lookup", "early_exit")
+"""Drafters that need no draft model."""
+
+
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The user turn; - reads it from standard input.")],
     models: PairOption = "smollm2",
-    drafter: Annotated[str, typer.Option(help="generic, lookup, early_exit, hybrid, or none for plain decoding.")] = "generic",
-    k: Annotated[str, typer.Option("-k", "--k", metavar="N", help="Draft length: a number, dynamic or auto.")] = "4",
+    drafter: Annotated[
+        str | None, typer.Option(help="generic (default), lookup, early_exit, hybrid, or none for plain decoding.", show_default=False)
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Draft with this adapter of `harness train`.")] = None,
+    route: Annotated[bool, typer.Option("--route", help="Let the pair's router choose the adapter.")] = False,
+    k: Annotated[
+        str | None,
+        typer.Option(
+            "-k",
+            "--k",
+            metavar="N",
+            help="Draft length: a number, dynamic or auto. 4 by default, with --route the router's.",
+            show_default=False,
+        ),
+    ] = None,
     mode: Annotated[str, typer.Option(help="detailed (this project's loop) or fast (mlx-lm's loop).")] = "detailed",
     rule: Annotated[str, typer.Option(help="match or rejection.")] = "match",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -37,33 +56,66 @@ def generate(
 
     from harness.errors import HarnessError
 
-    one_of("--drafter", drafter, ("generic", "lookup", "early_exit", "hybrid", "none"))
     one_of("--mode", mode, ("detailed", "fast"))
     one_of("--rule", rule, ("match", "rejection"))
-    if not k.isdigit():
+    if k is not None and not k.isdigit():
         one_of("-k", k, ("dynamic", "auto"))
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise HarnessError("the prompt is empty", "Write the prompt in quotes after `harness generate`.")
-    from harness.decode.api import generate as decode
-    from harness.models.pair import load_pair
+    chosen = _drafter(models, drafter, adapter, route)
+    from harness import api
 
-    pair = load_pair(models, offline=offline, draft=drafter in ("generic", "hybrid"))
+    pair = api.load_pair(models, offline=offline, draft=chosen not in NO_DRAFT)
+    if chosen == "router":
+        api.pair_router(pair, offline=offline)
     printer = _Printer(pair)
-    result = decode(
+    length: dict[str, Any] = {"k": int(k) if k.isdigit() else k} if k is not None else {}
+    result = api.generate(
         pair,
         text,
-        drafter=None if drafter == "none" else drafter,
-        k=int(k) if k.isdigit() else k,
+        drafter=chosen,
         mode=mode,
         rule=rule,
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
         on_step=printer.show,
+        **length,
     )
-    typer.echo("")
+    printer.end()
     typer.echo(summary(result), err=True)
+
+
+def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool) -> str | None:
+    """Turn the three options into the name :func:`harness.api.generate` takes, checked before any model loads.
+
+    Raises:
+        HarnessError: two of them, an unknown name, or no router.
+    """
+    from harness.drafters import BUILT_IN, installed
+    from harness.errors import HarnessError, did_you_mean
+    from harness.models.config import pair_path
+
+    if sum([drafter is not None, adapter is not None, route]) > 1:
+        raise HarnessError("--drafter, --adapter and --route exclude each other", "Give one of them.")
+    if drafter is not None:
+        one_of("--drafter", drafter, (*BUILT_IN[:-1], "none"))
+        return None if drafter == "none" else drafter
+    pair_name = pair_path(models).stem
+    if route:
+        from harness.routes import router_path
+
+        if not router_path(pair_name).is_file():
+            raise HarnessError(f"no router for pair {pair_name!r}", "Train one with `harness train-router`.")
+        return "router"
+    if adapter is None:
+        return "generic"
+    names = sorted(installed(pair_name))
+    if adapter not in names:
+        hint = did_you_mean(adapter, names) if names else "none is installed"
+        raise HarnessError(f"no adapter {adapter!r} for pair {pair_name!r}: {hint}", "Train one with `harness train`.")
+    return adapter
 
 
 def one_of(flag: str, value: str, known: Sequence[str]) -> None:
@@ -82,17 +134,15 @@ class _Printer:
     """Prints an answer as it grows."""
 
     def __init__(self, pair: Any) -> None:
-        self.pair = pair
-        self.tokens: list[int] = []
-        self.printed = ""
+        self.pieces = TextPieces(pair.decode)
 
     def show(self, step: Any) -> None:
         """Print what the tokens of ``step`` add; an incomplete character waits for its remaining bytes."""
-        self.tokens.extend(step.tokens)
-        text = self.pair.decode(self.tokens).rstrip("\ufffd")
-        if text.startswith(self.printed):
-            typer.echo(text[len(self.printed) :], nl=False)
-            self.printed = text
+        typer.echo("".join(self.pieces.add(token) for token in step.tokens), nl=False)
+
+    def end(self) -> None:
+        """Print what is left, and a line break."""
+        typer.echo(self.pieces.rest())
 
 
 def summary(result: Generation) -> str:
@@ -107,6 +157,10 @@ def summary(result: Generation) -> str:
             f"accepted {result.accepted} of {result.drafted} drafted ({rate})",
             f"{result.emitted / result.rounds:.2f} tokens per target pass",
         ]
+    if result.route_s is not None:
+        parts.append(f"routed to {result.drafter or 'plain decoding'} in {1000 * result.route_s:.1f} ms")
+    if result.swap_s is not None:
+        parts.append(f"adapter swapped in {1000 * result.swap_s:.2f} ms")
     return ", ".join(parts)
 
 

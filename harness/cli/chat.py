@@ -1,0 +1,290 @@
+"""``harness chat``: a conversation whose draft learns from it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from harness.cli.generate import OfflineOption
+from harness.errors import HarnessError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.records import Generation
+    from harness.session import Session
+
+COMMANDS = {
+    "/stats": "what the session has counted so far",
+    "/train": "run a training round now",
+    "/eval": "compare the draft in use with the plain one on held-out prompts",
+    "/adapters": "list the drafters; /adapters NAME switches",
+    "/reset": "forget the conversation, keep what was learned",
+    "/help": "this list",
+    "/quit": "leave; Ctrl-D does too",
+}
+DRAFTED, TARGET = "green", ""
+"""Styles of tokens the draft proposed and of the target's own."""
+
+
+def chat(
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
+    models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
+    drafter: Annotated[str | None, typer.Option(help="adaptive, generic, lookup, hybrid, router or an adapter's name.")] = None,
+    k: Annotated[str | None, typer.Option("-k", "--k", metavar="N", help="Draft length: a number, dynamic or auto.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
+    train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train by itself when a round is due.")] = None,
+    show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that the draft proposed.")] = False,
+    offline: OfflineOption = False,
+) -> None:
+    """Talk to the target; answers the draft predicted badly are kept and trained on between turns.
+
+    Options beat the session file. Standard input may be a file with one message or command per line.
+
+    Example: `harness chat --models smollm2 --show-drafts`
+    """
+    given = {
+        "models": models,
+        "drafter": drafter,
+        "k": int(k) if k is not None and k.isdigit() else k,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "system": system,
+        "train_automatically": train,
+    }
+    opened = open_session(session, {name: value for name, value in given.items() if value is not None}, offline=offline)
+    from rich.console import Console
+
+    with opened:
+        Chat(opened, Console(highlight=False, soft_wrap=True), show_drafts=show_drafts).run()
+
+
+def open_session(path: str, changes: dict[str, Any], *, offline: bool) -> Session:
+    """Open a session; mistakes in the file or in ``changes`` show before mlx is imported."""
+    from harness.session_config import load_session_config
+
+    load_session_config(path).replace(**changes).check()
+    typer.echo("loading the models", err=True)
+    from harness.session import Session
+
+    return Session.from_config(path, offline=offline, **changes)
+
+
+class Chat:
+    """One conversation in a terminal, or over piped standard input.
+
+    Args:
+        session: what answers and learns.
+        console: where to print.
+        show_drafts: colour accepted draft tokens.
+    """
+
+    def __init__(self, session: Session, console: Console, *, show_drafts: bool = False) -> None:
+        self.session, self.console, self.show_drafts = session, console, show_drafts
+        self.messages: list[dict[str, str]] = []
+        self.interactive = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Answer until the input ends or ``/quit``."""
+        if self.interactive:
+            self.console.print(f"[dim]{self.session.pair.name}, draft {self.session.stats().drafter}; /help lists the commands[/dim]")
+        while (line := self._read()) is not None:
+            line = line.strip()
+            if line == "/quit":
+                return
+            try:
+                self._command(*line.split()) if line.startswith("/") else self._say(line)
+            except HarnessError as error:
+                self.console.print(f"[red]{_plain(error)}[/red]")
+
+    def _read(self) -> str | None:
+        """Return the next line; None at the end of the input."""
+        try:
+            if not self.interactive:
+                return sys.stdin.readline() or None
+            import readline  # noqa: F401  arrow keys and history
+
+            return input("\n> ")
+        except EOFError:
+            self.console.print()
+            return None
+
+    # --- one turn ---
+
+    def _say(self, line: str) -> None:
+        if not line:
+            return
+        messages, dropped = self.session.fit([*self.messages, {"role": "user", "content": line}])
+        if dropped:
+            self.console.print(f"[yellow]the context is full: the {dropped} oldest messages were forgotten; /reset starts afresh[/yellow]")
+        answer = self._answer(messages)
+        # Only an answered turn becomes part of the conversation.
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self.console.print(f"[dim]{_counts(answer)}[/dim]")
+        self._train_if_due()
+
+    def _answer(self, messages: list[dict[str, str]]) -> Generation:
+        from harness.decode.pieces import TextPieces
+
+        pieces = TextPieces(self.session.pair.decode)
+
+        def show(step: Any) -> None:
+            for i, token in enumerate(step.tokens):
+                self._write(pieces.add(token), DRAFTED if i < step.accepted else TARGET)
+
+        with interruptible() as stop:
+            answer = self.session.generate(messages, train=False, on_step=show, stop=stop)
+        self._write(pieces.rest(), TARGET)
+        self.console.print()
+        return answer
+
+    def _write(self, text: str, style: str) -> None:
+        from rich.text import Text
+
+        if text:
+            self.console.print(Text(text, style=style if self.show_drafts else TARGET), end="")
+            self.console.file.flush()
+
+    def _train_if_due(self) -> None:
+        stats = self.session.stats()
+        if not stats.due:
+            return
+        if not self.session.config.train_automatically:
+            self.console.print(f"[yellow]{stats.pending} failure cases wait: /train runs a training round[/yellow]")
+            return
+        self.console.print(f"[yellow]{stats.pending} failure cases: training now, Ctrl-C puts it off[/yellow]")
+        self._train()
+
+    def _train(self) -> None:
+        """Run a round; a refusal or Ctrl-C leaves everything as it was."""
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (
+            TextColumn("[dim]training"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} updates, loss {task.fields[loss]:.3f}"),
+        )
+        try:
+            with Progress(*columns, console=self.console, transient=True, disable=not self.interactive) as bar:
+                task = bar.add_task("", total=None, loss=float("nan"))
+                record = self.session.train(progress=lambda p: bar.update(task, completed=p.step, total=p.total, loss=p.loss))
+        except KeyboardInterrupt:
+            self.console.print("[yellow]training stopped; nothing changed[/yellow]")
+            return
+        except HarnessError as error:
+            self.console.print(f"[yellow]no training round: {_plain(error)}[/yellow]")
+            return
+        metric = self.session.learner.config.stop.metric if self.session.learner else ""
+        change = ", ".join(f"{d}: {metric} {record.before[d]:.3f} -> {record.after[d]:.3f}" for d in record.before)
+        verdict = "accepted" if record.accepted else "rejected, the old draft stays"
+        self.console.print(
+            f"round {record.round} {verdict} after {record.steps} updates in {record.train_s:.1f} s ({change} on held-out cases)"
+        )
+
+    # --- commands ---
+
+    def _command(self, name: str, *arguments: str) -> None:
+        if name not in COMMANDS:
+            raise HarnessError(f"no command {name}: {did_you_mean(name, list(COMMANDS))}", "/help lists the commands.")
+        {
+            "/stats": self._stats,
+            "/train": self._train,
+            "/eval": self._evaluate,
+            "/adapters": self._adapters,
+            "/reset": self._reset,
+            "/help": self._help,
+        }[name](*arguments[:1] if name == "/adapters" else ())
+
+    def _help(self) -> None:
+        for name, meaning in COMMANDS.items():
+            self.console.print(f"  {name:<10} {meaning}")
+
+    def _reset(self) -> None:
+        self.messages = []
+        self.console.print("the conversation starts afresh")
+
+    def _stats(self) -> None:
+        s = self.session.stats()
+        rows = {
+            "answers": f"{s.generations}, {s.tokens} tokens" + (f", {s.tokens_per_s:.1f} tok/s" if s.tokens_per_s else ""),
+            "acceptance": f"rate {_number(s.rate)}, alpha {_number(s.alpha)}, {_number(s.tau, 2)} tokens per target pass",
+            "recent": f"rate {_number(s.rolling_rate)}, trend {_number(s.trend, 4, '+')} per answer",
+            "failures": f"{s.failures} kept, {s.pending} of {s.needed} for the next round",
+            "rounds": f"{s.rounds} done, {s.rounds_accepted} accepted",
+            "draft": str(s.drafter),
+        }
+        if s.refusal:
+            rows["last round"] = f"not run: {s.refusal}"
+        for name, value in rows.items():
+            self.console.print(f"  {name:<10} {value}", markup=False)
+
+    def _adapters(self, name: str | None = None) -> None:
+        if name is not None:
+            self.session.use(name)
+            self.console.print(f"drafting with {self.session.stats().drafter}")
+            return
+        for drafter, meaning in self.session.drafters().items():
+            self.console.print(f"{'*' if drafter == self.session.drafter else ' '} {drafter:<12} {meaning}")
+
+    def _evaluate(self) -> None:
+        self.console.print("[dim]the target answers the held-out prompts once, the drafts are replayed over them[/dim]")
+        rows = self.session.evaluate()
+        self.console.print(f"{rows[0].drafter} against the plain draft, K = {rows[0].k}")
+        for row in rows:
+            text = f"  {row.domain:<10} {row.prompts:>3} prompts"
+            for measure in ("rate", "alpha", "tau"):
+                c = getattr(row, measure)
+                if c.change is not None:
+                    text += f"   {measure} {c.generic.value:.3f} -> {c.current.value:.3f} {_interval(c.change)}"
+            self.console.print(text, markup=False)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Give an event that the first Ctrl-C sets; the second raises KeyboardInterrupt."""
+    stop = threading.Event()
+
+    def handle(_signal: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _counts(answer: Generation) -> str:
+    text = f"{answer.emitted} tokens, {answer.emitted / answer.wall_s:.1f} tok/s"
+    if answer.drafted:
+        text += f", accepted {answer.accepted} of {answer.drafted} ({answer.accepted / answer.drafted:.2f}), draft {answer.drafter}"
+    if answer.route_s is not None:
+        text += f", routed in {1000 * answer.route_s:.1f} ms"
+    return text + {"eos": "", "length": ", cut at the longest answer", "stopped": ", stopped"}[answer.finish]
+
+
+def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.{digits}f}"
+
+
+def _interval(change: Any) -> str:
+    if change.low is None:
+        return f"({change.value:+.3f})"
+    return f"({change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"
+
+
+def _plain(error: HarnessError) -> str:
+    from rich.markup import escape
+
+    return escape(". ".join(part.rstrip(".") for part in (error.problem, error.advice) if part) + ".")

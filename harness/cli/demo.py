@@ -1,0 +1,44 @@
+"""``harness demo``: drafting made visible on a local web page."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from harness.cli.generate import OfflineOption
+
+
+def demo(
+    session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
+    models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
+    drafter: Annotated[str | None, typer.Option(help="adaptive, generic, lookup, hybrid, router or an adapter's name.")] = None,
+    train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train by itself when a round is due.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    offline: OfflineOption = False,
+) -> None:
+    """Serve a page on this machine that shows which tokens the draft proposed, and what that gains.
+
+    The page asks nothing of other hosts, and only this machine can reach it.
+
+    Example: `harness demo --models smollm2`
+    """
+    from harness.cli.chat import open_session
+
+    given = {"models": models, "drafter": drafter, "train_automatically": train}
+    with open_session(session, {name: value for name, value in given.items() if value is not None}, offline=offline) as opened:
+        from harness.demo.answers import warm_up
+        from harness.demo.server import DemoServer
+
+        server = DemoServer(opened, port)
+        warm_up(opened)
+        typer.echo(f"open {server.url}\nCtrl-C ends it")
+        if not no_browser:
+            import webbrowser
+
+            webbrowser.open(server.url)
+        try:
+            server.serve()
+        except KeyboardInterrupt:
+            typer.echo("ended")

@@ -1,0 +1,1 @@
+"""A local web page that shows drafting token by token."""
