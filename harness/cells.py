@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Context:
     store: RunStore
     trained: Trained = field(default_factory=Trained)
     costs: dict[str, Any] = field(default_factory=dict)
+    profile: bool = False
+    """Record where the time of each round goes."""
     prompts: dict[str, list[int]] = field(default_factory=dict)
     baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
     scores: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict)
@@ -106,6 +109,8 @@ def _generate(context: Context, job: Job, max_tokens: int) -> Generation:
         settings.update(k=cell.k, rule=cell.rule, lenience=cell.lenience)
     if cell.k == "auto":
         settings["costs"] = context.costs[drafter_label(cell.drafter, {"layers": cell.layers} if cell.layers else {})]
+    if context.profile:
+        settings["profile"] = True
     context.trained.activate(job.adapter)
     if cell.drafter == "adapter":
         settings["drafter"] = context.trained.drafter(job.adapter)
@@ -136,13 +141,15 @@ def _decode(context: Context, job: Job) -> Record:
         emitted=generation.emitted, finish=generation.finish, prefill_s=generation.prefill_s, ttft_s=generation.ttft_s,
         draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s, swap_s=generation.swap_s,
         wall_s=generation.wall_s, tokens=generation.tokens, divergence=divergence, compared=compared,
-        extra={"settings": settings_of(cell), "score": _score(context, sample, generation), **_choice(cell, generation)},
+        extra={"settings": settings_of(cell), "score": _score(context, sample, generation), **_facts(cell, generation)},
     )  # fmt: skip
 
 
-def _choice(cell: Cell, generation: Generation) -> dict[str, Any]:
-    """What a router picked."""
-    return {"choice": generation.drafter} if cell.drafter == "router" else {}
+def _facts(cell: Cell, generation: Generation) -> dict[str, Any]:
+    """What a router picked, and where the time of a profiled run went."""
+    choice = {"choice": generation.drafter} if cell.drafter == "router" else {}
+    profile = {} if generation.profile is None else {"profile": dataclasses.asdict(generation.profile)}
+    return {**choice, **profile}
 
 
 def _score(context: Context, sample: Sample, generation: Generation) -> dict[str, Any]:

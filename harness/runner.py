@@ -31,6 +31,7 @@ def run_suite(
     results_dir: Path,
     resume: str | None = None,
     offline: bool = False,
+    profile: bool = False,
     console: Console | None = None,
     engine: Engine | None = None,
 ) -> Path:
@@ -41,6 +42,7 @@ def run_suite(
         results_dir: folder of the run folders; reports go to ``reports/`` beside it.
         resume: name or path of an interrupted run to go on with.
         offline: use only what is in the cache.
+        profile: record where the time of each round goes; cells of mlx-lm's loop have no profile.
         console: where to show progress; a new one on stdout when None.
         engine: replaces models and decoding in tests.
 
@@ -66,7 +68,7 @@ def run_suite(
     with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine)) as store, StopRequest(console) as stop:
         if store.repaired_bytes:
             console.print(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
-        context = Context(max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts)
+        context = Context(max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile)
         with suppress(Stopped):
             context.trained = _train(context, suite, samples, stop, console)
             remember_baselines(context, read_records(folder))

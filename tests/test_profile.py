@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from test_runner import fake_generate, make_engine, run
 from toy import ToyPair, toy_pair
 
 from harness.decode import plain, speculative
@@ -15,6 +18,10 @@ from harness.decode.cached import CachedModel
 from harness.decode.length import FixedK
 from harness.decode.profile import Laps
 from harness.records import Generation, Profile, from_dict, to_dict
+from harness.report import summarise
+from harness.report.verify import verify
+from harness.runner import reports_folder
+from harness.store import read_records
 
 PROMPT = list(range(2, 20))
 PARTS = ("draft_s", "verify_s", "sync_s", "host_s")
@@ -104,3 +111,37 @@ def test_plain_decoding_waits_in_verify(pair: ToyPair, monkeypatch: pytest.Monke
     assert g.profile is not None
     assert g.profile.draft_s == 0
     assert g.profile.verify_s >= 5 * NAP_S > g.profile.host_s + g.profile.sync_s
+
+
+def profiled(pair: Any, prompt: Any, *, profile: bool = False, **settings: Any) -> Generation:
+    """The fake decoder of the runner's tests, with times."""
+    g = fake_generate(pair, prompt, **settings)
+    parts = Profile(draft_s=0.002, verify_s=0.004, sync_s=0.001, host_s=0.001)
+    return dataclasses.replace(g, profile=parts if profile else None, prefill_s=0.01, wall_s=0.02)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_profiled_run_reports_where_the_time_goes(tmp_path: Path, asked: bool) -> None:
+    """``--profile`` puts raw times into the records, a table and a chart into the reports; without it there is no trace of it."""
+    folder = run(tmp_path, engine=make_engine(generate=profiled), profile=asked)
+    records = [r for r in read_records(folder) if r.method == "decode"]
+    assert {"profile" in (r.extra or {}) for r in records} == {asked}
+    markdown = (reports_folder(folder) / "report.md").read_text()
+    html = (reports_folder(folder) / "report.html").read_text()
+    assert ("## Where the time goes" in markdown) == ("milliseconds per emitted token" in html) == asked
+    verify(folder, reports_folder(folder) / "report.md")
+    if asked:
+        section = markdown.split("## Where the time goes")[1].split("\n## ")[0]
+        row = [cell.strip() for cell in next(line for line in section.splitlines() if "lookup" in line).split("|")]
+        assert row[-7:-1] == ["50.0%", "10.0%", "20.0%", "5.0%", "5.0%", "10.0%"]
+
+
+def test_partly_profiled_cells_are_missing(tmp_path: Path) -> None:
+    """Shares of half a cell would not be the cell's: a run resumed without the flag shows no profile for that cell."""
+    folder = run(tmp_path, engine=make_engine(generate=profiled), profile=True)
+    records = read_records(folder)
+    first = next(i for i, r in enumerate(records) if r.drafter == "lookup")
+    records[first] = dataclasses.replace(records[first], extra={})
+    rows = {row.drafter: row for row in summarise(records, pooled=False) if row.method == "decode" and row.domain == records[first].domain}
+    assert rows["lookup"].profile is None
+    assert rows["early_exit"].profile is not None

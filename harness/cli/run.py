@@ -22,6 +22,7 @@ def run(
     results: ResultsOption = Path("results"),
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Also record where the time of each round goes.")] = False,
 ) -> None:
     """Decode a suite and write a run folder with records and a report.
 
@@ -37,7 +38,7 @@ def run(
 
     from harness.runner import run_suite
 
-    run_suite(loaded, results_dir=results, resume=resume, offline=offline, console=Console())
+    run_suite(loaded, results_dir=results, resume=resume, offline=offline, profile=profile, console=Console())
 
 
 def report(

@@ -75,7 +75,8 @@ def _names(rows: Sequence[CellRow]) -> list[Column]:
     return names
 
 
-def _table(title: str, rows: Sequence[CellRow], columns: Iterable[Column]) -> Table:
+def cell_table(title: str, rows: Sequence[CellRow], columns: Iterable[Column]) -> Table:
+    """One line per cell: the columns that tell the cells apart, then ``columns``."""
     names = _names(rows)
     chosen = [*names, *columns]
     return Table(title, tuple(name for name, _ in chosen), tuple(tuple(get(row) for _, get in chosen) for row in rows), len(names))
@@ -98,7 +99,7 @@ def main_table(rows: Sequence[CellRow]) -> Table:
         ("speedup [95%]", lambda r: interval(r.speedup, 2, "x")),
         ("diverged", diverged),
     ]
-    return _table("Result", main_rows(rows), columns)
+    return cell_table("Result", main_rows(rows), columns)
 
 
 def acceptance_table(rows: Sequence[CellRow]) -> Table:
@@ -113,7 +114,7 @@ def acceptance_table(rows: Sequence[CellRow]) -> Table:
         ("alpha", lambda r: interval(r.alpha)),
         ("tau", lambda r: interval(r.tau, 2)),
     ]
-    return _table("Acceptance", [row for row in rows if row.drafter is not None], columns)
+    return cell_table("Acceptance", [row for row in rows if row.drafter is not None], columns)
 
 
 def position_tables(rows: Sequence[CellRow]) -> list[Table]:
@@ -123,7 +124,7 @@ def position_tables(rows: Sequence[CellRow]) -> list[Table]:
     tables = []
     for kind in ("marginal", "conditional"):
         columns: list[Column] = [(str(j + 1), lambda r, j=j, kind=kind: _at(getattr(r, kind), j)) for j in range(depth)]  # type: ignore[misc]
-        tables.append(_table(f"Acceptance by position, {kind}", shown, columns))
+        tables.append(cell_table(f"Acceptance by position, {kind}", shown, columns))
     return tables if shown else []
 
 
@@ -140,7 +141,7 @@ def speed_table(rows: Sequence[CellRow]) -> Table:
         ("detectable difference", lambda r: number(r.speedup.detectable if r.speedup else None, 2, "x")),
         ("prompts left out", lambda r: str(r.unpaired)),
     ]
-    return _table("Measured and predicted speedup", [row for row in main_rows(rows) if row.speedup], columns)
+    return cell_table("Measured and predicted speedup", [row for row in main_rows(rows) if row.speedup], columns)
 
 
 def latency_table(rows: Sequence[CellRow]) -> Table:
@@ -149,7 +150,7 @@ def latency_table(rows: Sequence[CellRow]) -> Table:
     for title, name in (("first token", "ttft_s"), ("per token", "token_s"), ("total", "total_s")):
         for i, level in enumerate((50, 90, 99)):
             columns.append((f"{title} p{level}", lambda r, name=name, i=i: _ms(getattr(r, name), i)))  # type: ignore[misc]
-    return _table("Latency in milliseconds", main_rows(rows), columns)
+    return cell_table("Latency in milliseconds", main_rows(rows), columns)
 
 
 def _ms(values: Sequence[float] | None, i: int) -> str:
@@ -165,7 +166,7 @@ def quality_table(rows: Sequence[CellRow]) -> Table | None:
         ("scored", lambda r: str(r.quality.scored if r.quality else 0)),
         ("unscored", lambda r: str(r.quality.unscored if r.quality else 0)),
     ]
-    return _table("Quality", shown, columns) if shown else None
+    return cell_table("Quality", shown, columns) if shown else None
 
 
 def divergence_table(rows: Sequence[CellRow]) -> Table | None:
