@@ -15,6 +15,7 @@ from harness.experiments import Cell, Recipe
 from harness.records import Generation, Sample, Trajectory
 
 if TYPE_CHECKING:
+    from harness.adapt.config import TrainingConfig
     from harness.adapt.rounds import RoundRecord
     from harness.suite import Suite
 
@@ -49,12 +50,17 @@ class TrainedAdapter:
     """None: no round raised validation acceptance, so the draft is used as it is."""
     hash: str | None
     """SHA-256 of the weights."""
+    domain: str
+    """Whose failures it was trained on."""
+    metric: str
+    """What the rounds' ``before`` and ``after`` are: ``alpha``, ``rate`` or ``tau``."""
     rounds: tuple[RoundRecord, ...]
     """What training did."""
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
-        return {"hash": self.hash, "rounds": [{**asdict(r), "adapter": None} for r in self.rounds]}
+        rounds = [{**asdict(r), "adapter": None} for r in self.rounds]
+        return {"hash": self.hash, "domain": self.domain, "metric": self.metric, "rounds": rounds}
 
 
 @dataclass(kw_only=True)
@@ -68,6 +74,8 @@ class Trained:
     routers: Mapping[tuple[Recipe, int], Any] = field(default_factory=dict)
     """(recipe, K) -> fitted router; None where there is no adapter to choose."""
     router_facts: Mapping[str, Any] = field(default_factory=dict)
+    swaps: Sequence[Any] = ()
+    """:class:`harness.adapt.studies.SwapRow` per policy."""
 
     def adapter(self, cell: Cell) -> str | None:
         """Name of the adapter that a cell's drafter runs with; None is the plain draft, also where no round was kept."""
@@ -101,7 +109,8 @@ class Trained:
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
-        return {"adapters": {a.name: a.facts() for a in self.adapters.values()}, "routers": dict(self.router_facts)}
+        adapters = {a.name: a.facts() for a in self.adapters.values()}
+        return {"adapters": adapters, "routers": dict(self.router_facts), "swaps": [asdict(s) for s in self.swaps]}
 
 
 def chain_of(cell: Cell) -> Chain:
@@ -174,16 +183,21 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
     names = adapter_names(chains)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
     for chain, rounds in chains.items():
-        records = _train_chain(material, chain, rounds, names[chain, 1])
+        config = _config(chain)
+        records = _train_chain(material, chain, config, rounds, names[chain, 1])
         for done in range(1, rounds + 1):
             own = tuple(records[:done])
             folder = Path(own[-1].adapter) if own and own[-1].adapter else None
             digest = hashlib.sha256((folder / "adapters.safetensors").read_bytes()).hexdigest() if folder else None
-            adapters[chain, done] = TrainedAdapter(name=names[chain, done], folder=folder, hash=digest, rounds=own)
+            adapters[chain, done] = TrainedAdapter(
+                name=names[chain, done], folder=folder, hash=digest, domain=chain.domain, metric=config.stop.metric, rounds=own
+            )
     from harness.adapt.adapters import AdapterBank
+    from harness.adapt.studies import swap_costs
 
-    bank = AdapterBank(pair.draft, {a.name: a.folder for a in adapters.values() if a.folder}, policy="cached")
-    trained = Trained(adapters=adapters, bank=bank)
+    folders = {a.name: a.folder for a in adapters.values() if a.folder}
+    bank = AdapterBank(pair.draft, folders, policy="cached")
+    trained = Trained(adapters=adapters, bank=bank, swaps=swap_costs(pair.draft, folders) if folders else ())
     _fit_routers(trained, material, cells)
     return trained
 
@@ -224,13 +238,17 @@ class _Material:
         return [self._answers[s.id] for s in prompts]
 
 
-def _train_chain(material: _Material, chain: Chain, rounds: int, name: str) -> list[RoundRecord]:
-    """Run the rounds of one chain, or read the finished ones."""
+def _config(chain: Chain) -> TrainingConfig:
     from harness.adapt.config import load_training_config
-    from harness.adapt.rounds import run_rounds
 
     config = load_training_config(chain.training)
-    config = config if chain.rank is None else config.replace(lora={"rank": chain.rank})
+    return config if chain.rank is None else config.replace(lora={"rank": chain.rank})
+
+
+def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> list[RoundRecord]:
+    """Run the rounds of one chain, or read the finished ones."""
+    from harness.adapt.rounds import run_rounds
+
     train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
     if not any(s.domain == chain.domain for s in validation):
         raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")

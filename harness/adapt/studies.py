@@ -1,17 +1,21 @@
-"""Questions about trained adapters, answered by replay: forgetting, break-even, rank."""
+"""Questions about trained adapters: forgetting, break-even and rank by replay, and what a swap costs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from harness.adapt.acceptance import Acceptance, pool
 from harness.adapt.adapter_files import WEIGHTS
 from harness.adapt.adapters import AdapterBank
-from harness.adapt.config import TrainingConfig
+from harness.adapt.config import Policy, TrainingConfig
 from harness.adapt.trainer import train_adapter
+from harness.adapt.trees import mx
+from harness.decode.cached import CachedModel
 from harness.decode.replay import ReplayRow, replay_model
 from harness.errors import HarnessError
 from harness.records import Trajectory
@@ -69,6 +73,58 @@ def _acceptance(row: ReplayRow) -> Acceptance:
         rejected=int(row.rejected),
         emitted=row.emitted,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapRow:
+    """What one policy of the adapter bank costs."""
+
+    policy: str
+    """``fuse``, ``cached`` or ``unfused``."""
+    swap_s: float
+    """Median seconds of a swap to another adapter, after every adapter was active once."""
+    held_bytes: int
+    """Memory of all adapter weights held, beyond the draft's own."""
+    step_ratio: float
+    """Draft step with an adapter active over the plain draft's step."""
+
+
+def swap_costs(draft: Any, folders: Mapping[str, Path], *, cycles: int = 3) -> list[SwapRow]:
+    """Measure the three policies on the same adapters; the plain draft is active afterwards.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`.
+        folders: adapter name -> folder, at least one.
+        cycles: times that every adapter is made active.
+    """
+    rows = []
+    for policy in get_args(Policy):
+        bank = AdapterBank(draft, folders, policy=policy)
+        for name in bank.names:
+            bank.activate(name)
+        swaps: list[float] = []
+        steps: dict[bool, list[float]] = {False: [], True: []}
+        for name in bank.names * cycles:
+            bank.activate(None)
+            steps[False].append(_step_s(draft.model))
+            swaps.append(bank.activate(name).swap_s)
+            steps[True].append(_step_s(draft.model))
+        ratio = statistics.median(steps[True]) / statistics.median(steps[False])
+        rows.append(SwapRow(policy=policy, swap_s=statistics.median(swaps), held_bytes=bank.held_bytes(), step_ratio=ratio))
+        bank.activate(None)
+    return rows
+
+
+def _step_s(model: Any) -> float:
+    """Seconds of a one-token step after eight tokens of context; the faster of two."""
+    cached = CachedModel(model)
+    cached.prefill(list(range(1, 9)))
+    times = []
+    for token in (9, 10, 11):
+        began = time.perf_counter()
+        mx.eval(mx.argmax(cached.forward(mx.array([token], dtype=mx.int32)), axis=-1))
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,10 +35,11 @@ def write_reports(folder: Path, out: Path) -> list[Path]:
 
     manifest, records = read_manifest(folder), read_records(folder)
     rows = summarise(records, manifest.measured.get("calibration"))
+    router = compare_router(records)
     texts = {
-        "report.md": render(rows, manifest),
+        "report.md": render(rows, manifest, router),
         "cells.csv": render_csv(rows),
-        "report.html": render_html(rows, manifest, compare_router(records)),
+        "report.html": render_html(rows, manifest, router),
     }
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 from harness import stats
 from harness.report.summary import ALL, CellRow
 from harness.report.tables import interval, number
+from harness.report.training import training_findings
 
 ALPHA = 0.05
 """Family-wise error of the speed claims of one report (Holm)."""
@@ -25,6 +26,7 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     sentences = _speed(rows)
     sentences += _lossless(rows)
     sentences += _quality(rows)
+    sentences += training_findings(measured, rows)
     sentences += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
     if measured.get("status") not in (None, "finished"):
         sentences.append(f"This report is partial: the run is {measured['status']}.")

@@ -12,7 +12,9 @@ from typing import Any
 from harness.paths import cache_dir
 from harness.report import tables
 from harness.report.charts import Figure, figures
+from harness.report.details import details
 from harness.report.findings import findings
+from harness.report.profile import profile_figure
 from harness.report.summary import CellRow
 from harness.report.tables import Table
 from harness.store import Manifest, write_atomically
@@ -57,12 +59,12 @@ def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Ma
         router: from :func:`harness.report.router.compare_router`.
     """
     title = f"{manifest.suite.get('name', manifest.run)} on {manifest.pair}"
-    charts = figures(rows, router)
+    charts = [figure for figure in (*figures(rows, router), profile_figure(rows)) if figure is not None]
     specs = [{**figure.chart.to_dict(), "config": _CONFIG} for figure in charts]
     sections = [
         _section("Findings", "", "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in findings(rows, manifest.measured)) + "</ul>"),
         *(_figure(i, figure) for i, figure in enumerate(charts)),
-        _section("Details", "", "".join(_folded(table) for table in _details(rows))),
+        _section("Details", "", "".join(_folded(table) for table in details(rows, manifest.measured, router))),
     ]
     first = _section("Result", "95% intervals over prompts; speedup is paired per prompt.", _table(tables.main_table(rows)))
     script = "const specs = " + _json(specs) + ";\nspecs.forEach((s, i) => vegaEmbed('#figure-' + i, s, " + _json(_OPTIONS) + "));"
@@ -81,18 +83,6 @@ def _subtitle(manifest: Manifest) -> str:
     machine = manifest.machine
     parts = [manifest.started, str(machine.get("processor")), f"{machine.get('cores')} cores", str(machine.get("blas")), manifest.run]
     return " · ".join(part for part in parts if part and part != "None")
-
-
-def _details(rows: Sequence[CellRow]) -> list[Table]:
-    found = [
-        tables.divergence_table(rows),
-        tables.acceptance_table(rows),
-        tables.speed_table(rows),
-        *tables.position_tables(rows),
-        tables.latency_table(rows),
-        tables.quality_table(rows),
-    ]
-    return [table for table in found if table is not None and table.rows]
 
 
 def _section(title: str, caption: str, body: str) -> str:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
 from harness.report import tables
+from harness.report.details import details
 from harness.report.findings import findings
 from harness.report.summary import CellRow
 from harness.report.tables import Table
 from harness.store import Manifest
 
 
-def render(rows: Sequence[CellRow], manifest: Manifest) -> str:
-    """The whole report as GitHub Markdown; the same records give the same text."""
+def render(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The whole report as GitHub Markdown; the same records give the same text.
+
+    Args:
+        rows: from :func:`harness.report.summary.summarise`.
+        manifest: of the run.
+        router: from :func:`harness.report.router.compare_router`.
+    """
     parts = [
         f"# {manifest.suite.get('name', manifest.run)} on {manifest.pair}",
         markdown_table(tables.main_table(rows)),
@@ -22,17 +30,8 @@ def render(rows: Sequence[CellRow], manifest: Manifest) -> str:
         "## How to read it",
         LEGEND,
     ]
-    details = [
-        tables.divergence_table(rows),
-        tables.acceptance_table(rows),
-        tables.speed_table(rows),
-        *tables.position_tables(rows),
-        tables.latency_table(rows),
-        tables.quality_table(rows),
-    ]
-    for table in details:
-        if table is not None and table.rows:
-            parts += [f"## {table.title}", markdown_table(table)]
+    for table in details(rows, manifest.measured, router):
+        parts += [f"## {table.title}", markdown_table(table)]
     parts += ["## The run", _facts(manifest)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness import stats
-from harness.records import Divergence, Record
+from harness.records import Divergence, Profile, Record
 from harness.stats import Estimate
 from harness.store import settings_key
 
@@ -86,11 +87,17 @@ class CellRow:
     """Wall time after the first round's start per emitted token, per answer: the same percentiles."""
     total_s: tuple[float, ...] | None
     """Wall time per answer: the same percentiles."""
+    route_s: float | None
+    """Median seconds to embed a prompt and choose; None where nothing is routed."""
+    swap_s: float | None
+    """Median seconds to put the chosen adapter in place."""
     predicted: float | None
     """Speedup that the acceptance and the calibrated step costs promise."""
     efficiency: float | None
     """Measured / predicted speedup."""
     quality: Quality | None
+    profile: Mapping[str, float] | None
+    """Seconds over all answers: ``prefill_s``, the parts of the rounds and ``other_s``; None where not every answer was profiled."""
 
     @property
     def label(self) -> str:
@@ -179,8 +186,10 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
         speedup=speedup, unpaired=unpaired, compared=sum(r.compared for r in group),
         divergences=tuple((r.sample_id, r.divergence) for r in group if r.divergence is not None),
         marginal=marginal, conditional=conditional, ttft_s=_percentiles([r.ttft_s for r in group]),
-        token_s=_percentiles([_per_token(r) for r in group]), total_s=_percentiles(walls), predicted=predicted,
+        token_s=_percentiles([_per_token(r) for r in group]), total_s=_percentiles(walls),
+        route_s=_median([r.route_s for r in group]), swap_s=_median([r.swap_s for r in group]), predicted=predicted,
         efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(group),
+        profile=_profile(group),
     )  # fmt: skip
 
 
@@ -243,6 +252,26 @@ def _per_token(record: Record) -> float | None:
 def _percentiles(values: Sequence[float | None]) -> tuple[float, ...] | None:
     known = [v for v in values if v is not None]
     return stats.percentiles(known) if known else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
+
+
+PROFILE_PARTS = tuple(part.name for part in dataclasses.fields(Profile))
+"""Parts of a round in a profile."""
+
+
+def _profile(group: Sequence[Record]) -> Mapping[str, float] | None:
+    profiles = [(r.extra or {}).get("profile") for r in group]
+    parts: list[Mapping[str, float]] = [profile for profile in profiles if profile]
+    if not parts or len(parts) < len(group):
+        return None
+    rounds = {name: sum(part[name] for part in parts) for name in PROFILE_PARTS}
+    prefill = sum(r.prefill_s or 0.0 for r in group)
+    wall = sum(r.wall_s or 0.0 for r in group)
+    return {"prefill_s": prefill, **rounds, "other_s": max(0.0, wall - prefill - sum(rounds.values()))}
 
 
 def _quality(group: Sequence[Record]) -> Quality | None:

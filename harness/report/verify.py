@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.errors import CheckFailed, HarnessError
 from harness.report.markdown import render
+from harness.report.router import compare_router
 from harness.report.summary import ALL, CellRow, summarise
 from harness.report.tables import MISSING, main_rows
 from harness.store import RECORDS, read_manifest, read_records
@@ -36,7 +37,7 @@ def verify(folder: Path, report: Path) -> int:
         raise HarnessError(f"cannot read {report}: {error.strerror}", f"Write it first: harness report {folder.name}.") from None
     manifest, records = read_manifest(folder), read_records(folder)
     rows = summarise(records, manifest.measured.get("calibration"))
-    wrong = _different_lines(text, render(rows, manifest))
+    wrong = _different_lines(text, render(rows, manifest, compare_router(records)))
     raw = [json.loads(line) for line in (folder / RECORDS).read_bytes().split(b"\n")[:-1]]
     tables = _tables(text)
     problems, checked = _check_cells(tables[0], main_rows(rows), raw)
@@ -44,7 +45,7 @@ def verify(folder: Path, report: Path) -> int:
         shown = "\n".join([*problems, *wrong][:10])
         raise CheckFailed(f"{report} does not follow from {folder / RECORDS}:\n{shown}", "Write the report again, or restore the records.")
     drafted = [row for row in rows if row.drafter is not None]
-    more = _check_cells(tables[1], drafted, raw) if drafted else ([], 0)
+    more = _check_cells(next(t for t in tables[1:] if t and "rate, pooled" in t[0]), drafted, raw) if drafted else ([], 0)
     if more[0]:
         raise CheckFailed(f"{report} does not follow from {folder / RECORDS}:\n" + "\n".join(more[0][:10]), "Write the report again.")
     return checked + more[1]
