@@ -12,20 +12,19 @@ import json
 import os
 import re
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.errors import HarnessError
-from harness.records import SCHEMA_VERSION, Record, from_dict, to_dict
+from harness.lines import decode_line, encode_line, repair_tail
+from harness.records import SCHEMA_VERSION, Record, from_dict
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 TORN = "records.torn"
 _LOCK = "lock"
-_CHECKSUM = re.compile(rb'^(.*),"checksum":"([0-9a-f]{8})"\}$', re.DOTALL)
 
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """Version n -> function that turns a manifest or a record of version n into version n + 1."""
@@ -82,21 +81,6 @@ def record_key(record: Record) -> Key:
 def settings_key(settings: Mapping[str, Any] | None) -> str:
     """Text that identifies the further settings of a cell, such as lenience, kept in ``Record.extra["settings"]``."""
     return json.dumps(settings or {}, sort_keys=True)
-
-
-def encode_line(record: Record) -> bytes:
-    """One line of records.jsonl: the record as JSON with a CRC-32 of everything before it as the last field."""
-    body = json.dumps(to_dict(record), separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
-    return body[:-1] + b',"checksum":"%08x"}\n' % zlib.crc32(body[:-1])
-
-
-def decode_line(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of one line without its newline, or None when the checksum does not fit."""
-    match = _CHECKSUM.match(line)
-    if match is None or zlib.crc32(match[1]) != int(match[2], 16):
-        return None
-    data: dict[str, Any] = json.loads(match[1] + b"}")
-    return data
 
 
 def upgrade(data: dict[str, Any], where: str) -> dict[str, Any]:
@@ -241,7 +225,7 @@ class RunStore:
             store = cls(folder, _take_lock(folder))
             try:
                 store._manifest = manifest
-                store.repaired_bytes = _repair_tail(folder)
+                store.repaired_bytes = repair_tail(folder / RECORDS, folder / TORN)
                 store._done = {record_key(record) for record in read_records(folder)}
                 store._open()
             except BaseException:
@@ -373,29 +357,6 @@ def _take_lock(folder: Path) -> BinaryIO:
     file.write(str(os.getpid()).encode())
     file.flush()
     return file
-
-
-def _repair_tail(folder: Path) -> int:
-    """Move bytes after the last complete line to ``records.torn``; a complete line that lacks only its newline is kept."""
-    path = folder / RECORDS
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    tail = content[content.rfind(b"\n") + 1 :]
-    if not tail:
-        return 0
-    with open(path, "r+b") as file:
-        if decode_line(tail) is not None:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-        else:
-            with open(folder / TORN, "ab") as torn:
-                torn.write(tail + b"\n")
-                os.fsync(torn.fileno())
-            file.truncate(len(content) - len(tail))
-        file.flush()
-        os.fsync(file.fileno())
-    return 0 if decode_line(tail) is not None else len(tail)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from harness import store
 from harness.errors import HarnessError
+from harness.lines import decode_line, encode_line
 from harness.records import SCHEMA_VERSION, Divergence, Record
-from harness.store import Manifest, RunStore, decode_line, encode_line, read_manifest, read_records, record_key
+from harness.store import Manifest, RunStore, read_manifest, read_records, record_key
 
 WRITER = """
 import sys
