@@ -121,8 +121,8 @@ class PromptRouter(BaseEstimator):
         self.features_ = clone(self.features if self.features is not None else PromptFeatures()).fit(prompts)
         X = self.features_.transform(prompts)
         router = self.router if self.router is not None else AutoRouter(random_state=self.random_state)
-        self._calibrate(router, X, rewards, groups)
         self.router_ = _winner(_fit_grouped(router, X, rewards, groups))
+        self._calibrate(X, rewards, groups)
         self.train_features_ = X
         self.reach_ = _reach(X, groups, self.familiar)
         self.train_best_ = rewards.argmax(axis=1)
@@ -205,15 +205,15 @@ class PromptRouter(BaseEstimator):
         order = np.argsort(distance, kind="stable")[:n]
         return tuple(Neighbour(self.train_prompts_[i], float(distance[i]), self.arm_names[self.train_best_[i]]) for i in order)
 
-    def _calibrate(self, router: Router, X: np.ndarray, rewards: np.ndarray, groups: np.ndarray) -> None:
-        """Fit confidence and threshold on predictions for held-out folds."""
+    def _calibrate(self, X: np.ndarray, rewards: np.ndarray, groups: np.ndarray) -> None:
+        """Fit confidence and threshold on predictions for held-out folds. A selected router is calibrated as it is, not selected again."""
         self.calibration_, self.threshold_ = np.zeros(2), 0.0
         folds = grouped_folds(groups, self.n_splits, self.random_state)
         if self.fallback is None or not folds:
             return
         predicted = np.empty_like(rewards)
         for train, test in folds:
-            fitted = _fit_grouped(router, X[train], rewards[train], groups[train])
+            fitted = clone(self.router_).fit(X[train], rewards[train])
             predicted[test] = fitted.predict(X[test]).reshape(len(test), -1)
         column, best, rows = self.arm_names.index(self.fallback), predicted.argmax(axis=1), np.arange(len(X))
         gain = predicted[rows, best] - predicted[:, column]
