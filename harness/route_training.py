@@ -41,6 +41,8 @@ class Material:
     """(n,) labels: near-duplicates and template siblings share one, and stay in one fold."""
     adapter_hashes: Mapping[str, str]
     """The adapters to choose from."""
+    folders: Mapping[str, Path]
+    """Where they are."""
     k: int
     """Draft length of the arms."""
     run_id: str
@@ -109,6 +111,7 @@ def replay_material(
         table=(table := outcome_table(rows, samples)),
         groups=_groups(table, samples),
         adapter_hashes=hash_adapters(folders),
+        folders=folders,
         k=k,
         run_id=f"replay-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}",
         costs=_calibrated(pair, k) if calibrated else None,
@@ -146,6 +149,36 @@ def _read(path: Path) -> bytes:
         raise HarnessError(f"cannot read {path}: {error.strerror}", "Restore the file the run was made from.") from error
 
 
+def run_adapters(manifest: Manifest, known: Mapping[str, Path]) -> dict[str, Path]:
+    """Name -> folder: the adapters in ``known``, and those trained inside the run, found in the cache by their weights."""
+    from harness.adapt.adapter_files import WEIGHTS
+
+    trained = {name: facts["hash"] for name, facts in (manifest.measured.get("adapters") or {}).items() if facts.get("hash")}
+    lacking = {n: h for n, h in trained.items() if n not in known or _weights_hash(known[n]) != h}
+    paths = sorted((cache_dir() / "trained" / manifest.pair).glob(f"*/*/{WEIGHTS}")) if lacking else []
+    by_hash = {_weights_hash(path.parent): path.parent for path in paths}
+    return {**known, **{name: by_hash[h] for name, h in lacking.items() if h in by_hash}}
+
+
+def install_adapters(pair_name: str, folders: Mapping[str, Path], say: Callable[[str], None]) -> None:
+    """Put adapters where users' commands find them; the installed ones stay as they are.
+
+    Raises:
+        HarnessError: another adapter has the name; nothing is installed then.
+    """
+    from harness.adapt.adapter_files import METADATA, adapter_folder
+    from harness.adapt.rounds import install
+
+    places = {name: adapter_folder(pair_name, name) for name in folders}
+    new = {name: place for name, place in places.items() if folders[name].resolve() != place.resolve()}
+    for name, place in new.items():
+        if (place / METADATA).is_file() and _weights_hash(place) != _weights_hash(folders[name]):
+            raise HarnessError(f"another adapter is installed as {name!r}", f"Move {place} away, or use --table-only.")
+    for name, place in new.items():
+        install(folders[name], place, name)
+        say(f"installed adapter {name}")
+
+
 def recorded_material(
     manifest: Manifest, records: Sequence[Record], samples: Sequence[Sample], folders: Mapping[str, Path], *, k: int
 ) -> Material:
@@ -155,7 +188,7 @@ def recorded_material(
         manifest: the run's.
         records: the run's.
         samples: its prompts, from :func:`run_samples`.
-        folders: adapter name -> folder of the adapters that are here.
+        folders: adapter name -> folder of the adapters that are here, from :func:`run_adapters`.
         k: draft length.
 
     Raises:
@@ -166,10 +199,11 @@ def recorded_material(
     from routing.outcomes import from_rows
 
     rows = _rows(records, {s.id: s for s in samples}, k)
-    names = sorted({row["drafter"] for row in rows} - {GENERIC})
+    names = _measured_everywhere(rows)
     if not names:
         raise HarnessError(
-            f"run {manifest.run} holds no adapters at K = {k}", "Give a run with domain_adapters at this K, or a suite to replay."
+            f"run {manifest.run} holds no adapter measured on every domain at K = {k}",
+            "Give a run with domain_adapters and cross: true at this K, or a suite to replay.",
         )
     missing = [name for name in names if name not in folders]
     if missing:
@@ -185,7 +219,7 @@ def recorded_material(
                 f"adapter {name!r} is not the one of run {manifest.run}", "Use the run's own adapters with --adapters, or replay a suite."
             )
     with routing_errors():
-        table = from_rows(rows, source=f"run {manifest.run}")
+        table = from_rows(rows, drafters=[GENERIC, *names], source=f"run {manifest.run}")
         table, _ = table.complete(table.arms(k))
     if not len(table):
         raise HarnessError(f"no prompt of run {manifest.run} was decoded with every adapter", "Run domain_adapters with cross: true.")
@@ -194,6 +228,7 @@ def recorded_material(
         table=table,
         groups=_groups(table, samples),
         adapter_hashes=hash_adapters(used),
+        folders=used,
         k=k,
         run_id=manifest.run,
         costs=Costs(c=costs["c"], v=tuple(costs["v"])) if costs else None,
@@ -215,6 +250,15 @@ def _rows(records: Sequence[Record], samples: Mapping[str, Sample], k: int) -> l
         cell = {"sample_id": r.sample_id, "domain": r.domain, "prompt": samples[r.sample_id].prompt, "drafter": name, "k": k, **counts}
         rows.setdefault((r.sample_id, name), cell)
     return list(rows.values())
+
+
+def _measured_everywhere(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Adapters with outcomes in every domain of the plain draft's; others, such as those of a rank ablation, are no choice."""
+    domains: dict[str, set[str]] = {}
+    for row in rows:
+        domains.setdefault(row["drafter"], set()).add(row["domain"])
+    everywhere = domains.pop(GENERIC, set())
+    return sorted(name for name, own in domains.items() if everywhere and own >= everywhere)
 
 
 def _weights_hash(folder: Path) -> str:

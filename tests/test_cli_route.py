@@ -273,6 +273,8 @@ def _run(home: Any, folder: Path, *, split: str = "train", hashes: dict[str, str
             store.append(_record(s.id, s.domain, "generic", None, 10))
             store.append(_record(s.id, s.domain, "generic", None, 19, temperature=1.0))
             store.append(_record(s.id, s.domain, "lookup", None, 19))
+            if s.domain == "code":
+                store.append(_record(s.id, s.domain, "adapter", "ablation", 9))  # measured on one domain only: no choice for the rest
             for name in WORDS:
                 if not (i == 0 and name == leave_out):
                     rounds = 8 if s.id.split("/")[1].startswith(name) else 16
@@ -346,13 +348,41 @@ def test_runs_that_do_not_fit_are_refused(home: Any, tmp_path: Path, capsys: pyt
     digest = hashlib.sha256((home.folders["code"] / "adapters.safetensors").read_bytes()).hexdigest()
     right = str(_run(home, tmp_path / "right", hashes={"code": digest}))
     invoke("train-router", right, "-k", str(K), *QUICK, "--table-only")
-    assert "no adapters at K = 4" in refused(capsys, "train-router", right)
+    assert "no adapter measured on every domain at K = 4" in refused(capsys, "train-router", right)
     only = tmp_path / "only"
     random_adapter(only / "code", home.draft, seed=1)
     assert "'chat', which is not here" in refused(capsys, "train-router", right, "-k", str(K), "--adapters", str(only))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(tmp_path / "empty"))
+        assert "used adapter 'chat', which is not here" in refused(capsys, "train-router", right, "-k", str(K))
     data = home.prompts.read_bytes()
     try:
         home.prompts.write_bytes(data + b'{"prompt": "new"}\n')
         assert "has changed since the run right" in refused(capsys, "train-router", right, "-k", str(K))
     finally:
         home.prompts.write_bytes(data)
+
+
+def test_adapters_trained_inside_a_run_are_found_and_installed(
+    home: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run knows its adapters by their weights: they come from the cache, become installed, and never replace a user's own."""
+    import shutil
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    hashes = {}
+    for i, (name, folder) in enumerate(home.folders.items()):
+        place = tmp_path / "cache" / "trained" / "tiny" / f"key{i}" / "round-1"
+        shutil.copytree(folder, place)
+        hashes[name] = hashlib.sha256((place / "adapters.safetensors").read_bytes()).hexdigest()
+    run = str(_run(home, tmp_path / "run", hashes=hashes))
+    invoke("train-router", run, "-k", str(K), *QUICK, "--table-only")
+    installed = tmp_path / "cache" / "adapters" / "tiny"
+    assert not installed.exists()
+    invoke("train-router", run, "-k", str(K), *QUICK)
+    assert {p.name for p in installed.iterdir()} == set(WORDS)
+    assert load_router("tiny", {n: installed / n for n in WORDS}).arms_
+    assert json.loads(invoke("route", "def sort(a): 7", "--models", home.models, "--json"))["pair"] == "tiny"
+    before = {p: p.read_bytes() for p in random_adapter(installed / "code", home.draft, seed=50).iterdir()}
+    assert "another adapter is installed as 'code'" in refused(capsys, "train-router", run, "-k", str(K), *QUICK)
+    assert {p: p.read_bytes() for p in (installed / "code").iterdir()} == before

@@ -44,7 +44,8 @@ def train_router(
 ) -> None:
     """Learn which adapter suits which prompt, and show what that gains.
 
-    Every adapter is replayed on every prompt, or read from a run's records. The table compares the router, by grouped cross-validation,
+    Every installed adapter is replayed on every prompt, or the outcomes are read from a run's records (adapters trained in
+    the run are installed). The table compares the router, by grouped cross-validation,
     with each drafter fixed, the best fixed one, a random choice, the true domain's adapter, and the best choice of every prompt.
 
     Example: `harness train-router suites/full.yaml --limit 100 -k 4`
@@ -64,7 +65,7 @@ def train_router(
 
         pair, speed = load_pair(models or "smollm2", offline=offline), settings.reward == "speedup"
         material = replay_material(pair, samples, folders, k=k, max_tokens=max_tokens, batch=batch, calibrated=speed, notify=_say)
-    from harness.route_training import describe, evaluate, report, show
+    from harness.route_training import describe, evaluate, install_adapters, report, show
 
     _say(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
     evaluation = evaluate(material, settings, offline=offline)
@@ -72,6 +73,8 @@ def train_router(
     router = fit_router(material.table, settings, k=k, adapter_hashes=hashes, costs=costs, groups=groups, offline=offline)
     found = {"pair": name, "run_id": material.run_id, **describe(router), **report(evaluation, settings, k)}
     if not table_only:
+        if not adapters:
+            install_adapters(name, material.folders, _say)
         path = save_router(router, router_file or router_path(name), run_id=material.run_id, adapter_hashes=hashes)
         found["router"] = str(path)
     if as_json:
@@ -144,13 +147,14 @@ def _refuse_test(samples: Sequence[Sample]) -> None:
 def _from_run(
     source: str, results: Path, models: str | None, adapters: Path | None, k: int, allow_test: bool, offline: bool
 ) -> tuple[str, Material]:
-    from harness.route_training import recorded_material, run_samples
+    from harness.drafters import installed
+    from harness.route_training import recorded_material, run_adapters, run_samples
     from harness.store import read_manifest, read_records, run_folder
 
     folder = run_folder(results, source)
     manifest = read_manifest(folder)
     name = manifest.pair if models is None else _pair_name(models)
-    folders = _adapters(name, adapters)
+    folders = _adapters(name, adapters) if adapters else run_adapters(manifest, installed(name))
     samples = run_samples(manifest, offline=offline)
     if not allow_test:
         _refuse_test(samples)

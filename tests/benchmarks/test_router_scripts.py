@@ -98,7 +98,7 @@ def test_shifted_prompts_are_judged_by_routers_that_never_saw_their_tasks() -> N
 def test_rows_of_a_subset_keep_their_prompts() -> None:
     """The tables of subsets rest on row numbers: counts, prompts and groups must move together."""
     table = planted()
-    material = Material(table=table, groups=np.arange(len(table)), adapter_hashes={"code": "a" * 8, "chat": "b" * 8}, k=K, run_id="x")
+    material = Material(table=table, groups=np.arange(len(table)), adapter_hashes={}, folders={}, k=K, run_id="x")
     picked = [prompts(40)[i] for i in (7, 3, 20)]
     rows = router_table.rows_of(material, picked)
     part = material.take(rows)
