@@ -35,15 +35,15 @@ def run_command(arguments: list[str], cache: Path, kill_after_s: float | None = 
         cwd=Path(__file__).parent.parent,
     )
     assert process.stdout is not None
-    if not select.select([process.stdout], [], [], 120)[0]:
+    if not select.select([process.stdout], [], [], 600)[0]:
         process.kill()
-        raise AssertionError("the imports took more than two minutes")
+        raise AssertionError("the imports took more than ten minutes")
     assert process.stdout.readline() == "ready\n"
     started = time.perf_counter()
     if kill_after_s is not None:
         time.sleep(kill_after_s)
         process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode in (0, -signal.SIGKILL), errors
     return process.returncode == 0, time.perf_counter() - started
 

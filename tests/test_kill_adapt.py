@@ -39,7 +39,7 @@ def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in folder.rglob(pattern) if p.name[0] != "."}
 
 
-MOMENTS = [2, pytest.param(20, marks=pytest.mark.slow)]
+MOMENTS = [1, pytest.param(20, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("kills", MOMENTS)
