@@ -11,10 +11,8 @@ from harness.adapt.examples import Batch, Example, make_batch
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.surface import head, run_blocks
 from harness.adapt.trees import mx
-from harness.decode.replay import simulate_match
+from harness.decode.replay import length_batches, simulate_match
 
-BATCH_TOKENS = 2048
-"""Padded tokens per pass."""
 HEAD_ROWS = 512
 """Rows per call of the output head."""
 
@@ -44,7 +42,7 @@ def matches(cache: PrefixCache, examples: Sequence[Example], inverse: np.ndarray
     """Return per example (m,) bool: the draft's favourite equals the target's token. The model is put in evaluation mode."""
     cache.model.eval()
     found: dict[int, np.ndarray] = {}
-    for group in _groups(examples):
+    for group in length_batches([len(e.tokens) for e in examples]):
         batch = make_batch([examples[i] for i in group], inverse, keep_unreachable=True)
         best, _ = favourites(cache, batch)
         match = best == batch.labels
@@ -73,14 +71,3 @@ def count(match: np.ndarray, k: int, max_tokens: int) -> Acceptance:
         rejected=counts.rejected,
         emitted=counts.emitted,
     )
-
-
-def _groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Group indices of alike lengths, about ``BATCH_TOKENS`` tokens each."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(examples)), key=lambda i: len(examples[i].tokens)):
-        if groups and len(examples[i].tokens) * (len(groups[-1]) + 1) <= BATCH_TOKENS:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups

@@ -200,7 +200,7 @@ def forced_passes(
     """
     lookup = None if token_map is None else {t: d for d, t in enumerate(ints(token_map))}
     out: list[ForcedPass | None] = [None] * len(trajectories)
-    for batch in _batches(trajectories):
+    for batch in length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories]):
         rows = [[*trajectories[i].prompt_tokens, *trajectories[i].tokens[:-1]] for i in batch]
         width = max(map(len, rows))
         padded = mx.array([row + [0] * (width - len(row)) for row in rows], dtype=mx.int32)
@@ -216,13 +216,11 @@ def forced_passes(
     return [o for o in out if o is not None]
 
 
-def _batches(trajectories: Sequence[Trajectory]) -> Iterator[list[int]]:
-    """Group indices of similar length so that padding stays small."""
-    order = sorted(range(len(trajectories)), key=lambda i: len(trajectories[i].prompt_tokens) + len(trajectories[i].tokens))
+def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Group indices of similar length, about ``BATCH_TOKENS`` padded tokens each, so that padding stays small."""
     batch: list[int] = []
-    for i in order:
-        length = len(trajectories[i].prompt_tokens) + len(trajectories[i].tokens)
-        if batch and length * (len(batch) + 1) > BATCH_TOKENS:
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and lengths[i] * (len(batch) + 1) > BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(i)
