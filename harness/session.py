@@ -119,7 +119,7 @@ class Session:
         chosen |= settings
         if chosen["k"] == "auto" and name is not None:
             chosen.setdefault("costs", self._calibrated(name))
-        if name is None:
+        if name is None or (name == "router" and "k" not in settings):  # the router has a draft length of its own
             chosen.pop("k")
         if name == "router":
             api.pair_router(self.pair, offline=self.offline)
