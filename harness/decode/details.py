@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 from harness.decode.drafters import Proposal
 from harness.decode.sampling import ints
 from harness.models.blas import mx
 from harness.records import Position
+
+BLOCK = 128
+"""Vocabulary ids per block of :func:`top_ids`."""
+
+
+def top_ids(rows: mx.array, k: int) -> mx.array:
+    """Return the ids of the k largest entries per row of ``rows`` (n, vocab), in no order: (n, k).
+
+    They lie in the k blocks with the largest maxima, so that only those are partitioned: over 152k ids a fraction of the time.
+    """
+    n, vocab = rows.shape
+    blocks = -(-vocab // BLOCK)
+    if blocks <= k:
+        return mx.argpartition(-rows, kth=k - 1, axis=-1)[:, :k]
+    padded = mx.pad(rows, ((0, 0), (0, blocks * BLOCK - vocab)), constant_values=-mx.inf).reshape(n, blocks, BLOCK)
+    best = mx.argpartition(-padded.max(axis=-1), kth=k - 1, axis=-1)[:, :k]  # (n, k) blocks
+    candidates = mx.take_along_axis(padded, best[:, :, None], axis=1).reshape(n, k * BLOCK)
+    chosen = mx.argpartition(-candidates, kth=k - 1, axis=-1)[:, :k]
+    return mx.take_along_axis(best, chosen // BLOCK, axis=-1) * BLOCK + chosen % BLOCK
 
 
 class Details:
@@ -29,7 +50,7 @@ class Details:
             return ()
         rows = logits[:k]
         normaliser = mx.logsumexp(rows.astype(mx.float32), axis=-1)  # (k,)
-        top = mx.argpartition(-rows, kth=self.top_k - 1, axis=-1)[:, : self.top_k]
+        top = top_ids(rows, self.top_k)
         top_logp = mx.take_along_axis(rows, top, axis=-1) - normaliser[:, None]
         arrays = (rows, normaliser, top, top_logp)
         if proposal.logits is None:
@@ -61,7 +82,7 @@ class Details:
                     draft_token=draft[i],
                     target_token=tokens[i],
                     draft_p=draft_p[i],
-                    target_p=min(float(mx.exp(mx.array(target_logp[i]))), 1.0),
+                    target_p=min(math.exp(target_logp[i]), 1.0),
                     target_rank=ranks[i],
                     top_tokens=tuple(top[i][j] for j in order),
                     top_logprobs=tuple(top_logp[i][j] for j in order),
