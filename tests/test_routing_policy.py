@@ -164,6 +164,20 @@ def test_selection_takes_the_better_router() -> None:
     assert auto.cv_rewards_["logistic"] > auto.cv_rewards_["blind"]
 
 
+def test_selection_runs_once_and_the_winner_is_calibrated(monkeypatch) -> None:
+    """Selecting again in every calibration fold would cost five times as much and calibrate a router that is not the one used."""
+    prompts, domains = make_prompts(60)
+    fits, fit = [], AutoRouter.fit
+    monkeypatch.setattr(AutoRouter, "fit", lambda self, *a, **k: fits.append(1) or fit(self, *a, **k))
+    auto = AutoRouter([("blind", LogisticRouter(C=1e-9)), ("knn", KNNRouter())])
+    chosen = PromptRouter(TFIDF, auto, arms=ARMS, fallback="generic@4").fit(prompts, make_rewards(domains))
+    alone = PromptRouter(TFIDF, KNNRouter(), arms=ARMS, fallback="generic@4").fit(prompts, make_rewards(domains))
+    assert len(fits) == 1
+    assert type(chosen.router_) is KNNRouter
+    np.testing.assert_array_equal(chosen.calibration_, alone.calibration_)
+    assert chosen.threshold_ == alone.threshold_
+
+
 def test_wrong_input_is_refused() -> None:
     """Shapes and names are checked before anything is learned."""
     prompts, domains = make_prompts(12)

@@ -16,6 +16,7 @@ from harness.datasets.splits import (
     THRESHOLD,
     _shingles,
     assign_splits,
+    cluster_labels,
     leaks,
     near_duplicates,
     normalise,
@@ -163,3 +164,23 @@ def test_ten_thousand_prompts_take_seconds() -> None:
     start = time.perf_counter()
     assign_splits([sample(i, p) for i, p in enumerate(prompts)])
     assert time.perf_counter() - start < 30
+
+
+def test_cluster_labels_join_duplicates_and_template_siblings() -> None:
+    """Folds that keep these labels together never test on a near-copy of a training prompt, chains of copies included."""
+    words = random_prompts(1, 3)[0].split()
+    chain = [" ".join(words), " ".join([*words[:-1], "x"]), " ".join([*words[:-1], "x", "y"])]
+    samples = [
+        sample(0, chain[0]),
+        sample(1, "alone"),
+        sample(2, chain[1]),
+        sample(3, "one", "t"),
+        sample(4, chain[2]),
+        sample(5, "two", "t"),
+    ]
+    labels = cluster_labels(samples)
+    assert labels[0] == labels[2] == labels[4]
+    assert labels[3] == labels[5]
+    assert len(set(labels)) == 3
+    for i, j in near_duplicates([s.prompt for s in samples]):
+        assert labels[i] == labels[j]
