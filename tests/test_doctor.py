@@ -25,6 +25,13 @@ def test_other_blas_verdicts(name: str, needed: bool, status: str) -> None:
     assert check_blas(name, needed, None).status == status
 
 
+def test_amd_is_told_of_the_faster_library() -> None:
+    """MKL is no fault there, but verification of several tokens costs up to twice as much as with BLIS."""
+    check = check_blas("mkl", True, Path("/x/libmkl_rt.so.3"), amd=True)
+    assert (check.status, "libblis" in check.advice) == ("note", True)
+    assert check_blas("blis", True, None, amd=True).status == "ok"
+
+
 @pytest.mark.parametrize(("free", "status"), [(0.5e9, "broken"), (5e9, "note"), (50e9, "ok")])
 def test_disk_verdicts(free: float, status: str) -> None:
     """Below 1 GB not even the small pair fits."""

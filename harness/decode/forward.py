@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.models.blas import mx, nn
+from harness.models.blas import by_columns, mx, nn
 
 
 def inner(model: Any) -> Any:
@@ -97,7 +97,7 @@ class PrunedHead(nn.Module):
             weight = mx.dequantize(head.weight[ids], head.scales[ids], head.biases[ids], head.group_size, head.bits)
         else:
             weight = head.weight[ids]
-        self._parts = (model, mx.contiguous(weight))
+        self._parts = (model, by_columns(weight))
         mx.eval(self._parts[1])
 
     @property

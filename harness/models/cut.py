@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.models.blas import mx, nn
+from harness.models.blas import lay_out, mx, nn
 
 # isort: split
 from mlx.utils import tree_flatten
@@ -130,6 +130,7 @@ def load_cut(folder: Path, target: nn.Module) -> Draft:
     if missing:
         raise HarnessError(f"{path} lacks {sorted(missing)[0]}", "Reinstall the package, or run `harness distill` again.")
     model.eval()
+    lay_out(model)
     mx.eval(model.own_weights())
     return Draft(model=model, token_map=token_map, hash=config["sha256"], name=config["name"])
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.models.blas import mx, nn
+from harness.models.blas import lay_out, mx, nn
 from harness.models.compatibility import read_json, require_compatible, trim_problem
 from harness.models.config import PairConfig, PathSource, local_folder_problem, pair_path, read_pair_config
 from harness.models.sources import Progress
@@ -170,6 +170,7 @@ def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module,
     if dtype == "auto":
         dtype = "float32" if mx.default_device() == mx.cpu else "stored"
     model = model if dtype == "stored" else _cast(model, getattr(mx, dtype))
+    lay_out(model)
     mx.eval(model.parameters())
     model.eval()
     return model, settings
