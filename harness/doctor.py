@@ -70,7 +70,7 @@ def is_broken(checks: list[Check]) -> bool:
 
 
 def check_blas(name: str, mkl_needed: bool, mkl: Path | None, *, amd: bool = False) -> Check:
-    """Judge the active BLAS: the reference one is broken where MKL exists (Linux x86-64), a note elsewhere; AMD has a faster one than MKL."""
+    """Judge the active BLAS: the reference one is broken where MKL exists (Linux x86-64), a note elsewhere; so is MKL on AMD."""
     if name == "mkl" and amd:
         advice = "On AMD, BLIS verifies several tokens in less time: install the system package (Debian: libblis4-openmp)."
         return Check(name="BLAS", status="note", value=name, advice=advice)

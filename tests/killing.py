@@ -40,10 +40,11 @@ def run_command(arguments: list[str], cache: Path, kill_after_s: float | None = 
         raise AssertionError("the imports took more than ten minutes")
     assert process.stdout.readline() == "ready\n"
     started = time.perf_counter()
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
+    try:
+        _, errors = process.communicate(timeout=600 if kill_after_s is None else kill_after_s)
+    except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate(timeout=600)
+        _, errors = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), errors
     return process.returncode == 0, time.perf_counter() - started
 
