@@ -165,7 +165,7 @@ def test_markup_in_answers_and_errors_is_harmless(talk: Any) -> None:
     assert "no command /[x]" in out
 
 
-def wait_for(file: Any, pattern: str, seen: list[str], seconds: float = 60) -> None:
+def wait_for(file: Any, pattern: str, seen: list[str], seconds: float = 300) -> None:
     """Read a terminal until ``pattern`` appears."""
     end = time.monotonic() + seconds
     while not re.search(pattern, "".join(seen)):
@@ -202,7 +202,7 @@ def test_ctrl_c_in_a_terminal(home: Path, tmp_path: Path) -> None:
                 wait_for(controller, r"stopped\r\n\r\n> $|interrupted", seen)
                 if process.poll() is None:  # two signals at once count as one
                     process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == (130 if last == "ctrl-c" else 0)
+            assert process.wait(timeout=300) == (130 if last == "ctrl-c" else 0)
             assert "Traceback" not in "".join(seen)
         finally:
             process.kill()

@@ -50,7 +50,7 @@ def server(home: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         yield running
         running.shutdown()
         running.server_close()
-        thread.join(timeout=60)
+        thread.join(timeout=600)
         assert not thread.is_alive()
     api.adapter_bank(home[1]).activate(None)
 
@@ -75,7 +75,7 @@ def ask(server: DemoServer, *arguments: Any, **headers: str) -> tuple[http.clien
 
 def send(server: DemoServer, method: str, path: str, body: Any = None, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
     """One request with the token, unless ``headers`` say otherwise; a header of value ``-`` is left out."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=600)
     sent = {TOKEN_HEADER: server.token, **{name.replace("_", "-"): value for name, value in headers.items()}}
     data = body if isinstance(body, bytes | None) else json.dumps(body)
     connection.request(method, path, body=data, headers={n: v for n, v in sent.items() if v != "-"})
@@ -93,7 +93,7 @@ def events(data: bytes) -> list[dict[str, Any]]:
 
 def wait_until(condition: Any) -> None:
     """Wait for another thread."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -180,7 +180,7 @@ def test_tokens_arrive_while_decoding(server: DemoServer) -> None:
     """The page must not wait for the whole answer: the first event comes while the job still runs. Closing the page ends the job."""
 
     def leaving() -> tuple[bytes, bool]:
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=600)
         body = json.dumps({"prompt": PROMPTS[3], "max_tokens": 900})
         connection.request("POST", "/generate", body=body, headers={TOKEN_HEADER: server.token})
         response = connection.getresponse()
@@ -336,15 +336,15 @@ def test_the_command_serves_and_ends(home: tuple[Path, Any], tmp_path: Path) -> 
         assert process.stdout is not None
         url = process.stdout.readline().removeprefix("open ").strip()
         base, token = url.split("/?token=")
-        with urllib.request.urlopen(url, timeout=60) as page:
+        with urllib.request.urlopen(url, timeout=600) as page:
             assert b"token by token" in page.read()
         body = json.dumps({"prompt": "hello", "max_tokens": 8, "compare": True}).encode()
         request = urllib.request.Request(f"{base}/generate", data=body, headers={TOKEN_HEADER: token})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             got = events(answer.read())
         assert [e["type"] for e in got if e["type"] != "tokens"] == ["done", "done", "compared", "stats"]
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert out.endswith("ended\n")
     finally:
