@@ -30,11 +30,14 @@ def cache_key(**inputs: Any) -> str:
 
 
 def pair_facts(pair: Any) -> Mapping[str, str | None]:
-    """What identifies a pair's weights, prompts and number format: hashes of target, draft and chat template."""
+    """What identifies a pair's weights and prompts, and what multiplies its matrices: near-ties fall differently on another BLAS."""
+    from harness.models.blas import blas_name
+
     template = getattr(pair.tokenizer, "chat_template", None)
     return {
         "target": pair.target_hash,
         "draft": None if pair.draft is None else pair.draft.hash,
+        "blas": blas_name(),
         "chat_template": hashlib.sha256(str(template).encode()).hexdigest(),
     }
 
