@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from harness import machine
 from harness.cells import Context, execute, remember_baselines
 from harness.engine import Engine, real_engine
 from harness.errors import HarnessError
+from harness.estimate import remember
+from harness.experiments import Cell
 from harness.interrupt import StopRequest
 from harness.plan import make_plan
 from harness.records import Sample
@@ -70,10 +73,14 @@ def run_suite(
             console.print(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         context = Context(max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile)
         with suppress(Stopped):
-            context.trained = _train(context, suite, samples, stop, console)
+            cells = _possible(context, suite.cells())
+            load = partial(engine.load_samples, offline=offline)
+            context.trained = _train(context, suite, cells, samples, load, stop, console)
             remember_baselines(context, read_records(folder))
-            execute(context, make_plan(suite.cells(), samples, suite.seed, context.trained.adapter), stop, console)
+            execute(context, make_plan(cells, samples, suite.seed, context.trained.adapter), stop, console)
         store.update(status="interrupted" if stop.requested else "finished")
+        generic = store.manifest.measured.get("calibration", {}).get("generic", {})
+        remember(pair.name, read_records(folder), generic.get("c"))
     _report(folder, console)
     if stop.requested:
         console.print(f"interrupted; go on with: harness run ... --resume {folder.name}")
@@ -85,7 +92,17 @@ class Stopped(Exception):
     """Ctrl-C while training."""
 
 
-def _train(context: Context, suite: Suite, samples: Sequence[Sample], stop: StopRequest, console: Console) -> Trained:
+def _possible(context: Context, cells: Sequence[Cell]) -> list[Cell]:
+    """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
+    pruned = getattr(context.pair.draft, "token_map", None) is not None
+    left_out = [c for c in cells if pruned and c.mode == "fast" and c.drafter is not None]
+    context.store.update(skipped=sorted({c.experiment for c in left_out}))
+    return [c for c in cells if c not in left_out]
+
+
+def _train(
+    context: Context, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load: Any, stop: StopRequest, console: Console
+) -> Trained:
     """Train what the suite's cells need; a resumed run must find the adapters it began with."""
     started = time.perf_counter()
 
@@ -95,7 +112,7 @@ def _train(context: Context, suite: Suite, samples: Sequence[Sample], stop: Stop
         if line:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    trained = context.engine.train(context.pair, suite, suite.cells(), samples, context.engine.load_samples, say)
+    trained = context.engine.train(context.pair, suite, cells, samples, load, say)
     before, facts = context.store.manifest.measured, trained.facts()
     for name, adapter in before.get("adapters", {}).items():
         _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))

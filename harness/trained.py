@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.adapt.rounds import RoundRecord
     from harness.suite import Suite
 
-VALIDATION_PROMPTS = 24
+VALIDATION_PROMPTS = 16
 """Validation prompts per domain, at most: they decide early stopping and whether a round is kept."""
 COLLECT_BATCH = 32
 
@@ -166,7 +166,7 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
         suite: names the datasets whose train and validation splits are used.
         cells: the suite's cells.
         samples: the prompts that will be evaluated: a training prompt close to one of them is refused.
-        load_samples: :func:`harness.datasets.load_samples`.
+        load_samples: :func:`harness.datasets.load_samples`, knowing whether it may use the network.
         say: told about progress; raising from it stops the training where it can be resumed.
 
     Raises:
@@ -221,7 +221,7 @@ class _Material:
 
     def _load(self, spec: Any, domain: str, split: str, limit: int) -> list[Sample]:
         own = spec.model_copy(update={"split": split, "limit": limit})
-        loaded: list[Sample] = self.load_samples(own, domain=domain, seed=self.suite.seed, offline=True)
+        loaded: list[Sample] = self.load_samples(own, domain=domain, seed=self.suite.seed)
         return loaded
 
     def answers(self, prompts: Sequence[Sample]) -> list[Trajectory]:

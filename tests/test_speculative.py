@@ -11,6 +11,7 @@ from harness.decode import speculative
 from harness.decode.api import DrafterOptions, generate
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import LookupDrafter, Proposal
+from harness.decode.forward import useful_vocab
 from harness.decode.length import AutoK, Costs
 from harness.decode.replay import replay
 from harness.errors import HarnessError
@@ -150,6 +151,31 @@ def test_pruned_head_changes_proposals_not_output() -> None:
         assert g.tokens == plain.tokens
         assert all(p.draft_token < 32 for p in g.positions)
         assert all((p.target_rank is None) == (p.target_token >= 32) for p in g.positions)
+
+
+def test_vocabulary_from_trajectories_costs_no_acceptance() -> None:
+    """Ids that the target uses must be kept before rare low ones: that is the point of choosing from trajectories."""
+    pair, prompts = PAIRS[0], ([4, 5], [33, 2, 17, 8], [9])
+    answers = [greedy(pair, p, None, max_tokens=20).tokens for p in prompts]
+    used = {token for tokens in answers for token in tokens}
+    trajectories = [
+        Trajectory(sample_id=str(i), domain="d", prompt_tokens=tuple(p), tokens=t, finish="length", max_tokens=20)
+        for i, (p, t) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    size = pair.target.args.vocab_size
+    ids = useful_vocab(trajectories, len(used), size)
+    assert set(ids) == used
+    assert set(useful_vocab(trajectories, len(used) + 3, size)) > used
+    for prompt, answer in zip(prompts, answers, strict=True):
+        whole = greedy(pair, prompt, "generic", 3, max_tokens=20)
+        pruned = greedy(pair, prompt, "generic", 3, max_tokens=20, options=DrafterOptions(vocab=ids))
+        assert pruned.tokens == answer
+        assert pruned.accepted >= whole.accepted
+    for wrong in (0, size + 1):
+        with pytest.raises(HarnessError, match="cannot keep"):
+            useful_vocab(trajectories, wrong, size)
+    with pytest.raises(HarnessError, match="unknown ids"):
+        greedy(pair, [4, 5], "generic", 3, options=DrafterOptions(vocab=(1, size)))
 
 
 def test_sliding_window_cache_raises_instead_of_corrupting() -> None:

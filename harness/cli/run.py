@@ -29,10 +29,11 @@ def run(
     Example: `harness run suites/quick.yaml --limit 2 --domains code,math --set max_tokens=32`
     """
     from harness.cli.validate import describe, load
+    from harness.estimate import describe_time
 
     loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
+    typer.echo("\n".join([*describe(loaded), describe_time(loaded, loaded.cells(), Path(loaded.models).stem)]))
     if plan:
-        typer.echo("\n".join(describe(loaded)))
         return
     from rich.console import Console
 

@@ -39,8 +39,9 @@ class DrafterOptions:
     """Hybrid: shortest suffix for which lookup replaces the draft."""
     layers: int | None = None
     """Early exit: layers of the target to keep; None takes a quarter."""
-    vocab: int | None = None
-    """Draft model: restrict the output head to the first ``vocab`` ids (byte-pair merges are ordered by frequency); None keeps all."""
+    vocab: int | tuple[int, ...] | None = None
+    """Draft model: restrict the output head to these ids (see :func:`harness.decode.forward.useful_vocab`), or to the first ``vocab``
+    ids (byte-pair merges are ordered by frequency); None keeps all."""
 
 
 def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
@@ -71,7 +72,11 @@ def _draft(pair: Any, options: DrafterOptions) -> ModelDrafter:
         )
     model, token_map = pair.draft.model, pair.draft.token_map
     if options.vocab is not None and token_map is None:
-        token_map = mx.arange(options.vocab, dtype=mx.int32)
+        ids = sorted(set(range(options.vocab) if isinstance(options.vocab, int) else options.vocab))
+        size = model.args.vocab_size
+        if not ids or ids[0] < 0 or ids[-1] >= size:
+            raise HarnessError("the draft's output vocabulary is empty or has unknown ids", f"Give ids from 0 to {size - 1}.")
+        token_map = mx.array(ids, dtype=mx.int32)
         model = PrunedHead(model, token_map)
     return ModelDrafter(model, token_map, name="generic")
 

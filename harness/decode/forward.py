@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from harness.errors import HarnessError
 from harness.models.blas import by_columns, mx, nn
+from harness.records import Trajectory
 
 
 def inner(model: Any) -> Any:
@@ -80,6 +84,26 @@ class EarlyExit(nn.Module):
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         return self.head_logits(self.hidden_states(tokens, cache))
+
+
+def useful_vocab(trajectories: Iterable[Trajectory], size: int, vocab_size: int) -> tuple[int, ...]:
+    """Return the ``size`` ids a draft can most usefully propose, ascending.
+
+    Ids rank by the probability that the target gave them in the trajectories (its emitted tokens where no top-k was kept); where the
+    trajectories name fewer, the lowest ids fill up, which byte-pair encodings give to the most frequent merges.
+
+    Raises:
+        HarnessError: ``size`` is not between 1 and ``vocab_size``.
+    """
+    if not 1 <= size <= vocab_size:
+        raise HarnessError(f"cannot keep {size} of {vocab_size} ids", f"Give a size from 1 to {vocab_size}.")
+    mass = np.zeros(vocab_size)
+    for t in trajectories:
+        if t.top_tokens is not None and t.top_logprobs is not None:
+            np.add.at(mass, np.array(t.top_tokens).ravel(), np.exp(np.array(t.top_logprobs, dtype=np.float64).ravel()))
+        else:
+            np.add.at(mass, np.array(t.tokens), 1.0)
+    return tuple(sorted(np.argsort(-mass, kind="stable")[:size].tolist()))
 
 
 class PrunedHead(nn.Module):

@@ -28,6 +28,8 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     sentences += _quality(rows)
     sentences += training_findings(measured, rows)
     sentences += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
+    if measured.get("skipped"):
+        sentences.append(f"Not run: {', '.join(measured['skipped'])}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
     if measured.get("status") not in (None, "finished"):
         sentences.append(f"This report is partial: the run is {measured['status']}.")
     return sentences

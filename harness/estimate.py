@@ -1,0 +1,87 @@
+"""How long a suite will take: from the step times that earlier runs of the pair measured on this machine. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness import machine
+from harness.paths import cache_dir
+from harness.trained import VALIDATION_PROMPTS, needed_chains
+
+if TYPE_CHECKING:
+    from harness.experiments import Cell
+    from harness.records import Record
+    from harness.suite import Suite
+
+REPLAY_SHARE = 1 / 30
+"""A replayed cell's cost as a share of decoding it."""
+BATCH_SHARE = 1 / 5
+"""An answer's cost in a batch as a share of decoding it alone."""
+TRAIN_PASSES = 9
+"""Draft passes over an example in one round: three epochs, forward and backward."""
+DEFAULT_PROMPTS = 50
+"""Prompts per domain where a suite names no limit."""
+
+
+def remember(pair: str, records: Sequence[Record], c: float | None) -> None:
+    """Keep a run's mean times per prompt token and per emitted token of target-only decoding, and the draft's relative cost."""
+    plain = [r for r in records if r.drafter is None and r.method == "decode" and r.wall_s is not None and r.prefill_s is not None]
+    emitted = sum(r.emitted for r in plain)
+    if not emitted:
+        return
+    prefill = sum(r.prefill_s or 0.0 for r in plain)
+    facts = {
+        "processor": machine.machine_facts()["processor"],
+        "prompt_tokens": sum(r.prompt_tokens for r in plain) / len(plain),
+        "prompt_token_s": prefill / sum(r.prompt_tokens for r in plain),
+        "step_s": (sum(r.wall_s or 0.0 for r in plain) - prefill) / emitted,
+        "c": c if c is not None else 0.3,
+    }
+    path = cache_dir() / "speeds" / f"{pair}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def read_speed(pair: str) -> dict[str, Any] | None:
+    """What :func:`remember` kept for this pair on this processor; None when there is nothing usable."""
+    try:
+        facts: dict[str, Any] = json.loads((cache_dir() / "speeds" / f"{pair}.json").read_text(encoding="utf-8"))
+        usable = facts["processor"] == machine.machine_facts()["processor"] and all(facts[n] > 0 for n in ("step_s", "prompt_token_s"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return facts if usable else None
+
+
+def estimate_s(suite: Suite, cells: Sequence[Cell], speed: dict[str, Any]) -> dict[str, float]:
+    """Seconds of decoding, of replay, and of training with its answers; decoding as if drafting brought nothing."""
+    answer = speed["prompt_tokens"] * speed["prompt_token_s"] + suite.max_tokens * speed["step_s"]
+    prompts = {domain: spec.limit or DEFAULT_PROMPTS for domain, spec in suite.domains.items()}
+    timed = sum(prompts[cell.domain] for cell in cells if cell.timed)
+    replayed = sum(prompts[cell.domain] for cell in cells if not cell.timed)
+    chains = needed_chains(cells, list(suite.domains))
+    collected = {chain.samples + VALIDATION_PROMPTS for chain in chains}
+    routed = {cell.recipe.router_samples for cell in cells if cell.recipe is not None}
+    answers = len(suite.domains) * (max(collected, default=0) + max(routed, default=0))
+    example = (speed["prompt_tokens"] + suite.max_tokens) * speed["prompt_token_s"] * speed["c"]
+    rounds = sum(done * chain.samples for chain, done in chains.items())
+    return {
+        "decoding": timed * answer,
+        "replay": replayed * answer * REPLAY_SHARE,
+        "training": answers * answer * BATCH_SHARE + rounds * example * TRAIN_PASSES,
+    }
+
+
+def describe_time(suite: Suite, cells: Sequence[Cell], pair: str) -> str:
+    """One line for the plan."""
+    speed = read_speed(pair)
+    if speed is None:
+        return "time: no run has measured this pair on this machine yet; a run with --limit 1 does"
+    parts = {name: seconds for name, seconds in estimate_s(suite, cells, speed).items() if seconds >= 1}
+    text = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
+    return f"time: about {_duration(sum(parts.values()))} ({text}) at {1000 * speed['step_s']:.0f} ms per target step"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
