@@ -41,14 +41,14 @@ def test_replay_equals_decoding_on_a_real_model() -> None:
     from harness.decode.api import DrafterOptions, resolve_drafter
     from harness.records import Trajectory
 
-    pair = load_pair("smollm2", draft=False)
+    pair = load_pair("smollm2")
     drafter = resolve_drafter(pair, "early_exit", DrafterOptions(layers=29))
     prompt = pair.encode("List the days of the week.")
     plain = generate(pair, prompt, drafter=None, max_tokens=20)
     answer = Trajectory(
         sample_id="days", domain="chat", prompt_tokens=tuple(prompt), tokens=plain.tokens, finish=plain.finish, max_tokens=20
     )
-    for name in ("lookup", drafter):
+    for name in ("generic", "lookup", drafter):
         for row in replay(pair, [answer], [name], [1, 3, 6]):
             real = generate(pair, prompt, drafter=name, k=row.k, max_tokens=20)
             assert real.tokens == plain.tokens
