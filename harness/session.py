@@ -22,7 +22,7 @@ from harness.errors import HarnessError
 from harness.models.pair import load_pair
 from harness.records import Generation, Sample
 from harness.session_config import ADAPTIVE, DEFAULT, SessionConfig, load_session_config
-from harness.session_state import STATE, SessionStats, read_totals, session_folder, take_lock, write_totals
+from harness.session_state import STATE, SessionStats, lock_session, read_totals, session_folder, write_totals
 
 if TYPE_CHECKING:
     from harness.decode.length import Costs
@@ -54,7 +54,7 @@ class Session:
         self._refused_at = -1
         self._costs: dict[str, Costs] = {}
         self._held_out: list[Sample] | None = None
-        self._lock = take_lock(self.folder)
+        self._lock = lock_session(self.folder)
         try:
             self.totals = read_totals(self.folder / STATE)
             self.learner = None if pair.draft is None else Learner(pair.draft, self.folder, config.training_config())

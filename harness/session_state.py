@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from harness.adapt import jsonl
 from harness.errors import HarnessError
+from harness.lock import take_lock
 from harness.paths import cache_dir
 from harness.records import SCHEMA_VERSION, Generation
 
@@ -100,32 +99,25 @@ def session_folder(pair: Any, config: SessionConfig) -> Path:
     return cache_dir() / "sessions" / pair.name / f"{config.name}-{draft}"
 
 
-def take_lock(folder: Path) -> BinaryIO:
+def lock_session(folder: Path) -> BinaryIO:
     """Create the folder and keep other processes out of it until the returned file is closed.
 
     Raises:
         HarnessError: the folder cannot be written, or another process has it.
     """
+
+    def busy(owner: str) -> HarnessError:
+        return HarnessError(
+            f"the session in {folder} is open in another process (pid {owner})", "Leave that one, or choose another `name`."
+        )
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "a+b")  # noqa: SIM115  held until close()
+        return take_lock(folder / LOCK, busy)
     except OSError as error:
         raise HarnessError(
             f"cannot write to {folder}: {error.strerror}", "Set `folder` in the session file to one you can write to."
         ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read(32).decode(errors="replace") or "unknown"
-        file.close()
-        raise HarnessError(
-            f"the session in {folder} is open in another process (pid {owner})", "Leave that one, or choose another `name`."
-        ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()).encode())
-    file.flush()
-    return file
 
 
 def read_totals(path: Path) -> Totals:

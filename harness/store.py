@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from harness.errors import HarnessError
 from harness.lines import decode_line, encode_line, repair_tail
+from harness.lock import take_lock
 from harness.records import SCHEMA_VERSION, Record, from_dict
 
 MANIFEST = "manifest.json"
@@ -343,20 +344,10 @@ def new_run_name(suite: str, pair: str, results_dir: Path) -> str:
 
 
 def _take_lock(folder: Path) -> BinaryIO:
-    import fcntl
+    def busy(owner: str) -> HarnessError:
+        return HarnessError(f"another process (pid {owner}) is writing to {folder}", "Wait until it ends, or stop it.")
 
-    file = open(folder / _LOCK, "a+b")  # noqa: SIM115  held until close()
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read(32).decode(errors="replace") or "unknown"
-        file.close()
-        raise HarnessError(f"another process (pid {owner}) is writing to {folder}", "Wait until it ends, or stop it.") from None
-    file.truncate(0)
-    file.write(str(os.getpid()).encode())
-    file.flush()
-    return file
+    return take_lock(folder / _LOCK, busy)
 
 
 def _write_all(fd: int, data: bytes) -> None:
