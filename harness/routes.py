@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from harness.errors import HarnessError
-from harness.paths import cache_dir, find_config
+from harness.paths import cache_dir
 from harness.records import Generation, Sample
-from harness.yamlfile import Strict, apply_overrides, read_yaml, validate
+from harness.yamlfile import Strict, load_config
 from routing.errors import RoutingError
 
 if TYPE_CHECKING:
@@ -75,11 +75,7 @@ def load_router_config(name_or_path: str = "default", overrides: Sequence[str] =
     Raises:
         HarnessError: no such file, broken YAML, an unknown key or a wrong value; names file and line.
     """
-    path = find_config(name_or_path, "router")
-    file = read_yaml(path)
-    apply_overrides(file, overrides)
-    file.data.setdefault("name", path.stem)
-    return validate(RouterConfig, file)
+    return load_config(RouterConfig, name_or_path, "router", overrides)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import HarnessError, did_you_mean
+from harness.paths import find_config
 
 KeyPath = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -197,6 +198,25 @@ def validate(model: type[Model], file: YamlFile) -> Model:
     except ValidationError as error:
         fail(file.path, find_problems(model, file, error))
         raise
+
+
+def load_config(model: type[Model], name_or_path: str, kind: str, overrides: Sequence[str] = ()) -> Model:
+    """Read a file of ``configs/<kind>`` by name or path into ``model``; its ``name`` is the file's unless the file gives one.
+
+    Args:
+        model: with a field ``name``.
+        name_or_path: as :func:`harness.paths.find_config` takes it.
+        kind: folder under ``configs``.
+        overrides: ``a.b=value`` strings, which win over the file.
+
+    Raises:
+        HarnessError: no such file, broken YAML, an unknown key or a wrong value; names file and line.
+    """
+    path = find_config(name_or_path, kind)
+    file = read_yaml(path)
+    apply_overrides(file, overrides)
+    file.data.setdefault("name", path.stem)
+    return validate(model, file)
 
 
 def find_problems(model: type[BaseModel], file: YamlFile, error: ValidationError) -> list[Problem]:

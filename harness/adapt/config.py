@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.paths import find_config
-from harness.yamlfile import Strict, apply_overrides, read_yaml, validate
+from harness.yamlfile import Strict, load_config
 
 LossPart = Literal["ce", "forward_kl", "reverse_kl", "js"]
 LossKind = Literal["ce", "forward_kl", "reverse_kl", "js", "mix"]
@@ -172,8 +171,4 @@ def load_training_config(name_or_path: str = "default", overrides: Sequence[str]
     Raises:
         HarnessError: no such file, broken YAML, an unknown key or a wrong value; names file and line.
     """
-    path = find_config(name_or_path, "training")
-    file = read_yaml(path)
-    apply_overrides(file, overrides)
-    file.data.setdefault("name", path.stem)
-    return validate(TrainingConfig, file)
+    return load_config(TrainingConfig, name_or_path, "training", overrides)

@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from harness.paths import find_config
-from harness.yamlfile import Strict, apply_overrides, read_yaml, validate
+from harness.yamlfile import Strict, load_config
 
 
 class RolloutConfig(Strict):
@@ -92,8 +91,4 @@ def load_distill_config(name_or_path: str, overrides: Sequence[str] = ()) -> Dis
     Raises:
         HarnessError: no such file, broken YAML, an unknown key or a wrong value; names file and line.
     """
-    path = find_config(name_or_path, "drafts")
-    file = read_yaml(path)
-    apply_overrides(file, overrides)
-    file.data.setdefault("name", path.stem)
-    return validate(DistillConfig, file)
+    return load_config(DistillConfig, name_or_path, "drafts", overrides)
