@@ -151,12 +151,12 @@ def _read(path: Path) -> bytes:
 
 def run_adapters(manifest: Manifest, known: Mapping[str, Path]) -> dict[str, Path]:
     """Name -> folder: the adapters in ``known``, and those trained inside the run, found in the cache by their weights."""
-    from harness.adapt.adapter_files import WEIGHTS
+    from harness.adapt.adapter_files import WEIGHTS, weights_hash
 
     trained = {name: facts["hash"] for name, facts in (manifest.measured.get("adapters") or {}).items() if facts.get("hash")}
-    lacking = {n: h for n, h in trained.items() if n not in known or _weights_hash(known[n]) != h}
+    lacking = {n: h for n, h in trained.items() if n not in known or weights_hash(known[n]) != h}
     paths = sorted((cache_dir() / "trained" / manifest.pair).glob(f"*/*/{WEIGHTS}")) if lacking else []
-    by_hash = {_weights_hash(path.parent): path.parent for path in paths}
+    by_hash = {weights_hash(path.parent): path.parent for path in paths}
     return {**known, **{name: by_hash[h] for name, h in lacking.items() if h in by_hash}}
 
 
@@ -166,13 +166,13 @@ def install_adapters(pair_name: str, folders: Mapping[str, Path], say: Callable[
     Raises:
         HarnessError: another adapter has the name; nothing is installed then.
     """
-    from harness.adapt.adapter_files import METADATA, adapter_folder
+    from harness.adapt.adapter_files import METADATA, adapter_folder, weights_hash
     from harness.adapt.rounds import install
 
     places = {name: adapter_folder(pair_name, name) for name in folders}
     new = {name: place for name, place in places.items() if folders[name].resolve() != place.resolve()}
     for name, place in new.items():
-        if (place / METADATA).is_file() and _weights_hash(place) != _weights_hash(folders[name]):
+        if (place / METADATA).is_file() and weights_hash(place) != weights_hash(folders[name]):
             raise HarnessError(f"another adapter is installed as {name!r}", f"Move {place} away, or use --table-only.")
     for name, place in new.items():
         install(folders[name], place, name)
@@ -194,7 +194,7 @@ def recorded_material(
     Raises:
         HarnessError: no adapter records, an adapter of the run that is not here, or one whose weights are others now.
     """
-    from harness.adapt.adapter_files import read_info
+    from harness.adapt.adapter_files import read_info, weights_hash
     from harness.decode.length import Costs
     from routing.outcomes import from_rows
 
@@ -214,7 +214,7 @@ def recorded_material(
     trained = manifest.measured.get("adapters") or {}
     for name, folder in used.items():
         info, known = read_info(folder), (trained.get(name) or {}).get("hash")
-        if info.draft_hash != manifest.models["draft"] or known not in (None, _weights_hash(folder)):
+        if info.draft_hash != manifest.models["draft"] or known not in (None, weights_hash(folder)):
             raise HarnessError(
                 f"adapter {name!r} is not the one of run {manifest.run}", "Use the run's own adapters with --adapters, or replay a suite."
             )
@@ -259,12 +259,6 @@ def _measured_everywhere(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         domains.setdefault(row["drafter"], set()).add(row["domain"])
     everywhere = domains.pop(GENERIC, set())
     return sorted(name for name, own in domains.items() if everywhere and own >= everywhere)
-
-
-def _weights_hash(folder: Path) -> str:
-    from harness.adapt.adapter_files import WEIGHTS
-
-    return hashlib.sha256(_read(folder / WEIGHTS)).hexdigest()
 
 
 def _groups(table: OutcomeTable, samples: Sequence[Sample]) -> np.ndarray:

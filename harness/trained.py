@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -172,6 +171,10 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
     Raises:
         HarnessError: no draft to adapt, a split without prompts, or a leak.
     """
+    from harness.adapt.adapter_files import weights_hash
+    from harness.adapt.adapters import AdapterBank
+    from harness.adapt.studies import swap_costs
+
     chains = needed_chains(cells, list(suite.domains))
     if not chains:
         return Trained()
@@ -188,13 +191,10 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
         for done in range(1, rounds + 1):
             own = tuple(records[:done])
             folder = Path(own[-1].adapter) if own and own[-1].adapter else None
-            digest = hashlib.sha256((folder / "adapters.safetensors").read_bytes()).hexdigest() if folder else None
+            digest = weights_hash(folder) if folder else None
             adapters[chain, done] = TrainedAdapter(
                 name=names[chain, done], folder=folder, hash=digest, domain=chain.domain, metric=config.stop.metric, rounds=own
             )
-    from harness.adapt.adapters import AdapterBank
-    from harness.adapt.studies import swap_costs
-
     folders = {a.name: a.folder for a in adapters.values() if a.folder}
     bank = AdapterBank(pair.draft, folders, policy="cached")
     trained = Trained(adapters=adapters, bank=bank, swaps=swap_costs(pair.draft, folders) if folders else ())
@@ -207,10 +207,18 @@ class _Material:
 
     def __init__(self, pair: Any, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, say: Say) -> None:
         self.pair, self.suite, self.evaluation, self.load_samples, self.say = pair, suite, evaluation, load_samples, say
+        self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
         self._answers: dict[str, Trajectory] = {}
+        self._folder = cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **pair_facts(pair)))
 
     def prompts(self, split: str, limit: int, skip: int = 0) -> list[Sample]:
         """``limit`` prompts per domain of a split after the first ``skip``, none of them close to an evaluation prompt."""
+        key = (split, limit, skip)
+        if key not in self._prompts:
+            self._prompts[key] = self._read(*key)
+        return self._prompts[key]
+
+    def _read(self, split: str, limit: int, skip: int) -> list[Sample]:
         found: list[Sample] = []
         for domain, spec in self.suite.domains.items():
             first = [self._load(spec, domain, split, n) for n in (skip + limit, skip) if n]
@@ -229,8 +237,7 @@ class _Material:
         from harness.decode.collect import collect
 
         todo = [s for s in prompts if s.id not in self._answers]
-        folder = cache_folder("trajectories", self.pair.name, cache_key(kind="trajectories", **pair_facts(self.pair)))
-        found = collect(self.pair, todo, max_tokens=self.suite.max_tokens, batch=COLLECT_BATCH, out=folder) if todo else ()
+        found = collect(self.pair, todo, max_tokens=self.suite.max_tokens, batch=COLLECT_BATCH, out=self._folder) if todo else ()
         for done, trajectory in enumerate(found):
             self._answers[trajectory.sample_id] = trajectory
             if done % COLLECT_BATCH == 0:

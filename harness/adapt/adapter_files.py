@@ -5,6 +5,7 @@ Importing it loads no mlx, so that names can be checked before any model.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -87,6 +88,18 @@ def write_adapter(folder: Path, weights: Mapping[str, mx.array], lora: LoraConfi
     jsonl.write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     row = {"schema_version": SCHEMA_VERSION, **asdict(info)}
     jsonl.write_atomic(folder / METADATA, (json.dumps(row, indent=2) + "\n").encode())
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the SHA-256 (hex) of an adapter's weights.
+
+    Raises:
+        HarnessError: they cannot be read.
+    """
+    try:
+        return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise HarnessError(f"cannot read {folder / WEIGHTS}: {error.strerror}", "Train or import the adapter again.") from error
 
 
 def read_info(folder: Path, draft_hash: str | None = None) -> AdapterInfo:

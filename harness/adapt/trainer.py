@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.adapt import checkpoint as checkpoints
 from harness.adapt.acceptance import Acceptance, pooled_value
-from harness.adapt.adapter_files import AdapterInfo, load_into, read_info, read_lora, write_adapter
+from harness.adapt.adapter_files import AdapterInfo, load_into, read_info, read_lora, weights_hash, write_adapter
 from harness.adapt.checkpoint import Checkpoint
 from harness.adapt.config import LoraConfig, OptimConfig, TrainingConfig
 from harness.adapt.examples import Batch, Example, data_hash, epoch_batches, from_case, from_trajectory, invert, make_batch, truncate
@@ -358,4 +358,4 @@ def _load_start(draft: Any, start: Path, lora: LoraConfig) -> None:
 
 
 def _start_hash(start: Path | None) -> str:
-    return hashlib.sha256((start / "adapters.safetensors").read_bytes()).hexdigest() if start is not None else ""
+    return weights_hash(start) if start is not None else ""
