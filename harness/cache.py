@@ -37,6 +37,7 @@ def pair_facts(pair: Any) -> Mapping[str, str | None]:
     return {
         "target": pair.target_hash,
         "draft": None if pair.draft is None else pair.draft.hash,
+        "draft_vocab": None if pair.draft is None else pair.draft.vocab_hash,
         "blas": blas_name(),
         "chat_template": hashlib.sha256(str(template).encode()).hexdigest(),
     }

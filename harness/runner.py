@@ -157,6 +157,7 @@ def _model_facts(pair: Any, dtype: str) -> dict[str, str | None]:
     return {
         "target": pair.target_hash,
         "draft": None if draft is None else draft.hash,
+        "draft_vocab": None if draft is None else draft.vocab_hash,
         "draft_name": None if draft is None else draft.name,
         "dtype": dtype,
     }

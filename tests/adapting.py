@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from harness.adapt.config import TrainingConfig
 from harness.adapt.trees import mx, nn, tree_flatten
+from harness.models.pair import Draft
 from harness.records import Trajectory
 
 VOCAB = 48
@@ -51,7 +51,7 @@ def tiny_draft(*, noise: float = 0.35, layers: int = 3, quantised: bool = False,
     if quantised:
         nn.quantize(model, group_size=32, bits=8)
     mapped = None if token_map is None else mx.array(token_map.astype(np.int32))
-    return SimpleNamespace(model=model, token_map=mapped, hash=f"draft-{noise}-{layers}-{quantised}", name="tiny")
+    return Draft(model=model, token_map=mapped, hash=f"draft-{noise}-{layers}-{quantised}", name="tiny")
 
 
 def forward(model: Any, tokens: Any) -> np.ndarray:

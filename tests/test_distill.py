@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import TinyPair
 
-from harness.adapt import distill, distill_data, distill_fit, torch_llama
+from harness.adapt import distill, distill_data, distill_fit, distill_weights, torch_llama
 from harness.adapt.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
 from harness.adapt.distill_fit import Example
 from harness.decode.collect import Rollout, Stored
@@ -76,7 +76,7 @@ def test_torch_and_mlx_cuts_agree(target):
     with torch.no_grad():
         ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], [example, other]).numpy()
     twin = CutModel(model, 2, 8)
-    twin.load_weights(list(distill.mlx_weights(cut_shape, cut).items()), strict=False)
+    twin.load_weights(list(distill_weights.mlx_weights(cut_shape, cut).items()), strict=False)
     parts = [np.array(twin(mx.array(e.tokens[None, :-1])))[0, e.prompt - 1 :] for e in (example, other)]
     np.testing.assert_allclose(ours, np.concatenate(parts), rtol=1e-3, atol=1e-2)
     assert np.array_equal(np.array(twin.model.layers[1].mlp.down_proj.weight), np.array(model.model.layers[2].mlp.down_proj.weight))

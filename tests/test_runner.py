@@ -39,7 +39,7 @@ class FakePair:
     eos_token_ids = frozenset({0})
 
     class draft:
-        name, hash = "fake-draft", "draft-1"
+        name, hash, vocab_hash = "fake-draft", "draft-1", None
 
     def encode(self, prompt: str) -> list[int]:
         """One token per letter."""
@@ -146,7 +146,13 @@ def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest.measured["status"] == "finished"
     assert len(manifest.measured["reference_s"]) >= 3
-    assert manifest.models == {"target": "target-1", "draft": "draft-1", "draft_name": "fake-draft", "dtype": "float32"}
+    assert manifest.models == {
+        "target": "target-1",
+        "draft": "draft-1",
+        "draft_vocab": None,
+        "draft_name": "fake-draft",
+        "dtype": "float32",
+    }
     assert (reports_folder(folder) / "report.md").is_file()
 
 

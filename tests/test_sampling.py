@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from scipy import stats
-from toy import ToyDraft, ToyPair
+from toy import ToyPair, toy_draft
 
 from harness.decode import accept, drafters, speculative
 from harness.decode.accept import accept_rejection
@@ -42,7 +42,7 @@ class Markov:
         return []
 
 
-PAIR = ToyPair(Markov(TARGET), ToyDraft(Markov(DRAFT)))
+PAIR = ToyPair(Markov(TARGET), toy_draft(Markov(DRAFT)))
 FILTERS = {
     "plain": {"temperature": 1.0},
     "temperature": {"temperature": 0.7},
@@ -225,7 +225,7 @@ def test_pruned_draft_keeps_the_distribution() -> None:
         def __call__(self, tokens: mx.array, cache: object = None) -> mx.array:
             return self.table[tokens][..., ids]
 
-    pair = ToyPair(Markov(TARGET), ToyDraft(Pruned(DRAFT), ids))
+    pair = ToyPair(Markov(TARGET), toy_draft(Pruned(DRAFT), ids))
     settings = {"temperature": 1.0}
     counts = np.zeros(VOCAB**3)
     for i in range(1500):

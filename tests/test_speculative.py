@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import ToyDraft, ToyPair, toy_model, toy_pair
+from toy import ToyPair, toy_draft, toy_model, toy_pair
 
 from harness.decode import speculative
-from harness.decode.api import DrafterOptions, generate
+from harness.decode.api import DrafterOptions, generate, resolve_drafter
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import LookupDrafter, Proposal
+from harness.decode.drafters import Drafter, LookupDrafter, ModelDrafter, Proposal
 from harness.decode.forward import useful_vocab
 from harness.decode.length import AutoK, Costs
 from harness.decode.replay import replay
@@ -23,7 +25,7 @@ DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
 CHEAP = Costs(c=0.2, v=(1.0, 1.05, 1.1, 1.2, 1.3))
 
 
-def greedy(pair: ToyPair, prompt: list[int], drafter: str | None, k: object = 4, **kwargs):
+def greedy(pair: ToyPair, prompt: list[int], drafter: str | Drafter | None, k: object = 4, **kwargs):
     """Greedy generation; ``auto`` uses fixed costs so that tests do not depend on the clock."""
     return generate(pair, prompt, drafter=drafter, k=AutoK(CHEAP) if k == "auto" else k, **kwargs)
 
@@ -67,7 +69,7 @@ def test_replay_equals_decoding(drafter: str) -> None:
 def test_target_as_its_own_draft_accepts_everything() -> None:
     """A perfect draft leaves no rejection, at any K."""
     target = toy_model(seed=3, scale=4.0)
-    pair = ToyPair(target, ToyDraft(target))
+    pair = ToyPair(target, toy_draft(target))
     for k in (1, 3, 8):
         g = greedy(pair, [5, 6, 7], "generic", k, max_tokens=30)
         assert g.accepted == g.drafted
@@ -149,8 +151,35 @@ def test_pruned_head_changes_proposals_not_output() -> None:
         plain = greedy(pair, prompt, None, max_tokens=20)
         g = greedy(pair, prompt, "generic", 3, max_tokens=20, options=DrafterOptions(vocab=32), detailed=True)
         assert g.tokens == plain.tokens
-        assert all(p.draft_token < 32 for p in g.positions)
-        assert all((p.target_rank is None) == (p.target_token >= 32) for p in g.positions)
+        assert all(p.draft_token < 32 or p.draft_token in prompt for p in g.positions)
+        assert all((p.target_rank is None) == (p.target_token >= 32 and p.target_token not in prompt) for p in g.positions)
+
+
+@given(prompt=st.lists(st.integers(2, 63), min_size=1, max_size=12), kept=st.sets(st.integers(0, 63), min_size=1, max_size=10))
+@settings(max_examples=25, deadline=None)
+def test_pruned_head_follows_the_prompt(prompt: list[int], kept: set[int]) -> None:
+    """Whatever the fixed ids are, the prompt's own can be proposed, a second prompt forgets them, and replay knows both."""
+    pair = PAIRS[0]
+    other = [5, 61, 3]
+    drafter = resolve_drafter(pair, "generic", DrafterOptions(vocab=tuple(kept)))
+    for ids in (prompt, other):
+        plain = greedy(pair, ids, None, max_tokens=12)
+        g = greedy(pair, ids, drafter, 3, max_tokens=12)
+        assert g.tokens == plain.tokens
+        assert isinstance(drafter, ModelDrafter)
+        assert set(drafter.token_map.tolist()) == kept | set(ids)
+        t = Trajectory(sample_id="a", domain="d", prompt_tokens=tuple(ids), tokens=g.tokens, finish=g.finish, max_tokens=12)
+        (row,) = replay(pair, [t], [drafter], [3])
+        assert (row.accept_lengths, row.drafted) == (g.accept_lengths, g.drafted)
+
+
+def test_fast_mode_takes_the_whole_head_of_a_pruned_draft() -> None:
+    """mlx-lm's loop knows no token map; a pair whose file restricts the draft must not lose that loop."""
+    pair = PAIRS[0]
+    pruned = dataclasses.replace(pair, draft=dataclasses.replace(pair.draft, vocab=(4, 5, 6)))
+    assert greedy(pruned, [4, 5], "generic", 3, max_tokens=12, mode="fast").tokens == greedy(pair, [4, 5], None, max_tokens=12).tokens
+    proposed = greedy(pruned, [9], "generic", 3, max_tokens=12, detailed=True)
+    assert {p.draft_token for p in proposed.positions} <= {4, 5, 6, 9}
 
 
 def test_vocabulary_from_trajectories_costs_no_acceptance() -> None:

@@ -407,7 +407,6 @@ def test_sliding_window_is_refused() -> None:
 
 def test_cut_of_a_target(tmp_path: Path, data: Any) -> None:
     """The project's own cut: LoRA fits it, the embeddings it shares with the target stay as they are, the fast path is its forward pass."""
-    from types import SimpleNamespace
 
     from harness.models.cut import CutModel
 
@@ -418,7 +417,9 @@ def test_cut_of_a_target(tmp_path: Path, data: Any) -> None:
     cut.model.layers = tiny_llama(0, noise=0.3).model.layers[:2]
     cut.lm_head.weight = target.model.embed_tokens.weight[kept]
     check_surface(cut)
-    draft = SimpleNamespace(model=cut, token_map=kept, hash="cut", name="cut")
+    from harness.models.pair import Draft
+
+    draft = Draft(model=cut, token_map=kept, hash="cut", name="cut")
     config = quick_config(lora={"rank": 4, "num_layers": 1})
     result = train_adapter(draft, data[0], config, validation=data[1], out=tmp_path / "a", cache_folder=tmp_path / "h")
     assert result.accepted

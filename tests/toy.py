@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.models.blas import mx, nn
+from harness.models.pair import Draft
 
 
 def toy_model(*, vocab: int = 64, layers: int = 2, dim: int = 32, seed: int = 0, scale: float = 1.0) -> nn.Module:
@@ -43,21 +44,11 @@ def near_copy(model: nn.Module, noise: float, seed: int = 1, **shape: int) -> nn
 
 
 @dataclass
-class ToyDraft:
-    """Stand-in for the pair's draft."""
-
-    model: Any
-    token_map: Any = None
-    hash: str = "toy-draft"
-    name: str = "toy"
-
-
-@dataclass
 class ToyPair:
     """The part of a pair that decoding reads; prompts are token ids."""
 
     target: Any
-    draft: ToyDraft | None = None
+    draft: Draft | None = None
     eos_token_ids: frozenset[int] = frozenset()
     context_tokens: int = 2048
     name: str = "toy"
@@ -72,7 +63,12 @@ class ToyPair:
         return " ".join(map(str, tokens))
 
 
+def toy_draft(model: Any, token_map: mx.array | None = None) -> Draft:
+    """``model`` as a pair's draft."""
+    return Draft(model=model, token_map=token_map, hash="toy-draft", name="toy")
+
+
 def toy_pair(*, vocab: int = 64, noise: float = 0.3, scale: float = 4.0, seed: int = 0, eos: tuple[int, ...] = (1,)) -> ToyPair:
     """Return a random target with a noisy copy of itself as the draft."""
     target = toy_model(vocab=vocab, seed=seed, scale=scale)
-    return ToyPair(target, ToyDraft(near_copy(target, noise, seed + 1, vocab=vocab)), frozenset(eos))
+    return ToyPair(target, toy_draft(near_copy(target, noise, seed + 1, vocab=vocab)), frozenset(eos))

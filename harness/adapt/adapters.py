@@ -163,7 +163,8 @@ class AdapterDrafter(ModelDrafter):
     """
 
     def __init__(self, bank: AdapterBank, adapter: str | None) -> None:
-        super().__init__(bank.draft.model, bank.draft.token_map, name=adapter or "generic")
+        model, token_map = bank.draft.proposer
+        super().__init__(model, token_map, name=adapter or "generic")
         self.bank, self.adapter = bank, adapter
 
     @property

@@ -15,8 +15,8 @@ from harness.adapt import distill_fit, torch_llama
 from harness.adapt.distill_card import Score, card, score_rows
 from harness.adapt.distill_config import DistillConfig
 from harness.adapt.distill_data import held_out_samples, split_by_temperature, training_samples
+from harness.adapt.distill_weights import mlx_weights, read_start
 from harness.adapt.rollouts import TorchTarget
-from harness.adapt.torch_llama import Shape, Weights
 from harness.decode.collect import Decoder, Stored, collect, read_shard, shard_names
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
@@ -111,16 +111,15 @@ def train(job: Job) -> None:
     stored = list(_stored(job))
     shape, target = torch_llama.load_llama(job.folder, torch.float32)
     start_from = job.config.fit.start_from
+    earlier: dict[str, Any] | None = None
     if start_from:
-        vocab = np.load(Path(start_from) / "vocab.npy")
+        earlier, vocab, start = read_start(start_from, job.config.cut.layers)
     else:
         vocab = distill_fit.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
     examples = distill_fit.prepare(stored, vocab, len(target["embed"]))
     shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, vocab)
-    earlier = None
     if start_from:
-        rows = _loss_rows(Path(start_from), distill_fit.load_weights(Path(start_from), weights))
-        earlier = {"updates": len(rows), "tokens": sum(int(row["tokens"]) for row in rows)}
+        weights = start
     job.fitted.mkdir(parents=True, exist_ok=True)
     np.save(job.fitted / "vocab.npy", vocab)
     outputs = _outputs_by_domain(stored)
@@ -172,16 +171,11 @@ def ship(job: Job) -> list[Score]:
         about={"base": job.config.pair, "steps": step},
     )
     scores = evaluate(job)
-    loss = _loss_rows(job.fitted, step)
+    loss = [json.loads(line) for line in (job.fitted / "loss.jsonl").read_text(encoding="utf-8").splitlines()[:step]]
     facts: dict[str, Any] = json.loads((job.fitted / "data.json").read_text())
     text = card(job.config, facts, loss, scores, sha256=digest, command=job.command, target_hash=job.pair.target_hash)
     (job.out / "card.md").write_text(text, encoding="utf-8")
     return scores
-
-
-def _loss_rows(folder: Path, updates: int) -> list[dict[str, float]]:
-    """The loss log of a ``fit`` folder, one row per update, up to its checkpoint."""
-    return [json.loads(line) for line in (folder / "loss.jsonl").read_text(encoding="utf-8").splitlines()[:updates]]
 
 
 def evaluate(job: Job) -> list[Score]:
@@ -202,20 +196,3 @@ def evaluate(job: Job) -> list[Score]:
     )
     draft = load_cut(job.out, job.pair.target)
     return score_rows(replay_model(draft.name, draft.model, draft.token_map, held_out, [2, 4]))
-
-
-def mlx_weights(shape: Shape, weights: Weights) -> dict[str, mx.array]:
-    """Torch weights of the cut under mlx-lm's names, joined projections split."""
-    sizes = {
-        "qkv": [("self_attn.q_proj", shape.heads), ("self_attn.k_proj", shape.kv_heads), ("self_attn.v_proj", shape.kv_heads)],
-        "gate_up": [("mlp.gate_proj", shape.intermediate), ("mlp.up_proj", shape.intermediate)],
-    }
-    renamed = {"o": "self_attn.o_proj", "down": "mlp.down_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
-    out = {"model.norm.weight": weights["norm"], "lm_head.weight": weights["head"]}
-    for i in range(shape.layers):
-        for name in ("qkv", "gate_up"):
-            unit = shape.head_dim if name == "qkv" else 1
-            parts = weights[f"layers.{i}.{name}"].split([rows * unit for _, rows in sizes[name]])
-            out |= {f"model.layers.{i}.{part}.weight": w for (part, _), w in zip(sizes[name], parts, strict=True)}
-        out |= {f"model.layers.{i}.{theirs}.weight": weights[f"layers.{i}.{ours}"] for ours, theirs in renamed.items()}
-    return {name: mx.array(w.detach().numpy()) for name, w in out.items()}

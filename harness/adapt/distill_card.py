@@ -110,7 +110,7 @@ def _earlier(run: dict[str, Any] | None) -> str:
     """Half a sentence on the run whose weights this one started from."""
     if run is None:
         return ""
-    return f", after {run['updates']} updates ({run['tokens']} tokens) of an earlier run on part of the same data"
+    return f", starting from a draft trained before ({run.get('steps')} updates, sha256 `{run['sha256']}`) on other answers"
 
 
 def _curve(loss: Sequence[dict[str, float]], points: int = 12) -> list[str]:

@@ -15,6 +15,8 @@ class RolloutConfig(Strict):
 
     prompts: dict[str, int] = Field(default_factory=lambda: {"math": 1000, "code": 1000, "chat": 1000, "structured": 500})
     """Domain -> training prompts."""
+    skip: dict[str, int] = Field(default_factory=dict)
+    """Domain -> first training prompts left out: those that an earlier run has used."""
     gsm8k_path: str | None = None
     """JSONL file of GSM8K training problems; without it the math prompts are the project's own word problems."""
     max_tokens: int = Field(192, ge=1)
@@ -51,7 +53,8 @@ class FitConfig(Strict):
     """Full fine-tuning of the cut: AdamW, linear warm-up, cosine decay."""
 
     start_from: str | None = None
-    """``fit`` folder of an earlier run whose weights and output vocabulary this run starts from; None starts from the target's layers."""
+    """A finished draft whose weights and output vocabulary this run starts from: its folder, or ``shipped:<name>``; None starts from the
+    target's layers."""
 
     learning_rate: float = Field(1.5e-3, gt=0, lt=1)
     warmup_steps: int = Field(50, ge=0)

@@ -30,7 +30,7 @@ def training_samples(config: RolloutConfig) -> list[Sample]:
         HarnessError: unknown domain, or a dataset file that cannot be read.
     """
     evaluation = [s for domain in config.prompts for split in ("validation", "test") for s in _dataset_samples(config, domain, split)]
-    columns = [_domain_samples(config, domain, count, evaluation) for domain, count in config.prompts.items()]
+    columns = [_domain_samples(config, domain, count, evaluation)[config.skip.get(domain, 0) :] for domain, count in config.prompts.items()]
     placed = [((i + 0.5) / len(column), d, s) for d, column in enumerate(columns) for i, s in enumerate(column)]
     return [sample for _, _, sample in sorted(placed, key=lambda item: item[:2])]
 

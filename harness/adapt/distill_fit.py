@@ -1,4 +1,4 @@
-"""Full fine-tuning of a cut of the target, in torch: bfloat16 products, float32 weights, loss on output positions only.
+"""Full fine-tuning of a cut of the target, in torch: bfloat16 products where they are fast, float32 weights, loss on output positions only.
 
 The run is a fixed sequence of updates decided by the data and the configuration, so a resumed run repeats nothing and skips nothing.
 """
@@ -193,7 +193,7 @@ def fit(
         batch = [examples[i] for i in updates[step]]
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, len(updates), config)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch_llama.fast_dtype() == torch.bfloat16):
             logits = output_logits(shape, weights, embed, batch)
             loss = batch_loss(logits, batch, config.kl_weight)
         optimizer.zero_grad()

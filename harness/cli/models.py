@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,3 +83,38 @@ def check(
     typer.echo(f"not compatible: {result.problem}" if result.problem else "compatible")
     if result.problem:
         raise typer.Exit(1)
+
+
+@models_app.command("vocab")
+def vocab(
+    pair: Annotated[str, typer.Argument(metavar="PAIR", help="A name in configs/models, or a YAML file.")],
+    answers: Annotated[Path, typer.Option("--from", metavar="DIR", help="Target answers: the folder of `harness collect`.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the ids go; name it as `draft_vocab` in the pair's file.")],
+    size: Annotated[int, typer.Option(min=1, help="Ids kept.")] = 24576,
+    offline: OfflineOption = False,
+) -> None:
+    """Choose the tokens a draft may propose, so that its output head is small: those its target used, then the most common ones.
+
+    A head of 152,000 rows is a quarter of a 0.5B draft's step. Tokens of the prompt are always allowed, and output stays exact.
+
+    Example: `harness models vocab qwen-coder --from answers --out qwen-coder.vocab.json`
+    """
+    from harness.decode.collect import read_shard, shard_names
+    from harness.decode.forward import useful_vocab
+    from harness.errors import HarnessError
+    from harness.models.compatibility import read_json
+    from harness.models.store import pull_pair
+    from harness.models.vocab import write_vocab
+
+    folders = pull_pair(pair, offline=offline)
+    draft = folders.get("draft")
+    if draft is None or draft.is_cut:
+        raise HarnessError(f"the draft of {pair!r} has no whole vocabulary to choose from", "Name a pair with a full draft model.")
+    names = shard_names(answers)
+    if not names:
+        raise HarnessError(f"no answers in {answers}", f"Write some: `harness collect SUITE --models {pair} --out {answers}`.")
+    stored = [s for name in names for s in read_shard(answers, name) or []]
+    ids = useful_vocab((s.trajectory() for s in stored), size, int(read_json(draft.path / "config.json")["vocab_size"]))
+    tokens = sum(len(s.rollout.tokens) for s in stored)
+    write_vocab(out, ids, f"{size} ids for {pair}, by their probability in {tokens} tokens of {len(stored)} target answers")
+    typer.echo(f"{len(ids)} ids in {out}")

@@ -41,7 +41,7 @@ class DrafterOptions:
     """Early exit: layers of the target to keep; None takes a quarter."""
     vocab: int | tuple[int, ...] | None = None
     """Draft model: restrict the output head to these ids (see :func:`harness.decode.forward.useful_vocab`), or to the first ``vocab``
-    ids (byte-pair merges are ordered by frequency); None keeps all."""
+    ids (byte-pair merges are ordered by frequency), and the prompt's own; None takes what the pair's file says."""
 
 
 def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
@@ -70,15 +70,15 @@ def _draft(pair: Any, options: DrafterOptions) -> ModelDrafter:
         raise HarnessError(
             f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
         )
-    model, token_map = pair.draft.model, pair.draft.token_map
-    if options.vocab is not None and token_map is None:
-        ids = sorted(set(range(options.vocab) if isinstance(options.vocab, int) else options.vocab))
-        size = model.args.vocab_size
-        if not ids or ids[0] < 0 or ids[-1] >= size:
-            raise HarnessError("the draft's output vocabulary is empty or has unknown ids", f"Give ids from 0 to {size - 1}.")
-        token_map = mx.array(ids, dtype=mx.int32)
-        model = PrunedHead(model, token_map)
-    return ModelDrafter(model, token_map, name="generic")
+    draft = pair.draft
+    if options.vocab is None or draft.token_map is not None:
+        model, token_map = draft.proposer
+        return ModelDrafter(model, token_map, name="generic")
+    ids = sorted(set(range(options.vocab) if isinstance(options.vocab, int) else options.vocab))
+    size = draft.model.args.vocab_size
+    if not ids or ids[0] < 0 or ids[-1] >= size:
+        raise HarnessError("the draft's output vocabulary is empty or has unknown ids", f"Give ids from 0 to {size - 1}.")
+    return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
 
 
 def stream(
@@ -125,10 +125,7 @@ def stream(
 
         costs = calibrate(pair, chosen).costs
     policy = make_policy(k, costs) if isinstance(k, int | str) else k
-    details = None
-    if detailed:
-        model = getattr(chosen, "draft", chosen)
-        details = Details(getattr(model, "token_map", None))
+    details = Details() if detailed else None
     return speculative_steps(
         CachedModel(pair.target), chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, profile=profile, **common
     )
@@ -240,6 +237,8 @@ def _full_vocabulary(drafter: Drafter) -> Any:
         raise HarnessError(
             f"fast mode cannot use drafter {drafter.name!r}", "mlx-lm's loop takes a draft model: use 'generic' or 'early_exit'."
         )
+    if isinstance(drafter.model, PrunedHead):
+        return drafter.model.whole
     if drafter.token_map is not None:
         raise HarnessError("fast mode needs a draft with the target's whole vocabulary", "Use mode='detailed' for a pruned draft.")
     return drafter.model

@@ -33,15 +33,13 @@ class Details:
     """Collects per-position facts inside the round's one evaluation.
 
     Args:
-        token_map: (draft vocab,) target id of each draft id; None is the identity.
         top_k: how many target log-probabilities to keep per position.
     """
 
-    def __init__(self, token_map: mx.array | None, top_k: int = 8) -> None:
+    def __init__(self, top_k: int = 8) -> None:
         self.top_k = top_k
+        self._map: mx.array | None = None  # the draft's token map, the same object for a whole answer
         self._draft_id: dict[int, int] | None = None
-        if token_map is not None:
-            self._draft_id = {target: draft for draft, target in enumerate(ints(token_map))}
 
     def arrays(self, logits: mx.array, proposal: Proposal, verdict: mx.array) -> tuple[mx.array, ...]:
         """Return what :meth:`positions` reads: lazily computed rows for the k decided positions."""
@@ -55,6 +53,9 @@ class Details:
         arrays = (rows, normaliser, top, top_logp)
         if proposal.logits is None:
             return arrays
+        if proposal.token_map is not self._map:
+            self._map = proposal.token_map
+            self._draft_id = None if self._map is None else {target: draft for draft, target in enumerate(ints(self._map))}
         return (*arrays, proposal.logits, mx.logsumexp(proposal.logits.astype(mx.float32), axis=-1))
 
     def positions(self, arrays: tuple[mx.array, ...], draft: list[int], tokens: list[int], first: int) -> tuple[Position, ...]:

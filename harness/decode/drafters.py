@@ -12,6 +12,7 @@ from typing import Protocol
 
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
+from harness.decode.forward import PrunedHead, for_prompt
 from harness.decode.sampling import Sampling, ints, log_softmax, processed_logprobs, sample
 from harness.models.blas import mx
 
@@ -87,14 +88,15 @@ class ModelDrafter:
 
     Args:
         model: the draft; its logits cover its own vocabulary.
-        token_map: (draft vocab,) target id of each draft id when the draft's vocabulary is pruned; None is the identity.
+        token_map: (draft vocab,) target id of each draft id when the draft's vocabulary is pruned; None is the identity. A
+            :class:`~harness.decode.forward.PrunedHead` brings its own, which follows the prompt.
         name: name in reports.
     """
 
     def __init__(self, model, token_map: mx.array | None = None, name: str = "generic") -> None:
         self.name = name
         self._model = model
-        self.token_map = token_map
+        self.token_map = model.token_map if isinstance(model, PrunedHead) else token_map
         self._state: CachedModel | None = None
         self._seen = 0  # context length at the last proposal: everything cached up to there is true
         self._proposed: mx.array = EMPTY
@@ -105,7 +107,8 @@ class ModelDrafter:
         return self._model
 
     def begin(self, prompt: list[int]) -> None:
-        self._state = CachedModel(self.model)
+        model, self.token_map = for_prompt(self.model, self.token_map, prompt)
+        self._state = CachedModel(model)
         self._state.prefill(prompt[:-1])
         self._seen, self._proposed = len(prompt), EMPTY
 

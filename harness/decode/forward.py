@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,35 +108,74 @@ def useful_vocab(trajectories: Iterable[Trajectory], size: int, vocab_size: int)
 
 
 class PrunedHead(nn.Module):
-    """A model whose output head is restricted to ``ids``: the target stays whole, so output stays exact.
+    """A model whose output head is restricted to ``ids`` and, once a prompt is known, the prompt's own tokens.
+
+    Names and phrases of the prompt come back in its answer, and many of them are too rare for any fixed list. The target stays whole, so
+    output stays exact.
 
     Args:
         model: the draft.
-        ids: (kept,) target ids the draft may propose, ascending.
+        ids: distinct target ids the draft may propose for any prompt.
     """
 
-    def __init__(self, model: Any, ids: mx.array) -> None:
+    def __init__(self, model: Any, ids: Sequence[int]) -> None:
         super().__init__()
-        head = model.lm_head if hasattr(model, "lm_head") else inner(model).embed_tokens
-        if isinstance(head, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-            weight = mx.dequantize(head.weight[ids], head.scales[ids], head.biases[ids], head.group_size, head.bits)
-        else:
-            weight = head.weight[ids]
-        self._parts = (model, by_columns(weight))
-        mx.eval(self._parts[1])
+        self._model = (model,)  # a tuple keeps the draft's parameters out of this module's own
+        self._ids, self._known = tuple(ids), frozenset(ids)
+        self._heads: tuple[mx.array, ...] = (by_columns(_head_rows(model, self._ids)),)
+        mx.eval(self._heads)
+        self._map = mx.array(self._ids, dtype=mx.int32)
+
+    @property
+    def whole(self) -> Any:
+        """The draft with its whole vocabulary."""
+        return self._model[0]
+
+    @property
+    def token_map(self) -> mx.array:
+        """(kept,) int32: target id of each output id."""
+        return self._map
+
+    def for_prompt(self, prompt: Iterable[int]) -> PrunedHead:
+        """The same model, its head widened by the tokens of ``prompt``; the fixed part is shared."""
+        extra = tuple(sorted(set(prompt) - self._known))
+        if not extra:
+            return self
+        wider = copy.copy(self)
+        wider._ids = (*self._ids, *extra)
+        wider._heads = (*self._heads, _head_rows(self.whole, extra))
+        wider._map = mx.array(wider._ids, dtype=mx.int32)
+        return wider
 
     @property
     def layers(self) -> list:
         """The draft's layers."""
-        return self._parts[0].layers
+        return self.whole.layers
 
     def hidden_states(self, tokens: mx.array, cache: Any = None) -> mx.array:
         """The draft's normed hidden states (batch, length, dim)."""
-        return hidden_states(self._parts[0], tokens, cache)
+        return hidden_states(self.whole, tokens, cache)
 
     def head_logits(self, hidden: mx.array) -> mx.array:
         """Logits over the kept ids: (..., kept)."""
-        return hidden @ self._parts[1].T
+        return mx.concatenate([hidden @ head.T for head in self._heads], axis=-1)
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         return self.head_logits(self.hidden_states(tokens, cache))
+
+
+def _head_rows(model: Any, ids: Sequence[int]) -> mx.array:
+    """Rows ``ids`` of the output head, in floating point: (len(ids), dim)."""
+    head = model.lm_head if hasattr(model, "lm_head") else inner(model).embed_tokens
+    rows = mx.array(ids, dtype=mx.int32)
+    if isinstance(head, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+        return mx.dequantize(head.weight[rows], head.scales[rows], head.biases[rows], head.group_size, head.bits)
+    return head.weight[rows]
+
+
+def for_prompt(model: Any, token_map: mx.array | None, prompt: Iterable[int]) -> tuple[Any, mx.array | None]:
+    """A draft and its token map as they answer ``prompt``: only a pruned head depends on it."""
+    if not isinstance(model, PrunedHead):
+        return model, token_map
+    wider = model.for_prompt(prompt)
+    return wider, wider.token_map

@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
-from harness.decode.forward import head_logits, hidden_states
+from harness.decode.forward import for_prompt, head_logits, hidden_states
 from harness.decode.sampling import Sampling, ints, processed_logprobs
 from harness.errors import HarnessError
 from harness.models.blas import mx
@@ -198,7 +198,7 @@ def forced_passes(
     Returns:
         One :class:`ForcedPass` per trajectory, in order.
     """
-    lookup = None if token_map is None else {t: d for d, t in enumerate(ints(token_map))}
+    lookup = _inverse(token_map)
     out: list[ForcedPass | None] = [None] * len(trajectories)
     for batch in length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories]):
         rows = [[*trajectories[i].prompt_tokens, *trajectories[i].tokens[:-1]] for i in batch]
@@ -208,12 +208,19 @@ def forced_passes(
         for b, i in enumerate(batch):
             t = trajectories[i]
             first = len(t.prompt_tokens) - 1
-            out[i] = _score(model, hidden[b, first : first + len(t.tokens)], t, lookup, sampling)
+            own, own_map = for_prompt(model, token_map, t.prompt_tokens)
+            own_lookup = lookup if own_map is token_map else _inverse(own_map)
+            out[i] = _score(own, hidden[b, first : first + len(t.tokens)], t, own_lookup, sampling)
         if progress:
             progress(sum(o is not None for o in out))
         del hidden
         mx.clear_cache()
     return [o for o in out if o is not None]
+
+
+def _inverse(token_map: mx.array | None) -> dict[int, int] | None:
+    """Target id -> draft id; None for the identity."""
+    return None if token_map is None else {t: d for d, t in enumerate(ints(token_map))}
 
 
 def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:

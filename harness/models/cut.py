@@ -110,29 +110,38 @@ def load_cut(folder: Path, target: nn.Module) -> Draft:
     """
     from harness.models.pair import Draft
 
-    config = read_cut_config(folder)
-    path = folder / WEIGHTS
-    if not path.is_file() or _sha256(path) != config["sha256"]:
-        raise HarnessError(f"{path} is missing or damaged", "Reinstall the package, or run `harness distill` again.")
+    config, arrays = read_cut(folder)
     args = getattr(target, "args", None)
     if getattr(target, "model_type", None) != "llama" or args is None or args.hidden_size != config["hidden"]:
         raise HarnessError(
             f"the draft in {folder} belongs to a Llama target of width {config['hidden']}", "Use it with the pair it was made for."
         )
-    arrays = mx.load(str(path))
     token_map = arrays.pop(TOKEN_MAP)
     if int(token_map.max()) >= args.vocab_size:
         raise HarnessError(f"the draft in {folder} names tokens that the target lacks", "Use it with the pair it was made for.")
     model = CutModel(target, config["layers"], config["vocab"])
     dtype = target.model.norm.weight.dtype
-    model.load_weights([(key, w.astype(dtype)) for key, w in _dequantise(arrays, config).items()], strict=False)
+    model.load_weights([(key, w.astype(dtype)) for key, w in arrays.items()], strict=False)
     missing = set(model.own_weights()) - set(arrays)
     if missing:
-        raise HarnessError(f"{path} lacks {sorted(missing)[0]}", "Reinstall the package, or run `harness distill` again.")
+        raise HarnessError(f"{folder / WEIGHTS} lacks {sorted(missing)[0]}", "Reinstall the package, or run `harness distill` again.")
     model.eval()
     lay_out(model)
     mx.eval(model.own_weights())
     return Draft(model=model, token_map=token_map, hash=config["sha256"], name=config["name"])
+
+
+def read_cut(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
+    """Configuration of a cut, and its weights in floating point together with :data:`TOKEN_MAP`.
+
+    Raises:
+        HarnessError: files missing, damaged, or of a newer version.
+    """
+    config = read_cut_config(folder)
+    path = folder / WEIGHTS
+    if not path.is_file() or _sha256(path) != config["sha256"]:
+        raise HarnessError(f"{path} is missing or damaged", "Reinstall the package, or run `harness distill` again.")
+    return config, _dequantise(mx.load(str(path)), config)
 
 
 def read_cut_config(folder: Path) -> dict[str, Any]:

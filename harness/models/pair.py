@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
@@ -12,6 +16,7 @@ from harness.models.compatibility import read_json, require_compatible, trim_pro
 from harness.models.config import PairConfig, PathSource, local_folder_problem, pair_path, read_pair_config
 from harness.models.sources import Progress
 from harness.models.store import ModelFolder, locate
+from harness.models.vocab import read_vocab
 
 
 @dataclass
@@ -26,6 +31,23 @@ class Draft:
     """SHA-256 that identifies the weights."""
     name: str
     """Where it came from, for reports."""
+    vocab: tuple[int, ...] | None = None
+    """Target ids that drafting is restricted to, besides the prompt's own (training sees the whole head); None is all of them."""
+
+    @functools.cached_property
+    def proposer(self) -> tuple[nn.Module, mx.array | None]:
+        """What drafts, and its token map: the model, its head restricted to ``vocab`` where the pair asks for that."""
+        from harness.decode.forward import PrunedHead
+
+        if self.vocab is None or self.token_map is not None:
+            return self.model, self.token_map
+        head = PrunedHead(self.model, self.vocab)
+        return head, head.token_map
+
+    @property
+    def vocab_hash(self) -> str | None:
+        """SHA-256 of ``vocab``."""
+        return None if self.vocab is None else hashlib.sha256(json.dumps(self.vocab).encode()).hexdigest()
 
 
 @dataclass
@@ -120,20 +142,21 @@ def load_pair(name_or_path: str, *, offline: bool = False, draft: bool = True, p
         raise HarnessError(f"the target of {path.stem!r} cannot be a cut draft", "Give it a hub:, wheel: or path: source.")
     if draft_folder is not None and not draft_folder.is_cut:
         require_compatible(target_folder.path, draft_folder.path)
-    return _load(path.stem, config, target_folder, draft_folder)
+    return _load(path, config, target_folder, draft_folder)
 
 
-def _load(name: str, config: PairConfig, target_folder: ModelFolder, draft_folder: ModelFolder | None) -> Pair:
+def _load(path: Path, config: PairConfig, target_folder: ModelFolder, draft_folder: ModelFolder | None) -> Pair:
     from mlx_lm.tokenizer_utils import load as load_tokenizer
 
     target, settings = load_weights(target_folder, config.dtype, "target")
-    draft = _load_draft(draft_folder, config, target) if draft_folder else None
+    vocab = read_vocab(path.parent / config.draft_vocab) if config.draft_vocab and draft_folder else None
+    draft = _load_draft(draft_folder, config, target, vocab) if draft_folder else None
     tokenizer = load_tokenizer(target_folder.path, {"trust_remote_code": False}, eos_token_ids=settings.get("eos_token_id"))
     contexts = [_context(target, settings)]
     if draft is not None and draft_folder is not None and not draft_folder.is_cut:
         contexts.append(_context(draft.model, read_json(draft_folder.path / "config.json")))
     return Pair(
-        name=name,
+        name=path.stem,
         config=config,
         target=target,
         draft=draft,
@@ -144,13 +167,16 @@ def _load(name: str, config: PairConfig, target_folder: ModelFolder, draft_folde
     )
 
 
-def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module) -> Draft:
+def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, vocab: tuple[int, ...] | None) -> Draft:
     if folder.is_cut:
         from harness.models.cut import load_cut
 
         return load_cut(folder.path, target)
-    model, _ = load_weights(folder, config.dtype, "draft")
-    return Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name)
+    model, settings = load_weights(folder, config.dtype, "draft")
+    size = int(settings["vocab_size"])
+    if vocab is not None and vocab[-1] >= size:
+        raise HarnessError(f"{config.draft_vocab} names token {vocab[-1]}, the draft has {size}", "Make it again: `harness models vocab`.")
+    return Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, vocab=vocab)
 
 
 def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,0 +1,43 @@
+"""Draft vocabulary files: written from target answers, read with the pair, refused when broken."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import HarnessError
+from harness.models.vocab import read_vocab, write_vocab
+
+
+@given(ids=st.sets(st.integers(0, 10**6), min_size=1, max_size=60))
+def test_ids_survive_the_file(ids, tmp_path_factory):
+    """Ranges are a compression: neighbours, gaps and single ids must all come back."""
+    path = tmp_path_factory.mktemp("vocab") / "v.json"
+    write_vocab(path, ids, "test")
+    assert read_vocab(path) == tuple(sorted(ids))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        json.dumps({"schema_version": 1, "ranges": []}),
+        json.dumps({"schema_version": 1, "ranges": [[5, 9], [7, 8]]}),
+        json.dumps({"schema_version": 1, "ranges": [[-2, 3]]}),
+        json.dumps({"schema_version": 1, "ranges": [["a", "b"]]}),
+        json.dumps({"schema_version": 99, "ranges": [[0, 3]]}),
+    ],
+)
+def test_broken_files_are_refused(text, tmp_path):
+    """A half-written or foreign file must not silently shrink what the draft can say."""
+    path = tmp_path / "v.json"
+    path.write_text(text)
+    with pytest.raises(HarnessError, match=r"vocabulary|newer"):
+        read_vocab(path)
+    with pytest.raises(HarnessError, match="no draft vocabulary"):
+        read_vocab(tmp_path / "absent.json")
