@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness import machine
+from harness.decode.length import AUTO_MAX_K
 from harness.engine import TRAINED, Engine
 from harness.experiments import Cell
 from harness.interrupt import StopRequest
@@ -74,7 +75,8 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
     """Calibrate every drafter, run each kind of cell once untimed, and time the reference workload."""
     decodes = [job for job in todo if job.method == "decode"]
     cells = {(job.cell.drafter, job.cell.layers): job.cell for job in todo if job.cell.drafter is not None}
-    max_k = max([8, *(job.cell.k for job in todo if isinstance(job.cell.k, int))])
+    lengths = [AUTO_MAX_K if job.cell.k == "auto" else job.cell.k for job in todo]
+    max_k = max([8, *(k for k in lengths if isinstance(k, int))])
     calibration = dict(context.store.manifest.measured.get("calibration", {}))
     measured: dict[tuple[Any, Any], Any] = {}
     for (drafter, layers), cell in cells.items():

@@ -235,15 +235,16 @@ def _comparable(manifest: Manifest, reference: Mapping[str, Any], any_machine: b
         ("suite_hash", manifest.suite_hash, reference["suite_hash"]),
         ("pair", manifest.pair, reference["pair"]),
     ]
-    pairs += [(f"models.{name}", manifest.models.get(name), reference["models"].get(name)) for name in ("target", "draft", "dtype")]
+    now, then = manifest.models, reference["models"]
+    pairs += [(f"models.{name}", now.get(name), then.get(name)) for name in ("target", "draft", "draft_vocab", "dtype")]
     if not any_machine:
         pairs += [(f"machine.{name}", manifest.machine.get(name), reference["machine"].get(name)) for name in HARDWARE]
-    for field, now, then in pairs:
-        if now != then:
+    for field, new, old in pairs:
+        if new != old:
             advice = "Compare with a reference of the same suite and models, or write a new one with --update."
             if field.startswith("machine."):
                 advice = "Use a reference made on this machine (--update writes one), or --any-machine to compare acceptance by intervals."
-            raise HarnessError(f"cannot compare: {field} is {now!r} in the run, {then!r} in the reference", advice)
+            raise HarnessError(f"cannot compare: {field} is {new!r} in the run, {old!r} in the reference", advice)
 
 
 def _same_cells(new: Cells, old: Cells) -> None:

@@ -237,6 +237,44 @@ def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
     assert (tmp_path / "draft/draft.safetensors").read_bytes() == before
 
 
+def test_a_finished_draft_is_trained_on(target, tmp_path, monkeypatch):
+    """Starting from a draft means its vocabulary and, up to the bits it was stored with, its weights; the card names it."""
+    folder, model = target
+    monkeypatch.setattr(distill, "training_samples", lambda config: bank(12, "chat"))
+    monkeypatch.setattr(distill, "held_out_samples", lambda config, n: bank(n, "chat", "validation"))
+
+    def job(name, **fit):
+        config = TINY.model_copy(update={"fit": TINY.fit.model_copy(update=fit)})
+        pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
+        return distill.Job(
+            config=config, pair=pair, folder=folder, work=tmp_path / name, out=tmp_path / f"{name}-out", command="", note=lambda line: None
+        )
+
+    distill.distill(job("first"))
+    first = load_cut(tmp_path / "first-out", model)
+    distill.distill(job("second", start_from=str(tmp_path / "first-out"), learning_rate=1e-9, warmup_steps=0))
+    second = load_cut(tmp_path / "second-out", model)
+    assert second.token_map.tolist() == first.token_map.tolist()
+    tokens = mx.array([[3, 9, 27]])
+    want, got = np.array(first.model(tokens)), np.array(second.model(tokens))
+    assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
+    assert first.hash in (tmp_path / "second-out/card.md").read_text()
+    with pytest.raises(HarnessError, match=r"2 blocks, cut\.layers is 1"):
+        distill_weights.read_start(str(tmp_path / "first-out"), 1)
+    with pytest.raises(HarnessError, match="holds no draft"):
+        distill_weights.read_start(str(tmp_path / "nowhere"), 2)
+
+
+def test_prompts_of_an_earlier_run_are_skipped(monkeypatch):
+    """A second collection must bring new answers; the skipped prompts are exactly the first ones of the same list."""
+    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: [])
+    whole = distill_data.training_samples(RolloutConfig(prompts={"chat": 12, "code": 8}))
+    rest = distill_data.training_samples(RolloutConfig(prompts={"chat": 12, "code": 8}, skip={"chat": 5}))
+    chat = [s.id for s in whole if s.domain == "chat"]
+    assert [s.id for s in rest if s.domain == "chat"] == chat[5:]
+    assert sum(s.domain == "code" for s in rest) == 8
+
+
 def test_stages_need_the_one_before(target, tmp_path):
     """Training without rollouts, shipping without training and a misspelt stage stop with advice."""
     job = distill.Job(

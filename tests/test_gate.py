@@ -144,7 +144,7 @@ def changed(reference: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "field",
-    ["suite_hash", "pair", "models.target", "models.draft", "models.dtype", *(f"machine.{name}" for name in MACHINE)],
+    ["suite_hash", "pair", "models.target", "models.draft", "models.draft_vocab", "models.dtype", *(f"machine.{name}" for name in MACHINE)],
 )
 def test_incomparable_runs_are_refused_by_field(tmp_path: Path, field: str) -> None:
     """Other suite, models or hardware: no verdict, exit code 2, and the field is named."""

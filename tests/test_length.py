@@ -79,6 +79,40 @@ def test_auto_stays_inside_its_bounds(c: float, steps: list[float], outcomes: li
         assert 0 <= policy.alpha() < 1
 
 
+def lookup_speedup(alpha: float, tokens: int, seed: int) -> float:
+    """Play auto with lookup alone, every suffix found and right with ``alpha``; return the speedup over plain decoding."""
+    costs = Costs(c=0.0, v=CLIFF.v)
+    rng, policy = np.random.default_rng(seed), AutoK(costs)
+    spent, emitted = 0.0, 0
+    while emitted < tokens:
+        k = policy.lookup_k()[0]
+        accepted = int(np.cumprod(rng.random(k) < alpha).sum())
+        policy.update(drafted=k, accepted=accepted, confidences=(), source="lookup")
+        spent += costs.v[k]
+        emitted += accepted + 1
+    return emitted / spent
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.05, 0.3, 0.6, 0.9])
+def test_auto_with_lookup_alone_never_loses(alpha: float) -> None:
+    """Lookup costs no draft step, but verifying wrong guesses does: where they are mostly wrong, auto must stop making them."""
+    assert np.mean([lookup_speedup(alpha, 1000, seed) for seed in range(10)]) > 0.98
+    best = max(expected_tokens(alpha, k) / CLIFF.v[k] for k in range(CLIFF.max_k + 1))
+    assert np.mean([lookup_speedup(alpha, 1000, seed) for seed in range(10)]) > 0.93 * best
+
+
+def test_auto_prefers_a_good_draft_to_bad_lookups() -> None:
+    """Lookups that fail leave the round to the draft model, while copies of long passages go on; the two are judged apart."""
+    policy = AutoK(CHEAP)
+    for _ in range(20):
+        policy.update(drafted=4, accepted=4, confidences=(0.9,) * 4, source="draft")
+        policy.update(drafted=4, accepted=0, confidences=(), source="lookup")
+        policy.update(drafted=8, accepted=8, confidences=(), source="copy")
+    assert policy.lookup_k() == (0, CHEAP.max_k)
+    assert FixedK(3).lookup_k() == (3, 3)
+    assert DynamicK(limit=6).lookup_k() == (6, 6)
+
+
 def test_dynamic_stops_at_the_first_doubt() -> None:
     """The doubtful token itself is still verified: it is already paid for."""
     policy = DynamicK(threshold=0.5, limit=6)

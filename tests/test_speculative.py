@@ -12,7 +12,7 @@ from toy import ToyPair, toy_draft, toy_model, toy_pair
 from harness.decode import speculative
 from harness.decode.api import DrafterOptions, generate, resolve_drafter
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, LookupDrafter, ModelDrafter, Proposal
+from harness.decode.drafters import Drafter, LookupDrafter, ModelDrafter, Proposal, Request
 from harness.decode.forward import useful_vocab
 from harness.decode.length import AutoK, Costs
 from harness.decode.replay import replay
@@ -155,7 +155,7 @@ def test_pruned_head_changes_proposals_not_output() -> None:
         assert all((p.target_rank is None) == (p.target_token >= 32 and p.target_token not in prompt) for p in g.positions)
 
 
-@given(prompt=st.lists(st.integers(2, 63), min_size=1, max_size=12), kept=st.sets(st.integers(0, 63), min_size=1, max_size=10))
+@given(prompt=st.lists(st.integers(2, 63), min_size=1, max_size=12), kept=st.sets(st.integers(0, 63), min_size=2, max_size=10))
 @settings(max_examples=25, deadline=None)
 def test_pruned_head_follows_the_prompt(prompt: list[int], kept: set[int]) -> None:
     """Whatever the fixed ids are, the prompt's own can be proposed, a second prompt forgets them, and replay knows both."""
@@ -203,7 +203,7 @@ def test_vocabulary_from_trajectories_costs_no_acceptance() -> None:
     for wrong in (0, size + 1):
         with pytest.raises(HarnessError, match="cannot keep"):
             useful_vocab(trajectories, wrong, size)
-    with pytest.raises(HarnessError, match="unknown ids"):
+    with pytest.raises(HarnessError, match="unknown ones"):
         greedy(pair, [4, 5], "generic", 3, options=DrafterOptions(vocab=(1, size)))
 
 
@@ -328,3 +328,48 @@ def test_lookup_proposes_what_followed_the_latest_match(context: list[int], k: i
                 expected = seen[starts[-1] + n : starts[-1] + n + k]
                 break
         assert lookup.find(seen, k) == expected
+
+
+class Cautious:
+    """Decodes plainly for two rounds, then drafts: what ``auto`` does when it tries again."""
+
+    needs_confidence = False
+
+    def __init__(self) -> None:
+        self.rounds = 0
+
+    def max_k(self) -> int:
+        return 3 if self.rounds > 2 else 0
+
+    def lookup_k(self) -> tuple[int, int]:
+        return 0, 0
+
+    def keep_going(self, confidences: tuple[float, ...]) -> bool:
+        return True
+
+    def update(self, **outcome: object) -> None:
+        self.rounds += 1
+
+
+def test_a_draft_that_starts_late_knows_the_prompt() -> None:
+    """One drafter serves many answers: drafting that begins in the middle of one must not go on from the cache of the one before."""
+    target = toy_model(seed=3)
+    pair = ToyPair(target, toy_draft(target))
+    drafter = resolve_drafter(pair, "generic")
+    generate(pair, [5, 9, 33, 2], drafter=drafter, k=3, max_tokens=16)
+    g = generate(pair, [40, 7, 21], drafter=drafter, k=Cautious(), max_tokens=24)
+    assert g.tokens == greedy(pair, [40, 7, 21], None, max_tokens=24).tokens
+    assert g.drafted > 0
+    assert g.accepted == g.drafted  # the target as its own draft
+
+
+def test_lookup_length_follows_the_match() -> None:
+    """Short matches and matches of the longest suffix have limits of their own; a limit of 0 leaves the round to the draft."""
+    lookup = LookupDrafter(ngram=3, min_ngram=1)
+    context = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
+    lookup.begin(context)
+    assert lookup.propose(context, Request(k=9, lookup_k=(0, 2))).tokens.tolist() == [4, 5]
+    assert lookup.propose(context, Request(k=9, lookup_k=(0, 2))).source == "copy"
+    assert lookup.propose([*context, 7], Request(k=9, lookup_k=(0, 2))) is None
+    short = lookup.propose([*context, 7], Request(k=0, lookup_k=(1, 0)))
+    assert (short.tokens.tolist(), short.source) == ([1], "lookup")

@@ -36,7 +36,7 @@ def _calibrate(name: str, offline: bool) -> None:
 
     pair = load_pair(name, offline=offline)
     drafter = "generic" if pair.draft else "early_exit"
-    times = calibrate(pair, resolve_drafter(pair, drafter))
+    times = calibrate(pair, resolve_drafter(pair, drafter), max_k=8)
     typer.echo(f"\n{pair.name}: target step {times.target_step_s * 1e3:.1f} ms, drafter {drafter}, c {times.costs.c:.2f}")
     typer.echo("verification: " + ", ".join(f"v({m}) {v:.2f}" for m, v in enumerate(times.costs.v, 1)))
     if times.spread > 0.2:

@@ -1,4 +1,4 @@
-"""``harness models``: list, fetch and check model pairs."""
+"""``harness models``: list, fetch and check model pairs, choose a draft's vocabulary."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ class DrafterOptions:
     """Lookup: longest suffix to look up."""
     min_ngram: int = 2
     """Lookup: shortest suffix that may propose."""
+    hybrid_ngram: int = 8
+    """Hybrid: longest suffix to look up; a longer match is more often right."""
     hybrid_min_ngram: int = 3
     """Hybrid: shortest suffix for which lookup replaces the draft."""
     layers: int | None = None
@@ -61,7 +63,7 @@ def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions |
     if drafter == "generic":
         return _draft(pair, options)
     if drafter == "hybrid":
-        return HybridDrafter(LookupDrafter(options.ngram, options.hybrid_min_ngram), _draft(pair, options))
+        return HybridDrafter(LookupDrafter(options.hybrid_ngram, options.hybrid_min_ngram), _draft(pair, options))
     raise HarnessError(f"unknown drafter {drafter!r}: {did_you_mean(drafter, list(DRAFTERS))}", "Adapters are passed as drafter objects.")
 
 
@@ -76,8 +78,8 @@ def _draft(pair: Any, options: DrafterOptions) -> ModelDrafter:
         return ModelDrafter(model, token_map, name="generic")
     ids = sorted(set(range(options.vocab) if isinstance(options.vocab, int) else options.vocab))
     size = draft.model.args.vocab_size
-    if not ids or ids[0] < 0 or ids[-1] >= size:
-        raise HarnessError("the draft's output vocabulary is empty or has unknown ids", f"Give ids from 0 to {size - 1}.")
+    if len(ids) < 2 or ids[0] < 0 or ids[-1] >= size:
+        raise HarnessError("the draft's output vocabulary has fewer than two ids or unknown ones", f"Give ids from 0 to {size - 1}.")
     return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
 
 

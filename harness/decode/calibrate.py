@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, HybridDrafter, ModelDrafter
-from harness.decode.length import Costs, expected_tokens, predicted_speedup
+from harness.decode.length import AUTO_MAX_K, Costs, expected_tokens, predicted_speedup
 from harness.models.blas import mx
 
 CONTEXT_TOKENS = 128
@@ -27,7 +29,7 @@ class Calibration:
     draft_step_s: float | None
     """Median time of a one-token draft pass with its argmax; None where drafting needs no model."""
     block_s: tuple[float, ...]
-    """Median time of a target pass over 1, 2, ... tokens."""
+    """Median time of a target pass over 1, 2, ... tokens; beyond ``DENSE_BLOCK`` some sizes are interpolated."""
     spread: float
     """Largest (p90 - p10) / median over all timed passes: above 0.2 the machine was busy."""
     context_tokens: int = CONTEXT_TOKENS
@@ -48,20 +50,30 @@ class Calibration:
         return {**dataclasses.asdict(self), "c": self.costs.c, "v": list(self.costs.v)}
 
 
-def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = 8, repeats: int = 5) -> Calibration:
+DENSE_BLOCK = 9
+"""Every block size up to this is timed; above it about every fourth, where the cost grows evenly."""
+
+
+def block_sizes(max_k: int) -> list[int]:
+    """Block sizes that are timed for drafts of up to ``max_k`` tokens."""
+    largest = max_k + 1
+    return sorted({*range(1, min(largest, DENSE_BLOCK) + 1), *range(DENSE_BLOCK + 4, largest, 4), largest})
+
+
+def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = AUTO_MAX_K, repeats: int = 5) -> Calibration:
     """Time the pair's steps, interleaved so that drift hits all of them alike.
 
     Args:
         pair: a loaded pair.
         drafter: whose draft step to time; None or lookup costs nothing.
-        max_k: blocks of 1 to ``max_k`` + 1 tokens are timed.
+        max_k: blocks of up to ``max_k`` + 1 tokens are timed.
         repeats: timed passes per block size after one warm-up.
     """
     prompt = [token % 1000 + 100 for token in range(CONTEXT_TOKENS)]
     target = CachedModel(pair.target)
     target.prefill(prompt)
     draft = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
-    jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in range(1, max_k + 2)}
+    jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in block_sizes(max_k)}
     if isinstance(draft, ModelDrafter):
         state = CachedModel(draft.model)
         state.prefill(prompt)
@@ -77,7 +89,7 @@ def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = 8, repe
     return Calibration(
         target_step_s=median[1],
         draft_step_s=median.get("draft"),
-        block_s=tuple(median[m] for m in range(1, max_k + 2)),
+        block_s=tuple(np.interp(range(1, max_k + 2), block_sizes(max_k), [median[m] for m in block_sizes(max_k)]).tolist()),
         spread=max(_spread(values) for values in times.values()),
     )
 

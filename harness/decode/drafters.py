@@ -32,7 +32,7 @@ class Proposal:
     confidences: tuple[float, ...] = ()
     """Probability of each proposed token under the draft, where the length policy asked for it."""
     source: str = "draft"
-    """``draft`` or ``lookup``: who proposed."""
+    """Who proposed: ``draft``, ``lookup``, or ``copy`` (lookup after a match of its longest suffix)."""
 
     @property
     def k(self) -> int:
@@ -55,7 +55,9 @@ class Request:
     """How the loop wants tokens proposed."""
 
     k: int
-    """At most this many."""
+    """At most this many from a model."""
+    lookup_k: tuple[int, int] | None = None
+    """At most this many from a lookup: after a short match, and after one of the longest suffix; None is ``k``."""
     sampling: Sampling = field(default_factory=Sampling)
     key: mx.array | None = None
     """Random key, for temperature above 0."""
@@ -186,20 +188,27 @@ class LookupDrafter:
                 self._ends[tuple(context[end - n : end])] = end
         self._indexed = max(self._indexed, len(context) - 1)
 
-    def find(self, context: list[int], k: int) -> list[int]:
-        """Return up to ``k`` tokens that followed the longest known suffix of ``context``."""
+    def _match(self, context: list[int]) -> tuple[int, int]:
+        """End of the latest earlier occurrence of the longest known suffix of ``context``, and the suffix's length; (0, 0) for none."""
         self._index(context)
         for n in range(min(self.ngram, len(context)), self.min_ngram - 1, -1):
             end = self._ends.get(tuple(context[-n:]))
             if end is not None:
-                return context[end : end + k]
-        return []
+                return end, n
+        return 0, 0
+
+    def find(self, context: list[int], k: int) -> list[int]:
+        """Return up to ``k`` tokens that followed the longest known suffix of ``context``."""
+        end, n = self._match(context)
+        return context[end : end + k] if n else []
 
     def propose(self, context: list[int], request: Request) -> Proposal | None:
-        found = self.find(context, request.k) if request.k else []
-        if not found:
+        end, n = self._match(context)
+        longest = n == self.ngram
+        k = request.k if request.lookup_k is None else request.lookup_k[longest]
+        if not n or k == 0:
             return None
-        return Proposal(tokens=mx.array(found, dtype=mx.int32), source="lookup")
+        return Proposal(tokens=mx.array(context[end : end + k], dtype=mx.int32), source="copy" if longest else "lookup")
 
 
 class HybridDrafter:

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from harness.errors import HarnessError
 
+AUTO_MAX_K = 16
+"""Longest draft that ``auto`` weighs: text copied from the prompt comes in long stretches, which lookup proposes for nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
@@ -42,12 +45,15 @@ def predicted_speedup(tau: float, k: int, costs: Costs) -> float:
 
 
 class LengthPolicy(Protocol):
-    """Decides how far to draft."""
+    """Decides how far to draft. Sources: ``draft`` (a model), ``lookup``, and ``copy`` (lookup after a match of its longest suffix)."""
 
     needs_confidence: bool
 
     def max_k(self) -> int:
         """Upper bound for this round; 0 means plain decoding."""
+
+    def lookup_k(self) -> tuple[int, int]:
+        """Upper bounds for tokens found by lookup: after a short match, and after one of the longest suffix looked up."""
 
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         """After each drafted token: draft another one?"""
@@ -68,6 +74,9 @@ class FixedK:
 
     def max_k(self) -> int:
         return self.k
+
+    def lookup_k(self) -> tuple[int, int]:
+        return self.k, self.k
 
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         return True
@@ -95,6 +104,9 @@ class DynamicK:
     def max_k(self) -> int:
         return self.limit
 
+    def lookup_k(self) -> tuple[int, int]:
+        return self.limit, self.limit
+
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         return confidences[-1] >= self.threshold
 
@@ -107,7 +119,7 @@ class AutoK:
 
     Args:
         costs: measured c and v.
-        prior_alpha: acceptance assumed before anything was seen.
+        prior_alpha: acceptance assumed before anything was seen (0.9 after a match of the longest suffix).
         prior_rounds: weight of the prior, in decided tokens.
         decay: forgetting factor per decided token of the running acceptance.
         probe_budget: share of the time that may go into retrying after a fall back to plain decoding.
@@ -128,8 +140,9 @@ class AutoK:
         self.costs = costs
         self.decay = decay
         self.probe_budget = probe_budget
-        self._accepted = dict.fromkeys(("draft", "lookup"), prior_alpha * prior_rounds)
-        self._decided = dict.fromkeys(("draft", "lookup"), prior_rounds)
+        priors = {"draft": prior_alpha, "lookup": prior_alpha, "copy": 0.9}
+        self._accepted = {source: alpha * prior_rounds for source, alpha in priors.items()}
+        self._decided = dict.fromkeys(priors, prior_rounds)
         # Acceptance by confidence bucket, with the confidence itself as a prior worth a few tokens.
         self._bucket = [[4.0 * (b + 0.5) / self._BUCKETS, 4.0] for b in range(self._BUCKETS)]
         self._plain_rounds = 0
@@ -141,10 +154,19 @@ class AutoK:
 
     def best(self) -> tuple[int, float]:
         """Return the best fixed K for the running acceptance and its tokens per target-step time; K = 0 gives 1."""
-        alpha = self.alpha()
-        rates = [(expected_tokens(alpha, k) / self.costs.round_cost(k), -k) for k in range(self.costs.max_k + 1)]
+        return self._best(self.alpha(), self.costs.c)
+
+    def _best(self, alpha: float, c: float) -> tuple[int, float]:
+        rates = [(expected_tokens(alpha, k) / self.costs.round_cost(k, c), -k) for k in range(self.costs.max_k + 1)]
         rate, k = max(rates)
         return -k, rate
+
+    def lookup_k(self) -> tuple[int, int]:
+        """Best length at the running acceptance of lookups, which are drafted for nothing; 0 while the draft model does better."""
+        rival = self.best()[1] if self.costs.c > 0 else 1.0
+        found = [self._best(self.alpha(source), 0.0) for source in ("lookup", "copy")]
+        short, longest = (k if rate > rival else 0 for k, rate in found)
+        return short, longest
 
     def max_k(self) -> int:
         k, _ = self.best()

@@ -64,7 +64,8 @@ def speculative_steps(
     key = mx.random.key(seed)
     context = list(prompt)
     target.prefill(prompt[:-1])
-    if policy.max_k() > 0:
+    begun = policy.max_k() > 0 or any(policy.lookup_k())
+    if begun:
         drafter.begin(prompt)
     prefill_s = time.perf_counter() - start
     laps = Laps() if profile else NoLaps()
@@ -73,15 +74,21 @@ def speculative_steps(
         start = time.perf_counter()
         laps.start()
         key, draft_key, accept_key = mx.random.split(key, 3) if not sampling.greedy else (key, None, None)
+        room = max_tokens - emitted - 1
+        short, longest = policy.lookup_k()
         request = Request(
-            k=min(policy.max_k(), max_tokens - emitted - 1),
+            k=min(policy.max_k(), room),
+            lookup_k=(min(short, room), min(longest, room)),
             sampling=sampling,
             key=draft_key,
             with_logq=rule == "rejection" and not sampling.greedy,
             with_logits=details is not None,
             keep_going=policy.keep_going if policy.needs_confidence else None,
         )
-        proposal = drafter.propose(context, request) or Proposal(EMPTY)
+        if not begun and request.k > 0:  # the policy decoded plainly so far and tries again
+            drafter.begin(prompt)
+            begun = True
+        proposal = (drafter.propose(context, request) if begun else None) or Proposal(EMPTY)
         laps.end("draft_s", proposal.tokens)
         last = mx.array(context[-1:], dtype=mx.int32)
         logits = target.forward(mx.concatenate([last, proposal.tokens]))  # (k + 1, vocab)

@@ -36,6 +36,6 @@ def read_vocab(path: Path) -> tuple[int, ...]:
         raise HarnessError(f"{path} is no draft vocabulary: {error}", again) from error
     if version > SCHEMA_VERSION:
         raise HarnessError(f"{path} was written by a newer version", "Upgrade the harness.")
-    if not ids or ids[0] < 0 or any(a >= b for a, b in itertools.pairwise(ids)):
+    if len(ids) < 2 or ids[0] < 0 or any(a >= b for a, b in itertools.pairwise(ids)):
         raise HarnessError(f"{path} is no draft vocabulary: its ids are missing, negative or out of order", again)
     return tuple(ids)

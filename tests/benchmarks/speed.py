@@ -9,6 +9,7 @@ intervals, the measured c and v, and the loop efficiency (measured speedup over 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import common
 
@@ -17,6 +18,9 @@ from harness.decode.api import DrafterOptions, generate, resolve_drafter
 from harness.decode.calibrate import Calibration, calibrate
 from harness.models.pair import load_pair
 from harness.records import Generation
+
+RAW = ("emitted", "rounds", "drafted", "accepted", "accept_lengths", "draft_lengths", "prefill_s", "draft_s", "verify_s", "wall_s")
+"""What ``--out`` keeps of every answer."""
 
 
 def predicted_wall_s(g: Generation, plain: Generation, measured: Calibration) -> float:
@@ -32,19 +36,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.parser(__doc__, models="qwen-coder", prompts=12, tokens=96)
     parser.add_argument("--mlx-k", type=int, nargs="*", default=[2], help="fixed K of mlx-lm's loop")
     parser.add_argument("--own-k", type=int, nargs="*", default=[], help="fixed K of this project's loop")
-    parser.add_argument("--vocab", type=int, default=None, help="restrict the draft's output head to this many ids")
-    parser.add_argument("--drafter", default="generic")
+    parser.add_argument("--vocab", type=int, default=None, help="lowest ids the draft's head keeps; default: the pair's own")
+    parser.add_argument("--drafters", nargs="+", default=["generic", "hybrid"], choices=["generic", "hybrid"], help="with K = auto")
     args = parser.parse_args(argv)
 
     pair = load_pair(args.models)
-    drafter = resolve_drafter(pair, args.drafter, DrafterOptions(vocab=args.vocab))
-    whole = resolve_drafter(pair, "generic")
-    measured = calibrate(pair, drafter, max_k=6)
+    options = DrafterOptions(vocab=args.vocab)
+    generic = resolve_drafter(pair, "generic", options)
+    measured = calibrate(pair, generic)
     costs = measured.costs
     print(f"c {costs.c:.3f}  v {' '.join(f'{v:.2f}' for v in costs.v)}  spread {measured.spread:.2f}", flush=True)
-    contenders = {"plain": {"drafter": None}, "auto": {"drafter": drafter, "k": "auto", "costs": costs}}
-    contenders |= {f"own k={k}": {"drafter": drafter, "k": k} for k in args.own_k}
-    contenders |= {f"mlx-lm k={k}": {"drafter": whole, "k": k, "mode": "fast"} for k in args.mlx_k}
+    contenders: dict[str, dict[str, Any]] = {"plain": {"drafter": None}}
+    contenders |= {f"auto {d}": {"drafter": resolve_drafter(pair, d, options), "k": "auto", "costs": costs} for d in args.drafters}
+    contenders |= {f"own k={k}": {"drafter": generic, "k": k} for k in args.own_k}
+    contenders |= {f"mlx-lm k={k}": {"drafter": generic, "k": k, "mode": "fast"} for k in args.mlx_k}
 
     results: dict[str, list[Generation]] = {name: [] for name in contenders}
     samples, names = common.samples(args), list(contenders)
@@ -61,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     plain = [g.wall_s for g in results["plain"]]
     for name, runs in results.items():
         wall = [g.wall_s for g in runs]
-        line = [f"{name:12} {sum(g.emitted for g in runs) / sum(wall):6.2f} tok/s"]
+        line = [f"{name:13} {sum(g.emitted for g in runs) / sum(wall):6.2f} tok/s"]
         for other in dict.fromkeys(("plain", *[n for n in names if n.startswith("mlx-lm")])):
             speedup = stats.ratio([g.wall_s for g in results[other]], wall)
             if other != name and speedup is not None:
@@ -70,10 +75,11 @@ def main(argv: list[str] | None = None) -> None:
             expected = sum(predicted_wall_s(g, p, measured) for g, p in zip(runs, results["plain"], strict=True))
             line.append(f"tau {sum(g.emitted for g in runs) / sum(g.rounds for g in runs):.2f}")
             line.append(f"rate {sum(g.accepted for g in runs) / max(sum(g.drafted for g in runs), 1):.3f}")
-            line.append(f"loop efficiency {expected / sum(wall):.3f}")
+            if "hybrid" not in name:  # its lookups cost no draft step
+                line.append(f"loop efficiency {expected / sum(wall):.3f}")
         print("  ".join(line))
     print(f"plain total {sum(plain):.0f} s over {len(samples)} prompts")
-    raw = {name: [{"emitted": g.emitted, "rounds": g.rounds, "wall_s": g.wall_s} for g in runs] for name, runs in results.items()}
+    raw = {name: [{key: getattr(g, key) for key in RAW} for g in runs] for name, runs in results.items()}
     common.write(args.out, {"calibration": measured.to_dict(), "runs": raw})
 
 
