@@ -152,14 +152,19 @@ def _estimate(statistic: _Statistic, columns: Sequence[ArrayLike], null: float |
             return Estimate(value=value, n=n)
         outer = np.einsum("ni,nj->nij", data, data)
         _, error = _value_and_error(statistic, totals, outer.sum(axis=0), n)
-        if error <= 1e-9 * max(abs(value), 1e-9):
+        if _is_zero(error, value):
             p = None if null is None else float(math.isclose(value, null))
             return Estimate(value=value, low=value, high=value, n=n, p=p, detectable=None if null is None else 0.0)
         weights = _weights(n, seed)
         squares = np.tensordot(weights, outer, axes=1)  # (RESAMPLES, m, m)
         values, errors = _value_and_error(statistic, weights @ data, squares, n)
-        pivots = (values - value) / errors
+        pivots = (values - value) / np.where(_is_zero(errors, values), 0.0, errors)  # a resample of equal prompts says nothing of spread
     return _studentised(value, float(error), pivots[np.isfinite(pivots)], n, null)
+
+
+def _is_zero(error: Array | float, value: Array | float) -> Array:
+    """Whether a standard error is the square root of rounding noise: which side of 0 that falls on depends on the unit of the data."""
+    return np.asarray(error <= 1e-6 * np.maximum(np.abs(value), 1e-9))
 
 
 def _studentised(value: float, error: float, pivots: Array, n: int, null: float | None) -> Estimate:

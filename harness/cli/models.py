@@ -90,7 +90,7 @@ def vocab(
     pair: Annotated[str, typer.Argument(metavar="PAIR", help="A name in configs/models, or a YAML file.")],
     answers: Annotated[Path, typer.Option("--from", metavar="DIR", help="Target answers: the folder of `harness collect`.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the ids go; name it as `draft_vocab` in the pair's file.")],
-    size: Annotated[int, typer.Option(min=1, help="Ids kept.")] = 24576,
+    size: Annotated[int, typer.Option(min=2, help="Ids kept.")] = 24576,
     offline: OfflineOption = False,
 ) -> None:
     """Choose the tokens a draft may propose, so that its output head is small: those its target used, then the most common ones.
