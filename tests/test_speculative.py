@@ -373,3 +373,13 @@ def test_lookup_length_follows_the_match() -> None:
     assert lookup.propose([*context, 7], Request(k=9, lookup_k=(0, 2))) is None
     short = lookup.propose([*context, 7], Request(k=0, lookup_k=(1, 0)))
     assert (short.tokens.tolist(), short.source) == ([1], "lookup")
+
+
+def test_a_hopeless_draft_never_reads_the_prompt() -> None:
+    """Its prompt pass alone would break the promise that auto is hardly slower than plain decoding."""
+    drafter = ScriptedDrafter([])
+    drafter.begin = lambda prompt: pytest.fail("the draft was started")  # type: ignore[method-assign]
+    policy = AutoK(Costs(c=0.9, v=(1.0, 1.8, 2.6, 3.4, 4.2)))
+    pair = PAIRS[0]
+    g = generate(pair, [4, 5], drafter=drafter, k=policy, max_tokens=6)
+    assert g.tokens == greedy(pair, [4, 5], None, max_tokens=6).tokens

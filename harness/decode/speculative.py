@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.details import Details
-from harness.decode.drafters import EMPTY, Drafter, Proposal, Request
+from harness.decode.drafters import EMPTY, Drafter, HybridDrafter, LookupDrafter, Proposal, Request
 from harness.decode.length import LengthPolicy
 from harness.decode.profile import Laps, NoLaps
 from harness.decode.sampling import Sampling, ints, processed_logprobs, sample
@@ -64,7 +64,8 @@ def speculative_steps(
     key = mx.random.key(seed)
     context = list(prompt)
     target.prefill(prompt[:-1])
-    begun = policy.max_k() > 0 or any(policy.lookup_k())
+    looks_up = isinstance(drafter, LookupDrafter | HybridDrafter)
+    begun = policy.max_k() > 0 or (looks_up and any(policy.lookup_k()))  # a draft that cannot pay does not read the prompt
     if begun:
         drafter.begin(prompt)
     prefill_s = time.perf_counter() - start
@@ -85,7 +86,7 @@ def speculative_steps(
             with_logits=details is not None,
             keep_going=policy.keep_going if policy.needs_confidence else None,
         )
-        if not begun and request.k > 0:  # the policy decoded plainly so far and tries again
+        if not begun and (request.k > 0 or (looks_up and max(request.lookup_k or (0,)) > 0)):  # decoded plainly so far, now tries
             drafter.begin(prompt)
             begun = True
         proposal = (drafter.propose(context, request) if begun else None) or Proposal(EMPTY)
