@@ -17,6 +17,7 @@ from harness.models import pair as pair_module
 from harness.models.blas import mx, nn
 from harness.models.config import read_pair_config, shipped_pairs
 from harness.models.pair import load_pair
+from harness.models.vocab import write_vocab
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +174,22 @@ def test_smollm2_loads_and_predicts_english(monkeypatch: pytest.MonkeyPatch) -> 
     assert losses.mean().item() < 3.0
     assert loaded.eos_token_ids == {0, 2}
     assert loaded.context_tokens == 8192
+
+
+def test_a_draft_vocabulary_is_read_with_the_pair_and_checked_before_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken or foreign file must not cost the minutes that a large target takes to load."""
+    path = write_pair(tmp_path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("draft_vocab: ids.json\n")
+    write_vocab(tmp_path / "ids.json", [3, 4, 9], "test")
+    loaded = load_pair(path)
+    assert loaded.draft is not None
+    assert loaded.draft.vocab == (3, 4, 9)
+    assert loaded.draft.proposer[1].tolist() == [3, 4, 9]
+    monkeypatch.setattr("harness.models.pair.load_weights", lambda *args: pytest.fail("weights were read"))
+    write_vocab(tmp_path / "ids.json", [3, 10**6], "test")
+    with pytest.raises(HarnessError, match="names token 1000000"):
+        load_pair(path)
+    (tmp_path / "ids.json").write_text("{}")
+    with pytest.raises(HarnessError, match="no draft vocabulary"):
+        load_pair(path)

@@ -1,8 +1,7 @@
 """A Llama-family decoder in torch, for the two heavy jobs of draft distillation on a CPU: target rollouts and training the cut.
 
 On Linux CPUs torch runs vectorised activations, and bfloat16 matrix products where the processor has them, several times faster than
-mlx does. Decoding,
-replay and every measurement stay on mlx; a test holds the two implementations to the same logits.
+mlx does. Decoding, replay and every measurement stay on mlx; a test holds the two implementations to the same logits.
 Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from harness.decode.drafters import Proposal
-from harness.decode.sampling import ints
+from harness.decode.forward import draft_ids
 from harness.models.blas import mx
 from harness.records import Position
 
@@ -55,7 +55,7 @@ class Details:
             return arrays
         if proposal.token_map is not self._map:
             self._map = proposal.token_map
-            self._draft_id = None if self._map is None else {target: draft for draft, target in enumerate(ints(self._map))}
+            self._draft_id = draft_ids(self._map)
         return (*arrays, proposal.logits, mx.logsumexp(proposal.logits.astype(mx.float32), axis=-1))
 
     def positions(self, arrays: tuple[mx.array, ...], draft: list[int], tokens: list[int], first: int) -> tuple[Position, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.decode.sampling import ints
 from harness.errors import HarnessError
 from harness.models.blas import by_columns, mx, nn
 from harness.records import Trajectory
@@ -179,3 +180,8 @@ def for_prompt(model: Any, token_map: mx.array | None, prompt: Iterable[int]) ->
         return model, token_map
     wider = model.for_prompt(prompt)
     return wider, wider.token_map
+
+
+def draft_ids(token_map: mx.array | None) -> dict[int, int] | None:
+    """Target id -> draft id of a pruned draft; None for the identity."""
+    return None if token_map is None else {target: draft for draft, target in enumerate(ints(token_map))}

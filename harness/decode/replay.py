@@ -16,8 +16,8 @@ import numpy as np
 
 from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
-from harness.decode.forward import for_prompt, head_logits, hidden_states
-from harness.decode.sampling import Sampling, ints, processed_logprobs
+from harness.decode.forward import draft_ids, for_prompt, head_logits, hidden_states
+from harness.decode.sampling import Sampling, processed_logprobs
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.records import Trajectory
@@ -198,7 +198,7 @@ def forced_passes(
     Returns:
         One :class:`ForcedPass` per trajectory, in order.
     """
-    lookup = _inverse(token_map)
+    lookup = draft_ids(token_map)
     out: list[ForcedPass | None] = [None] * len(trajectories)
     for batch in length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories]):
         rows = [[*trajectories[i].prompt_tokens, *trajectories[i].tokens[:-1]] for i in batch]
@@ -209,18 +209,13 @@ def forced_passes(
             t = trajectories[i]
             first = len(t.prompt_tokens) - 1
             own, own_map = for_prompt(model, token_map, t.prompt_tokens)
-            own_lookup = lookup if own_map is token_map else _inverse(own_map)
+            own_lookup = lookup if own_map is token_map else draft_ids(own_map)
             out[i] = _score(own, hidden[b, first : first + len(t.tokens)], t, own_lookup, sampling)
         if progress:
             progress(sum(o is not None for o in out))
         del hidden
         mx.clear_cache()
     return [o for o in out if o is not None]
-
-
-def _inverse(token_map: mx.array | None) -> dict[int, int] | None:
-    """Target id -> draft id; None for the identity."""
-    return None if token_map is None else {t: d for d, t in enumerate(ints(token_map))}
 
 
 def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:

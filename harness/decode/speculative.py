@@ -86,7 +86,7 @@ def speculative_steps(
             with_logits=details is not None,
             keep_going=policy.keep_going if policy.needs_confidence else None,
         )
-        if not begun and (request.k > 0 or (looks_up and max(request.lookup_k or (0,)) > 0)):  # decoded plainly so far, now tries
+        if not begun and (request.k > 0 or (looks_up and any(request.lookup_k or ()))):  # decoded plainly so far, now tries
             drafter.begin(prompt)
             begun = True
         proposal = (drafter.propose(context, request) if begun else None) or Proposal(EMPTY)

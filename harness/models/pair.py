@@ -142,21 +142,33 @@ def load_pair(name_or_path: str, *, offline: bool = False, draft: bool = True, p
         raise HarnessError(f"the target of {path.stem!r} cannot be a cut draft", "Give it a hub:, wheel: or path: source.")
     if draft_folder is not None and not draft_folder.is_cut:
         require_compatible(target_folder.path, draft_folder.path)
-    return _load(path, config, target_folder, draft_folder)
+    vocab = _vocab(path, config, draft_folder)
+    return _load(path.stem, config, target_folder, draft_folder, vocab)
 
 
-def _load(path: Path, config: PairConfig, target_folder: ModelFolder, draft_folder: ModelFolder | None) -> Pair:
+def _vocab(path: Path, config: PairConfig, draft_folder: ModelFolder | None) -> tuple[int, ...] | None:
+    """The ids of ``draft_vocab``, checked against the draft's own vocabulary."""
+    if config.draft_vocab is None or draft_folder is None or draft_folder.is_cut:
+        return None
+    vocab, size = read_vocab(path.parent / config.draft_vocab), int(read_json(draft_folder.path / "config.json")["vocab_size"])
+    if vocab[-1] >= size:
+        raise HarnessError(f"{config.draft_vocab} names token {vocab[-1]}, the draft has {size}", "Make it again: `harness models vocab`.")
+    return vocab
+
+
+def _load(
+    name: str, config: PairConfig, target_folder: ModelFolder, draft_folder: ModelFolder | None, vocab: tuple[int, ...] | None
+) -> Pair:
     from mlx_lm.tokenizer_utils import load as load_tokenizer
 
     target, settings = load_weights(target_folder, config.dtype, "target")
-    vocab = read_vocab(path.parent / config.draft_vocab) if config.draft_vocab and draft_folder else None
     draft = _load_draft(draft_folder, config, target, vocab) if draft_folder else None
     tokenizer = load_tokenizer(target_folder.path, {"trust_remote_code": False}, eos_token_ids=settings.get("eos_token_id"))
     contexts = [_context(target, settings)]
     if draft is not None and draft_folder is not None and not draft_folder.is_cut:
         contexts.append(_context(draft.model, read_json(draft_folder.path / "config.json")))
     return Pair(
-        name=path.stem,
+        name=name,
         config=config,
         target=target,
         draft=draft,
@@ -172,10 +184,7 @@ def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, voca
         from harness.models.cut import load_cut
 
         return load_cut(folder.path, target)
-    model, settings = load_weights(folder, config.dtype, "draft")
-    size = int(settings["vocab_size"])
-    if vocab is not None and vocab[-1] >= size:
-        raise HarnessError(f"{config.draft_vocab} names token {vocab[-1]}, the draft has {size}", "Make it again: `harness models vocab`.")
+    model, _ = load_weights(folder, config.dtype, "draft")
     return Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, vocab=vocab)
 
 
