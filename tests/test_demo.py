@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import http.client
 import json
@@ -320,6 +321,23 @@ def test_warm_up_leaves_no_trace(home: tuple[Path, Any], tmp_path: Path, monkeyp
         warm_up(session)
         assert session.stats().generations == 0
         assert session.stats().failures == 0
+
+
+def test_an_interrupt_that_ends_no_system_call_ends_the_server(
+    home: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come just before the main thread waits; ``interrupt_main`` is such a signal: noted, and waking nobody."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    with Session.from_config(session_file(home[0]), pair=home[1]) as session:
+        waiting = DemoServer(session)
+        late = threading.Timer(1.0, _thread.interrupt_main)
+        rescue = threading.Timer(30.0, waiting.stop)
+        for timer in (late, rescue):
+            timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            waiting.serve()
+        assert rescue.is_alive(), "it ended by itself"
+        rescue.cancel()
 
 
 def test_the_command_serves_and_ends(home: tuple[Path, Any], tmp_path: Path) -> None:

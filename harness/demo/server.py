@@ -29,6 +29,8 @@ HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page.html"
 MAX_BODY_BYTES = 200_000
 TOKEN_HEADER = "X-Demo-Token"
+WAKE_S = 0.5
+"""Seconds after which the waiting main thread looks around: a Ctrl-C that arrives while it is about to wait does not end the wait."""
 
 
 class Job:
@@ -83,7 +85,7 @@ class DemoServer(ThreadingHTTPServer):
         thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
         try:
-            while (job := self._jobs.get()) is not None:
+            while (job := self._next()) is not None:
                 self._work(job)
         finally:
             self.shutdown()
@@ -115,6 +117,14 @@ class DemoServer(ThreadingHTTPServer):
             "max_tokens": session.config.max_tokens,
             "stats": dataclasses.asdict(session.stats()),
         }
+
+    def _next(self) -> Job | None:
+        """Wait for a job, or None for the end."""
+        while True:
+            try:
+                return self._jobs.get(timeout=WAKE_S)
+            except queue.Empty:
+                continue
 
     def _work(self, job: Job) -> None:
         try:
