@@ -15,6 +15,7 @@ from harness.adapt import distill, distill_data, distill_fit, distill_weights, t
 from harness.adapt.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
 from harness.adapt.distill_fit import Example
 from harness.decode.collect import Rollout, Stored
+from harness.decode.forward import PrunedHead
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.cut import CutModel, load_cut
@@ -58,7 +59,8 @@ def target(tmp_path):
     return tmp_path / "target", tiny_llama.make(tmp_path / "target")
 
 
-def test_torch_and_mlx_cuts_agree(target):
+@pytest.mark.parametrize("prompt_tokens", [False, True])
+def test_torch_and_mlx_cuts_agree(target, prompt_tokens):
     """Training runs in torch, decoding in mlx: the exported weights must give the same logits, last layers included."""
     folder, model = target
     shape, weights = torch_llama.load_llama(folder, torch.float32)
@@ -73,11 +75,16 @@ def test_torch_and_mlx_cuts_agree(target):
     )
     other = Example(**{**example.__dict__, "tokens": np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32), "prompt": 5})
     cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, last=1, vocab=8), vocab)
+    batch = [example, other]
+    head = distill_fit.vocabulary(vocab, 96, prompt_tokens=prompt_tokens).head(batch)
     with torch.no_grad():
-        ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], [example, other]).numpy()
+        ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], batch, head).numpy()
     twin = CutModel(model, 2, 8)
     twin.load_weights(list(distill_weights.mlx_weights(cut_shape, cut).items()), strict=False)
-    parts = [np.array(twin(mx.array(e.tokens[None, :-1])))[0, e.prompt - 1 :] for e in (example, other)]
+    drafting = PrunedHead(twin, vocab.tolist(), own_head=True).for_prompt(head.extra.tolist())
+    assert [int(head.index[i]) for i in drafting.token_map.tolist()] == list(range(ours.shape[1]))
+    parts = [np.array(drafting(mx.array(e.tokens[None, :-1])))[0, e.prompt - 1 :] for e in batch]
+    assert ours.shape[1] == (11 if prompt_tokens else 8), "of the prompts 4 8 and 1 2 3 4 5 the trained head lacks 1, 2 and 4"
     np.testing.assert_allclose(ours, np.concatenate(parts), rtol=1e-3, atol=1e-2)
     assert np.array_equal(np.array(twin.model.layers[1].mlp.down_proj.weight), np.array(model.model.layers[2].mlp.down_proj.weight))
 
@@ -102,42 +109,35 @@ def test_too_few_tokens_for_the_head_are_refused():
         distill_fit.choose_vocab([stored(1)[0].rollout], 90, 96, [])
 
 
-def test_examples_keep_only_what_the_draft_can_say():
-    """Probabilities are rescaled over the known part of the top-k, and unknown labels are marked."""
-    [s] = stored(1)
-    known = np.sort(np.unique(s.rollout.top_tokens.ravel())[::2]).astype(np.int32)
-    [example] = distill_fit.prepare([s], known, 96)
-    for i, ids in enumerate(s.rollout.top_tokens):
-        here = np.isin(ids, known)
-        assert (example.top[i] >= 0).tolist() == here.tolist()
-        assert known[example.top[i][here]].tolist() == ids[here].tolist()
-        assert example.labels[i] == example.top[i][0]
-        assert example.top_p[i].sum() == pytest.approx(1.0 if here.any() else 0.0, abs=1e-4)
-
-
-def test_loss_is_the_mix_it_says():
-    """Against a plain computation, a position with an unknown label left out."""
+@pytest.mark.parametrize("prompt_tokens", [False, True])
+def test_loss_is_the_mix_it_says(prompt_tokens):
+    """Against a plain computation: top-k rescaled over what the draft can say, positions whose label it cannot say left out."""
     rng = np.random.default_rng(0)
-    examples = distill_fit.prepare(stored(6), np.arange(0, 96, 2, dtype=np.int32), 96)
+    examples = distill_fit.prepare(stored(6))
+    head = distill_fit.vocabulary(np.arange(0, 96, 2, dtype=np.int32), 96, prompt_tokens=prompt_tokens).head(examples)
+    said = {*range(0, 96, 2), *(t for e in examples for t in e.tokens[: e.prompt].tolist() if prompt_tokens)}
+    order = {t: i for i, t in enumerate([*range(0, 96, 2), *sorted(t for t in said if t % 2)])}
     n = sum(len(e.labels) for e in examples)
-    logits = torch.from_numpy(rng.normal(size=(n, 48)).astype(np.float32))
+    logits = torch.from_numpy(rng.normal(size=(n, len(said))).astype(np.float32))
     logp = torch.log_softmax(logits, dim=-1).numpy()
     terms, i = [], 0
     for e in examples:
-        for label, top, p in zip(e.labels, e.top, e.top_p, strict=True):
-            if label >= 0:
-                soft = -sum(q * logp[i, t] for t, q in zip(top, p, strict=True) if t >= 0)
-                terms.append(0.3 * -logp[i, label] + 0.7 * soft)
+        for label, top, p in zip(e.labels.tolist(), e.top.tolist(), e.top_p, strict=True):
+            known = {order[t]: q for t, q in zip(top, p, strict=True) if t in said}
+            if label in said:
+                soft = -sum(q * logp[i, t] for t, q in known.items()) / sum(known.values())
+                terms.append(0.3 * -logp[i, order[label]] + 0.7 * soft)
             i += 1
-    assert distill_fit.batch_loss(logits, examples, 0.7).item() == pytest.approx(np.mean(terms), rel=1e-4)
-    assert any(label < 0 for e in examples for label in e.labels)
+    assert distill_fit.batch_loss(logits, examples, head, 0.7).item() == pytest.approx(np.mean(terms), rel=1e-4)
+    assert any(label not in said for e in examples for label in e.labels.tolist())
+    assert (len(said) > 48) == prompt_tokens
 
 
 @given(st.integers(1, 60), st.integers(1, 80), st.sampled_from([0.3, 1.0, 2.5]))
 @settings(max_examples=30, deadline=None)
 def test_every_epoch_sees_every_example_once(n, budget, epochs):
     """The plan of updates loses nothing, repeats nothing within an epoch, and keeps to the token budget."""
-    examples = distill_fit.prepare(stored(n), np.arange(96, dtype=np.int32), 96)
+    examples = distill_fit.prepare(stored(n))
     config = FitConfig(epochs=epochs, batch_tokens=budget)
     updates = distill_fit.plan_updates(examples, config)
     assert updates == distill_fit.plan_updates(examples, config)
@@ -160,11 +160,11 @@ def test_rate_warms_up_and_decays():
 def fit(folder, where, report=None, **changes):
     """Train the tiny cut on random data."""
     shape, weights = torch_llama.load_llama(folder, torch.float32)
-    vocab = np.arange(96, dtype=np.int32)
-    cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), vocab)
-    examples = distill_fit.prepare(stored(30), vocab, 96)
+    ids = np.arange(96, dtype=np.int32)
+    cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), ids)
+    examples, vocab = distill_fit.prepare(stored(30)), distill_fit.vocabulary(ids, 96, prompt_tokens=True)
     config = TINY.fit.model_copy(update=changes)
-    return distill_fit.fit(cut_shape, cut, weights["embed"], examples, config, where, report), len(
+    return distill_fit.fit(cut_shape, cut, weights["embed"], examples, vocab, config, where, report), len(
         distill_fit.plan_updates(examples, config)
     )
 

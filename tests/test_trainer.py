@@ -19,7 +19,7 @@ from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_dra
 from harness.adapt.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
 from harness.adapt.hidden import PrefixCache, fill
 from harness.adapt.losses import weighted_loss
-from harness.adapt.measure import matches, output_hidden
+from harness.adapt.measure import acceptance, favourites, output_hidden
 from harness.adapt.surface import adapter_weights, attached, check_surface, head, run_blocks
 from harness.adapt.trainer import learning_rate, train_adapter
 from harness.adapt.trees import mx, nn, tree_flatten
@@ -74,14 +74,29 @@ def test_pruned_vocabulary(tmp_path: Path, data: Any) -> None:
     inverse = np.full(VOCAB, -1, dtype=np.int32)
     inverse[kept] = np.arange(len(kept))
     examples = [from_trajectory(t) for t in data[1]]
-    found = matches(PrefixCache(draft.model, 0, folder=None, model_hash=""), examples, inverse)
-    for example, match in zip(examples, found, strict=True):
+    found = favourites(draft, PrefixCache(draft.model, 0, folder=None, model_hash=""), examples)
+    for example, (proposed, _) in zip(examples, found, strict=True):
         logits = forward(draft.model, example.tokens[:-1])[example.start - 1 :]
-        assert (match == (kept[logits.argmax(-1)] == example.answer)).all()
-        assert not match[example.answer % 2 == 1].any()
+        assert (proposed == kept[logits.argmax(-1)]).all()
+        assert not (proposed % 2 == 1).any()
     batch = make_batch(examples[:2], inverse)
     assert (batch.labels >= 0).all()
     assert (batch.top_p.sum(axis=1) <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+def test_measured_acceptance_is_that_of_the_head_that_decodes(data: Any, own_head: bool) -> None:
+    """A head that follows the prompt must be scored by training as replay scores it, or rounds are judged by another draft."""
+    kept = np.arange(0, VOCAB, 2)
+    draft = tiny_draft(token_map=kept if own_head else None)
+    draft.vocab = tuple(kept.tolist())
+    examples = [from_trajectory(t) for t in data[1]]
+    counts = acceptance(draft, PrefixCache(draft.model, 0, folder=None, model_hash=""), examples, 3)
+    rows = replay_model("x", *draft.proposer, data[1], [3])
+    assert sum(c.accepted for c in counts.values()) == sum(r.accepted for r in rows)
+    assert sum(c.drafted for c in counts.values()) == sum(r.drafted for r in rows)
+    proposed = np.concatenate([p for p, _ in favourites(draft, PrefixCache(draft.model, 0, folder=None, model_hash=""), examples)])
+    assert (proposed % 2 == 1).any(), "tokens of the prompt are proposed though the fixed head lacks them"
 
 
 def gradients(draft: Any, cached: bool, folder: Path, spoil: Any = None) -> dict[str, np.ndarray]:

@@ -113,20 +113,21 @@ def train(job: Job) -> None:
     start_from = job.config.fit.start_from
     earlier: dict[str, Any] | None = None
     if start_from:
-        earlier, vocab, start = read_start(start_from, job.config.cut.layers)
+        earlier, ids, start = read_start(start_from, job.config.cut.layers)
     else:
-        vocab = distill_fit.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
-    examples = distill_fit.prepare(stored, vocab, len(target["embed"]))
-    shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, vocab)
+        ids = distill_fit.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
+    vocab = distill_fit.vocabulary(ids, len(target["embed"]), prompt_tokens=job.config.cut.prompt_tokens)
+    shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, ids)
     if start_from:
         weights = start
     job.fitted.mkdir(parents=True, exist_ok=True)
-    np.save(job.fitted / "vocab.npy", vocab)
+    np.save(job.fitted / "vocab.npy", ids)
     outputs = _outputs_by_domain(stored)
     facts = {"prompts": Counter(s.domain for s in stored), "outputs": outputs, "earlier": earlier}
     (job.fitted / "data.json").write_text(json.dumps(facts))
     job.note(f"training on {len(stored)} trajectories, {sum(outputs.values())} output tokens")
-    distill_fit.fit(shape, weights, target["embed"], examples, job.config.fit, job.fitted, lambda row: _note_row(job, row))
+    examples = distill_fit.prepare(stored)
+    distill_fit.fit(shape, weights, target["embed"], examples, vocab, job.config.fit, job.fitted, lambda row: _note_row(job, row))
 
 
 def _note_row(job: Job, row: dict[str, float]) -> None:
@@ -168,7 +169,7 @@ def ship(job: Job) -> list[Score]:
         quantise=dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (cut.attention_bits, cut.group_size))
         | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), (cut.mlp_bits, cut.mlp_group_size))
         | {"lm_head": (cut.head_bits, cut.group_size)},
-        about={"base": job.config.pair, "steps": step},
+        about={"base": job.config.pair, "steps": step, "prompt_tokens": cut.prompt_tokens},
     )
     scores = evaluate(job)
     loss = [json.loads(line) for line in (job.fitted / "loss.jsonl").read_text(encoding="utf-8").splitlines()[:step]]
@@ -195,4 +196,4 @@ def evaluate(job: Job) -> list[Score]:
         )
     )
     draft = load_cut(job.out, job.pair.target)
-    return score_rows(replay_model(draft.name, draft.model, draft.token_map, held_out, [2, 4]))
+    return score_rows(replay_model(draft.name, *draft.proposer, held_out, [2, 4]))

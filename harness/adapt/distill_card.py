@@ -67,10 +67,12 @@ def card(
     cut, fit, rollouts = config.cut, config.fit, config.rollouts
     tokens = sum(int(row["tokens"]) for row in loss)
     layers = f"{cut.layers} blocks" + (f", the last {cut.last} of them from the target's end" if cut.last else ", the target's first ones")
+    beside = ", and the prompt's own tokens through the target's embeddings" if cut.prompt_tokens else ""
     lines = [
         f"# Draft of {config.pair}",
         "",
-        f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens. "
+        f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens"
+        f"{beside}. "
         f"Bits on disk (weights per scale): attention {cut.attention_bits} ({cut.group_size}), MLP {cut.mlp_bits} ({cut.mlp_group_size}), "
         f"head {cut.head_bits} ({cut.group_size}).",
         "",

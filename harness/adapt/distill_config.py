@@ -40,6 +40,8 @@ class CutConfig(Strict):
     """How many of them come from the target's end; the others are its first ones."""
     vocab: int = Field(8192, ge=2)
     """Output ids kept: the ones most frequent in the rollouts."""
+    prompt_tokens: bool = True
+    """Let the draft propose the prompt's own tokens too, through the target's embedding rows: names and rare words that come back."""
     attention_bits: Literal[4, 8] = 8
     """Bits per weight on disk."""
     mlp_bits: Literal[4, 8] = 8

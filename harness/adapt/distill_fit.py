@@ -30,11 +30,11 @@ Report = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One trajectory prepared for training; ids of the draft's output vocabulary, -1 where it lacks the target's id."""
+    """One trajectory prepared for training; ids are the target's."""
 
     domain: str
     tokens: np.ndarray
-    """(prompt + n,) int32 target ids."""
+    """(prompt + n,) int32."""
     prompt: int
     """Prompt length; the position before each of the n outputs predicts it."""
     labels: np.ndarray
@@ -42,7 +42,43 @@ class Example:
     top: np.ndarray
     """(n, k) int32: the target's top-k."""
     top_p: np.ndarray
-    """(n, k) float32: their probabilities, 0 where the id is missing, rescaled to sum 1."""
+    """(n, k) float32: their probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Which target ids the draft can propose in one batch."""
+
+    index: np.ndarray
+    """(target vocab,) int32: output id of each target id, -1 where there is none. The trained head comes first."""
+    extra: np.ndarray
+    """(e,) int64 target ids beyond the trained head, whose rows are the target's embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The trained head's target ids, and whether the prompts' own tokens are proposed beside them."""
+
+    index: np.ndarray
+    """(target vocab,) int32: output id of each target id of the trained head, else -1."""
+    prompt_tokens: bool
+
+    def head(self, batch: Sequence[Example]) -> Head:
+        """The head for a batch: all its prompts' tokens together, for each of its examples."""
+        if not self.prompt_tokens:
+            return Head(index=self.index, extra=np.empty(0, dtype=np.int64))
+        seen = np.unique(np.concatenate([e.tokens[: e.prompt] for e in batch])).astype(np.int64)
+        extra = seen[self.index[seen] < 0]
+        index = self.index.copy()
+        index[extra] = self.index.max() + 1 + np.arange(len(extra))
+        return Head(index=index, extra=extra)
+
+
+def vocabulary(ids: np.ndarray, target_vocab: int, *, prompt_tokens: bool) -> Vocabulary:
+    """The vocabulary whose trained head names ``ids`` (V_draft,) in this order."""
+    index = np.full(target_vocab, -1, dtype=np.int32)
+    index[ids] = np.arange(len(ids), dtype=np.int32)
+    return Vocabulary(index=index, prompt_tokens=prompt_tokens)
 
 
 def choose_vocab(rollouts: Iterable[Rollout], size: int, target_vocab: int, always: Iterable[int]) -> np.ndarray:
@@ -61,20 +97,19 @@ def choose_vocab(rollouts: Iterable[Rollout], size: int, target_vocab: int, alwa
     return np.sort(np.argsort(-mass, kind="stable")[:size]).astype(np.int32)
 
 
-def prepare(stored: Iterable[Stored], vocab: np.ndarray, target_vocab: int) -> list[Example]:
-    """Turn trajectories into training examples for a draft with output ids ``vocab`` (V_draft,)."""
-    index = np.full(target_vocab, -1, dtype=np.int32)
-    index[vocab] = np.arange(len(vocab), dtype=np.int32)
-    examples = []
-    for s in stored:
-        top = index[s.rollout.top_tokens]
-        p = np.where(top >= 0, np.exp(s.rollout.top_logprobs.astype(np.float32)), 0.0)
-        p /= np.maximum(p.sum(axis=1, keepdims=True), 1e-9)
-        tokens = np.array([*s.prompt_tokens, *s.rollout.tokens], dtype=np.int32)
-        examples.append(
-            Example(domain=s.domain, tokens=tokens, prompt=len(s.prompt_tokens), labels=top[:, 0], top=top, top_p=p.astype(np.float32))
+def prepare(stored: Iterable[Stored]) -> list[Example]:
+    """Turn trajectories into training examples."""
+    return [
+        Example(
+            domain=s.domain,
+            tokens=np.array([*s.prompt_tokens, *s.rollout.tokens], dtype=np.int32),
+            prompt=len(s.prompt_tokens),
+            labels=s.rollout.top_tokens[:, 0],
+            top=s.rollout.top_tokens,
+            top_p=np.exp(s.rollout.top_logprobs.astype(np.float32)),
         )
-    return examples
+        for s in stored
+    ]
 
 
 def initial_weights(shape: Shape, target: Weights, cut: CutConfig, vocab: np.ndarray) -> tuple[Shape, Weights]:
@@ -93,8 +128,8 @@ def initial_weights(shape: Shape, target: Weights, cut: CutConfig, vocab: np.nda
     return dataclasses.replace(shape, layers=cut.layers), {k: v.float() for k, v in weights.items()}
 
 
-def output_logits(shape: Shape, weights: Weights, embed: torch.Tensor, batch: Sequence[Example]) -> torch.Tensor:
-    """Draft logits (N, V_draft) at every output position of ``batch``, example after example.
+def output_logits(shape: Shape, weights: Weights, embed: torch.Tensor, batch: Sequence[Example], head: Head) -> torch.Tensor:
+    """Draft logits (N, V_draft + e) at every output position of ``batch``, example after example.
 
     Rows are padded on the right, where padding never reaches earlier positions. Behind the last attention only output positions go on.
     """
@@ -116,20 +151,23 @@ def output_logits(shape: Shape, weights: Weights, embed: torch.Tensor, batch: Se
         if i == shape.layers - 1:
             a, h = a.flatten(0, 1)[where], h.flatten(0, 1)[where]
         h = torch_llama.mlp(shape, weights, layer, h + fn.linear(a, weights[f"{layer}.o"]))
-    return fn.linear(torch_llama.norm(shape, h, weights["norm"]), weights["head"])
+    h = torch_llama.norm(shape, h, weights["norm"])
+    logits = fn.linear(h, weights["head"])
+    return torch.cat([logits, fn.linear(h, embed[torch.from_numpy(head.extra)])], dim=1) if len(head.extra) else logits
 
 
-def batch_loss(logits: torch.Tensor, batch: Sequence[Example], kl_weight: float) -> torch.Tensor:
+def batch_loss(logits: torch.Tensor, batch: Sequence[Example], head: Head, kl_weight: float) -> torch.Tensor:
     """Mean over output positions of cross-entropy on the target's token mixed with cross-entropy on its top-k (KL up to a constant).
 
     Positions whose target token the draft cannot produce count in neither.
     """
     import torch
 
-    labels = torch.from_numpy(np.concatenate([e.labels for e in batch])).long()
-    top = torch.from_numpy(np.concatenate([e.top for e in batch])).long().clamp(min=0)
-    top_p = torch.from_numpy(np.concatenate([e.top_p for e in batch]))
-    known = labels >= 0
+    labels = torch.from_numpy(head.index[np.concatenate([e.labels for e in batch])]).long()
+    top = torch.from_numpy(head.index[np.concatenate([e.top for e in batch])]).long()
+    top_p = torch.from_numpy(np.concatenate([e.top_p for e in batch])) * (top >= 0)
+    top_p = top_p / top_p.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    top, known = top.clamp(min=0), labels >= 0
     logp = torch.log_softmax(logits.float(), dim=-1)
     hard = -logp.gather(1, labels.clamp(min=0)[:, None])[:, 0]
     soft = -(logp.gather(1, top) * top_p).sum(dim=1)
@@ -169,6 +207,7 @@ def fit(
     weights: Weights,
     embed: torch.Tensor,
     examples: Sequence[Example],
+    vocab: Vocabulary,
     config: FitConfig,
     folder: Path,
     report: Report | None = None,
@@ -187,21 +226,23 @@ def fit(
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
     key = {"updates": len(updates), "examples": len(examples), "config": config.model_dump(), "layers": shape.layers}
+    key |= {"prompt_tokens": vocab.prompt_tokens}
     start = _resume(folder, key, names, weights, optimizer)
     for step in range(start, len(updates)):
         began = time.perf_counter()
         batch = [examples[i] for i in updates[step]]
+        head = vocab.head(batch)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, len(updates), config)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch_llama.fast_dtype() == torch.bfloat16):
-            logits = output_logits(shape, weights, embed, batch)
-            loss = batch_loss(logits, batch, config.kl_weight)
+            logits = output_logits(shape, weights, embed, batch, head)
+            loss = batch_loss(logits, batch, head, config.kl_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         optimizer.step()
         tokens = sum(len(e.tokens) for e in batch)
-        labels = np.concatenate([e.labels for e in batch])
+        labels = head.index[np.concatenate([e.labels for e in batch])]
         row = {
             "step": step + 1,
             "steps": len(updates),
@@ -218,15 +259,6 @@ def fit(
         if report:
             report(row)
     return {name: weights[name].detach() for name in names}
-
-
-def match(shape: Shape, weights: Weights, embed: torch.Tensor, example: Example, vocab: np.ndarray) -> np.ndarray:
-    """(n,) bool: where the draft's greedy choice is the emitted token, teacher-forced on the example."""
-    import torch
-
-    with torch.inference_mode():
-        guess = output_logits(shape, weights, embed, [example]).argmax(dim=1).numpy()
-    return vocab[guess] == example.tokens[example.prompt :]
 
 
 def load_weights(folder: Path, weights: Weights) -> int:

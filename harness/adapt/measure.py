@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from harness.adapt.acceptance import Acceptance, pool
 from harness.adapt.examples import Batch, Example, make_batch
 from harness.adapt.hidden import PrefixCache
-from harness.adapt.surface import head, run_blocks
+from harness.adapt.surface import run_blocks
 from harness.adapt.trees import mx
+from harness.decode.forward import for_prompt, head_logits, inner
 from harness.decode.replay import length_batches, simulate_match
 
 HEAD_ROWS = 512
@@ -24,12 +26,33 @@ def output_hidden(cache: PrefixCache, batch: Batch, *, checkpointing: bool = Fal
     return hidden.reshape(-1, hidden.shape[-1])[mx.array(batch.rows)]
 
 
-def favourites(cache: PrefixCache, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Return the draft's favourite (draft ids) and its probability at each answer position, (N,) each."""
-    hidden = output_hidden(cache, batch)
+def favourites(draft: Any, cache: PrefixCache, examples: Sequence[Example]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return per example the target ids (m,) that the draft would propose, and their probabilities (m,).
+
+    The head is the one that decodes the example's prompt. The model is put in evaluation mode.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`.
+        cache: of the draft's model, with whatever update it carries.
+        examples: prompts with answers.
+    """
+    cache.model.eval()
+    model, token_map = draft.proposer
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for group in length_batches([len(e.tokens) for e in examples]):
+        hidden = inner(cache.model).norm(output_hidden(cache, make_batch([examples[i] for i in group], keep_unreachable=True)))
+        for i in group:
+            m = len(examples[i].answer)
+            own, own_map = for_prompt(model, token_map, examples[i].tokens[: examples[i].start].tolist())
+            best, confidence = _best(own, hidden[:m])
+            found[i], hidden = (best if own_map is None else np.array(own_map)[best], confidence), hidden[m:]
+    return [found[i] for i in range(len(examples))]
+
+
+def _best(model: Any, hidden: mx.array) -> tuple[np.ndarray, np.ndarray]:
     best, confidence = [], []
-    for start in range(0, len(batch.rows), HEAD_ROWS):
-        logits = head(cache.model, hidden[start : start + HEAD_ROWS]).astype(mx.float32)
+    for start in range(0, len(hidden), HEAD_ROWS):
+        logits = head_logits(model, hidden[start : start + HEAD_ROWS]).astype(mx.float32)
         top = mx.argmax(logits, axis=-1)
         p = mx.exp(mx.max(logits, axis=-1) - mx.logsumexp(logits, axis=-1))
         mx.eval(top, p)
@@ -38,25 +61,11 @@ def favourites(cache: PrefixCache, batch: Batch) -> tuple[np.ndarray, np.ndarray
     return np.concatenate(best), np.concatenate(confidence)
 
 
-def matches(cache: PrefixCache, examples: Sequence[Example], inverse: np.ndarray | None) -> list[np.ndarray]:
-    """Return per example (m,) bool: the draft's favourite equals the target's token. The model is put in evaluation mode."""
-    cache.model.eval()
-    found: dict[int, np.ndarray] = {}
-    for group in length_batches([len(e.tokens) for e in examples]):
-        batch = make_batch([examples[i] for i in group], inverse, keep_unreachable=True)
-        best, _ = favourites(cache, batch)
-        match = best == batch.labels
-        for i in group:
-            m = len(examples[i].answer)
-            found[i], match = match[:m], match[m:]
-    return [found[i] for i in range(len(examples))]
-
-
-def acceptance(cache: PrefixCache, examples: Sequence[Example], inverse: np.ndarray | None, k: int) -> dict[str, Acceptance]:
-    """Return the replayed acceptance by domain at draft length ``k``."""
+def acceptance(draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int) -> dict[str, Acceptance]:
+    """Return the replayed acceptance by domain at draft length ``k``; arguments as for :func:`favourites`."""
     by_domain: dict[str, list[Acceptance]] = {}
-    for example, match in zip(examples, matches(cache, examples, inverse), strict=True):
-        by_domain.setdefault(example.domain, []).append(count(match, k, example.max_tokens))
+    for example, (proposed, _) in zip(examples, favourites(draft, cache, examples), strict=True):
+        by_domain.setdefault(example.domain, []).append(count(proposed == example.answer, k, example.max_tokens))
     return {domain: pool(parts) for domain, parts in sorted(by_domain.items())}
 
 

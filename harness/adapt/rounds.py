@@ -21,7 +21,7 @@ from harness.adapt import jsonl
 from harness.adapt.adapter_files import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.buffer import ReplayBuffer, mix
 from harness.adapt.config import TrainingConfig
-from harness.adapt.examples import from_trajectory, invert, make_batch
+from harness.adapt.examples import from_trajectory
 from harness.adapt.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure, utc_now
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.measure import count, favourites
@@ -203,8 +203,6 @@ def cases_from_replay(
         prompts: sample id -> user turn.
         synthetic: ids of samples the target wrote.
     """
-    token_map = None if draft.token_map is None else np.array(draft.token_map)
-    inverse = invert(token_map, draft.model.args.vocab_size)
     lora, weights = read_lora(adapter) if adapter is not None else (None, {})
     cases = []
     with attached(draft.model, lora) if lora is not None else nullcontext():
@@ -214,8 +212,7 @@ def cases_from_replay(
         draft.model.eval()
         cache = PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
         for t in trajectories:
-            best, confidence = favourites(cache, make_batch([from_trajectory(t)], inverse, keep_unreachable=True))
-            proposed = best if token_map is None else token_map[best]
+            proposed, confidence = favourites(draft, cache, [from_trajectory(t)])[0]
             name = adapter.name if adapter is not None else "generic"
             cases.append(_case(t, proposed, confidence, k, name, round_, (prompts or {}).get(t.sample_id, ""), t.sample_id in synthetic))
     return cases

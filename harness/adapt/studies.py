@@ -40,9 +40,10 @@ def replay_bank(
 ) -> list[ReplayRow]:
     """Replay the plain draft (``generic``) and every adapter of the bank; the plain draft is active afterwards."""
     ks, rows = list(ks), []
+    model, token_map = bank.draft.proposer
     for name in (None, *bank.names):
         bank.activate(name)
-        rows += replay_model(name or "generic", bank.draft.model, bank.draft.token_map, trajectories, ks)
+        rows += replay_model(name or "generic", model, token_map, trajectories, ks)
         if progress:
             progress(name or "generic")
     bank.activate(None)

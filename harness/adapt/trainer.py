@@ -208,7 +208,7 @@ class _Run:
 
     def evaluate(self) -> None:
         """Replay the validation trajectories; keep the adapter when it is the best so far."""
-        by_domain = acceptance(self.cache, self.held_out, self.inverse, self.config.stop.k)
+        by_domain = acceptance(self.draft, self.cache, self.held_out, self.config.stop.k)
         value = pooled_value(by_domain, self.config.stop.metric, self.domain)
         evaluation = Evaluation(step=self.step, value=value, by_domain=by_domain)
         better = bool(self.evaluations) and self._allowed(evaluation) and value > self.after().value

@@ -239,8 +239,8 @@ def _full_vocabulary(drafter: Drafter) -> Any:
         raise HarnessError(
             f"fast mode cannot use drafter {drafter.name!r}", "mlx-lm's loop takes a draft model: use 'generic' or 'early_exit'."
         )
-    if isinstance(drafter.model, PrunedHead):
-        return drafter.model.whole
+    if isinstance(drafter.model, PrunedHead) and not drafter.model.own_head:
+        return drafter.model.inner_model
     if drafter.token_map is not None:
         raise HarnessError("fast mode needs a draft with the target's whole vocabulary", "Use mode='detailed' for a pruned draft.")
     return drafter.model

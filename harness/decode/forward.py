@@ -117,20 +117,29 @@ class PrunedHead(nn.Module):
     Args:
         model: the draft.
         ids: distinct target ids the draft may propose for any prompt.
+        own_head: the model's own head has the ids alone, in their order, as that of a cut; rows of other tokens come from its embeddings.
     """
 
-    def __init__(self, model: Any, ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, ids: Sequence[int], *, own_head: bool = False) -> None:
         super().__init__()
-        self._model = (model,)  # a tuple keeps the draft's parameters out of this module's own
+        rows = inner(model).embed_tokens if own_head or not hasattr(model, "lm_head") else model.lm_head
+        self._parts = (model, rows)  # a tuple keeps the draft's parameters out of this module's own
         self._ids, self._known = tuple(ids), frozenset(ids)
-        self._heads: tuple[mx.array, ...] = (by_columns(_head_rows(model, self._ids)),)
-        mx.eval(self._heads)
+        self._fixed = None if own_head else by_columns(_rows_of(rows, self._ids))
+        self._extra: mx.array | None = None
+        if self._fixed is not None:
+            mx.eval(self._fixed)
         self._map = mx.array(self._ids, dtype=mx.int32)
 
     @property
-    def whole(self) -> Any:
-        """The draft with its whole vocabulary."""
-        return self._model[0]
+    def inner_model(self) -> Any:
+        """The draft itself."""
+        return self._parts[0]
+
+    @property
+    def own_head(self) -> bool:
+        """True where the draft has no rows for other tokens itself."""
+        return self._fixed is None
 
     @property
     def token_map(self) -> mx.array:
@@ -144,30 +153,30 @@ class PrunedHead(nn.Module):
             return self
         wider = copy.copy(self)
         wider._ids = (*self._ids, *extra)
-        wider._heads = (*self._heads, _head_rows(self.whole, extra))
+        wider._extra = _rows_of(self._parts[1], extra)
         wider._map = mx.array(wider._ids, dtype=mx.int32)
         return wider
 
     @property
     def layers(self) -> list:
         """The draft's layers."""
-        return self.whole.layers
+        return self.inner_model.layers
 
     def hidden_states(self, tokens: mx.array, cache: Any = None) -> mx.array:
         """The draft's normed hidden states (batch, length, dim)."""
-        return hidden_states(self.whole, tokens, cache)
+        return hidden_states(self.inner_model, tokens, cache)
 
     def head_logits(self, hidden: mx.array) -> mx.array:
         """Logits over the kept ids: (..., kept)."""
-        return mx.concatenate([hidden @ head.T for head in self._heads], axis=-1)
+        fixed = head_logits(self.inner_model, hidden) if self._fixed is None else hidden @ self._fixed.T
+        return fixed if self._extra is None else mx.concatenate([fixed, hidden @ self._extra.T], axis=-1)
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         return self.head_logits(self.hidden_states(tokens, cache))
 
 
-def _head_rows(model: Any, ids: Sequence[int]) -> mx.array:
-    """Rows ``ids`` of the output head, in floating point: (len(ids), dim)."""
-    head = model.lm_head if hasattr(model, "lm_head") else inner(model).embed_tokens
+def _rows_of(head: nn.Module, ids: Sequence[int]) -> mx.array:
+    """Rows ``ids`` of an output head or embedding, in floating point: (len(ids), dim)."""
     rows = mx.array(ids, dtype=mx.int32)
     if isinstance(head, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
         return mx.dequantize(head.weight[rows], head.scales[rows], head.biases[rows], head.group_size, head.bits)

@@ -32,16 +32,16 @@ class Draft:
     name: str
     """Where it came from, for reports."""
     vocab: tuple[int, ...] | None = None
-    """Target ids that drafting is restricted to, besides the prompt's own (training sees the whole head); None is all of them."""
+    """Target ids that drafting is restricted to, besides the prompt's own; None is whatever the model's own head names."""
 
     @functools.cached_property
     def proposer(self) -> tuple[nn.Module, mx.array | None]:
         """What drafts, and its token map: the model, its head restricted to ``vocab`` where the pair asks for that."""
         from harness.decode.forward import PrunedHead
 
-        if self.vocab is None or self.token_map is not None:
+        if self.vocab is None:
             return self.model, self.token_map
-        head = PrunedHead(self.model, self.vocab)
+        head = PrunedHead(self.model, self.vocab, own_head=self.token_map is not None)
         return head, head.token_map
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import adapters as adapter_table
 import numpy as np
 import pytest
 import router_decode
@@ -74,6 +75,22 @@ def test_table_script(options: list[str], tmp_path: Path, capsys: pytest.Capture
     again = json.loads(out.read_text())["sections"]
     assert again["Prompts as they are, every kind of router"] == plain
     assert "Exchanged wording, counts of the original" in again
+
+
+def test_adapter_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Differences are those of the pooled counts, every adapter against the plain draft on the same prompts."""
+    out = tmp_path / "adapters.json"
+    adapter_table.main([*options, "--domains", "chat", "math", "--prompts", "6", "-k", str(K), "--out", str(out)])
+    entries = json.loads(out.read_text())["entries"]
+    assert {(e["adapter"], e["domain"]) for e in entries} == {(a, d) for a in ("generic", "code", "chat") for d in ("all", "chat", "math")}
+    for e in entries:
+        for metric in ("alpha", "rate", "tau"):
+            found = e[metric]
+            assert found["change"]["value"] == pytest.approx(found["own"] - found["plain"], abs=1e-9)
+            assert found["change"]["low"] <= found["change"]["value"] <= found["change"]["high"]
+            assert (e["adapter"] == "generic") <= (found["change"]["value"] == 0)
+    assert any(e["alpha"]["change"]["value"] != 0 for e in entries)
+    assert capsys.readouterr().out.count("\n| ") == 1 + 6
 
 
 def test_shifted_prompts_are_judged_by_routers_that_never_saw_their_tasks() -> None:
