@@ -275,6 +275,29 @@ def test_prompts_of_an_earlier_run_are_skipped(monkeypatch):
     assert sum(s.domain == "code" for s in rest) == 8
 
 
+def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
+    """Each further answer has an id of its own, templates are left out, and all of them are sampled: no answer is a copy."""
+    own = {"chat": bank(3, "chat", "train"), "code": bank(2, "code", "train")}
+    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: own[domain] if split == "train" else [])
+    config = RolloutConfig(prompts={"chat": 8, "code": 2}, skip={"chat": 8, "code": 2}, more_answers={"chat": 3, "code": 1})
+    again = distill_data.repeated_samples(config)
+    wanted = {f"chat/train/{i}#{n}" for i in range(3) for n in (1, 2, 3)} | {"code/train/0#1", "code/train/1#1"}
+    assert len(again) == len(wanted)
+    assert {s.id for s in again} == wanted
+    assert distill_data.training_samples(config) == []
+    assert distill_data.repeated_samples(RolloutConfig(prompts={"chat": 3})) == []
+    folder, model = target
+    pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
+    settings = TINY.model_copy(update={"rollouts": config.model_copy(update={"max_tokens": 8, "batch": 4, "top_k": 4, "temperature": 2.0})})
+    notes = []
+    job = distill.Job(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="", note=notes.append)
+    distill.collect_rollouts(job)
+    assert notes[-1].startswith("collected 11 of 11 answers")
+    stored = list(distill._stored(job))
+    assert {s.temperature for s in stored} == {2.0}
+    assert len({tuple(s.rollout.tokens) for s in stored if s.sample_id.startswith("chat/train/0#")}) == 3
+
+
 def test_stages_need_the_one_before(target, tmp_path):
     """Training without rollouts, shipping without training and a misspelt stage stop with advice."""
     job = distill.Job(

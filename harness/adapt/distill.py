@@ -14,7 +14,7 @@ import numpy as np
 from harness.adapt import distill_fit, torch_llama
 from harness.adapt.distill_card import Score, card, score_rows
 from harness.adapt.distill_config import DistillConfig
-from harness.adapt.distill_data import held_out_samples, split_by_temperature, training_samples
+from harness.adapt.distill_data import held_out_samples, repeated_samples, split_by_temperature, training_samples
 from harness.adapt.distill_weights import mlx_weights, read_start
 from harness.adapt.rollouts import TorchTarget
 from harness.decode.collect import Decoder, Stored, collect, read_shard, shard_names
@@ -78,18 +78,21 @@ def distill(job: Job, stages: Sequence[str] = STAGES) -> list[Score]:
 
 def collect_rollouts(job: Job) -> None:
     """Let the target answer all training prompts."""
-    samples = training_samples(job.config.rollouts)
-    decoder = TorchTarget(job.folder, job.pair.eos_token_ids)
-    tokens = 0
-    for start in range(0, len(samples), CHUNK):
-        for trajectory in _collect(job, samples[start : start + CHUNK], job.rollouts, decoder):
-            tokens += len(trajectory.tokens)
-        job.note(f"collected {min(start + CHUNK, len(samples))} of {len(samples)} prompts, {tokens} tokens")
-
-
-def _collect(job: Job, samples: list[Sample], out: Path, decoder: Decoder) -> Iterator[Trajectory]:
     config = job.config.rollouts
-    greedy, sampled = split_by_temperature(samples, config.sampled_share)
+    decoder = TorchTarget(job.folder, job.pair.eos_token_ids)
+    once, again = training_samples(config), repeated_samples(config)
+    chunks = [(once[at : at + CHUNK], config.sampled_share) for at in range(0, len(once), CHUNK)]
+    chunks += [(again[at : at + CHUNK], 1.0) for at in range(0, len(again), CHUNK)]
+    prompts = tokens = 0
+    for samples, sampled_share in chunks:
+        tokens += sum(len(t.tokens) for t in _collect(job, samples, sampled_share, decoder))
+        prompts += len(samples)
+        job.note(f"collected {prompts} of {len(once) + len(again)} answers, {tokens} tokens")
+
+
+def _collect(job: Job, samples: list[Sample], sampled_share: float, decoder: Decoder) -> Iterator[Trajectory]:
+    config = job.config.rollouts
+    greedy, sampled = split_by_temperature(samples, sampled_share)
     for part, temperature in ((greedy, 0.0), (sampled, config.temperature)):
         yield from collect(
             job.pair,
@@ -98,7 +101,7 @@ def _collect(job: Job, samples: list[Sample], out: Path, decoder: Decoder) -> It
             temperature=temperature,
             batch=config.batch,
             top_k=config.top_k,
-            out=out,
+            out=job.rollouts,
             seed=config.seed,
             decoder=decoder,
         )

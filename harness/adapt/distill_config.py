@@ -17,6 +17,9 @@ class RolloutConfig(Strict):
     """Domain -> training prompts."""
     skip: dict[str, int] = Field(default_factory=dict)
     """Domain -> first training prompts left out: those that an earlier run has used."""
+    more_answers: dict[str, int] = Field(default_factory=dict)
+    """Domain -> further answers, all of them sampled, to each training prompt of the domain's own datasets (templates left out), for
+    datasets with few prompts."""
     gsm8k_path: str | None = None
     """JSONL file of GSM8K training problems; without it the math prompts are the project's own word problems."""
     max_tokens: int = Field(192, ge=1)

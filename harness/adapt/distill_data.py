@@ -35,6 +35,15 @@ def training_samples(config: RolloutConfig) -> list[Sample]:
     return [sample for _, _, sample in sorted(placed, key=lambda item: item[:2])]
 
 
+def repeated_samples(config: RolloutConfig) -> list[Sample]:
+    """The datasets' own training prompts once per further answer, under ids of their own, the domains mixed evenly."""
+    if not config.more_answers:
+        return []
+    own = [s for s in training_samples(config.model_copy(update={"skip": {}})) if not s.id.startswith("bank/")]
+    most = max(config.more_answers.values())
+    return [replace(s, id=f"{s.id}#{i}") for i in range(1, most + 1) for s in own if i <= config.more_answers.get(s.domain, 0)]
+
+
 def held_out_samples(config: RolloutConfig, per_domain: int) -> list[Sample]:
     """At most ``per_domain`` prompts of each domain's test split, picked by a stable hash; no draft trains on them."""
     found: list[Sample] = []
