@@ -71,8 +71,7 @@ def card(
     lines = [
         f"# Draft of {config.pair}",
         "",
-        f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens"
-        f"{beside}. "
+        f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens{beside}. "
         f"Bits on disk (weights per scale): attention {cut.attention_bits} ({cut.group_size}), MLP {cut.mlp_bits} ({cut.mlp_group_size}), "
         f"head {cut.head_bits} ({cut.group_size}).",
         "",

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.adapt import torch_llama
 from harness.adapt.distill_config import CutConfig, FitConfig
+from harness.adapt.examples import invert
 from harness.adapt.torch_llama import Shape, Weights
 from harness.decode.collect import Rollout, Stored, write_durably
 from harness.errors import HarnessError
@@ -76,8 +77,8 @@ class Vocabulary:
 
 def vocabulary(ids: np.ndarray, target_vocab: int, *, prompt_tokens: bool) -> Vocabulary:
     """The vocabulary whose trained head names ``ids`` (V_draft,) in this order."""
-    index = np.full(target_vocab, -1, dtype=np.int32)
-    index[ids] = np.arange(len(ids), dtype=np.int32)
+    index = invert(ids, target_vocab)
+    assert index is not None
     return Vocabulary(index=index, prompt_tokens=prompt_tokens)
 
 
