@@ -89,18 +89,18 @@ def test_token_map_and_hash_travel(folder, target):
 
 def test_a_cut_trained_for_it_proposes_the_prompts_own_tokens(tmp_path, target):
     """The flag travels in the folder; tokens beyond the head are scored by the target's embedding rows, all others as before."""
-    about = {"prompt_tokens": True}
+    about = {"context_tokens": True}
     save_cut(tmp_path / "cut", cut_of(target).own_weights(), mx.array(VOCAB), name="tiny", target_hash="t", quantise={}, about=about)
     draft = load_cut(tmp_path / "cut", target)
     model, token_map = draft.proposer
     assert token_map.tolist() == VOCAB
-    wider = model.for_prompt([2, 33, 1, 33])
-    assert wider.token_map.tolist() == [*VOCAB, 1, 33]
+    wider = model.widened([2, 33, 1, 33])
+    assert wider.token_map.tolist() == [*VOCAB, 33, 1]
     tokens = mx.array([[2, 33, 1]])
     logits = wider(tokens)
     hidden = draft.model.model(tokens)
     np.testing.assert_allclose(np.array(logits[..., : len(VOCAB)]), np.array(draft.model(tokens)), rtol=1e-5, atol=1e-5)
-    rows = target.model.embed_tokens.weight[mx.array([1, 33])]
+    rows = target.model.embed_tokens.weight[mx.array([33, 1])]
     np.testing.assert_allclose(np.array(logits[..., len(VOCAB) :]), np.array(hidden @ rows.T), rtol=1e-4, atol=1e-4)
     assert wider.own_head, "mlx-lm's loop, which needs every token's row, must refuse it"
 

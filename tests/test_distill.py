@@ -14,7 +14,7 @@ from tiny_llama import TinyPair
 from harness.adapt import distill, distill_data, distill_fit, distill_weights, torch_llama
 from harness.adapt.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
 from harness.adapt.distill_fit import Example
-from harness.decode.collect import Rollout, Stored
+from harness.decode.collect import Rollout, Stored, read_answers
 from harness.decode.forward import PrunedHead
 from harness.errors import HarnessError
 from harness.models.blas import mx
@@ -59,8 +59,8 @@ def target(tmp_path):
     return tmp_path / "target", tiny_llama.make(tmp_path / "target")
 
 
-@pytest.mark.parametrize("prompt_tokens", [False, True])
-def test_torch_and_mlx_cuts_agree(target, prompt_tokens):
+@pytest.mark.parametrize("context_tokens", [False, True])
+def test_torch_and_mlx_cuts_agree(target, context_tokens):
     """Training runs in torch, decoding in mlx: the exported weights must give the same logits, last layers included."""
     folder, model = target
     shape, weights = torch_llama.load_llama(folder, torch.float32)
@@ -76,15 +76,15 @@ def test_torch_and_mlx_cuts_agree(target, prompt_tokens):
     other = Example(**{**example.__dict__, "tokens": np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32), "prompt": 5})
     cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, last=1, vocab=8), vocab)
     batch = [example, other]
-    head = distill_fit.vocabulary(vocab, 96, prompt_tokens=prompt_tokens).head(batch)
+    head = distill_fit.vocabulary(vocab, 96, context_tokens=context_tokens).head(batch)
     with torch.no_grad():
         ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], batch, head).numpy()
     twin = CutModel(model, 2, 8)
     twin.load_weights(list(distill_weights.mlx_weights(cut_shape, cut).items()), strict=False)
-    drafting = PrunedHead(twin, vocab.tolist(), own_head=True).for_prompt(head.extra.tolist())
+    drafting = PrunedHead(twin, vocab.tolist(), own_head=True).widened(head.extra.tolist())
     assert [int(head.index[i]) for i in drafting.token_map.tolist()] == list(range(ours.shape[1]))
     parts = [np.array(drafting(mx.array(e.tokens[None, :-1])))[0, e.prompt - 1 :] for e in batch]
-    assert ours.shape[1] == (11 if prompt_tokens else 8), "of the prompts 4 8 and 1 2 3 4 5 the trained head lacks 1, 2 and 4"
+    assert ours.shape[1] == (11 if context_tokens else 8), "of the prompts 4 8 and 1 2 3 4 5 the trained head lacks 1, 2 and 4"
     np.testing.assert_allclose(ours, np.concatenate(parts), rtol=1e-3, atol=1e-2)
     assert np.array_equal(np.array(twin.model.layers[1].mlp.down_proj.weight), np.array(model.model.layers[2].mlp.down_proj.weight))
 
@@ -109,13 +109,13 @@ def test_too_few_tokens_for_the_head_are_refused():
         distill_fit.choose_vocab([stored(1)[0].rollout], 90, 96, [])
 
 
-@pytest.mark.parametrize("prompt_tokens", [False, True])
-def test_loss_is_the_mix_it_says(prompt_tokens):
+@pytest.mark.parametrize("context_tokens", [False, True])
+def test_loss_is_the_mix_it_says(context_tokens):
     """Against a plain computation: top-k rescaled over what the draft can say, positions whose label it cannot say left out."""
     rng = np.random.default_rng(0)
     examples = distill_fit.prepare(stored(6))
-    head = distill_fit.vocabulary(np.arange(0, 96, 2, dtype=np.int32), 96, prompt_tokens=prompt_tokens).head(examples)
-    said = {*range(0, 96, 2), *(t for e in examples for t in e.tokens[: e.prompt].tolist() if prompt_tokens)}
+    head = distill_fit.vocabulary(np.arange(0, 96, 2, dtype=np.int32), 96, context_tokens=context_tokens).head(examples)
+    said = {*range(0, 96, 2), *(t for e in examples for t in e.tokens[: e.prompt].tolist() if context_tokens)}
     order = {t: i for i, t in enumerate([*range(0, 96, 2), *sorted(t for t in said if t % 2)])}
     n = sum(len(e.labels) for e in examples)
     logits = torch.from_numpy(rng.normal(size=(n, len(said))).astype(np.float32))
@@ -130,7 +130,7 @@ def test_loss_is_the_mix_it_says(prompt_tokens):
             i += 1
     assert distill_fit.batch_loss(logits, examples, head, 0.7).item() == pytest.approx(np.mean(terms), rel=1e-4)
     assert any(label not in said for e in examples for label in e.labels.tolist())
-    assert (len(said) > 48) == prompt_tokens
+    assert (len(said) > 48) == context_tokens
 
 
 @given(st.integers(1, 60), st.integers(1, 80), st.sampled_from([0.3, 1.0, 2.5]))
@@ -162,7 +162,7 @@ def fit(folder, where, report=None, **changes):
     shape, weights = torch_llama.load_llama(folder, torch.float32)
     ids = np.arange(96, dtype=np.int32)
     cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), ids)
-    examples, vocab = distill_fit.prepare(stored(30)), distill_fit.vocabulary(ids, 96, prompt_tokens=True)
+    examples, vocab = distill_fit.prepare(stored(30)), distill_fit.vocabulary(ids, 96, context_tokens=True)
     config = TINY.fit.model_copy(update=changes)
     return distill_fit.fit(cut_shape, cut, weights["embed"], examples, vocab, config, where, report), len(
         distill_fit.plan_updates(examples, config)
@@ -293,7 +293,7 @@ def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
     job = distill.Job(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="", note=notes.append)
     distill.collect_rollouts(job)
     assert notes[-1].startswith("collected 11 of 11 answers")
-    stored = list(distill._stored(job))
+    stored = list(read_answers(job.rollouts, job.pair.target_hash))
     assert {s.temperature for s in stored} == {2.0}
     assert len({tuple(s.rollout.tokens) for s in stored if s.sample_id.startswith("chat/train/0#")}) == 3
 
@@ -309,7 +309,7 @@ def test_stages_need_the_one_before(target, tmp_path):
         command="",
         note=print,
     )
-    with pytest.raises(HarnessError, match="no trajectories"):
+    with pytest.raises(HarnessError, match="no answers"):
         distill.distill(job, ["train"])
     with pytest.raises(HarnessError, match="no trained draft"):
         distill.distill(job, ["ship"])

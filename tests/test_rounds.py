@@ -19,6 +19,7 @@ from harness.adapt.failures import FailureStore
 from harness.adapt.rounds import cases_from_replay, install, run_rounds
 from harness.adapt.studies import break_even, forgetting, rank_ablation, replay_bank
 from harness.adapt.synth import synthesise, user_turn_prefix
+from harness.decode.collect import collect
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
 from harness.records import Sample
@@ -150,6 +151,33 @@ def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch:
         train_pair(pair, leaking, config, name="chat", max_tokens=12)
     with pytest.raises(HarnessError, match="no training prompts of domain"):
         train_pair(pair, split, config, name="x", domain="law", max_tokens=12)
+
+
+def test_campaign_on_answers_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored answers, sampled ones too, train without decoding; those to prompts near evaluation prompts are left out."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    pair = tiny_pair(tmp_path / "pair", noise=0.3)
+    own, validation, test = prompts("train", 24, "apple"), prompts("validation", 10, "pear"), prompts("test", 4, "plum")
+    copy = dataclasses.replace(test[0], id="train/copy", split="train")
+    list(collect(pair, [*own, copy], max_tokens=12, out=tmp_path / "answers"))
+    list(collect(pair, prompts("hot", 6, "fig"), max_tokens=12, temperature=1.0, out=tmp_path / "answers"))
+    split = Prompts(train=prompts("other", 3, "cherry"), validation=validation, test=test)
+    config = quick_config(optim={"epochs": 6, "max_tokens": 512}, adapt={"threshold": 1.0}, stop={"every": 3, "patience": 20})
+    lines: list[str] = []
+    result = train_pair(pair, split, config, name="chat", domain="chat", max_tokens=12, answers=tmp_path / "answers", notify=lines.append)
+    assert result.trained_prompts == 30
+    assert result.records[0].accepted
+    assert "left out 1 answers" in lines[0]
+    assert "train/copy near test/0" in lines[0]
+    assert not any("training prompts" in line for line in lines)
+    cases = list(FailureStore(tmp_path / "cache/adapters/tiny/chat/rounds/failures.jsonl"))
+    used = [*own, *prompts("hot", 6, "fig")]
+    assert {c.sample_id for c in cases} <= {s.id for s in used}
+    assert {c.prompt for c in cases} <= {s.prompt for s in used}
+    with pytest.raises(HarnessError, match="another target"):
+        train_pair(dataclasses.replace(pair, target_hash="x"), split, config, name="y", answers=tmp_path / "answers")
+    with pytest.raises(HarnessError, match="no answers in"):
+        train_pair(pair, split, config, name="y", answers=tmp_path / "nothing")
 
 
 class Scripted:

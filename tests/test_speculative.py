@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,11 @@ from toy import ToyPair, toy_draft, toy_model, toy_pair
 from harness.decode import speculative
 from harness.decode.api import DrafterOptions, generate, resolve_drafter
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, LookupDrafter, ModelDrafter, Proposal, Request
-from harness.decode.forward import useful_vocab
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
+from harness.decode.forward import PrunedHead, useful_vocab
 from harness.decode.length import AutoK, Costs
-from harness.decode.replay import replay
+from harness.decode.replay import forced_passes, replay
+from harness.decode.sampling import Sampling
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.records import Trajectory
@@ -151,26 +153,49 @@ def test_pruned_head_changes_proposals_not_output() -> None:
         plain = greedy(pair, prompt, None, max_tokens=20)
         g = greedy(pair, prompt, "generic", 3, max_tokens=20, options=DrafterOptions(vocab=32), detailed=True)
         assert g.tokens == plain.tokens
-        assert all(p.draft_token < 32 or p.draft_token in prompt for p in g.positions)
-        assert all((p.target_rank is None) == (p.target_token >= 32 and p.target_token not in prompt) for p in g.positions)
+        known = [{*range(32), *prompt, *plain.tokens[: p.position]} for p in g.positions]
+        assert all(p.draft_token in ids for p, ids in zip(g.positions, known, strict=True))
+        assert all((p.target_rank is None) == (p.target_token not in ids) for p, ids in zip(g.positions, known, strict=True))
 
 
-@given(prompt=st.lists(st.integers(2, 63), min_size=1, max_size=12), kept=st.sets(st.integers(0, 63), min_size=2, max_size=10))
+@given(
+    prompt=st.lists(st.integers(2, 63), min_size=1, max_size=12),
+    kept=st.sets(st.integers(0, 63), min_size=2, max_size=10),
+    k=st.integers(1, 5),
+)
 @settings(max_examples=25, deadline=None)
-def test_pruned_head_follows_the_prompt(prompt: list[int], kept: set[int]) -> None:
-    """Whatever the fixed ids are, the prompt's own can be proposed, a second prompt forgets them, and replay knows both."""
+@pytest.mark.parametrize("kind", ["generic", "hybrid"])
+def test_pruned_head_follows_the_context(kind: str, prompt: list[int], kept: set[int], k: int) -> None:
+    """Tokens of prompt and answer can be proposed once they stand there, a second prompt forgets them, and replay knows all of it."""
     pair = PAIRS[0]
-    other = [5, 61, 3]
-    drafter = resolve_drafter(pair, "generic", DrafterOptions(vocab=tuple(kept)))
-    for ids in (prompt, other):
-        plain = greedy(pair, ids, None, max_tokens=12)
-        g = greedy(pair, ids, drafter, 3, max_tokens=12)
+    drafter = resolve_drafter(pair, kind, DrafterOptions(vocab=tuple(kept)))
+    draft = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
+    assert isinstance(draft, ModelDrafter)
+    for ids in (prompt, [5, 61, 3]):
+        plain = greedy(pair, ids, None, max_tokens=16)
+        g = greedy(pair, ids, drafter, k, max_tokens=16, detailed=True)
         assert g.tokens == plain.tokens
-        assert isinstance(drafter, ModelDrafter)
-        assert set(drafter.token_map.tolist()) == kept | set(ids)
-        t = Trajectory(sample_id="a", domain="d", prompt_tokens=tuple(ids), tokens=g.tokens, finish=g.finish, max_tokens=12)
-        (row,) = replay(pair, [t], [drafter], [3])
-        assert (row.accept_lengths, row.drafted) == (g.accept_lengths, g.drafted)
+        assert kept | set(ids) <= set(draft.token_map.tolist()) <= kept | set(ids) | set(g.tokens[:-1])
+        for p in g.positions:
+            assert p.draft_token in kept | {*ids, *g.tokens[: p.position]}
+        t = Trajectory(sample_id="a", domain="d", prompt_tokens=tuple(ids), tokens=g.tokens, finish=g.finish, max_tokens=16)
+        (row,) = replay(pair, [t], [drafter], [k])
+        assert (row.accept_lengths, row.draft_lengths) == (g.accept_lengths, g.draft_lengths)
+
+
+def test_forced_pass_normalises_over_what_is_known_at_each_position() -> None:
+    """Under sampling a token that the answer has not brought yet has no share of the probability, later it has."""
+    pair, prompt, answer, kept = PAIRS[0], (4, 5), (40, 41, 40, 2, 41, 7), (2, 3, 4)
+    head = PrunedHead(pair.draft.model, kept)
+    t = Trajectory(sample_id="a", domain="d", prompt_tokens=prompt, tokens=answer, finish="length", max_tokens=6)
+    (forced,) = forced_passes(head, head.token_map, [t], Sampling(temperature=1.0))
+    logits = np.array(pair.draft.model(mx.array([[*prompt, *answer[:-1]]]))[0, 1:].astype(mx.float32))
+    for i, token in enumerate(answer):
+        known = sorted({*kept, *prompt, *answer[:i]})
+        expected = logits[i, token] - np.log(np.exp(logits[i, known]).sum()) if token in known else -np.inf
+        assert forced.logq is not None
+        assert forced.logq[i] == pytest.approx(expected, abs=1e-4)
+    assert [i for i in range(6) if np.isinf(forced.logq[i])] == [0, 1, 5]
 
 
 def test_fast_mode_takes_the_whole_head_of_a_pruned_draft() -> None:
@@ -179,7 +204,7 @@ def test_fast_mode_takes_the_whole_head_of_a_pruned_draft() -> None:
     pruned = dataclasses.replace(pair, draft=dataclasses.replace(pair.draft, vocab=(4, 5, 6)))
     assert greedy(pruned, [4, 5], "generic", 3, max_tokens=12, mode="fast").tokens == greedy(pair, [4, 5], None, max_tokens=12).tokens
     proposed = greedy(pruned, [9], "generic", 3, max_tokens=12, detailed=True)
-    assert {p.draft_token for p in proposed.positions} <= {4, 5, 6, 9}
+    assert {p.draft_token for p in proposed.positions} <= {4, 5, 6, 9, *proposed.tokens}
 
 
 def test_vocabulary_from_trajectories_costs_no_acceptance() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from harness.adapt.config import TrainingConfig
 from harness.adapt.results import TrainProgress
 from harness.adapt.rounds import RoundRecord, install, run_rounds
 from harness.adapt.synth import synthesise
-from harness.datasets.splits import refuse_leaks
-from harness.decode.collect import collect
+from harness.datasets.splits import leaks, refuse_leaks
+from harness.decode.accept import common_prefix
+from harness.decode.collect import collect, read_answers
 from harness.errors import HarnessError
 from harness.paths import cache_dir
 from harness.records import Sample, Trajectory
@@ -57,6 +58,7 @@ def train_pair(
     max_tokens: int = 256,
     batch: int = 32,
     resume: bool = False,
+    answers: Path | None = None,
     notify: Callable[[str], None] | None = None,
     progress: Callable[[int, TrainProgress], None] | None = None,
 ) -> Campaign:
@@ -73,6 +75,8 @@ def train_pair(
         max_tokens: longest answer of the target.
         batch: prompts answered together.
         resume: continue an interrupted training.
+        answers: folder of answers that the target has given to training prompts already: these are trained on, and none are decoded
+            for ``prompts.train``.
         notify: told what is going on, one line at a time.
         progress: told about each update.
 
@@ -82,16 +86,20 @@ def train_pair(
     say = notify or (lambda line: None)
     if pair.draft is None:
         raise HarnessError(f"pair {pair.name!r} has no draft to train", "Name a draft in the pair's YAML.")
+    if answers is not None:
+        prompts, train_answers = _given(pair, prompts, answers, say)
     domains = sorted({s.domain for s in prompts.train})
     if domain is not None and domain not in domains:
         raise HarnessError(f"no training prompts of domain {domain!r}", f"There are prompts of: {', '.join(domains)}.")
     folder = adapter_folder(pair.name, name)
     refuse_leaks([*prompts.train, *prompts.validation], prompts.test)
-    written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, say)
+    cached = cache_dir() / "trajectories" / pair.name
+    written: list[Sample] = []
+    if answers is None:
+        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, say)
+        train_answers = _answers(pair, [*prompts.train, *written], config, cached, max_tokens, batch, "training", say)
     train = [*prompts.train, *written]
-    answers = cache_dir() / "trajectories" / pair.name
-    train_answers = _answers(pair, train, config, answers, max_tokens, batch, "training", say)
-    validation_answers = _answers(pair, prompts.validation, config, answers, max_tokens, batch, "validation", say)
+    validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation", say)
     records = run_rounds(
         pair.draft,
         train_answers,
@@ -123,6 +131,34 @@ def _missing_prompts(
             held_out = [*prompts.validation, *prompts.test]
             written += synthesise(pair, missing, domain=domain, config=config.synth, known=own, evaluation=held_out, seed=config.optim.seed)
     return written
+
+
+def _given(pair: Any, prompts: Prompts, folder: Path, say: Callable[[str], None]) -> tuple[Prompts, list[Trajectory]]:
+    """The target's answers in ``folder``, and the prompts they answer in place of the training prompts.
+
+    Prompts near a validation or test prompt are left out, and the first of them is named.
+    """
+    given = [s.trajectory() for s in read_answers(folder, pair.target_hash)]
+    evaluation = [*prompts.validation, *prompts.test]
+    turn = _user_turn(pair)
+    found = {
+        t.sample_id: Sample(id=t.sample_id, domain=t.domain, prompt=pair.tokenizer.decode(t.prompt_tokens[turn]), split="train")
+        for t in given
+    }
+    left_out: set[str] = set()
+    while near := leaks([s for s in found.values() if s.id not in left_out], evaluation):
+        left_out |= {train for train, _ in near}
+        say(f"left out {len(near)} answers whose prompts are near evaluation prompts, such as {near[0][0]} near {near[0][1]}")
+    kept = [t for t in given if t.sample_id not in left_out]
+    say(f"{len(kept)} answers in {folder}")
+    return replace(prompts, train=[s for s in found.values() if s.id not in left_out]), kept
+
+
+def _user_turn(pair: Any) -> slice:
+    """Where the user's text is among an encoded prompt's tokens: between what all prompts begin and end with."""
+    one, other = pair.encode("a"), pair.encode("b")
+    head = common_prefix(one, other)
+    return slice(head, -common_prefix(one[:head:-1], other[:head:-1]) or None)
 
 
 def _answers(

@@ -17,7 +17,7 @@ from harness.adapt.distill_config import DistillConfig
 from harness.adapt.distill_data import held_out_samples, repeated_samples, split_by_temperature, training_samples
 from harness.adapt.distill_weights import mlx_weights, read_start
 from harness.adapt.rollouts import TorchTarget
-from harness.decode.collect import Decoder, Stored, collect, read_shard, shard_names
+from harness.decode.collect import Decoder, Stored, collect, read_answers
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
 from harness.models.blas import mx
@@ -111,7 +111,7 @@ def train(job: Job) -> None:
     """Fit the cut on everything collected."""
     import torch
 
-    stored = list(_stored(job))
+    stored = list(read_answers(job.rollouts, job.pair.target_hash))
     shape, target = torch_llama.load_llama(job.folder, torch.float32)
     start_from = job.config.fit.start_from
     earlier: dict[str, Any] | None = None
@@ -119,7 +119,7 @@ def train(job: Job) -> None:
         earlier, ids, start = read_start(start_from, job.config.cut.layers)
     else:
         ids = distill_fit.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
-    vocab = distill_fit.vocabulary(ids, len(target["embed"]), prompt_tokens=job.config.cut.prompt_tokens)
+    vocab = distill_fit.vocabulary(ids, len(target["embed"]), context_tokens=job.config.cut.context_tokens)
     shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, ids)
     if start_from:
         weights = start
@@ -135,14 +135,6 @@ def train(job: Job) -> None:
 
 def _note_row(job: Job, row: dict[str, float]) -> None:
     job.note(f"step {row['step']} of {row['steps']}: loss {row['loss']:.3f}, match {row['match']:.3f}, {row['tokens_per_s']:.0f} tokens/s")
-
-
-def _stored(job: Job) -> Iterator[Stored]:
-    names = shard_names(job.rollouts)
-    if not names:
-        raise HarnessError(f"no trajectories in {job.rollouts}", "Run the collect stage first.")
-    for name in names:
-        yield from read_shard(job.rollouts, name) or []
 
 
 def _outputs_by_domain(stored: Sequence[Stored]) -> dict[str, int]:
@@ -172,7 +164,7 @@ def ship(job: Job) -> list[Score]:
         quantise=dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (cut.attention_bits, cut.group_size))
         | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), (cut.mlp_bits, cut.mlp_group_size))
         | {"lm_head": (cut.head_bits, cut.group_size)},
-        about={"base": job.config.pair, "steps": step, "prompt_tokens": cut.prompt_tokens},
+        about={"base": job.config.pair, "steps": step, "context_tokens": cut.context_tokens},
     )
     scores = evaluate(job)
     loss = [json.loads(line) for line in (job.fitted / "loss.jsonl").read_text(encoding="utf-8").splitlines()[:step]]

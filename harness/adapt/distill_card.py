@@ -67,7 +67,7 @@ def card(
     cut, fit, rollouts = config.cut, config.fit, config.rollouts
     tokens = sum(int(row["tokens"]) for row in loss)
     layers = f"{cut.layers} blocks" + (f", the last {cut.last} of them from the target's end" if cut.last else ", the target's first ones")
-    beside = ", and the prompt's own tokens through the target's embeddings" if cut.prompt_tokens else ""
+    beside = ", and what stands in prompt and answer through the target's embeddings" if cut.context_tokens else ""
     lines = [
         f"# Draft of {config.pair}",
         "",
@@ -81,7 +81,8 @@ def card(
         "",
         "## Data",
         f"Answers of the target itself, at most {rollouts.max_tokens} tokens, {rollouts.sampled_share:.0%} of them sampled at temperature "
-        f"{rollouts.temperature}, the rest greedy. No prompt of a validation or test split, and none that nearly repeats one.",
+        f"{rollouts.temperature}, the rest greedy.{_further(config)} "
+        "No prompt of a validation or test split, and none that nearly repeats one.",
         "",
         "| domain | prompts | output tokens |",
         "| --- | ---: | ---: |",
@@ -105,6 +106,14 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _further(config: DistillConfig) -> str:
+    """A sentence on the further answers to the prompts of small datasets."""
+    wanted = config.rollouts.more_answers
+    counts = {d: n - config.rollouts.skip_answers.get(d, 0) for d, n in wanted.items()}
+    named = ", ".join(f"{d} {n}" for d, n in counts.items() if n > 0)
+    return f" Further answers to each prompt of small datasets, all sampled: {named}." if named else ""
 
 
 def _earlier(run: dict[str, Any] | None) -> str:

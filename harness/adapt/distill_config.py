@@ -20,6 +20,8 @@ class RolloutConfig(Strict):
     more_answers: dict[str, int] = Field(default_factory=dict)
     """Domain -> further answers, all of them sampled, to each training prompt of the domain's own datasets (templates left out), for
     datasets with few prompts."""
+    skip_answers: dict[str, int] = Field(default_factory=dict)
+    """Domain -> first of these further answers left out."""
     gsm8k_path: str | None = None
     """JSONL file of GSM8K training problems; without it the math prompts are the project's own word problems."""
     max_tokens: int = Field(192, ge=1)
@@ -43,8 +45,8 @@ class CutConfig(Strict):
     """How many of them come from the target's end; the others are its first ones."""
     vocab: int = Field(8192, ge=2)
     """Output ids kept: the ones most frequent in the rollouts."""
-    prompt_tokens: bool = True
-    """Let the draft propose the prompt's own tokens too, through the target's embedding rows: names and rare words that come back."""
+    context_tokens: bool = True
+    """Let the draft propose what stands in prompt and answer too, through the target's embedding rows: names and rare words come back."""
     attention_bits: Literal[4, 8] = 8
     """Bits per weight on disk."""
     mlp_bits: Literal[4, 8] = 8

@@ -40,8 +40,9 @@ def repeated_samples(config: RolloutConfig) -> list[Sample]:
     if not config.more_answers:
         return []
     own = [s for s in training_samples(config.model_copy(update={"skip": {}})) if not s.id.startswith("bank/")]
+    wanted = {domain: range(config.skip_answers.get(domain, 0) + 1, n + 1) for domain, n in config.more_answers.items()}
     most = max(config.more_answers.values())
-    return [replace(s, id=f"{s.id}#{i}") for i in range(1, most + 1) for s in own if i <= config.more_answers.get(s.domain, 0)]
+    return [replace(s, id=f"{s.id}#{i}") for i in range(1, most + 1) for s in own if i in wanted.get(s.domain, ())]
 
 
 def held_out_samples(config: RolloutConfig, per_domain: int) -> list[Sample]:

@@ -58,15 +58,15 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The trained head's target ids, and whether the prompts' own tokens are proposed beside them."""
+    """The trained head's target ids, and whether those of the context are proposed beside them."""
 
     index: np.ndarray
     """(target vocab,) int32: output id of each target id of the trained head, else -1."""
-    prompt_tokens: bool
+    context_tokens: bool
 
     def head(self, batch: Sequence[Example]) -> Head:
-        """The head for a batch: all its prompts' tokens together, for each of its examples."""
-        if not self.prompt_tokens:
+        """The head for a batch: all its prompts' tokens together, for each of its examples; decoding adds those of the answer."""
+        if not self.context_tokens:
             return Head(index=self.index, extra=np.empty(0, dtype=np.int64))
         seen = np.unique(np.concatenate([e.tokens[: e.prompt] for e in batch])).astype(np.int64)
         extra = seen[self.index[seen] < 0]
@@ -75,11 +75,11 @@ class Vocabulary:
         return Head(index=index, extra=extra)
 
 
-def vocabulary(ids: np.ndarray, target_vocab: int, *, prompt_tokens: bool) -> Vocabulary:
+def vocabulary(ids: np.ndarray, target_vocab: int, *, context_tokens: bool) -> Vocabulary:
     """The vocabulary whose trained head names ``ids`` (V_draft,) in this order."""
     index = invert(ids, target_vocab)
     assert index is not None
-    return Vocabulary(index=index, prompt_tokens=prompt_tokens)
+    return Vocabulary(index=index, context_tokens=context_tokens)
 
 
 def choose_vocab(rollouts: Iterable[Rollout], size: int, target_vocab: int, always: Iterable[int]) -> np.ndarray:
@@ -227,7 +227,7 @@ def fit(
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
     key = {"updates": len(updates), "examples": len(examples), "config": config.model_dump(), "layers": shape.layers}
-    key |= {"prompt_tokens": vocab.prompt_tokens}
+    key |= {"context_tokens": vocab.context_tokens}
     start = _resume(folder, key, names, weights, optimizer)
     for step in range(start, len(updates)):
         began = time.perf_counter()

@@ -12,7 +12,7 @@ from harness.adapt.examples import Batch, Example, make_batch
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.surface import run_blocks
 from harness.adapt.trees import mx
-from harness.decode.forward import for_prompt, head_logits, inner
+from harness.decode.forward import ForcedHead, forced_head, inner
 from harness.decode.replay import length_batches, simulate_match
 
 HEAD_ROWS = 512
@@ -29,7 +29,7 @@ def output_hidden(cache: PrefixCache, batch: Batch, *, checkpointing: bool = Fal
 def favourites(draft: Any, cache: PrefixCache, examples: Sequence[Example]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return per example the target ids (m,) that the draft would propose, and their probabilities (m,).
 
-    The head is the one that decodes the example's prompt. The model is put in evaluation mode.
+    The head is the one that decodes the example. The model is put in evaluation mode.
 
     Args:
         draft: :class:`harness.models.pair.Draft`.
@@ -43,16 +43,17 @@ def favourites(draft: Any, cache: PrefixCache, examples: Sequence[Example]) -> l
         hidden = inner(cache.model).norm(output_hidden(cache, make_batch([examples[i] for i in group], keep_unreachable=True)))
         for i in group:
             m = len(examples[i].answer)
-            own, own_map = for_prompt(model, token_map, examples[i].tokens[: examples[i].start].tolist())
-            best, confidence = _best(own, hidden[:m])
-            found[i], hidden = (best if own_map is None else np.array(own_map)[best], confidence), hidden[m:]
+            prompt = examples[i].tokens[: examples[i].start].tolist()
+            head = forced_head(model, token_map, prompt, examples[i].answer.tolist())
+            best, confidence = _best(head, hidden[:m])
+            found[i], hidden = (best if head.token_map is None else np.array(head.token_map)[best], confidence), hidden[m:]
     return [found[i] for i in range(len(examples))]
 
 
-def _best(model: Any, hidden: mx.array) -> tuple[np.ndarray, np.ndarray]:
+def _best(head: ForcedHead, hidden: mx.array) -> tuple[np.ndarray, np.ndarray]:
     best, confidence = [], []
     for start in range(0, len(hidden), HEAD_ROWS):
-        logits = head_logits(model, hidden[start : start + HEAD_ROWS]).astype(mx.float32)
+        logits = head.logits(hidden[start : start + HEAD_ROWS], start).astype(mx.float32)
         top = mx.argmax(logits, axis=-1)
         p = mx.exp(mx.max(logits, axis=-1) - mx.logsumexp(logits, axis=-1))
         mx.eval(top, p)

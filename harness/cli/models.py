@@ -95,7 +95,7 @@ def vocab(
 ) -> None:
     """Choose the tokens a draft may propose, so that its output head is small: those its target used, then the most common ones.
 
-    A head of 152,000 rows is a quarter of a 0.5B draft's step. Tokens of the prompt are always allowed, and output stays exact.
+    A head of 152,000 rows is a quarter of a 0.5B draft's step. Tokens of prompt and answer are always allowed, and output stays exact.
 
     Example: `harness models vocab qwen-coder --from answers --out qwen-coder.vocab.json`
     """

@@ -24,6 +24,10 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="Training prompts per domain.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+    answers: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Train on answers of `harness collect` or `harness distill`; decode none."),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a training setting.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Working folder; the user's cache without it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
@@ -55,6 +59,7 @@ def train(
         max_tokens=max_tokens,
         batch=batch,
         resume=resume,
+        answers=answers,
         notify=lambda line: typer.echo(line, err=True),
         progress=lambda number, step: (
             typer.echo(

@@ -43,7 +43,7 @@ class DrafterOptions:
     """Early exit: layers of the target to keep; None takes a quarter."""
     vocab: int | tuple[int, ...] | None = None
     """Draft model: restrict the output head to these ids (see :func:`harness.decode.forward.useful_vocab`), or to the first ``vocab``
-    ids (byte-pair merges are ordered by frequency), and the prompt's own; None takes what the pair's file says."""
+    ids (byte-pair merges are ordered by frequency), and what stands in prompt and answer; None takes what the pair's file says."""
 
 
 def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:

@@ -182,6 +182,24 @@ def read_shard(folder: Path, name: str) -> list[Stored] | None:
     return stored
 
 
+def read_answers(folder: Path, target_hash: str) -> Iterator[Stored]:
+    """Yield every trajectory in a folder of :func:`collect`.
+
+    Raises:
+        HarnessError: none there, answers of another target, or written by a newer version.
+    """
+    names = shard_names(folder)
+    if not names:
+        raise HarnessError(f"no answers in {folder}", "Collect some with `harness collect` or the first stage of `harness distill`.")
+    for name in names:
+        path = folder / f"{name}.jsonl"
+        with open(path, encoding="utf-8") as file:
+            head = json.loads(file.readline())
+        if head.get("target") != target_hash:
+            raise HarnessError(f"{path} holds answers of another target", "Give the folder of answers of this pair's target.")
+        yield from read_shard(folder, name) or []
+
+
 def shard_names(folder: Path) -> list[str]:
     """Names of the finished shards in ``folder``, sorted."""
     return sorted(p.stem for p in folder.glob("*.jsonl"))

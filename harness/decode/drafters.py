@@ -12,7 +12,7 @@ from typing import Protocol
 
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.forward import PrunedHead, for_prompt
+from harness.decode.forward import PrunedHead, widened
 from harness.decode.sampling import Sampling, ints, log_softmax, processed_logprobs, sample
 from harness.models.blas import mx
 
@@ -91,7 +91,7 @@ class ModelDrafter:
     Args:
         model: the draft; its logits cover its own vocabulary.
         token_map: (draft vocab,) target id of each draft id when the draft's vocabulary is pruned; None is the identity. A
-            :class:`~harness.decode.forward.PrunedHead` brings its own, which follows the prompt.
+            :class:`~harness.decode.forward.PrunedHead` brings its own, which follows the context.
         name: name in reports.
     """
 
@@ -109,7 +109,7 @@ class ModelDrafter:
         return self._model
 
     def begin(self, prompt: list[int]) -> None:
-        model, self.token_map = for_prompt(self.model, self.token_map, prompt)
+        model, self.token_map = widened(self.model, self.token_map, prompt)
         self._state = CachedModel(model)
         self._state.prefill(prompt[:-1])
         self._seen, self._proposed = len(prompt), EMPTY
@@ -127,6 +127,7 @@ class ModelDrafter:
             self.begin(context)
             state = self._state
             assert state is not None
+        state.model, self.token_map = widened(state.model, self.token_map, context[self._seen :])
         state.trim_to(min(state.offset, self._valid(context), len(context) - 1))
         state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
         feed = mx.array(context[state.offset :], dtype=mx.int32)

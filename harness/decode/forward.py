@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -109,10 +110,11 @@ def useful_vocab(trajectories: Iterable[Trajectory], size: int, vocab_size: int)
 
 
 class PrunedHead(nn.Module):
-    """A model whose output head is restricted to ``ids`` and, once a prompt is known, the prompt's own tokens.
+    """A model whose output head is restricted to ``ids`` and the tokens that stand in the context.
 
-    Names and phrases of the prompt come back in its answer, and many of them are too rare for any fixed list. The target stays whole, so
-    output stays exact.
+    Names and phrases of the prompt come back in its answer, rare words of the answer come back in the answer, and many of them are too
+    rare for any fixed list. The target stays whole, so output stays exact. What the draft can propose after a prefix follows from the
+    prefix alone: it never proposes a token that it does not know yet.
 
     Args:
         model: the draft.
@@ -124,12 +126,12 @@ class PrunedHead(nn.Module):
         super().__init__()
         rows = inner(model).embed_tokens if own_head or not hasattr(model, "lm_head") else model.lm_head
         self._parts = (model, rows)  # a tuple keeps the draft's parameters out of this module's own
-        self._ids, self._known = tuple(ids), frozenset(ids)
-        self._fixed = None if own_head else by_columns(_rows_of(rows, self._ids))
+        self._known = frozenset(ids)
+        self._fixed = None if own_head else by_columns(_rows_of(rows, ids))
         self._extra: mx.array | None = None
         if self._fixed is not None:
             mx.eval(self._fixed)
-        self._map = mx.array(self._ids, dtype=mx.int32)
+        self._map = mx.array(ids, dtype=mx.int32)
 
     @property
     def inner_model(self) -> Any:
@@ -146,15 +148,17 @@ class PrunedHead(nn.Module):
         """(kept,) int32: target id of each output id."""
         return self._map
 
-    def for_prompt(self, prompt: Iterable[int]) -> PrunedHead:
-        """The same model, its head widened by the tokens of ``prompt``; the fixed part is shared."""
-        extra = tuple(sorted(set(prompt) - self._known))
+    def widened(self, tokens: Iterable[int]) -> PrunedHead:
+        """The same model, its head widened by ``tokens``; new ones come last, in the order in which they come."""
+        extra = [token for token in dict.fromkeys(tokens) if token not in self._known]
         if not extra:
             return self
         wider = copy.copy(self)
-        wider._ids = (*self._ids, *extra)
-        wider._extra = _rows_of(self._parts[1], extra)
-        wider._map = mx.array(wider._ids, dtype=mx.int32)
+        wider._known = self._known | set(extra)
+        rows = _rows_of(self._parts[1], extra)
+        wider._extra = rows if self._extra is None else mx.concatenate([self._extra, rows])
+        wider._map = mx.concatenate([self._map, mx.array(extra, dtype=mx.int32)])
+        mx.eval(wider._extra, wider._map)
         return wider
 
     @property
@@ -183,12 +187,45 @@ def _rows_of(head: nn.Module, ids: Sequence[int]) -> mx.array:
     return head.weight[rows]
 
 
-def for_prompt(model: Any, token_map: mx.array | None, prompt: Iterable[int]) -> tuple[Any, mx.array | None]:
-    """A draft and its token map as they answer ``prompt``: only a pruned head depends on it."""
+def widened(model: Any, token_map: mx.array | None, tokens: Iterable[int]) -> tuple[Any, mx.array | None]:
+    """A draft and its token map once ``tokens`` stand in the context: only a pruned head depends on them."""
     if not isinstance(model, PrunedHead):
         return model, token_map
-    wider = model.for_prompt(prompt)
+    wider = model.widened(tokens)
     return wider, wider.token_map
+
+
+@dataclass(frozen=True)
+class ForcedHead:
+    """A draft's head for one whole known answer: at each position it proposes what it could when decoding."""
+
+    model: Any
+    """The draft with the tokens of prompt and answer in its head."""
+    token_map: mx.array | None
+    """(V,) int32: target id of each output id; None is the identity."""
+    since: mx.array | None
+    """(V,) int32: answer positions from which on an output id can be proposed; None where all always can."""
+
+    def logits(self, hidden: mx.array, start: int) -> mx.array:
+        """Logits (n, V) of ``hidden`` (n, dim) at answer positions ``start`` and up; -inf for what is not known there yet."""
+        logits = head_logits(self.model, hidden)
+        if self.since is None:
+            return logits
+        positions = mx.arange(start, start + len(hidden), dtype=mx.int32)
+        return mx.where(self.since[None] <= positions[:, None], logits, -mx.inf)
+
+
+def forced_head(model: Any, token_map: mx.array | None, prompt: Sequence[int], answer: Sequence[int]) -> ForcedHead:
+    """The head that a teacher-forced pass over ``answer`` needs."""
+    own, own_map = widened(model, token_map, prompt)
+    wide, wide_map = widened(own, own_map, answer)
+    if wide is own:
+        return ForcedHead(own, own_map, None)
+    assert own_map is not None
+    assert wide_map is not None
+    first = {token: i for i, token in reversed(list(enumerate(answer)))}
+    new = [first[token] + 1 for token in ints(wide_map[len(own_map) :])]
+    return ForcedHead(wide, wide_map, mx.array([0] * len(own_map) + new, dtype=mx.int32))
 
 
 def draft_ids(token_map: mx.array | None) -> dict[int, int] | None:

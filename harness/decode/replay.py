@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
-from harness.decode.forward import draft_ids, for_prompt, head_logits, hidden_states
+from harness.decode.forward import ForcedHead, draft_ids, forced_head, hidden_states
 from harness.decode.sampling import Sampling, processed_logprobs
 from harness.errors import HarnessError
 from harness.models.blas import mx
@@ -208,9 +208,9 @@ def forced_passes(
         for b, i in enumerate(batch):
             t = trajectories[i]
             first = len(t.prompt_tokens) - 1
-            own, own_map = for_prompt(model, token_map, t.prompt_tokens)
-            own_lookup = lookup if own_map is token_map else draft_ids(own_map)
-            out[i] = _score(own, hidden[b, first : first + len(t.tokens)], t, own_lookup, sampling)
+            head = forced_head(model, token_map, t.prompt_tokens, t.tokens)
+            own_lookup = lookup if head.token_map is token_map else draft_ids(head.token_map)
+            out[i] = _score(head, hidden[b, first : first + len(t.tokens)], t, own_lookup, sampling)
         if progress:
             progress(sum(o is not None for o in out))
         del hidden
@@ -230,13 +230,13 @@ def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _score(model: Any, hidden: mx.array, t: Trajectory, lookup: dict[int, int] | None, sampling: Sampling | None) -> ForcedPass:
+def _score(head: ForcedHead, hidden: mx.array, t: Trajectory, lookup: dict[int, int] | None, sampling: Sampling | None) -> ForcedPass:
     ids = [lookup.get(x, -1) if lookup is not None else x for x in t.tokens]
     matches: list[np.ndarray] = []
     gaps: list[np.ndarray] = []
     logqs: list[np.ndarray] = []
     for start in range(0, len(ids), HEAD_ROWS):
-        logits = head_logits(model, hidden[start : start + HEAD_ROWS])
+        logits = head.logits(hidden[start : start + HEAD_ROWS], start)
         wanted = mx.array(ids[start : start + HEAD_ROWS], dtype=mx.int32)
         best = mx.argmax(logits, axis=-1)
         top2 = -mx.partition(-logits, kth=1, axis=-1)[:, :2]

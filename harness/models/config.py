@@ -131,7 +131,7 @@ class PairConfig(Strict):
     draft: ModelConfig | None = None
     """The smaller model that proposes tokens; a pair without one decodes with lookup and early exit only."""
     draft_vocab: str | None = None
-    """File of token ids (``harness models vocab``), relative to the YAML file: the draft proposes only these and the prompt's own."""
+    """File of token ids (``harness models vocab``), relative to the YAML file: the draft proposes only these and tokens of the context."""
     k: Annotated[int, Field(ge=1, le=32)] = 4
     """Draft length to start from."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

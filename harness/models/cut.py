@@ -72,8 +72,8 @@ def save_cut(
         target_hash: hash of the target it was trained for.
         quantise: last but one part of a weight's name (``down_proj``, ``lm_head``) -> bits (4 or 8) and weights per scale;
             names not listed stay float16.
-        about: anything else worth keeping in config.json. ``prompt_tokens: true`` says that the cut was trained to propose the prompt's
-            own tokens too, through the target's embedding rows.
+        about: anything else worth keeping in config.json. ``context_tokens: true`` says that the cut was trained to propose what
+            stands in prompt and answer too, through the target's embedding rows.
     """
     arrays: dict[str, mx.array] = {TOKEN_MAP: token_map.astype(mx.int32)}
     for key, weight in weights.items():
@@ -129,7 +129,7 @@ def load_cut(folder: Path, target: nn.Module) -> Draft:
     model.eval()
     lay_out(model)
     mx.eval(model.own_weights())
-    vocab = tuple(token_map.tolist()) if config.get("prompt_tokens") else None
+    vocab = tuple(token_map.tolist()) if config.get("context_tokens") else None
     return Draft(model=model, token_map=token_map, hash=config["sha256"], name=config["name"], vocab=vocab)
 
 

@@ -32,7 +32,7 @@ class Draft:
     name: str
     """Where it came from, for reports."""
     vocab: tuple[int, ...] | None = None
-    """Target ids that drafting is restricted to, besides the prompt's own; None is whatever the model's own head names."""
+    """Target ids that drafting is restricted to, besides those of prompt and answer; None is whatever the model's own head names."""
 
     @functools.cached_property
     def proposer(self) -> tuple[nn.Module, mx.array | None]:

@@ -3,11 +3,12 @@
     python tests/benchmarks/adapters.py --models smollm2 --prompts 60 --tokens 96 --domains code math chat -k 4 --out adapters.json
 
 One row per adapter and domain: alpha and acceptance rate of both, and the difference with its 95% interval over prompts. Answers of
-the target are kept in the cache.
+the target are kept in the cache; `--answers DIR` takes those of another folder instead, such as `held_out` of a distillation.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +22,12 @@ from harness.adapt.adapter_files import list_adapters
 from harness.adapt.adapters import AdapterBank
 from harness.adapt.config import AdaptConfig
 from harness.adapt.studies import replay_bank
-from harness.decode.collect import collect
+from harness.decode.collect import collect, read_answers
 from harness.decode.replay import ReplayRow
 from harness.drafters import installed
 from harness.models.pair import load_pair
 from harness.paths import cache_dir
+from harness.records import Trajectory
 
 PLAIN = "generic"
 METRICS = {
@@ -79,17 +81,25 @@ def text(change: dict[str, Any] | None) -> str:
     return f"{change['value']:+.3f}{interval}"
 
 
+def held_out(pair: Any, args: argparse.Namespace) -> list[Trajectory]:
+    """The target's answers to prompts that no adapter was trained on."""
+    if args.answers:
+        return [s.trajectory() for s in read_answers(args.answers, pair.target_hash) if s.domain in args.domains]
+    out = cache_dir() / "trajectories" / pair.name
+    return list(collect(pair, common.samples(args), max_tokens=args.tokens, batch=args.batch, top_k=AdaptConfig().top_k, out=out))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run and write the raw numbers."""
     parser = common.parser(__doc__ or "", models="smollm2", prompts=60, tokens=96, domains=("code", "math", "chat"))
     parser.add_argument("--adapters", type=Path, help="folder of adapters; default: the installed ones")
+    parser.add_argument("--answers", type=Path, metavar="DIR", help="stored answers of held-out prompts; none are decoded then")
     parser.add_argument("-k", type=int, default=4, help="draft length")
     parser.add_argument("--batch", type=int, default=32, help="prompts answered together")
     args = parser.parse_args(argv)
     pair = load_pair(args.models)
     bank = AdapterBank(pair.draft, list_adapters(args.adapters) if args.adapters else installed(pair.name))
-    out = cache_dir() / "trajectories" / pair.name
-    answers = list(collect(pair, common.samples(args), max_tokens=args.tokens, batch=args.batch, top_k=AdaptConfig().top_k, out=out))
+    answers = held_out(pair, args)
     entries = compare(replay_bank(bank, answers, [args.k]), args.k)
     print(f"# {args.models}: {len(answers)} held-out prompts, K = {args.k}\n\n{show(entries)}")
     common.write(args.out, {"pair": pair.name, "adapters": bank.names, "entries": entries})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import router_table
 from routed import adapters, prompts, write_prompts
 from tiny import tiny_pair
 
+from harness.decode.collect import collect
+from harness.models.pair import load_pair
 from harness.route_training import Material
 from harness.routes import fit_router, hash_adapters, load_router_config, outcome_table, router_path, save_router
 from routing.routers import grouped_folds
@@ -91,6 +94,11 @@ def test_adapter_script(options: list[str], tmp_path: Path, capsys: pytest.Captu
             assert (e["adapter"] == "generic") <= (found["change"]["value"] == 0)
     assert any(e["alpha"]["change"]["value"] != 0 for e in entries)
     assert capsys.readouterr().out.count("\n| ") == 1 + 6
+    asked = adapter_table.common.samples(argparse.Namespace(domains=["chat", "math"], gsm8k=None, prompts=6))
+    list(collect(load_pair(options[1]), asked, max_tokens=6, out=tmp_path / "answers"))
+    stored = ["--answers", str(tmp_path / "answers"), "--domains", "chat", "math", "-k", str(K), "--out", str(out)]
+    adapter_table.main([*options, *stored])
+    assert json.loads(out.read_text())["entries"] == entries
 
 
 def test_shifted_prompts_are_judged_by_routers_that_never_saw_their_tasks() -> None:
