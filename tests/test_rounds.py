@@ -145,7 +145,7 @@ def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch:
     assert result.records[0].accepted
     assert result.adapter == tmp_path / "cache/adapters/tiny/chat"
     AdapterBank(pair.draft, {"chat": result.adapter})
-    assert len(lines) == 2
+    assert len(lines) == 3
     leaking = dataclasses.replace(split, test=[dataclasses.replace(split.train[0], id="test/copy", split="test")])
     with pytest.raises(HarnessError, match="train/0 and test/copy"):
         train_pair(pair, leaking, config, name="chat", max_tokens=12)

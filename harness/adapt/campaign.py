@@ -100,6 +100,7 @@ def train_pair(
         train_answers = _answers(pair, [*prompts.train, *written], config, cached, max_tokens, batch, "training", say)
     train = [*prompts.train, *written]
     validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation", say)
+    say(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
     records = run_rounds(
         pair.draft,
         train_answers,
