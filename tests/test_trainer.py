@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_draft, tiny_llama
+from scipy.special import softmax
 
 from harness.adapt.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
 from harness.adapt.hidden import PrefixCache, fill
@@ -74,10 +75,14 @@ def test_pruned_vocabulary(tmp_path: Path, data: Any) -> None:
     inverse = np.full(VOCAB, -1, dtype=np.int32)
     inverse[kept] = np.arange(len(kept))
     examples = [from_trajectory(t) for t in data[1]]
-    found = favourites(draft, PrefixCache(draft.model, 0, folder=None, model_hash=""), examples)
-    for example, (proposed, _) in zip(examples, found, strict=True):
+    found = favourites(draft, PrefixCache(draft.model, 0, folder=None, model_hash=""), examples, confidence=True)
+    for example, (proposed, p) in zip(examples, found, strict=True):
         logits = forward(draft.model, example.tokens[:-1])[example.start - 1 :]
         assert (proposed == kept[logits.argmax(-1)]).all()
+        wrong = proposed != example.answer
+        assert p[wrong] == pytest.approx(softmax(logits, axis=-1).max(-1)[wrong], abs=1e-5)
+        assert np.isnan(p[~wrong]).all()
+        assert wrong.any()
         assert not (proposed % 2 == 1).any()
     batch = make_batch(examples[:2], inverse)
     assert (batch.labels >= 0).all()

@@ -10,11 +10,12 @@ from typing import Any
 from harness.adapt.adapter_files import adapter_folder
 from harness.adapt.config import TrainingConfig
 from harness.adapt.results import TrainProgress
+from harness.adapt.rollouts import fast_decoder
 from harness.adapt.rounds import RoundRecord, install, run_rounds
 from harness.adapt.synth import synthesise
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
-from harness.decode.collect import collect, read_answers
+from harness.decode.collect import Decoder, collect, read_answers
 from harness.errors import HarnessError
 from harness.paths import cache_dir
 from harness.records import Sample, Trajectory
@@ -96,8 +97,9 @@ def train_pair(
     cached = cache_dir() / "trajectories" / pair.name
     written: list[Sample] = []
     if answers is None:
-        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, say)
-        train_answers = _answers(pair, [*prompts.train, *written], config, cached, max_tokens, batch, "training", say)
+        decoder = fast_decoder(pair)
+        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, decoder, say)
+        train_answers = _answers(pair, [*prompts.train, *written], config, cached / "training", max_tokens, batch, "training", say, decoder)
     train = [*prompts.train, *written]
     validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation", say)
     say(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
@@ -120,7 +122,7 @@ def train_pair(
 
 
 def _missing_prompts(
-    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], say: Callable[[str], None]
+    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], decoder: Decoder | None, say: Callable[[str], None]
 ) -> list[Sample]:
     """Let the target write prompts for domains that have too few."""
     written: list[Sample] = []
@@ -129,8 +131,16 @@ def _missing_prompts(
         missing = config.synth.min_prompts - len(own)
         if missing > 0:
             say(f"{domain}: {len(own)} prompts, the target writes {missing} more")
-            held_out = [*prompts.validation, *prompts.test]
-            written += synthesise(pair, missing, domain=domain, config=config.synth, known=own, evaluation=held_out, seed=config.optim.seed)
+            written += synthesise(
+                pair,
+                missing,
+                domain=domain,
+                config=config.synth,
+                known=own,
+                evaluation=[*prompts.validation, *prompts.test],
+                seed=config.optim.seed,
+                decoder=decoder,
+            )
     return written
 
 
@@ -171,7 +181,8 @@ def _answers(
     batch: int,
     what: str,
     say: Callable[[str], None],
+    decoder: Decoder | None = None,
 ) -> list[Trajectory]:
     say(f"collecting the target's answers to {len(samples)} {what} prompts")
-    found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out)
+    found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out, decoder=decoder)
     return sorted(found, key=lambda t: t.sample_id)

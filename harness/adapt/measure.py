@@ -26,7 +26,9 @@ def output_hidden(cache: PrefixCache, batch: Batch, *, checkpointing: bool = Fal
     return hidden.reshape(-1, hidden.shape[-1])[mx.array(batch.rows)]
 
 
-def favourites(draft: Any, cache: PrefixCache, examples: Sequence[Example]) -> list[tuple[np.ndarray, np.ndarray]]:
+def favourites(
+    draft: Any, cache: PrefixCache, examples: Sequence[Example], *, confidence: bool = False
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return per example the target ids (m,) that the draft would propose, and their probabilities (m,).
 
     The head is the one that decodes the example. The model is put in evaluation mode.
@@ -35,6 +37,7 @@ def favourites(draft: Any, cache: PrefixCache, examples: Sequence[Example]) -> l
         draft: :class:`harness.models.pair.Draft`.
         cache: of the draft's model, with whatever update it carries.
         examples: prompts with answers.
+        confidence: compute the probabilities where the proposal is wrong; they are NaN elsewhere.
     """
     cache.model.eval()
     model, token_map = draft.proposer
@@ -42,24 +45,26 @@ def favourites(draft: Any, cache: PrefixCache, examples: Sequence[Example]) -> l
     for group in length_batches([len(e.tokens) for e in examples]):
         hidden = inner(cache.model).norm(output_hidden(cache, make_batch([examples[i] for i in group], keep_unreachable=True)))
         for i in group:
-            m = len(examples[i].answer)
+            answer = examples[i].answer
             prompt = examples[i].tokens[: examples[i].start].tolist()
-            head = forced_head(model, token_map, prompt, examples[i].answer.tolist())
-            best, confidence = _best(head, hidden[:m])
-            found[i], hidden = (best if head.token_map is None else np.array(head.token_map)[best], confidence), hidden[m:]
+            head = forced_head(model, token_map, prompt, answer.tolist())
+            found[i], hidden = _best(head, hidden[: len(answer)], answer, confidence), hidden[len(answer) :]
     return [found[i] for i in range(len(examples))]
 
 
-def _best(head: ForcedHead, hidden: mx.array) -> tuple[np.ndarray, np.ndarray]:
-    best, confidence = [], []
+def _best(head: ForcedHead, hidden: mx.array, answer: np.ndarray, confidence: bool) -> tuple[np.ndarray, np.ndarray]:
+    token_map = None if head.token_map is None else np.array(head.token_map)
+    best, p = [], []
     for start in range(0, len(hidden), HEAD_ROWS):
         logits = head.logits(hidden[start : start + HEAD_ROWS], start).astype(mx.float32)
-        top = mx.argmax(logits, axis=-1)
-        p = mx.exp(mx.max(logits, axis=-1) - mx.logsumexp(logits, axis=-1))
-        mx.eval(top, p)
-        best.append(np.array(top))
-        confidence.append(np.array(p))
-    return np.concatenate(best), np.concatenate(confidence)
+        top = np.array(mx.argmax(logits, axis=-1))
+        best.append(top if token_map is None else token_map[top])
+        p.append(np.full(len(top), np.nan))
+        wrong = np.flatnonzero(best[-1] != answer[start : start + HEAD_ROWS])
+        if confidence and len(wrong):
+            rows = logits[mx.array(wrong)]
+            p[-1][wrong] = np.array(mx.exp(rows.max(axis=-1) - mx.logsumexp(rows, axis=-1)))
+    return np.concatenate(best), np.concatenate(p)
 
 
 def acceptance(draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int) -> dict[str, Acceptance]:

@@ -212,7 +212,7 @@ def cases_from_replay(
         draft.model.eval()
         cache = PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
         for t in trajectories:
-            proposed, confidence = favourites(draft, cache, [from_trajectory(t)])[0]
+            proposed, confidence = favourites(draft, cache, [from_trajectory(t)], confidence=True)[0]
             name = adapter.name if adapter is not None else "generic"
             cases.append(_case(t, proposed, confidence, k, name, round_, (prompts or {}).get(t.sample_id, ""), t.sample_id in synthetic))
     return cases
