@@ -14,8 +14,8 @@ from harness.records import Sample
 
 SOURCE = "synthetic"
 """``Sample.source`` of prompts made here."""
-BATCH = 32
-"""Prompts sampled together."""
+BATCH = 128
+"""Most prompts sampled together."""
 _MARK = "@@user-turn@@"
 SYSTEM = {
     "code": "You help a programmer who asks for short Python functions.",
@@ -59,9 +59,10 @@ def synthesise(
     prefix = user_turn_prefix(pair, SYSTEM.get(domain))
     decode = decoder or mlx_decoder(pair)
     samples: list[Sample] = []
-    for batch in range(-(-count // BATCH) * 12):
+    rows = min(BATCH, 2 * count)  # about half of them are usable
+    for batch in range(-(-count // rows) * 12):
         rollouts = decode(
-            [prefix] * BATCH,
+            [prefix] * rows,
             max_tokens=config.max_prompt_tokens,
             temperature=config.temperature,
             top_k=1,
