@@ -1,13 +1,32 @@
-"""Progress of a run: a bar with the time left on a terminal, one plain line per sample elsewhere."""
+"""Progress of a run: a bar with the time left on a terminal, one plain line per sample elsewhere; and of long loops inside training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.records import Record
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+T = TypeVar("T")
+
+NOTE_EVERY_S = 20.0
+"""Seconds between the notes of one loop."""
+
+
+def counted(items: Iterable[T], total: int, what: str, note: Callable[[str], None] | None) -> Iterator[T]:
+    """Pass ``items`` on and note now and then how many of the ``total`` are done: nothing where it goes fast."""
+    last = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if note and now - last >= NOTE_EVERY_S and number < total:
+            last = now
+            note(f"  {number} of {total} {what}")
 
 
 class Progress:

@@ -12,6 +12,7 @@ import pytest
 from adapting import forward, quick_config, target_trajectories, tiny_draft
 from tiny import tiny_pair
 
+import harness.progress
 from harness.adapt.adapters import AdapterBank
 from harness.adapt.campaign import Prompts, train_pair
 from harness.adapt.config import load_training_config
@@ -22,6 +23,7 @@ from harness.adapt.synth import synthesise, user_turn_prefix
 from harness.decode.collect import collect
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
+from harness.progress import counted
 from harness.records import Sample
 
 QUICK = {"optim": {"epochs": 2}, "adapt": {"threshold": 0.3}}
@@ -146,6 +148,11 @@ def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch:
     assert result.adapter == tmp_path / "cache/adapters/tiny/chat"
     AdapterBank(pair.draft, {"chat": result.adapter})
     assert len(lines) == 3
+    assert list(counted(range(3), 3, "answers", lines.append)) == [0, 1, 2]
+    assert len(lines) == 3, "what goes fast says nothing"
+    monkeypatch.setattr(harness.progress, "NOTE_EVERY_S", 0.0)
+    assert list(counted(iter("abc"), 3, "answers", lines.append)) == ["a", "b", "c"]
+    assert lines[3:] == ["  1 of 3 answers", "  2 of 3 answers"]
     leaking = dataclasses.replace(split, test=[dataclasses.replace(split.train[0], id="test/copy", split="test")])
     with pytest.raises(HarnessError, match="train/0 and test/copy"):
         train_pair(pair, leaking, config, name="chat", max_tokens=12)

@@ -18,6 +18,7 @@ from harness.decode.accept import common_prefix
 from harness.decode.collect import Decoder, collect, read_answers
 from harness.errors import HarnessError
 from harness.paths import cache_dir
+from harness.progress import counted
 from harness.records import Sample, Trajectory
 
 
@@ -115,6 +116,7 @@ def train_pair(
         synthetic=frozenset(s.id for s in written),
         resume=resume,
         progress=progress,
+        note=say,
     )
     best = records[-1].adapter if records else None
     installed = install(Path(best), folder, name) if best is not None else None
@@ -140,6 +142,7 @@ def _missing_prompts(
                 evaluation=[*prompts.validation, *prompts.test],
                 seed=config.optim.seed,
                 decoder=decoder,
+                note=say,
             )
     return written
 
@@ -185,4 +188,5 @@ def _answers(
 ) -> list[Trajectory]:
     say(f"collecting the target's answers to {len(samples)} {what} prompts")
     found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out, decoder=decoder)
+    found = counted(found, len(samples), "answers", say)
     return sorted(found, key=lambda t: t.sample_id)

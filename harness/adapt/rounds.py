@@ -29,6 +29,7 @@ from harness.adapt.results import TrainProgress, TrainResult
 from harness.adapt.surface import attached
 from harness.adapt.trainer import train_adapter
 from harness.errors import HarnessError
+from harness.progress import counted
 from harness.records import SCHEMA_VERSION, Trajectory
 
 
@@ -72,6 +73,7 @@ def run_rounds(
     resume: bool = False,
     cache_folder: Path | None = None,
     progress: Callable[[int, TrainProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[RoundRecord]:
     """Run training rounds and return their records; adapters are in ``out/round-1``, ``out/round-2`` and so on.
 
@@ -88,6 +90,7 @@ def run_rounds(
         resume: keep finished rounds and continue inside an interrupted one.
         cache_folder: see :func:`harness.adapt.trainer.train_adapter`.
         progress: called with the round and the trainer's progress.
+        note: told now and then how far the replay that looks for mistakes is.
 
     Raises:
         HarnessError: as the trainer's.
@@ -103,7 +106,9 @@ def run_rounds(
     buffer = ReplayBuffer(out / "buffer.jsonl", capacity=config.adapt.buffer_cases, seed=config.optim.seed)
     for number in range(len(records) + 1, rounds + 1):
         current = Path(records[-1].adapter) if records and records[-1].adapter else None
-        cases = cases_from_replay(draft, train, k=config.stop.k, adapter=current, round_=number - 1, prompts=prompts, synthetic=synthetic)
+        cases = cases_from_replay(
+            draft, train, k=config.stop.k, adapter=current, round_=number - 1, prompts=prompts, synthetic=synthetic, note=note
+        )
         failures = _sort_cases(cases, store, buffer, config, domain)
         material = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
         if not failures or not material:
@@ -191,6 +196,7 @@ def cases_from_replay(
     round_: int = 0,
     prompts: Mapping[str, str] | None = None,
     synthetic: frozenset[str] = frozenset(),
+    note: Callable[[str], None] | None = None,
 ) -> list[Case]:
     """Return one case per trajectory: the counts at draft length ``k`` and every position where the draft's favourite is wrong.
 
@@ -202,6 +208,7 @@ def cases_from_replay(
         round_: round number noted in the cases.
         prompts: sample id -> user turn.
         synthetic: ids of samples the target wrote.
+        note: told now and then how far it is.
     """
     lora, weights = read_lora(adapter) if adapter is not None else (None, {})
     cases = []
@@ -211,7 +218,7 @@ def cases_from_replay(
             load_into(draft.model, weights, adapter)
         draft.model.eval()
         cache = PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
-        for t in trajectories:
+        for t in counted(trajectories, len(trajectories), "answers replayed", note):
             proposed, confidence = favourites(draft, cache, [from_trajectory(t)], confidence=True)[0]
             name = adapter.name if adapter is not None else "generic"
             cases.append(_case(t, proposed, confidence, k, name, round_, (prompts or {}).get(t.sample_id, ""), t.sample_id in synthetic))

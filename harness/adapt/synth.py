@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.adapt.config import SynthConfig
@@ -36,6 +36,7 @@ def synthesise(
     evaluation: Sequence[Sample] = (),
     seed: int = 0,
     decoder: Decoder | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Let the target write ``count`` new user turns.
 
@@ -50,6 +51,7 @@ def synthesise(
         evaluation: prompts that must not leak; near-duplicates of them are dropped.
         seed: makes the prompts repeatable.
         decoder: how a batch is decoded; mlx-lm's batched generation by default.
+        note: told after each batch how many there are.
 
     Raises:
         HarnessError: the tokenizer has no chat template, or the template hides the user turn.
@@ -74,6 +76,8 @@ def synthesise(
         samples = _distinct([*known, *samples], fresh, samples, config.similarity, evaluation)
         if len(samples) >= count:
             break
+        if note:
+            note(f"  {len(samples)} of {count} prompts")
     return samples[:count]
 
 
