@@ -16,10 +16,13 @@ import harness.progress
 from harness.adapt.adapters import AdapterBank
 from harness.adapt.campaign import Prompts, train_pair
 from harness.adapt.config import load_training_config
+from harness.adapt.examples import from_case
 from harness.adapt.failures import FailureStore
+from harness.adapt.hidden import fill, prefix_cache
 from harness.adapt.rounds import cases_from_replay, install, run_rounds
 from harness.adapt.studies import break_even, forgetting, rank_ablation, replay_bank
 from harness.adapt.synth import synthesise, user_turn_prefix
+from harness.adapt.trainer import train_adapter
 from harness.decode.collect import collect
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
@@ -52,6 +55,23 @@ def test_cases_agree_with_replay_and_the_model() -> None:
         wrong = np.flatnonzero(logits.argmax(-1) != np.array(case.output_tokens))
         assert [d.position for d in case.disagreements] == wrong.tolist()
         assert [d.draft_token for d in case.disagreements] == logits.argmax(-1)[wrong].tolist()
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_cases_from_cached_states_are_the_same(tmp_path: Path, adapted: bool) -> None:
+    """The search for mistakes shares the states below the trained blocks with training, also under an adapter of an earlier round."""
+    draft, (train, validation) = tiny_draft(), data()
+    config = quick_config(lora={"num_layers": 1}, cache={"dtype": "float32"})
+    adapter = None
+    if adapted:
+        out = tmp_path / "round-1"
+        assert train_adapter(draft, train, config, validation=validation, out=out, cache_folder=tmp_path / "other").accepted
+        adapter = out
+    shared = prefix_cache(draft, config, tmp_path / "h")
+    assert shared.depth == len(draft.model.layers) - 1
+    plain, cached = (cases_from_replay(draft, train, k=3, adapter=adapter, cache=cache) for cache in (None, shared))
+    assert [(c.accepted, c.rejected, c.disagreements) for c in plain] == [(c.accepted, c.rejected, c.disagreements) for c in cached]
+    assert fill(prefix_cache(draft, config, tmp_path / "h"), [from_case(c, 2.0) for c in cached]) == 0, "training finds all of them"
 
 
 def test_rounds_never_fall_back_and_resume(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harness.adapt.config import TrainingConfig
 from harness.adapt.examples import Batch, Example
 from harness.adapt.jsonl import write_atomic
-from harness.adapt.surface import embed, run_blocks
+from harness.adapt.surface import adapted_layers, embed, run_blocks
 from harness.adapt.trees import mx
+from harness.paths import cache_dir
 
 FLOAT16_LIMIT = 60_000.0
 """Examples with larger activations are kept in float32."""
@@ -78,6 +80,25 @@ class PrefixCache:
         hidden = run_blocks(list(self.model.layers[: self.depth]), hidden)[0].astype(mx.float32)
         states = np.array(hidden)
         return states if np.abs(states).max() > FLOAT16_LIMIT else states.astype(self.dtype)
+
+
+def prefix_cache(draft: Any, config: TrainingConfig, folder: Path | None) -> PrefixCache:
+    """The cache that training with ``config`` reads: states below the lowest trained block, or none where it is switched off.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`.
+        config: which blocks are trained, and how states are stored.
+        folder: where they are kept; None is the user's cache.
+    """
+    depth = len(draft.model.layers) - adapted_layers(draft.model, config.lora) if config.cache.enabled else 0
+    return PrefixCache(
+        draft.model,
+        depth,
+        folder=folder or cache_dir() / "hidden",
+        model_hash=draft.hash,
+        dtype=config.cache.dtype,
+        budget_bytes=config.cache.budget_bytes,
+    )
 
 
 def fill(cache: PrefixCache, examples: Sequence[Example]) -> int:

@@ -23,7 +23,7 @@ from harness.adapt.buffer import ReplayBuffer, mix
 from harness.adapt.config import TrainingConfig
 from harness.adapt.examples import from_trajectory
 from harness.adapt.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure, utc_now
-from harness.adapt.hidden import PrefixCache
+from harness.adapt.hidden import PrefixCache, prefix_cache
 from harness.adapt.measure import count, favourites
 from harness.adapt.results import TrainProgress, TrainResult
 from harness.adapt.surface import attached
@@ -104,11 +104,11 @@ def run_rounds(
     records = read_rounds(state)
     store = FailureStore(out / "failures.jsonl")
     buffer = ReplayBuffer(out / "buffer.jsonl", capacity=config.adapt.buffer_cases, seed=config.optim.seed)
+    hidden = prefix_cache(draft, config, cache_folder)
     for number in range(len(records) + 1, rounds + 1):
         current = Path(records[-1].adapter) if records and records[-1].adapter else None
-        cases = cases_from_replay(
-            draft, train, k=config.stop.k, adapter=current, round_=number - 1, prompts=prompts, synthetic=synthetic, note=note
-        )
+        facts: dict[str, Any] = {"round_": number - 1, "prompts": prompts, "synthetic": synthetic}
+        cases = cases_from_replay(draft, train, k=config.stop.k, adapter=current, cache=hidden, note=note, **facts)
         failures = _sort_cases(cases, store, buffer, config, domain)
         material = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
         if not failures or not material:
@@ -193,6 +193,7 @@ def cases_from_replay(
     *,
     k: int,
     adapter: Path | None = None,
+    cache: PrefixCache | None = None,
     round_: int = 0,
     prompts: Mapping[str, str] | None = None,
     synthetic: frozenset[str] = frozenset(),
@@ -205,6 +206,7 @@ def cases_from_replay(
         trajectories: the target's greedy answers.
         k: draft length.
         adapter: adapter folder to replay with; None is the plain draft.
+        cache: hidden states of blocks that no adapter changes, of training with the same settings; None computes everything.
         round_: round number noted in the cases.
         prompts: sample id -> user turn.
         synthetic: ids of samples the target wrote.
@@ -217,7 +219,7 @@ def cases_from_replay(
             read_info(adapter, draft.hash)
             load_into(draft.model, weights, adapter)
         draft.model.eval()
-        cache = PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
+        cache = cache or PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
         for t in counted(trajectories, len(trajectories), "answers replayed", note):
             proposed, confidence = favourites(draft, cache, [from_trajectory(t)], confidence=True)[0]
             name = adapter.name if adapter is not None else "generic"

@@ -24,14 +24,13 @@ from harness.adapt.checkpoint import Checkpoint
 from harness.adapt.config import LoraConfig, OptimConfig, TrainingConfig
 from harness.adapt.examples import Batch, Example, data_hash, epoch_batches, from_case, from_trajectory, invert, make_batch, truncate
 from harness.adapt.failures import Case, utc_now
-from harness.adapt.hidden import PrefixCache
+from harness.adapt.hidden import prefix_cache
 from harness.adapt.losses import weighted_loss
 from harness.adapt.measure import acceptance, output_hidden
 from harness.adapt.results import Evaluation, TrainProgress, TrainResult
 from harness.adapt.surface import adapted_layers, adapter_weights, attached, check_surface, head
 from harness.adapt.trees import mx, nn, optim, tree_flatten, tree_map, tree_unflatten
 from harness.errors import HarnessError
-from harness.paths import cache_dir
 from harness.records import Trajectory
 
 Material = Trajectory | Case | Example
@@ -84,7 +83,7 @@ def train_adapter(
     with attached(draft.model, config.lora):
         if start is not None:
             _load_start(draft, start, config.lora)
-        run = _Run(draft, train, held_out, config, domain, out, cache_folder or cache_dir() / "hidden", fingerprint)
+        run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint)
         run.restore()
         run.loop(progress)
         result = run.result(left_out)
@@ -105,7 +104,7 @@ class _Run:
         config: TrainingConfig,
         domain: str | None,
         out: Path,
-        cache_folder: Path,
+        cache_folder: Path | None,
         fingerprint: str,
     ) -> None:
         self.draft, self.train, self.held_out, self.config, self.domain = draft, train, held_out, config, domain
@@ -113,15 +112,7 @@ class _Run:
         model = draft.model
         self.inverse = _inverse(draft)
         self.vocab = model.args.vocab_size if draft.token_map is None else len(draft.token_map)
-        depth = len(model.layers) - adapted_layers(model, config.lora) if config.cache.enabled else 0
-        self.cache = PrefixCache(
-            model,
-            depth,
-            folder=cache_folder,
-            model_hash=draft.hash,
-            dtype=config.cache.dtype,
-            budget_bytes=config.cache.budget_bytes,
-        )
+        self.cache = prefix_cache(draft, config, cache_folder)
         self.optimiser = optim.AdamW(learning_rate=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
         self.optimiser.init(model.trainable_parameters())
         self.step, self.tokens, self.train_s = 0, 0, 0.0
