@@ -10,12 +10,11 @@ from typing import Any
 from harness.adapt.adapter_files import adapter_folder
 from harness.adapt.config import TrainingConfig
 from harness.adapt.results import TrainProgress
-from harness.adapt.rollouts import fast_decoder
 from harness.adapt.rounds import RoundRecord, install, run_rounds
 from harness.adapt.synth import synthesise
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
-from harness.decode.collect import Decoder, collect, read_answers
+from harness.decode.collect import collect, read_answers
 from harness.errors import HarnessError
 from harness.paths import cache_dir
 from harness.progress import counted
@@ -98,9 +97,8 @@ def train_pair(
     cached = cache_dir() / "trajectories" / pair.name
     written: list[Sample] = []
     if answers is None:
-        decoder = fast_decoder(pair)
-        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, decoder, say)
-        train_answers = _answers(pair, [*prompts.train, *written], config, cached / "training", max_tokens, batch, "training", say, decoder)
+        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, say)
+        train_answers = _answers(pair, [*prompts.train, *written], config, cached, max_tokens, batch, "training", say)
     train = [*prompts.train, *written]
     validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation", say)
     say(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
@@ -124,7 +122,7 @@ def train_pair(
 
 
 def _missing_prompts(
-    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], decoder: Decoder | None, say: Callable[[str], None]
+    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], say: Callable[[str], None]
 ) -> list[Sample]:
     """Let the target write prompts for domains that have too few."""
     written: list[Sample] = []
@@ -141,7 +139,6 @@ def _missing_prompts(
                 known=own,
                 evaluation=[*prompts.validation, *prompts.test],
                 seed=config.optim.seed,
-                decoder=decoder,
                 note=say,
             )
     return written
@@ -184,9 +181,8 @@ def _answers(
     batch: int,
     what: str,
     say: Callable[[str], None],
-    decoder: Decoder | None = None,
 ) -> list[Trajectory]:
     say(f"collecting the target's answers to {len(samples)} {what} prompts")
-    found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out, decoder=decoder)
+    found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out)
     found = counted(found, len(samples), "answers", say)
     return sorted(found, key=lambda t: t.sample_id)

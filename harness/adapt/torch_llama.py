@@ -7,9 +7,7 @@ Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 
 from __future__ import annotations
 
-import functools
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,21 +71,14 @@ def read_shape(config: dict[str, Any], families: Sequence[str] = ("llama",)) -> 
     )
 
 
-@functools.cache
 def fast_dtype() -> torch.dtype:
-    """The dtype whose matrix products are faster here: bfloat16 where the processor has instructions for it, else float32."""
+    """bfloat16 where the processor has instructions for its products, else float32: the same answer in every process of a machine.
+
+    A resumed run must go on in the number format it began with, so this is not a matter of timing.
+    """
     import torch
 
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, w = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        laps = []
-        for _ in range(5):
-            start = time.perf_counter()
-            torch.nn.functional.linear(x, w)
-            laps.append(time.perf_counter() - start)
-        times[dtype] = min(laps)
-    return torch.bfloat16 if times[torch.bfloat16] < times[torch.float32] else torch.float32
+    return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else torch.float32
 
 
 def load_llama(folder: Path, dtype: torch.dtype) -> tuple[Shape, Weights]:
