@@ -12,6 +12,7 @@ from adapting import forward, quick_config, target_trajectories, tiny_draft
 
 from harness.adapt.adapter_files import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
 from harness.adapt.adapters import AdapterBank, fusing_error
+from harness.adapt.checkpoint import save_arrays
 from harness.adapt.examples import from_trajectory
 from harness.adapt.surface import adapted_layers, adapter_weights, attached
 from harness.adapt.trees import mx, tree_flatten
@@ -186,3 +187,12 @@ def test_drafters_of_a_bank_agree_with_replay(tmp_path: Path) -> None:
         assert found.tokens == plain.tokens
         assert (found.rounds, found.drafted, found.accepted) == expected[name]
     bank.activate(None)
+
+
+def test_the_same_arrays_are_the_same_bytes(tmp_path: Path) -> None:
+    """An adapter that was read back from a checkpoint must be written as one that never left memory: hashes are of bytes."""
+    names = [f"model.layers.{i}.{part}.lora_{side}" for i in range(3) for part in ("self_attn.q_proj", "mlp.up_proj") for side in "ab"]
+    arrays = {name: mx.full((i + 1, 7), float(i)) for i, name in enumerate(names)}
+    save_arrays(tmp_path / "whole.safetensors", arrays)
+    save_arrays(tmp_path / "resumed.safetensors", dict(reversed(arrays.items())))
+    assert (tmp_path / "resumed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

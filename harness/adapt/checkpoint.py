@@ -70,10 +70,10 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors atomically and sync them to disk."""
+    """Write safetensors atomically and sync them to disk, in the order of names: the same arrays give the same bytes and hash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name}")
-    mx.save_safetensors(str(part), dict(arrays), metadata or {})
+    mx.save_safetensors(str(part), dict(sorted(arrays.items())), metadata or {})
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
