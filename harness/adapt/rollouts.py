@@ -9,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness.adapt import torch_llama
 from harness.adapt.torch_llama import Shape, Weights
-from harness.adapt.trees import mx, nn, tree_flatten
-from harness.decode.collect import Decoder, Rollout
-from harness.errors import HarnessError
-from harness.models.pair import Pair
+from harness.decode.collect import Rollout
 
 if TYPE_CHECKING:
     import torch
 
-MOST_BYTES = 4 * 2**30
-"""Largest second copy of a target that is made for speed."""
 _KEEP = 0.8
 """Rows are dropped from the batch once fewer than this share of them are still running."""
 _GROW = 32
@@ -62,17 +57,16 @@ class TorchTarget:
     """A decoder for :func:`harness.decode.collect.collect`: callable on one batch of prompts.
 
     Args:
-        source: model folder with config.json and model.safetensors (plain Llama), or a Llama or Qwen2 model that mlx-lm has loaded.
+        folder: model folder with config.json and model.safetensors (plain Llama).
         eos: token ids that end a row.
         dtype: ``bfloat16``, or ``float32``, which is free of rounding differences; the faster one here when None.
     """
 
-    def __init__(self, source: Path | nn.Module, eos: frozenset[int], dtype: str | None = None) -> None:
+    def __init__(self, folder: Path, eos: frozenset[int], dtype: str | None = None) -> None:
         import torch
 
         self.eos = eos
-        load: Any = torch_llama.load_llama if isinstance(source, Path) else torch_llama.from_mlx
-        self.shape, self.weights = load(source, getattr(torch, dtype) if dtype else torch_llama.fast_dtype())
+        self.shape, self.weights = torch_llama.load_llama(folder, getattr(torch, dtype) if dtype else torch_llama.fast_dtype())
 
     def __call__(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, top_k: int, seed: int) -> list[Rollout]:
         """Continue every prompt; greedy at temperature 0, else sampled with a generator seeded by ``seed``."""
@@ -80,22 +74,6 @@ class TorchTarget:
 
         with torch.inference_mode():
             return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, torch.Generator().manual_seed(seed))
-
-
-def fast_decoder(pair: Pair) -> Decoder | None:
-    """Decoder of the pair's target in torch where mlx computes on a CPU and torch is faster; None otherwise.
-
-    Its rounding differs from mlx's, so a rare near-tie is decided otherwise: fit to train on, not to measure by.
-    """
-    if mx.default_device().type != mx.DeviceType.cpu:
-        return None
-    size = sum(p.size for _, p in tree_flatten(pair.target.parameters())) * torch_llama.fast_dtype().itemsize
-    if size > MOST_BYTES:
-        return None
-    try:
-        return TorchTarget(pair.target, pair.eos_token_ids)
-    except HarnessError:  # another architecture, or quantised
-        return None
 
 
 def _decode(
@@ -182,7 +160,7 @@ def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor
         mask = mask | torch.ones(n, end, dtype=torch.bool).triu(start).tril(start)  # padding sees itself: its softmax stays defined
     for i in range(shape.layers):
         layer = f"layers.{i}"
-        qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"], weights.get(f"{layer}.qkv_bias"))
+        qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"])
         q, k, v = torch_llama.split_heads(shape, qkv, cos, sin)
         cache.keys[i][:, :, start:end] = k
         cache.values[i][:, :, start:end] = v

@@ -107,8 +107,17 @@ def run_rounds(
     hidden = prefix_cache(draft, config, cache_folder)
     for number in range(len(records) + 1, rounds + 1):
         current = Path(records[-1].adapter) if records and records[-1].adapter else None
-        facts: dict[str, Any] = {"round_": number - 1, "prompts": prompts, "synthetic": synthetic}
-        cases = cases_from_replay(draft, train, k=config.stop.k, adapter=current, cache=hidden, note=note, **facts)
+        cases = cases_from_replay(
+            draft,
+            train,
+            k=config.stop.k,
+            adapter=current,
+            cache=hidden,
+            round_=number - 1,
+            prompts=prompts,
+            synthetic=synthetic,
+            note=note,
+        )
         failures = _sort_cases(cases, store, buffer, config, domain)
         material = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
         if not failures or not material:

@@ -1,4 +1,4 @@
-"""A Llama-family decoder in torch, for the two heavy jobs of training on a CPU: target rollouts and fitting a cut of the target.
+"""A Llama-family decoder in torch, for the two heavy jobs of draft distillation on a CPU: target rollouts and training the cut.
 
 On Linux CPUs torch runs vectorised activations, and bfloat16 matrix products where the processor has them, several times faster than
 mlx does. Decoding, replay and every measurement stay on mlx; a test holds the two implementations to the same logits.
@@ -8,12 +8,9 @@ Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from harness.errors import HarnessError
 
@@ -46,14 +43,14 @@ class Shape:
     """Base of the rotary embedding."""
 
 
-def read_shape(config: dict[str, Any], families: Sequence[str] = ("llama",)) -> Shape:
-    """Shape of a ``config.json`` of one of the ``families``: ``llama``, or ``qwen2``, which differs by biases of ``qkv`` alone.
+def read_shape(config: dict[str, Any]) -> Shape:
+    """Shape of a Llama ``config.json``.
 
     Raises:
         HarnessError: another architecture, or a variant this forward pass does not cover.
     """
-    odd = [key for key in ("rope_scaling", "attention_bias", "quantization", "use_sliding_window") if config.get(key)]
-    if config.get("model_type") not in families or odd or not config.get("tie_word_embeddings"):
+    odd = [key for key in ("rope_scaling", "attention_bias", "quantization") if config.get(key)]
+    if config.get("model_type") != "llama" or odd or not config.get("tie_word_embeddings"):
         raise HarnessError(
             f"distillation reads plain Llama models with tied embeddings, not {config.get('model_type')!r} of this kind",
             "Choose a Llama-family target, or train an adapter with `harness train`.",
@@ -83,51 +80,28 @@ def fast_dtype() -> torch.dtype:
 
 def load_llama(folder: Path, dtype: torch.dtype) -> tuple[Shape, Weights]:
     """Read a model folder (config.json, model.safetensors) into joined weights of ``dtype``."""
+    import torch
     from safetensors import safe_open
 
     shape = read_shape(json.loads((folder / "config.json").read_text()))
+    weights: Weights = {}
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return shape, _join(shape, lambda name: file.get_tensor(name).to(dtype), biased=False)
 
+        def read(*names: str) -> torch.Tensor:
+            return torch.cat([file.get_tensor(f"model.{name}.weight") for name in names]).to(dtype)
 
-def from_mlx(model: Any, dtype: torch.dtype) -> tuple[Shape, Weights]:
-    """Joined weights of ``dtype`` from a Llama or Qwen2 model that mlx-lm has loaded, not quantised.
-
-    Raises:
-        HarnessError: as :func:`read_shape`.
-    """
-    import torch
-    from mlx.utils import tree_flatten
-
-    from harness.models.blas import mx
-
-    found = dict(tree_flatten(model.parameters()))
-    quantised = any(name.endswith(".scales") for name in found)
-    shape = read_shape({**vars(model.args), "quantization": quantised}, ("llama", "qwen2"))
-    biased = "model.layers.0.self_attn.q_proj.bias" in found
-    return shape, _join(shape, lambda name: torch.from_numpy(np.array(found[name].astype(mx.float32))).to(dtype), biased=biased)
-
-
-def _join(shape: Shape, get: Callable[[str], torch.Tensor], *, biased: bool) -> Weights:
-    import torch
-
-    def read(*names: str, kind: str = "weight") -> torch.Tensor:
-        return torch.cat([get(f"model.{name}.{kind}") for name in names])
-
-    weights: Weights = {"embed": read("embed_tokens"), "norm": read("norm")}
-    for i in range(shape.layers):
-        at, out = f"layers.{i}.self_attn", f"layers.{i}"
-        mlp = f"layers.{i}.mlp"
-        qkv = (f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj")
-        weights[f"{out}.qkv"] = read(*qkv)
-        if biased:
-            weights[f"{out}.qkv_bias"] = read(*qkv, kind="bias")
-        weights[f"{out}.o"] = read(f"{at}.o_proj")
-        weights[f"{out}.gate_up"] = read(f"{mlp}.gate_proj", f"{mlp}.up_proj")
-        weights[f"{out}.down"] = read(f"{mlp}.down_proj")
-        weights[f"{out}.norm1"] = read(f"layers.{i}.input_layernorm")
-        weights[f"{out}.norm2"] = read(f"layers.{i}.post_attention_layernorm")
-    return weights
+        weights["embed"] = read("embed_tokens")
+        weights["norm"] = read("norm")
+        for i in range(shape.layers):
+            at, out = f"layers.{i}.self_attn", f"layers.{i}"
+            mlp = f"layers.{i}.mlp"
+            weights[f"{out}.qkv"] = read(f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj")
+            weights[f"{out}.o"] = read(f"{at}.o_proj")
+            weights[f"{out}.gate_up"] = read(f"{mlp}.gate_proj", f"{mlp}.up_proj")
+            weights[f"{out}.down"] = read(f"{mlp}.down_proj")
+            weights[f"{out}.norm1"] = read(f"layers.{i}.input_layernorm")
+            weights[f"{out}.norm2"] = read(f"layers.{i}.post_attention_layernorm")
+    return shape, weights
 
 
 def rope_tables(shape: Shape, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
