@@ -78,7 +78,7 @@ def test_torch_and_mlx_cuts_agree(target, context_tokens):
     batch = [example, other]
     head = distill_fit.vocabulary(vocab, 96, context_tokens=context_tokens).head(batch)
     with torch.no_grad():
-        ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], batch, head).numpy()
+        ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], batch, head).cpu().numpy()
     twin = CutModel(model, 2, 8)
     twin.load_weights(list(distill_weights.mlx_weights(cut_shape, cut).items()), strict=False)
     drafting = PrunedHead(twin, vocab.tolist(), own_head=True).widened(head.extra.tolist())
@@ -296,6 +296,31 @@ def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
     stored = list(read_answers(job.rollouts, job.pair.target_hash))
     assert {s.temperature for s in stored} == {2.0}
     assert len({tuple(s.rollout.tokens) for s in stored if s.sample_id.startswith("chat/train/0#")}) == 3
+
+
+def test_the_target_writes_prompts_of_its_own(target, tmp_path, monkeypatch):
+    """They are asked for without the ones known and the evaluation's, answered like the others, and not written twice."""
+    monkeypatch.setattr(distill, "training_samples", lambda config: bank(3, "chat"))
+    monkeypatch.setattr(distill, "evaluation_samples", lambda config, domains: bank(2, *domains, "test"))
+    asked = []
+
+    def write(pair, count, *, domain, known, evaluation, rows, seed, **rest):
+        asked.append((count, domain, [s.id for s in known], [s.id for s in evaluation], rows))
+        return [Sample(id=f"synthetic/{i}", domain=domain, prompt=f"own {i}", source="synthetic", split="train") for i in range(count)]
+
+    monkeypatch.setattr(distill, "synthesise", write)
+    folder, model = target
+    settings = TINY.model_copy(update={"rollouts": RolloutConfig(prompts={"chat": 3}, written={"chat": 5}, max_tokens=4, batch=4, top_k=2)})
+    notes = []
+    pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
+    for work in (tmp_path / "work", tmp_path / "work"):
+        job = distill.Job(config=settings, pair=pair, folder=folder, work=work, out=tmp_path, command="", note=notes.append)
+        distill.collect_rollouts(job)
+    assert asked == [(5, "chat", ["chat/train/0", "chat/train/1", "chat/train/2"], ["chat/test/0", "chat/test/1"], 4)]
+    assert notes[-1].startswith("collected 8 of 8 answers")
+    stored = {s.sample_id: s.prompt_tokens for s in read_answers(job.rollouts, pair.target_hash)}
+    assert stored["synthetic/4"] == pair.encode("own 4")
+    assert len(stored) == 8
 
 
 def test_stages_need_the_one_before(target, tmp_path):

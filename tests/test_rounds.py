@@ -16,14 +16,15 @@ import harness.progress
 from harness.adapt.adapters import AdapterBank
 from harness.adapt.campaign import Prompts, train_pair
 from harness.adapt.config import load_training_config
-from harness.adapt.examples import from_case
+from harness.adapt.examples import data_hash, from_case, from_stored, from_trajectory
 from harness.adapt.failures import FailureStore
 from harness.adapt.hidden import fill, prefix_cache
 from harness.adapt.rounds import cases_from_replay, install, run_rounds
 from harness.adapt.studies import break_even, forgetting, rank_ablation, replay_bank
 from harness.adapt.synth import synthesise, user_turn_prefix
 from harness.adapt.trainer import train_adapter
-from harness.decode.collect import collect
+from harness.cli.train import summary
+from harness.decode.collect import collect, read_answers
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
 from harness.progress import counted
@@ -201,10 +202,28 @@ def test_campaign_on_answers_that_are_there(tmp_path: Path, monkeypatch: pytest.
     used = [*own, *prompts("hot", 6, "fig")]
     assert {c.sample_id for c in cases} <= {s.id for s in used}
     assert {c.prompt for c in cases} <= {s.prompt for s in used}
+    alike = config.replace(adapt={"mine": False})
+    plain = train_pair(pair, split, alike, name="plain", domain="chat", max_tokens=12, answers=tmp_path / "answers")
+    assert plain.records[0].accepted
+    assert (plain.records[0].failures, plain.records[0].replayed) == (0, 30), "every answer, whatever the draft makes of it"
+    assert not list(FailureStore(tmp_path / "cache/adapters/tiny/plain/rounds/failures.jsonl"))
+    assert "30 answers" in summary(plain, "alpha")
     with pytest.raises(HarnessError, match="another target"):
         train_pair(dataclasses.replace(pair, target_hash="x"), split, config, name="y", answers=tmp_path / "answers")
     with pytest.raises(HarnessError, match="no answers in"):
         train_pair(pair, split, config, name="y", answers=tmp_path / "nothing")
+
+
+def test_examples_of_stored_answers_are_those_of_their_records(tmp_path: Path) -> None:
+    """Two ways from a shard to training: through records, and straight from the arrays."""
+    pair = tiny_pair(tmp_path / "pair")
+    list(collect(pair, prompts("train", 6, "apple"), max_tokens=12, temperature=1.0, out=tmp_path / "answers"))
+    stored = list(read_answers(tmp_path / "answers", pair.target_hash))
+    assert len(stored) == 6
+    direct, through_records = [from_stored(s) for s in stored], [from_trajectory(s.trajectory()) for s in stored]
+    assert data_hash(direct) == data_hash(through_records)
+    for one, other in zip(direct, through_records, strict=True):
+        assert (one.id, one.domain, one.start, one.max_tokens) == (other.id, other.domain, other.start, other.max_tokens)
 
 
 class Scripted:

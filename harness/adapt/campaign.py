@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.adapt.adapter_files import adapter_folder
 from harness.adapt.config import TrainingConfig
+from harness.adapt.examples import Example, from_stored
 from harness.adapt.results import TrainProgress
 from harness.adapt.rounds import RoundRecord, install, run_rounds
 from harness.adapt.synth import synthesise
@@ -87,8 +88,9 @@ def train_pair(
     say = notify or (lambda line: None)
     if pair.draft is None:
         raise HarnessError(f"pair {pair.name!r} has no draft to train", "Name a draft in the pair's YAML.")
+    train_answers: list[Trajectory] | list[Example]
     if answers is not None:
-        prompts, train_answers = _given(pair, prompts, answers, say)
+        prompts, train_answers = _given(pair, prompts, answers, config.adapt.mine, say)
     domains = sorted({s.domain for s in prompts.train})
     if domain is not None and domain not in domains:
         raise HarnessError(f"no training prompts of domain {domain!r}", f"There are prompts of: {', '.join(domains)}.")
@@ -101,7 +103,8 @@ def train_pair(
         train_answers = _answers(pair, [*prompts.train, *written], config, cached, max_tokens, batch, "training", say)
     train = [*prompts.train, *written]
     validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation", say)
-    say(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
+    if config.adapt.mine:
+        say(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
     records = run_rounds(
         pair.draft,
         train_answers,
@@ -144,12 +147,14 @@ def _missing_prompts(
     return written
 
 
-def _given(pair: Any, prompts: Prompts, folder: Path, say: Callable[[str], None]) -> tuple[Prompts, list[Trajectory]]:
-    """The target's answers in ``folder``, and the prompts they answer in place of the training prompts.
+def _given(
+    pair: Any, prompts: Prompts, folder: Path, records: bool, say: Callable[[str], None]
+) -> tuple[Prompts, list[Trajectory] | list[Example]]:
+    """The target's answers in ``folder``, as ``records`` or as examples, and the prompts they answer in place of the training prompts.
 
     Prompts near a validation or test prompt are left out, and the first of them is named.
     """
-    given = [s.trajectory() for s in read_answers(folder, pair.target_hash)]
+    given = list(read_answers(folder, pair.target_hash))
     evaluation = [*prompts.validation, *prompts.test]
     turn = _user_turn(pair)
     found = {
@@ -162,7 +167,8 @@ def _given(pair: Any, prompts: Prompts, folder: Path, say: Callable[[str], None]
         say(f"left out {len(near)} answers whose prompts are near evaluation prompts, such as {near[0][0]} near {near[0][1]}")
     kept = [t for t in given if t.sample_id not in left_out]
     say(f"{len(kept)} answers in {folder}")
-    return replace(prompts, train=[s for s in found.values() if s.id not in left_out]), kept
+    prompts = replace(prompts, train=[s for s in found.values() if s.id not in left_out])
+    return prompts, [t.trajectory() for t in kept] if records else [from_stored(t) for t in kept]
 
 
 def _user_turn(pair: Any) -> slice:

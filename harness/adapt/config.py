@@ -117,6 +117,9 @@ class CacheConfig(Strict):
 class AdaptConfig(Strict):
     """Failure cases, replay buffer and trigger."""
 
+    mine: bool = True
+    """Look for the draft's mistakes first and train on what it got wrong. Off: train on every answer of the domain alike, the right
+    choice for many answers that the draft has never seen."""
     threshold: float = Field(0.5, ge=0, le=1)
     """A generation whose draft acceptance rate is below is a failure case."""
     failure_fraction: float = Field(0.8, ge=0, le=1)

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from harness.adapt import distill_fit, torch_llama
+from harness.adapt.config import SynthConfig
 from harness.adapt.distill_card import Score, card, score_rows
 from harness.adapt.distill_config import DistillConfig
-from harness.adapt.distill_data import held_out_samples, repeated_samples, split_by_temperature, training_samples
+from harness.adapt.distill_data import evaluation_samples, held_out_samples, repeated_samples, split_by_temperature, training_samples
 from harness.adapt.distill_weights import mlx_weights, read_start
 from harness.adapt.rollouts import TorchTarget
-from harness.decode.collect import Decoder, Stored, collect, read_answers
+from harness.adapt.synth import SOURCE, synthesise
+from harness.decode.collect import Decoder, Stored, collect, read_answers, write_durably
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
 from harness.models.blas import mx
@@ -26,8 +28,8 @@ from harness.models.pair import Pair
 from harness.records import Sample, Trajectory
 
 STAGES = ("collect", "train", "ship")
-CHUNK = 512
-"""Prompts collected per step: greedy ones first, then the sampled ones."""
+CHUNKS = 4
+"""Batches of prompts collected per step: greedy ones first, then the sampled ones."""
 
 Note = Callable[[str], None]
 """Called with a line of progress, often enough to pause a run in it."""
@@ -80,14 +82,36 @@ def collect_rollouts(job: Job) -> None:
     """Let the target answer all training prompts."""
     config = job.config.rollouts
     decoder = TorchTarget(job.folder, job.pair.eos_token_ids)
-    once, again = training_samples(config), repeated_samples(config)
-    chunks = [(once[at : at + CHUNK], config.sampled_share) for at in range(0, len(once), CHUNK)]
-    chunks += [(again[at : at + CHUNK], 1.0) for at in range(0, len(again), CHUNK)]
+    once, again, step = training_samples(config), repeated_samples(config), CHUNKS * config.batch
+    once = [*once, *_written(job, once, decoder)]
+    chunks = [(once[at : at + step], config.sampled_share) for at in range(0, len(once), step)]
+    chunks += [(again[at : at + step], 1.0) for at in range(0, len(again), step)]
     prompts = tokens = 0
     for samples, sampled_share in chunks:
         tokens += sum(len(t.tokens) for t in _collect(job, samples, sampled_share, decoder))
         prompts += len(samples)
         job.note(f"collected {prompts} of {len(once) + len(again)} answers, {tokens} tokens")
+
+
+def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample]:
+    """Prompts that the target writes itself, kept in the working folder."""
+    config = job.config.rollouts
+    found: list[Sample] = []
+    for domain, count in config.written.items():
+        path = job.work / f"written-{domain}-{count}-{config.seed}.jsonl"
+        if not path.is_file():
+            job.note(f"{domain}: the target writes {count} prompts")
+            evaluation = evaluation_samples(config, [domain])
+            own = [s for s in known if s.domain == domain]
+            new = synthesise(
+                job.pair, count, domain=domain, config=SynthConfig(), known=own, evaluation=evaluation, seed=config.seed,
+                decoder=decoder, rows=config.batch, note=job.note,
+            )  # fmt: skip
+            job.work.mkdir(parents=True, exist_ok=True)
+            write_durably(path, "".join(json.dumps({"id": s.id, "prompt": s.prompt}) + "\n" for s in new).encode())
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        found += [Sample(id=row["id"], domain=domain, prompt=row["prompt"], source=SOURCE, split="train") for row in rows]
+    return found
 
 
 def _collect(job: Job, samples: list[Sample], sampled_share: float, decoder: Decoder) -> Iterator[Trajectory]:
@@ -122,7 +146,7 @@ def train(job: Job) -> None:
     vocab = distill_fit.vocabulary(ids, len(target["embed"]), context_tokens=job.config.cut.context_tokens)
     shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, ids)
     if start_from:
-        weights = start
+        weights = {name: weight.to(target["embed"].device) for name, weight in start.items()}
     job.fitted.mkdir(parents=True, exist_ok=True)
     np.save(job.fitted / "vocab.npy", ids)
     outputs = _outputs_by_domain(stored)

@@ -20,6 +20,8 @@ class RolloutConfig(Strict):
     more_answers: dict[str, int] = Field(default_factory=dict)
     """Domain -> further answers, all of them sampled, to each training prompt of the domain's own datasets (templates left out), for
     datasets with few prompts."""
+    written: dict[str, int] = Field(default_factory=dict)
+    """Domain -> prompts that the target writes itself, beside the others."""
     skip_answers: dict[str, int] = Field(default_factory=dict)
     """Domain -> first of these further answers left out."""
     gsm8k_path: str | None = None

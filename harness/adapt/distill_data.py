@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def training_samples(config: RolloutConfig) -> list[Sample]:
     Raises:
         HarnessError: unknown domain, or a dataset file that cannot be read.
     """
-    evaluation = [s for domain in config.prompts for split in ("validation", "test") for s in _dataset_samples(config, domain, split)]
+    evaluation = evaluation_samples(config, list(config.prompts))
     columns = [_domain_samples(config, domain, count, evaluation)[config.skip.get(domain, 0) :] for domain, count in config.prompts.items()]
     placed = [((i + 0.5) / len(column), d, s) for d, column in enumerate(columns) for i, s in enumerate(column)]
     return [sample for _, _, sample in sorted(placed, key=lambda item: item[:2])]
@@ -43,6 +43,12 @@ def repeated_samples(config: RolloutConfig) -> list[Sample]:
     wanted = {domain: range(config.skip_answers.get(domain, 0) + 1, n + 1) for domain, n in config.more_answers.items()}
     most = max(config.more_answers.values())
     return [replace(s, id=f"{s.id}#{i}") for i in range(1, most + 1) for s in own if i in wanted.get(s.domain, ())]
+
+
+def evaluation_samples(config: RolloutConfig, domains: Sequence[str]) -> list[Sample]:
+    """Validation and test prompts of the domains' datasets: nothing near them is trained on."""
+    splits: tuple[Split, ...] = ("validation", "test")
+    return [s for domain in domains for split in splits for s in _dataset_samples(config, domain, split)]
 
 
 def held_out_samples(config: RolloutConfig, per_domain: int) -> list[Sample]:
@@ -84,7 +90,7 @@ def _iter_dataset_samples(config: RolloutConfig, domain: str, split: Split) -> I
             continue
         if name in ("chat", "structured") and not Path(shipped_file(name)).is_file():
             continue
-        size = max(config.prompts[domain], 1000) if name == "wordproblems" else None
+        size = max(config.prompts.get(domain, 0), 1000) if name == "wordproblems" else None
         path = config.gsm8k_path if name == "gsm8k" else None
         spec = DatasetSpec(dataset=name, split=split, path=path, size=size)
         yield from (replace(s, domain=domain) for s in load_samples(spec, seed=config.seed))

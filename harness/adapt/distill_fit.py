@@ -1,5 +1,7 @@
 """Full fine-tuning of a cut of the target, in torch: bfloat16 products where they are fast, float32 weights, loss on output positions only.
 
+It runs where the weights are, on a GPU or the processor.
+
 The run is a fixed sequence of updates decided by the data and the configuration, so a resumed run repeats nothing and skips nothing.
 """
 
@@ -122,7 +124,7 @@ def initial_weights(shape: Shape, target: Weights, cut: CutConfig, vocab: np.nda
     if cut.layers > shape.layers or cut.last > cut.layers:
         raise HarnessError(f"cannot take {cut.layers} layers ({cut.last} from the end) of {shape.layers}", "Lower cut.layers or cut.last.")
     chosen = [*range(cut.layers - cut.last), *range(shape.layers - cut.last, shape.layers)]
-    weights = {"norm": target["norm"].clone(), "head": target["embed"][torch.from_numpy(vocab).long()].clone()}
+    weights = {"norm": target["norm"].clone(), "head": target["embed"][torch.from_numpy(vocab).long().to(target["embed"].device)].clone()}
     for new, old in enumerate(chosen):
         for name in ("qkv", "o", "gate_up", "down", "norm1", "norm2"):
             weights[f"layers.{new}.{name}"] = target[f"layers.{old}.{name}"].clone()
@@ -142,8 +144,9 @@ def output_logits(shape: Shape, weights: Weights, embed: torch.Tensor, batch: Se
     for row, e in enumerate(batch):
         tokens[row, : len(e.tokens) - 1] = torch.from_numpy(e.tokens[:-1]).long()
     where = torch.cat([torch.arange(e.prompt - 1, len(e.tokens) - 1) + row * width for row, e in enumerate(batch)])
-    h = embed[tokens]
-    cos, sin = torch_llama.rope_tables(shape, torch.arange(width)[None], h.dtype)
+    where = where.to(embed.device)
+    h = embed[tokens.to(embed.device)]
+    cos, sin = torch_llama.rope_tables(shape, torch.arange(width, device=embed.device)[None], h.dtype)
     for i in range(shape.layers):
         layer = f"layers.{i}"
         qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"])
@@ -154,7 +157,7 @@ def output_logits(shape: Shape, weights: Weights, embed: torch.Tensor, batch: Se
         h = torch_llama.mlp(shape, weights, layer, h + fn.linear(a, weights[f"{layer}.o"]))
     h = torch_llama.norm(shape, h, weights["norm"])
     logits = fn.linear(h, weights["head"])
-    return torch.cat([logits, fn.linear(h, embed[torch.from_numpy(head.extra)])], dim=1) if len(head.extra) else logits
+    return torch.cat([logits, fn.linear(h, embed[torch.from_numpy(head.extra).to(embed.device)])], dim=1) if len(head.extra) else logits
 
 
 def batch_loss(logits: torch.Tensor, batch: Sequence[Example], head: Head, kl_weight: float) -> torch.Tensor:
@@ -168,6 +171,7 @@ def batch_loss(logits: torch.Tensor, batch: Sequence[Example], head: Head, kl_we
     top = torch.from_numpy(head.index[np.concatenate([e.top for e in batch])]).long()
     top_p = torch.from_numpy(np.concatenate([e.top_p for e in batch])) * (top >= 0)
     top_p = top_p / top_p.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    labels, top, top_p = (part.to(logits.device) for part in (labels, top, top_p))
     top, known = top.clamp(min=0), labels >= 0
     logp = torch.log_softmax(logits.float(), dim=-1)
     hard = -logp.gather(1, labels.clamp(min=0)[:, None])[:, 0]
@@ -235,7 +239,7 @@ def fit(
         head = vocab.head(batch)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, len(updates), config)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch_llama.fast_dtype() == torch.bfloat16):
+        with torch.autocast(embed.device.type, dtype=torch.bfloat16, enabled=torch_llama.fast_dtype() == torch.bfloat16):
             logits = output_logits(shape, weights, embed, batch, head)
             loss = batch_loss(logits, batch, head, config.kl_weight)
         optimizer.zero_grad()
@@ -248,7 +252,7 @@ def fit(
             "step": step + 1,
             "steps": len(updates),
             "loss": round(loss.item(), 4),
-            "match": round(float((logits.argmax(dim=1).numpy() == labels).mean()), 4),
+            "match": round(float((logits.argmax(dim=1).cpu().numpy() == labels).mean()), 4),
             "tokens": tokens,
             "outputs": len(labels),
             "tokens_per_s": round(tokens / (time.perf_counter() - began), 1),
@@ -301,11 +305,12 @@ def _resume(folder: Path, key: dict[str, Any], names: list[str], weights: Weight
         step = int(header["step"])
         with torch.no_grad():
             for name in names:
-                weights[name].copy_(file.get_tensor(f"w.{name}"))
-                optimizer.state[weights[name]] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": file.get_tensor(f"m.{name}"),
-                    "exp_avg_sq": file.get_tensor(f"v.{name}"),
+                weight = weights[name]
+                weight.copy_(file.get_tensor(f"w.{name}"))
+                optimizer.state[weight] = {
+                    "step": torch.tensor(float(step), device=weight.device),
+                    "exp_avg": file.get_tensor(f"m.{name}").to(weight.device),
+                    "exp_avg_sq": file.get_tensor(f"v.{name}").to(weight.device),
                 }
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
     write_durably(log, "".join(lines[:step]).encode())

@@ -29,7 +29,7 @@ def mlx_weights(shape: Shape, weights: Weights) -> dict[str, mx.array]:
             split = weights[f"layers.{i}.{name}"].split(rows[name])
             out |= {f"model.layers.{i}.{part}.weight": w for part, w in zip(parts, split, strict=True)}
         out |= {f"model.layers.{i}.{theirs}.weight": weights[f"layers.{i}.{ours}"] for ours, theirs in _RENAMED.items()}
-    return {name: mx.array(w.detach().numpy()) for name, w in out.items()}
+    return {name: mx.array(w.detach().cpu().numpy()) for name, w in out.items()}
 
 
 def read_start(source: str, layers: int) -> tuple[dict[str, Any], np.ndarray, Weights]:

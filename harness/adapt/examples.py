@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.adapt.failures import Case
+from harness.decode.collect import Stored
 from harness.errors import HarnessError
 from harness.records import Trajectory
 
@@ -60,6 +61,21 @@ def from_trajectory(trajectory: Trajectory) -> Example:
         trajectory.top_tokens,
         trajectory.top_logprobs,
         trajectory.max_tokens,
+    )
+
+
+def from_stored(stored: Stored) -> Example:
+    """Build an example with weight 1 everywhere from an answer in a shard."""
+    rollout = stored.rollout
+    return Example(
+        id=stored.sample_id,
+        domain=stored.domain,
+        tokens=np.asarray([*stored.prompt_tokens, *rollout.tokens], dtype=np.int32),
+        start=len(stored.prompt_tokens),
+        weights=np.ones(len(rollout.tokens), dtype=np.float32),
+        top_tokens=rollout.top_tokens.astype(np.int32),
+        top_p=np.exp(rollout.top_logprobs.astype(np.float64)).astype(np.float32),
+        max_tokens=stored.max_tokens,
     )
 
 

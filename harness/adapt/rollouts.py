@@ -73,7 +73,8 @@ class TorchTarget:
         import torch
 
         with torch.inference_mode():
-            return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, torch.Generator().manual_seed(seed))
+            rng = torch.Generator(self.weights["embed"].device).manual_seed(seed)
+            return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, rng)
 
 
 def _decode(
@@ -88,36 +89,40 @@ def _decode(
 ) -> list[Rollout]:
     import torch
 
-    shared = _shared_prefix(prompts)
-    rests = [list(p[shared:]) for p in prompts]
-    width = max(map(len, rests))
-    cache = _new_cache(shape, weights, len(prompts), shared + width)
-    cache.mask[:, :shared] = True
-    if shared:
-        _forward(shape, weights, cache, torch.tensor([list(prompts[0][:shared])]), torch.arange(shared)[None])
-    tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
-    pad = torch.tensor([width - len(rest) for rest in rests])
-    cache.mask[:, shared : shared + width] = torch.arange(width)[None] >= pad[:, None]
-    positions = shared + (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
-    live = list(range(len(prompts)))
-    out: list[list[tuple[int, float, np.ndarray, np.ndarray]]] = [[] for _ in prompts]
-    done = [False] * len(prompts)
-    hidden = _forward(shape, weights, cache, tokens, positions)[:, -1]
-    for step in range(max_tokens):
-        picked, logp, ids, top = _choose(weights, hidden, temperature, top_k, rng)
-        for i, row in enumerate(live):
-            if not done[row]:
-                out[row].append((int(picked[i]), float(logp[i]), ids[i].numpy(), top[i].numpy()))
-                done[row] = int(picked[i]) in eos
-        alive = [i for i, row in enumerate(live) if not done[row]]
-        if not alive or step == max_tokens - 1:
-            break
-        if len(alive) < _KEEP * len(live):
-            rows = torch.tensor(alive)
-            cache.keep(rows)
-            picked, pad, live = picked[rows], pad[rows], [live[i] for i in alive]
-        hidden = _forward(shape, weights, cache, picked[:, None], (shared + width + step - pad)[:, None])[:, -1]
-    return [_rollout(rows) for rows in out]
+    with torch.device(weights["embed"].device):
+        shared = _shared_prefix(prompts)
+        rests = [list(p[shared:]) for p in prompts]
+        width = max(map(len, rests))
+        cache = _new_cache(shape, weights, len(prompts), shared + width)
+        cache.mask[:, :shared] = True
+        if shared:
+            _forward(shape, weights, cache, torch.tensor([list(prompts[0][:shared])]), torch.arange(shared)[None])
+        tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
+        pad = torch.tensor([width - len(rest) for rest in rests])
+        cache.mask[:, shared : shared + width] = torch.arange(width)[None] >= pad[:, None]
+        positions = shared + (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
+        ends = torch.tensor(sorted(eos))
+        live, done = torch.arange(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)
+        lengths = torch.full((len(prompts),), max_tokens)
+        out: list[torch.Tensor] = []
+        hidden = _forward(shape, weights, cache, tokens, positions)[:, -1]
+        for step in range(max_tokens):
+            found = _choose(weights, hidden, temperature, top_k, rng)
+            out = out or [part.new_zeros(len(prompts), max_tokens, *part.shape[1:]) for part in found]
+            for all_rows, part in zip(out, found, strict=True):
+                all_rows[live, step] = part
+            picked = found[0]
+            ended = torch.isin(picked, ends) & ~done
+            lengths[live[ended]] = step + 1
+            done = done | ended
+            alive = (~done).nonzero()[:, 0]
+            if not len(alive) or step == max_tokens - 1:
+                break
+            if len(alive) < _KEEP * len(live):
+                cache.keep(alive)
+                picked, pad, live, done = picked[alive], pad[alive], live[alive], done[alive]
+            hidden = _forward(shape, weights, cache, picked[:, None], (shared + width + step - pad)[:, None])[:, -1]
+    return _rollouts(lengths.tolist(), *(part.cpu().numpy() for part in out))
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -191,10 +196,14 @@ def _choose(
     return picked[:, 0], scaled.gather(1, picked)[:, 0], ids, top
 
 
-def _rollout(rows: list[tuple[int, float, np.ndarray, np.ndarray]]) -> Rollout:
-    return Rollout(
-        tokens=[r[0] for r in rows],
-        logprobs=np.array([r[1] for r in rows], dtype=np.float32),
-        top_tokens=np.stack([r[2] for r in rows]).astype(np.int32),
-        top_logprobs=np.stack([r[3] for r in rows]).astype(np.float16),
-    )
+def _rollouts(lengths: list[int], picked: np.ndarray, logp: np.ndarray, ids: np.ndarray, top: np.ndarray) -> list[Rollout]:
+    """Cut the rows (B, max_tokens, ...) to their lengths."""
+    return [
+        Rollout(
+            tokens=picked[i, :n].tolist(),
+            logprobs=logp[i, :n].astype(np.float32),
+            top_tokens=ids[i, :n].astype(np.int32),
+            top_logprobs=top[i, :n].astype(np.float16),
+        )
+        for i, n in enumerate(lengths)
+    ]

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,13 +21,13 @@ from harness.adapt import jsonl
 from harness.adapt.adapter_files import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.buffer import ReplayBuffer, mix
 from harness.adapt.config import TrainingConfig
-from harness.adapt.examples import from_trajectory
+from harness.adapt.examples import Example, from_trajectory
 from harness.adapt.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure, utc_now
 from harness.adapt.hidden import PrefixCache, prefix_cache
 from harness.adapt.measure import count, favourites
 from harness.adapt.results import TrainProgress, TrainResult
 from harness.adapt.surface import attached
-from harness.adapt.trainer import train_adapter
+from harness.adapt.trainer import Material, train_adapter
 from harness.errors import HarnessError
 from harness.progress import counted
 from harness.records import SCHEMA_VERSION, Trajectory
@@ -42,9 +42,9 @@ class RoundRecord:
     accepted: bool
     """False: validation acceptance did not rise and the previous adapter stayed."""
     failures: int
-    """Failure cases of the draft the round started from."""
+    """Failure cases of the draft the round started from; 0 when mistakes were not looked for."""
     replayed: int
-    """Accepted cases mixed in."""
+    """Accepted cases mixed in; all answers trained on when mistakes were not looked for."""
     before: Mapping[str, float]
     """Validation metric by domain at the start."""
     after: Mapping[str, float]
@@ -61,7 +61,7 @@ class RoundRecord:
 
 def run_rounds(
     draft: Any,
-    train: Sequence[Trajectory],
+    train: Sequence[Trajectory] | Sequence[Example],
     validation: Sequence[Trajectory],
     config: TrainingConfig,
     *,
@@ -79,7 +79,7 @@ def run_rounds(
 
     Args:
         draft: :class:`harness.models.pair.Draft`.
-        train: the target's answers to training prompts of all domains.
+        train: the target's answers to training prompts of all domains; only without ``config.adapt.mine`` may they be examples.
         validation: answers to validation prompts.
         config: settings.
         rounds: number of rounds; it ends early when no case is left to train on.
@@ -107,20 +107,24 @@ def run_rounds(
     hidden = prefix_cache(draft, config, cache_folder)
     for number in range(len(records) + 1, rounds + 1):
         current = Path(records[-1].adapter) if records and records[-1].adapter else None
-        cases = cases_from_replay(
-            draft,
-            train,
-            k=config.stop.k,
-            adapter=current,
-            cache=hidden,
-            round_=number - 1,
-            prompts=prompts,
-            synthetic=synthetic,
-            note=note,
-        )
-        failures = _sort_cases(cases, store, buffer, config, domain)
-        material = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
-        if not failures or not material:
+        failures: list[Case] = []
+        material: Sequence[Material] = [t for t in train if domain is None or t.domain == domain]
+        if config.adapt.mine:
+            cases = cases_from_replay(
+                draft,
+                cast("Sequence[Trajectory]", train),
+                k=config.stop.k,
+                adapter=current,
+                cache=hidden,
+                round_=number - 1,
+                prompts=prompts,
+                synthetic=synthetic,
+                note=note,
+            )
+            failures = _sort_cases(cases, store, buffer, config, domain)
+            mixed = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
+            material = mixed if failures else []
+        if not material:
             break
         result = train_adapter(
             draft,

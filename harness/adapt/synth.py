@@ -14,8 +14,6 @@ from harness.records import Sample
 
 SOURCE = "synthetic"
 """``Sample.source`` of prompts made here."""
-BATCH = 128
-"""Most prompts sampled together."""
 _MARK = "@@user-turn@@"
 SYSTEM = {
     "code": "You help a programmer who asks for short Python functions.",
@@ -36,6 +34,7 @@ def synthesise(
     evaluation: Sequence[Sample] = (),
     seed: int = 0,
     decoder: Decoder | None = None,
+    rows: int = 128,
     note: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Let the target write ``count`` new user turns.
@@ -51,6 +50,7 @@ def synthesise(
         evaluation: prompts that must not leak; near-duplicates of them are dropped.
         seed: makes the prompts repeatable.
         decoder: how a batch is decoded; mlx-lm's batched generation by default.
+        rows: most prompts sampled together.
         note: told after each batch how many there are.
 
     Raises:
@@ -61,7 +61,7 @@ def synthesise(
     prefix = user_turn_prefix(pair, SYSTEM.get(domain))
     decode = decoder or mlx_decoder(pair)
     samples: list[Sample] = []
-    rows = min(BATCH, 2 * count)  # about half of them are usable
+    rows = min(rows, 2 * count)  # about half of them are usable
     for batch in range(-(-count // rows) * 12):
         rollouts = decode(
             [prefix] * rows,

@@ -1,7 +1,8 @@
-"""A Llama-family decoder in torch, for the two heavy jobs of draft distillation on a CPU: target rollouts and training the cut.
+"""A Llama-family decoder in torch, for the two heavy jobs of draft distillation: target rollouts and training the cut.
 
 On Linux CPUs torch runs vectorised activations, and bfloat16 matrix products where the processor has them, several times faster than
-mlx does. Decoding, replay and every measurement stay on mlx; a test holds the two implementations to the same logits.
+mlx does; with a CUDA build of torch both jobs run on the GPU. Decoding, replay and every measurement stay on mlx; a test holds the
+two implementations to the same logits.
 Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 """
 
@@ -68,27 +69,37 @@ def read_shape(config: dict[str, Any]) -> Shape:
     )
 
 
+def device() -> torch.device:
+    """The GPU where torch sees one through CUDA, else the processor."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where the processor has instructions for its products, else float32: the same answer in every process of a machine.
+    """bfloat16 where the device has instructions for its products, else float32: the same answer in every process of a machine.
 
     A resumed run must go on in the number format it began with, so this is not a matter of timing.
     """
     import torch
 
+    if device().type == "cuda":
+        return torch.bfloat16
     return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else torch.float32
 
 
-def load_llama(folder: Path, dtype: torch.dtype) -> tuple[Shape, Weights]:
-    """Read a model folder (config.json, model.safetensors) into joined weights of ``dtype``."""
+def load_llama(folder: Path, dtype: torch.dtype, where: torch.device | None = None) -> tuple[Shape, Weights]:
+    """Read a model folder (config.json, model.safetensors) into joined weights of ``dtype`` on :func:`device`, or ``where``."""
     import torch
     from safetensors import safe_open
 
     shape = read_shape(json.loads((folder / "config.json").read_text()))
     weights: Weights = {}
+    where = where or device()
     with safe_open(folder / "model.safetensors", framework="pt") as file:
 
         def read(*names: str) -> torch.Tensor:
-            return torch.cat([file.get_tensor(f"model.{name}.weight") for name in names]).to(dtype)
+            return torch.cat([file.get_tensor(f"model.{name}.weight") for name in names]).to(where, dtype)
 
         weights["embed"] = read("embed_tokens")
         weights["norm"] = read("norm")
@@ -109,7 +120,7 @@ def rope_tables(shape: Shape, positions: torch.Tensor, dtype: torch.dtype) -> tu
     import torch
 
     half = shape.head_dim // 2
-    rates = shape.rope_theta ** (-torch.arange(half, dtype=torch.float32) / half)
+    rates = shape.rope_theta ** (-torch.arange(half, dtype=torch.float32, device=positions.device) / half)
     angles = (positions.to(torch.float32)[..., None] * rates)[:, :, None, :]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
