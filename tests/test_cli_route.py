@@ -17,6 +17,7 @@ from routed import WORDS, adapters, random_adapter, write_prompts
 
 from harness.cli import COMMANDS, main
 from harness.cli import route as commands
+from harness.models.config import read_pair_config
 from harness.records import Record
 from harness.routes import load_router
 from harness.store import Manifest, RunStore
@@ -143,8 +144,10 @@ def test_training_again_gives_the_same_router_from_the_cache(home: Any, monkeypa
     assert (tmp_path / "again.safetensors").read_bytes() == first
     assert "oracle gap" in again
     assert "LogisticRouter, saved to" in again
-    monkeypatch.setattr(harness.decode.collect, "mlx_decoder", lambda pair: decoder)
+    monkeypatch.setattr(harness.decode.collect, "default_decoder", lambda pair: decoder)
     assert "not saved" in invoke("train-router", *home.arguments, "--table-only")
+    own = [a for a in home.arguments if a not in ("-k", str(K))]
+    assert json.loads(invoke("train-router", *own, "--table-only", "--json"))["k"] == read_pair_config(home.models).k != K
 
 
 def test_route_says_what_why_and_how_long(home: Any) -> None:
@@ -348,7 +351,8 @@ def test_runs_that_do_not_fit_are_refused(home: Any, tmp_path: Path, capsys: pyt
     digest = hashlib.sha256((home.folders["code"] / "adapters.safetensors").read_bytes()).hexdigest()
     right = str(_run(home, tmp_path / "right", hashes={"code": digest}))
     invoke("train-router", right, "-k", str(K), *QUICK, "--table-only")
-    assert "no adapter measured on every domain at K = 4" in refused(capsys, "train-router", right)
+    assert json.loads(invoke("train-router", right, *QUICK, "--table-only", "--json"))["k"] == K
+    assert "no adapter measured on every domain at K = 4" in refused(capsys, "train-router", right, "-k", "4")
     only = tmp_path / "only"
     random_adapter(only / "code", home.draft, seed=1)
     assert "'chat', which is not here" in refused(capsys, "train-router", right, "-k", str(K), "--adapters", str(only))

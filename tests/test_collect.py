@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import TinyPair
 
-from harness.adapt.rollouts import TorchTarget
-from harness.decode.collect import Rollout, collect, plan_batches, read_shard, shard_names
+from harness.decode import rollouts
+from harness.decode.batched import BatchedTarget
+from harness.decode.collect import Rollout, collect, default_decoder, plan_batches, read_shard, shard_names
+from harness.decode.rollouts import TorchTarget
 from harness.errors import HarnessError
-from harness.models.blas import mx
+from harness.models.blas import mx, nn
 from harness.records import Sample
 
 EOS = frozenset({7})
@@ -161,11 +163,14 @@ def reference(model, prompt, n):
     return tokens[len(prompt) :], logps
 
 
-@pytest.mark.parametrize("kind", ["torch", "mlx"])
+@pytest.mark.parametrize("kind", ["torch", "mlx", "torch, qwen2 loaded by mlx"])
 def test_decoders_equal_plain_greedy_decoding(target, kind):
     """Padding, batching and dropping finished rows must not change any answer, its log p, or the top-k order."""
     folder, model = target
-    decoder = TorchTarget(folder, EOS, "float32") if kind == "torch" else None
+    decoder = TorchTarget(folder, EOS, "float32") if kind == "torch" else BatchedTarget(model, EOS)
+    if "qwen2" in kind:
+        model = tiny_llama.make_qwen2()
+        decoder = TorchTarget(model, EOS, "float32")
     texts = samples(9)
     one = TinyPair(target=model, eos_token_ids=EOS)
     got = {t.sample_id: t for t in collect(one, texts, max_tokens=12, batch=9, top_k=4, decoder=decoder)}
@@ -178,11 +183,38 @@ def test_decoders_equal_plain_greedy_decoding(target, kind):
         assert all(list(row) == sorted(row, reverse=True) for row in t.top_logprobs)
 
 
+def test_answers_on_disk_read_no_weights(target, tmp_path):
+    """A second copy of the target is made for the first missing batch, not before."""
+    first, again = (TorchTarget(target[1], EOS, "float32") for _ in range(2))
+    one = TinyPair(target=target[1], eos_token_ids=EOS)
+    got = [list(collect(one, samples(5), max_tokens=4, batch=2, top_k=2, out=tmp_path / "shards", decoder=d)) for d in (first, again)]
+    assert got[0] == got[1]
+    assert "weights" in vars(first)
+    assert "weights" not in vars(again)
+
+
+def test_answers_come_from_the_faster_decoder(target, monkeypatch):
+    """On a CPU torch answers; a copy too large for that, or a model it does not cover, leaves it to mlx."""
+    one = TinyPair(target=target[1], eos_token_ids=EOS)
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    assert isinstance(rollouts.torch_decoder(one), TorchTarget) == on_cpu
+    scaled = tiny_llama.make_qwen2()
+    scaled.args.tie_word_embeddings = False
+    assert rollouts.torch_decoder(TinyPair(target=scaled)) is None
+    nn.quantize(scaled, group_size=32)
+    scaled.args.tie_word_embeddings = True
+    assert rollouts.torch_decoder(TinyPair(target=scaled)) is None
+    assert isinstance(default_decoder(TinyPair(target=scaled)), BatchedTarget)
+    assert isinstance(default_decoder(one), TorchTarget) == on_cpu
+    monkeypatch.setattr(rollouts, "MEMORY_SHARE", 0.0)
+    assert rollouts.torch_decoder(one) is None
+
+
 @pytest.mark.parametrize("kind", ["torch", "mlx"])
 def test_sampling_is_seeded(target, kind):
     """The same seed gives the same sampled answers, another seed others."""
     folder, model = target
-    decoder = TorchTarget(folder, frozenset(), "float32") if kind == "torch" else None
+    decoder = TorchTarget(folder, frozenset(), "float32") if kind == "torch" else BatchedTarget(model, frozenset())
     one = TinyPair(target=model)
 
     def tokens(seed):

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import TinyPair
 
-from harness.adapt import distill, distill_data, distill_fit, distill_weights, torch_llama
+from harness.adapt import distill, distill_data, distill_fit, distill_weights
 from harness.adapt.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
 from harness.adapt.distill_fit import Example
+from harness.decode import torch_llama
 from harness.decode.collect import Rollout, Stored, read_answers
 from harness.decode.forward import PrunedHead
 from harness.errors import HarnessError
@@ -63,7 +64,7 @@ def target(tmp_path):
 def test_torch_and_mlx_cuts_agree(target, context_tokens):
     """Training runs in torch, decoding in mlx: the exported weights must give the same logits, last layers included."""
     folder, model = target
-    shape, weights = torch_llama.load_llama(folder, torch.float32)
+    shape, weights = torch_llama.load_llama(folder)
     vocab = np.array([0, 3, 5, 8, 20, 33, 50, 95], dtype=np.int32)
     example = Example(
         domain="chat",
@@ -159,7 +160,7 @@ def test_rate_warms_up_and_decays():
 
 def fit(folder, where, report=None, **changes):
     """Train the tiny cut on random data."""
-    shape, weights = torch_llama.load_llama(folder, torch.float32)
+    shape, weights = torch_llama.load_llama(folder)
     ids = np.arange(96, dtype=np.int32)
     cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), ids)
     examples, vocab = distill_fit.prepare(stored(30)), distill_fit.vocabulary(ids, 96, context_tokens=True)
@@ -323,6 +324,17 @@ def test_the_target_writes_prompts_of_its_own(target, tmp_path, monkeypatch):
     assert len(stored) == 8
 
 
+def test_a_target_that_cannot_be_cut_answers_all_the_same(target, tmp_path):
+    """Answers of a Qwen2 train adapters; the stages that would cut it are refused before any answer."""
+    folder, model = target
+    (folder / "config.json").write_text(json.dumps({**tiny_llama.CONFIG, "model_type": "qwen2"}))
+    pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
+    job = distill.Job(config=TINY, pair=pair, folder=folder, work=tmp_path / "w", out=tmp_path, command="", note=lambda line: None)
+    with pytest.raises(HarnessError, match="plain llama models"):
+        distill.distill(job)
+    assert not (tmp_path / "w").exists()
+
+
 def test_stages_need_the_one_before(target, tmp_path):
     """Training without rollouts, shipping without training and a misspelt stage stop with advice."""
     job = distill.Job(
@@ -381,13 +393,21 @@ def test_the_shipped_config_is_valid():
         load_distill_config("smollm2", ["cut.layer=3"])
 
 
+@pytest.mark.parametrize("domain", ["math", "code", "chat"])
+def test_the_adapters_answers_are_new(domain):
+    """The shipped answer files ask for their domain alone, and for nothing that the shipped draft was distilled on."""
+    wanted, shipped = load_distill_config(f"smollm2-{domain}").rollouts, load_distill_config("smollm2").rollouts
+    assert set(wanted.prompts) == set(wanted.skip) == set(wanted.more_answers) == {domain}
+    assert wanted.skip_answers.get(domain, 0) >= shipped.more_answers.get(domain, 0)
+
+
 def test_other_architectures_are_refused():
-    """The torch forward pass is for plain Llama only; anything else would train garbage."""
+    """A draft is cut from a plain Llama only; anything else would train garbage."""
     for change in (
         {"model_type": "qwen2"},
         {"tie_word_embeddings": False},
         {"rope_scaling": {"type": "yarn"}},
         {"quantization": {"bits": 4}},
     ):
-        with pytest.raises(HarnessError, match="plain Llama"):
-            torch_llama.read_shape({**tiny_llama.CONFIG, **change})
+        with pytest.raises(HarnessError, match="plain llama"):
+            torch_llama.read_shape({**tiny_llama.CONFIG, **change}, ("llama",))

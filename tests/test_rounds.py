@@ -270,7 +270,7 @@ def test_synthetic_prompts(tmp_path: Path) -> None:
     assert synthesise(pair, 0, domain="chat", config=config) == []
 
 
-@pytest.mark.parametrize("name", ["default", "top8", "dora"])
+@pytest.mark.parametrize("name", ["default", "top8", "dora", "answers"])
 def test_shipped_configs_load(name: str) -> None:
     """Every file in configs/training is valid, and flags override it."""
     config = load_training_config(name, ["lora.rank=3"])

@@ -1,4 +1,4 @@
-"""A random Llama with tied embeddings, on disk and in mlx, for the tests of distillation."""
+"""A random Llama with tied embeddings, on disk and in mlx, and a Qwen2 in mlx, for the tests of distillation."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def make(folder: Path, seed: int = 0) -> nn.Module:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    return model
+
+
+def make_qwen2(seed: int = 0) -> nn.Module:
+    """A Qwen2 of the same size in mlx, its biases not zero."""
+    from mlx.utils import tree_map
+    from mlx_lm.models.qwen2 import Model, ModelArgs
+
+    mx.random.seed(seed)
+    model = Model(ModelArgs.from_dict(CONFIG | {"model_type": "qwen2"}))
+    model.update(tree_map(lambda w: 6 * w if w.ndim == 2 else mx.random.normal(w.shape) + 1, model.parameters()))
+    model.model.embed_tokens.weight = mx.random.normal((CONFIG["vocab_size"], CONFIG["hidden_size"]))
+    mx.eval(model.parameters())
     return model
 
 

@@ -15,7 +15,8 @@ from harness.adapt.rounds import RoundRecord, install, run_rounds
 from harness.adapt.synth import synthesise
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
-from harness.decode.collect import collect, read_answers
+from harness.decode.collect import Decoder, collect, read_answers
+from harness.decode.rollouts import torch_decoder
 from harness.errors import HarnessError
 from harness.paths import cache_dir
 from harness.progress import counted
@@ -99,8 +100,11 @@ def train_pair(
     cached = cache_dir() / "trajectories" / pair.name
     written: list[Sample] = []
     if answers is None:
-        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, say)
-        train_answers = _answers(pair, [*prompts.train, *written], config, cached, max_tokens, batch, "training", say)
+        decoder = torch_decoder(pair)
+        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, decoder, say)
+        # apart from the exact answers that measurements read
+        folder_of = cached / "training" if decoder else cached
+        train_answers = _answers(pair, [*prompts.train, *written], config, folder_of, max_tokens, batch, "training", say, decoder)
     train = [*prompts.train, *written]
     validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation", say)
     if config.adapt.mine:
@@ -125,7 +129,7 @@ def train_pair(
 
 
 def _missing_prompts(
-    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], say: Callable[[str], None]
+    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], decoder: Decoder | None, say: Callable[[str], None]
 ) -> list[Sample]:
     """Let the target write prompts for domains that have too few."""
     written: list[Sample] = []
@@ -142,6 +146,7 @@ def _missing_prompts(
                 known=own,
                 evaluation=[*prompts.validation, *prompts.test],
                 seed=config.optim.seed,
+                decoder=decoder,
                 note=say,
             )
     return written
@@ -187,8 +192,9 @@ def _answers(
     batch: int,
     what: str,
     say: Callable[[str], None],
+    decoder: Decoder | None = None,
 ) -> list[Trajectory]:
     say(f"collecting the target's answers to {len(samples)} {what} prompts")
-    found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out)
+    found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out, decoder=decoder)
     found = counted(found, len(samples), "answers", say)
     return sorted(found, key=lambda t: t.sample_id)

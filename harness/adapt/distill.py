@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt import distill_fit, torch_llama
+from harness.adapt import distill_fit
 from harness.adapt.config import SynthConfig
 from harness.adapt.distill_card import Score, card, score_rows
 from harness.adapt.distill_config import DistillConfig
 from harness.adapt.distill_data import evaluation_samples, held_out_samples, repeated_samples, split_by_temperature, training_samples
 from harness.adapt.distill_weights import mlx_weights, read_start
-from harness.adapt.rollouts import TorchTarget
 from harness.adapt.synth import SOURCE, synthesise
+from harness.decode import torch_llama
 from harness.decode.collect import Decoder, Stored, collect, read_answers, write_durably
 from harness.decode.replay import replay_model
+from harness.decode.rollouts import TorchTarget
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.cut import load_cut, save_cut
@@ -71,6 +72,8 @@ def distill(job: Job, stages: Sequence[str] = STAGES) -> list[Score]:
     unknown = set(stages) - set(STAGES)
     if unknown:
         raise HarnessError(f"no stage {sorted(unknown)[0]!r}", f"Choose among {', '.join(STAGES)}.")
+    if "train" in stages or "ship" in stages:  # a target that cannot be cut is refused before hours of answers
+        torch_llama.shape_of(job.folder, ("llama",))
     if "collect" in stages:
         collect_rollouts(job)
     if "train" in stages:
@@ -133,10 +136,9 @@ def _collect(job: Job, samples: list[Sample], sampled_share: float, decoder: Dec
 
 def train(job: Job) -> None:
     """Fit the cut on everything collected."""
-    import torch
 
     stored = list(read_answers(job.rollouts, job.pair.target_hash))
-    shape, target = torch_llama.load_llama(job.folder, torch.float32)
+    shape, target = torch_llama.load_llama(job.folder)
     start_from = job.config.fit.start_from
     earlier: dict[str, Any] | None = None
     if start_from:
@@ -170,11 +172,10 @@ def _outputs_by_domain(stored: Sequence[Stored]) -> dict[str, int]:
 
 def ship(job: Job) -> list[Score]:
     """Quantise the trained cut into ``job.out``, replay it on held-out prompts and write its card."""
-    import torch
 
     if not (job.fitted / "checkpoint.safetensors").is_file():
         raise HarnessError(f"no trained draft in {job.fitted}", "Run the train stage first.")
-    shape, target = torch_llama.load_llama(job.folder, torch.float32)
+    shape, target = torch_llama.load_llama(job.folder)
     vocab = np.load(job.fitted / "vocab.npy")
     shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, vocab)
     step = distill_fit.load_weights(job.fitted, weights)

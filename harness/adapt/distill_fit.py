@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.adapt import torch_llama
 from harness.adapt.distill_config import CutConfig, FitConfig
 from harness.adapt.examples import invert
-from harness.adapt.torch_llama import Shape, Weights
+from harness.decode import torch_llama
 from harness.decode.collect import Rollout, Stored, write_durably
+from harness.decode.torch_llama import Shape, Weights
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt.torch_llama import Shape, Weights
+from harness.decode.torch_llama import Shape, Weights
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.config import CutSource, parse_source

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.adapt.config import SynthConfig
 from harness.datasets.splits import leaks, near_duplicates, normalise
-from harness.decode.collect import Decoder, mlx_decoder
+from harness.decode.collect import Decoder, default_decoder
 from harness.errors import HarnessError
 from harness.records import Sample
 
@@ -49,7 +49,7 @@ def synthesise(
         known: training prompts that must not be repeated.
         evaluation: prompts that must not leak; near-duplicates of them are dropped.
         seed: makes the prompts repeatable.
-        decoder: how a batch is decoded; mlx-lm's batched generation by default.
+        decoder: how a batch is decoded; as in :func:`harness.decode.collect.collect` by default.
         rows: most prompts sampled together.
         note: told after each batch how many there are.
 
@@ -59,7 +59,7 @@ def synthesise(
     if count < 1:
         return []
     prefix = user_turn_prefix(pair, SYSTEM.get(domain))
-    decode = decoder or mlx_decoder(pair)
+    decode = decoder or default_decoder(pair)
     samples: list[Sample] = []
     rows = min(rows, 2 * count)  # about half of them are usable
     for batch in range(-(-count // rows) * 12):

@@ -25,7 +25,7 @@ def train_router(
     source: Annotated[str, typer.Argument(metavar="SUITE|FILE|RUN", help="A suite or JSONL file of prompts, or a finished run.")],
     models: Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Model pair; the run's, or smollm2, without it.")] = None,
     config: Annotated[str, typer.Option(help="Router settings: a name in configs/router or a path.")] = "default",
-    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Draft length of the choices.")] = 4,
+    k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="Draft length; the pair's or the run's own without it.")] = None,
     split: Annotated[str, typer.Option(help="Prompts to learn from: train or validation; test and all need a flag.")] = "train",
     limit: Annotated[int, typer.Option(min=1, help="Prompts per domain.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Leave out this many per domain first, such as those the adapters learned from.")] = 0,
@@ -55,9 +55,9 @@ def train_router(
     settings = load_router_config(config, set_ or [])
     allow_test = table_only or evaluation_prompts
     if _is_run(source, results):
-        name, material = _from_run(source, results, models, adapters, k, allow_test, offline)
+        name, k, material = _from_run(source, results, models, adapters, k, allow_test, offline)
     else:
-        name = _pair_name(models or "smollm2")
+        name, k = _pair_name(models or "smollm2"), k or _own_k(models or "smollm2")
         folders = _adapters(name, adapters)
         samples = _prompts(source, split, limit, skip, allow_test, offline)
         from harness.models.pair import load_pair
@@ -115,6 +115,19 @@ def _pair_name(models: str) -> str:
     return pair_path(models).stem
 
 
+def _own_k(models: str) -> int:
+    """Draft length that the pair's file names."""
+    from harness.models.config import read_pair_config
+
+    return read_pair_config(models).k
+
+
+def _measured_k(ks: Sequence[int | str | None]) -> int:
+    """The draft length that most of a run's adapter samples used."""
+    numbers = [k for k in ks if isinstance(k, int)]
+    return max(sorted(set(numbers)), key=numbers.count, default=4)
+
+
 def _prompts(source: str, split: str, limit: int, skip: int, allow_test: bool, offline: bool) -> Sequence[Sample]:
     """``limit`` prompts per domain of a split, after the first ``skip``; test prompts, and prompts close to one, are refused."""
     from harness.cli.generate import read_samples
@@ -145,8 +158,8 @@ def _refuse_test(samples: Sequence[Sample]) -> None:
 
 
 def _from_run(
-    source: str, results: Path, models: str | None, adapters: Path | None, k: int, allow_test: bool, offline: bool
-) -> tuple[str, Material]:
+    source: str, results: Path, models: str | None, adapters: Path | None, k: int | None, allow_test: bool, offline: bool
+) -> tuple[str, int, Material]:
     from harness.drafters import installed
     from harness.route_training import recorded_material, run_adapters, run_samples
     from harness.store import read_manifest, read_records, run_folder
@@ -158,7 +171,9 @@ def _from_run(
     samples = run_samples(manifest, offline=offline)
     if not allow_test:
         _refuse_test(samples)
-    return name, recorded_material(manifest, read_records(folder), samples, folders, k=k)
+    records = read_records(folder)
+    k = k or _measured_k([r.k for r in records if r.drafter == "adapter"])
+    return name, k, recorded_material(manifest, records, samples, folders, k=k)
 
 
 def route(

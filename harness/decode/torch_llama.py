@@ -1,4 +1,4 @@
-"""A Llama-family decoder in torch, for the two heavy jobs of draft distillation: target rollouts and training the cut.
+"""A decoder of Llama and Qwen2 models in torch, for the two heavy jobs of training: target rollouts and fitting a cut of the target.
 
 On Linux CPUs torch runs vectorised activations, and bfloat16 matrix products where the processor has them, several times faster than
 mlx does; with a CUDA build of torch both jobs run on the GPU. Decoding, replay and every measurement stay on mlx; a test holds the
@@ -9,15 +9,21 @@ Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     import torch
 
+FAMILIES = ("llama", "qwen2")
+"""Architectures (``model_type``) that are decoded; ``qwen2`` differs by biases of ``qkv`` alone."""
+_QUERY_BIAS = "model.layers.0.self_attn.q_proj.bias"
 Weights = dict[str, "torch.Tensor"]
 """Name (``layers.0.qkv``, ``norm``, ``embed``, ``head``) -> weight."""
 
@@ -44,17 +50,17 @@ class Shape:
     """Base of the rotary embedding."""
 
 
-def read_shape(config: dict[str, Any]) -> Shape:
-    """Shape of a Llama ``config.json``.
+def read_shape(config: dict[str, Any], families: Sequence[str] = FAMILIES) -> Shape:
+    """Shape of a ``config.json`` of one of the ``families``.
 
     Raises:
         HarnessError: another architecture, or a variant this forward pass does not cover.
     """
-    odd = [key for key in ("rope_scaling", "attention_bias", "quantization") if config.get(key)]
-    if config.get("model_type") != "llama" or odd or not config.get("tie_word_embeddings"):
+    odd = [key for key in ("rope_scaling", "attention_bias", "quantization", "use_sliding_window") if config.get(key)]
+    if config.get("model_type") not in families or odd or not config.get("tie_word_embeddings"):
         raise HarnessError(
-            f"distillation reads plain Llama models with tied embeddings, not {config.get('model_type')!r} of this kind",
-            "Choose a Llama-family target, or train an adapter with `harness train`.",
+            f"this takes plain {' or '.join(families)} models with tied embeddings, not {config.get('model_type')!r} of this kind",
+            "Choose another target, or train an adapter of its draft with `harness train`.",
         )
     heads = config["num_attention_heads"]
     return Shape(
@@ -88,31 +94,73 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else torch.float32
 
 
-def load_llama(folder: Path, dtype: torch.dtype, where: torch.device | None = None) -> tuple[Shape, Weights]:
-    """Read a model folder (config.json, model.safetensors) into joined weights of ``dtype`` on :func:`device`, or ``where``."""
+def shape_of(source: Path | Any, families: Sequence[str] = FAMILIES) -> Shape:
+    """Shape of a model folder, or of a model that mlx-lm has loaded.
+
+    Raises:
+        HarnessError: as :func:`read_shape`, or quantised weights.
+    """
+    if isinstance(source, Path):
+        return read_shape(json.loads((source / "config.json").read_text()), families)
+    quantised = any(hasattr(module, "scales") for module in source.modules())
+    return read_shape({**vars(source.args), "quantization": quantised}, families)
+
+
+def load(source: Path | Any, shape: Shape, dtype: torch.dtype) -> Weights:
+    """Joined weights of ``dtype`` on :func:`device`, from a model folder or a model that mlx-lm has loaded."""
     import torch
-    from safetensors import safe_open
 
-    shape = read_shape(json.loads((folder / "config.json").read_text()))
-    weights: Weights = {}
-    where = where or device()
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
+    where = device()
+    if isinstance(source, Path):
+        from safetensors import safe_open
 
-        def read(*names: str) -> torch.Tensor:
-            return torch.cat([file.get_tensor(f"model.{name}.weight") for name in names]).to(where, dtype)
+        with safe_open(source / "model.safetensors", framework="pt") as file:
+            biased = _QUERY_BIAS in file.keys()  # noqa: SIM118
+            return _join(shape, lambda name: file.get_tensor(name).to(where, dtype), biased=biased)
+    from mlx.utils import tree_flatten
 
-        weights["embed"] = read("embed_tokens")
-        weights["norm"] = read("norm")
-        for i in range(shape.layers):
-            at, out = f"layers.{i}.self_attn", f"layers.{i}"
-            mlp = f"layers.{i}.mlp"
-            weights[f"{out}.qkv"] = read(f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj")
-            weights[f"{out}.o"] = read(f"{at}.o_proj")
-            weights[f"{out}.gate_up"] = read(f"{mlp}.gate_proj", f"{mlp}.up_proj")
-            weights[f"{out}.down"] = read(f"{mlp}.down_proj")
-            weights[f"{out}.norm1"] = read(f"layers.{i}.input_layernorm")
-            weights[f"{out}.norm2"] = read(f"layers.{i}.post_attention_layernorm")
-    return shape, weights
+    from harness.models.blas import mx
+
+    found = dict(tree_flatten(source.parameters()))
+
+    def get(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(found[name].astype(mx.float32))).to(where, dtype)
+
+    return _join(shape, get, biased=_QUERY_BIAS in found)
+
+
+def load_llama(folder: Path) -> tuple[Shape, Weights]:
+    """Shape and float32 weights of a Llama in a model folder: what a draft can be cut from.
+
+    Raises:
+        HarnessError: as :func:`read_shape`.
+    """
+    import torch
+
+    shape = shape_of(folder, ("llama",))
+    return shape, load(folder, shape, torch.float32)
+
+
+def _join(shape: Shape, get: Callable[[str], torch.Tensor], *, biased: bool) -> Weights:
+    import torch
+
+    def read(*names: str, kind: str = "weight") -> torch.Tensor:
+        return torch.cat([get(f"model.{name}.{kind}") for name in names])
+
+    weights: Weights = {"embed": read("embed_tokens"), "norm": read("norm")}
+    for i in range(shape.layers):
+        at, out = f"layers.{i}.self_attn", f"layers.{i}"
+        mlp = f"layers.{i}.mlp"
+        qkv = (f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj")
+        weights[f"{out}.qkv"] = read(*qkv)
+        if biased:
+            weights[f"{out}.qkv_bias"] = read(*qkv, kind="bias")
+        weights[f"{out}.o"] = read(f"{at}.o_proj")
+        weights[f"{out}.gate_up"] = read(f"{mlp}.gate_proj", f"{mlp}.up_proj")
+        weights[f"{out}.down"] = read(f"{mlp}.down_proj")
+        weights[f"{out}.norm1"] = read(f"layers.{i}.input_layernorm")
+        weights[f"{out}.norm2"] = read(f"layers.{i}.post_attention_layernorm")
+    return weights
 
 
 def rope_tables(shape: Shape, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

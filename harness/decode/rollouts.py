@@ -8,18 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.adapt import torch_llama
-from harness.adapt.torch_llama import Shape, Weights
-from harness.decode.collect import Rollout
+from harness.decode import torch_llama
+from harness.decode.collect import Decoder, Rollout
+from harness.decode.torch_llama import Shape, Weights
+from harness.errors import HarnessError
+from harness.models.blas import mx, nn
+
+# isort: split
+from mlx.utils import tree_flatten
 
 if TYPE_CHECKING:
     import torch
 
+    from harness.models.pair import Pair
+
+MEMORY_SHARE = 0.25
+"""Largest second copy of a target that is made for speed, as a share of the machine's memory."""
 _KEEP = 0.8
 """Rows are dropped from the batch once fewer than this share of them are still running."""
 _GROW = 32
@@ -57,16 +67,25 @@ class TorchTarget:
     """A decoder for :func:`harness.decode.collect.collect`: callable on one batch of prompts.
 
     Args:
-        folder: model folder with config.json and model.safetensors (plain Llama).
+        source: Llama or Qwen2: a model folder with config.json and model.safetensors, or a model that mlx-lm has loaded.
         eos: token ids that end a row.
         dtype: ``bfloat16``, or ``float32``, which is free of rounding differences; the faster one here when None.
+
+    Raises:
+        HarnessError: as :func:`harness.decode.torch_llama.read_shape`.
     """
 
-    def __init__(self, folder: Path, eos: frozenset[int], dtype: str | None = None) -> None:
+    def __init__(self, source: Path | nn.Module, eos: frozenset[int], dtype: str | None = None) -> None:
         import torch
 
         self.eos = eos
-        self.shape, self.weights = torch_llama.load_llama(folder, getattr(torch, dtype) if dtype else torch_llama.fast_dtype())
+        self.source, self.dtype = source, getattr(torch, dtype) if dtype else torch_llama.fast_dtype()
+        self.shape = torch_llama.shape_of(source)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Read with the first batch: answers that are on disk need none."""
+        return torch_llama.load(self.source, self.shape, self.dtype)
 
     def __call__(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, top_k: int, seed: int) -> list[Rollout]:
         """Continue every prompt; greedy at temperature 0, else sampled with a generator seeded by ``seed``."""
@@ -75,6 +94,29 @@ class TorchTarget:
         with torch.inference_mode():
             rng = torch.Generator(self.weights["embed"].device).manual_seed(seed)
             return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, rng)
+
+
+def torch_decoder(pair: Pair, dtype: str | None = None) -> Decoder | None:
+    """Decoder of the pair's target in torch where mlx computes on a CPU, on which torch is faster; None where it cannot.
+
+    Args:
+        pair: loaded pair.
+        dtype: ``float32`` for the answers that mlx gives, but for rare near-ties. The fastest one when None: bfloat16 changes many
+            answers somewhere, so they are fit to train on, not to measure by.
+    """
+    import psutil
+    import torch
+
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return None
+    kind = getattr(torch, dtype) if dtype else torch_llama.fast_dtype()
+    size = sum(p.size for _, p in tree_flatten(pair.target.parameters())) * kind.itemsize
+    if size > MEMORY_SHARE * psutil.virtual_memory().total:
+        return None
+    try:
+        return TorchTarget(pair.target, pair.eos_token_ids, dtype)
+    except HarnessError:  # another architecture, or quantised
+        return None
 
 
 def _decode(
@@ -165,7 +207,7 @@ def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor
         mask = mask | torch.ones(n, end, dtype=torch.bool).triu(start).tril(start)  # padding sees itself: its softmax stays defined
     for i in range(shape.layers):
         layer = f"layers.{i}"
-        qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"])
+        qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"], weights.get(f"{layer}.qkv_bias"))
         q, k, v = torch_llama.split_heads(shape, qkv, cos, sin)
         cache.keys[i][:, :, start:end] = k
         cache.values[i][:, :, start:end] = v
