@@ -66,17 +66,8 @@ def from_trajectory(trajectory: Trajectory) -> Example:
 
 def from_stored(stored: Stored) -> Example:
     """Build an example with weight 1 everywhere from an answer in a shard."""
-    rollout = stored.rollout
-    return Example(
-        id=stored.sample_id,
-        domain=stored.domain,
-        tokens=np.asarray([*stored.prompt_tokens, *rollout.tokens], dtype=np.int32),
-        start=len(stored.prompt_tokens),
-        weights=np.ones(len(rollout.tokens), dtype=np.float32),
-        top_tokens=rollout.top_tokens.astype(np.int32),
-        top_p=np.exp(rollout.top_logprobs.astype(np.float64)).astype(np.float32),
-        max_tokens=stored.max_tokens,
-    )
+    found, known = stored.rollout, (stored.sample_id, stored.domain, stored.prompt_tokens)
+    return _build(*known, found.tokens, found.top_tokens, found.top_logprobs, stored.max_tokens)
 
 
 def from_case(case: Case, failure_weight: float) -> Example:
@@ -100,8 +91,8 @@ def _build(
     domain: str,
     prompt: Sequence[int],
     answer: Sequence[int],
-    tops: Sequence[Sequence[int]] | None,
-    logps: Sequence[Sequence[float]] | None,
+    tops: Sequence[Sequence[int]] | np.ndarray | None,
+    logps: Sequence[Sequence[float]] | np.ndarray | None,
     max_tokens: int,
 ) -> Example:
     if not prompt or not answer:

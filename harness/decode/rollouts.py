@@ -91,8 +91,9 @@ class TorchTarget:
         """Continue every prompt; greedy at temperature 0, else sampled with a generator seeded by ``seed``."""
         import torch
 
-        with torch.inference_mode():
-            rng = torch.Generator(self.weights["embed"].device).manual_seed(seed)
+        where = self.weights["embed"].device
+        with torch.inference_mode(), where:
+            rng = torch.Generator(where).manual_seed(seed)
             return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, rng)
 
 
@@ -131,39 +132,38 @@ def _decode(
 ) -> list[Rollout]:
     import torch
 
-    with torch.device(weights["embed"].device):
-        shared = _shared_prefix(prompts)
-        rests = [list(p[shared:]) for p in prompts]
-        width = max(map(len, rests))
-        cache = _new_cache(shape, weights, len(prompts), shared + width)
-        cache.mask[:, :shared] = True
-        if shared:
-            _forward(shape, weights, cache, torch.tensor([list(prompts[0][:shared])]), torch.arange(shared)[None])
-        tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
-        pad = torch.tensor([width - len(rest) for rest in rests])
-        cache.mask[:, shared : shared + width] = torch.arange(width)[None] >= pad[:, None]
-        positions = shared + (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
-        ends = torch.tensor(sorted(eos))
-        live, done = torch.arange(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)
-        lengths = torch.full((len(prompts),), max_tokens)
-        out: list[torch.Tensor] = []
-        hidden = _forward(shape, weights, cache, tokens, positions)[:, -1]
-        for step in range(max_tokens):
-            found = _choose(weights, hidden, temperature, top_k, rng)
-            out = out or [part.new_zeros(len(prompts), max_tokens, *part.shape[1:]) for part in found]
-            for all_rows, part in zip(out, found, strict=True):
-                all_rows[live, step] = part
-            picked = found[0]
-            ended = torch.isin(picked, ends) & ~done
-            lengths[live[ended]] = step + 1
-            done = done | ended
-            alive = (~done).nonzero()[:, 0]
-            if not len(alive) or step == max_tokens - 1:
-                break
-            if len(alive) < _KEEP * len(live):
-                cache.keep(alive)
-                picked, pad, live, done = picked[alive], pad[alive], live[alive], done[alive]
-            hidden = _forward(shape, weights, cache, picked[:, None], (shared + width + step - pad)[:, None])[:, -1]
+    shared = _shared_prefix(prompts)
+    rests = [list(p[shared:]) for p in prompts]
+    width = max(map(len, rests))
+    cache = _new_cache(shape, weights, len(prompts), shared + width)
+    cache.mask[:, :shared] = True
+    if shared:
+        _forward(shape, weights, cache, torch.tensor([list(prompts[0][:shared])]), torch.arange(shared)[None])
+    tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
+    pad = torch.tensor([width - len(rest) for rest in rests])
+    cache.mask[:, shared : shared + width] = torch.arange(width)[None] >= pad[:, None]
+    positions = shared + (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
+    ends = torch.tensor(sorted(eos))
+    live, done = torch.arange(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)
+    lengths = torch.full((len(prompts),), max_tokens)
+    out: list[torch.Tensor] = []
+    hidden = _forward(shape, weights, cache, tokens, positions)[:, -1]
+    for step in range(max_tokens):
+        found = _choose(weights, hidden, temperature, top_k, rng)
+        out = out or [part.new_zeros(len(prompts), max_tokens, *part.shape[1:]) for part in found]
+        for all_rows, part in zip(out, found, strict=True):
+            all_rows[live, step] = part
+        picked = found[0]
+        ended = torch.isin(picked, ends) & ~done
+        lengths[live[ended]] = step + 1
+        done = done | ended
+        alive = (~done).nonzero()[:, 0]
+        if not len(alive) or step == max_tokens - 1:
+            break
+        if len(alive) < _KEEP * len(live):
+            cache.keep(alive)
+            picked, pad, live, done = picked[alive], pad[alive], live[alive], done[alive]
+        hidden = _forward(shape, weights, cache, picked[:, None], (shared + width + step - pad)[:, None])[:, -1]
     return _rollouts(lengths.tolist(), *(part.cpu().numpy() for part in out))
 
 

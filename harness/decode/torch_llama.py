@@ -89,9 +89,8 @@ def fast_dtype() -> torch.dtype:
     """
     import torch
 
-    if device().type == "cuda":
-        return torch.bfloat16
-    return torch.bfloat16 if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else torch.float32
+    fast = device().type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def shape_of(source: Path | Any, families: Sequence[str] = FAMILIES) -> Shape:
