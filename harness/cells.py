@@ -16,6 +16,7 @@ from harness.interrupt import StopRequest
 from harness.plan import Job, Plan, settings_of
 from harness.progress import Progress
 from harness.records import Generation, Record, Sample, Trajectory
+from harness.stages import Stages
 from harness.store import RunStore
 from harness.trained import Trained
 
@@ -42,16 +43,16 @@ class Context:
     prompts: dict[str, list[int]] = field(default_factory=dict)
     baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
     scores: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict)
-    model_s: float = 0.0
+    stages: Stages = field(default_factory=Stages)
 
 
 def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> None:
     """All stages that need the models; stops between records when asked to."""
     todo = [job for job in (*plan.decodes, *plan.replays) if job.key not in context.store]
-    started = time.perf_counter()
     if todo and not stop.requested:
         console.print("calibrating and warming up")
-        _prepare(context, todo)
+        with context.stages("calibrate"):
+            _prepare(context, todo)
     checkpoints = {len(plan.prompts) * part // 4 for part in (1, 2, 3)}
     with Progress(console, total=len(todo), done=len(context.store)) as progress:
         for i, (_, jobs) in enumerate(plan.prompts):
@@ -68,7 +69,8 @@ def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -
             _replay(context, plan.replays, progress)
     if todo and not stop.requested:
         _time_reference(context, todo[0].sample)
-    context.store.update(**_overhead(context, time.perf_counter() - started))
+    peak = max(context.store.manifest.measured.get("peak_memory_bytes", 0), machine.peak_memory_bytes())
+    context.store.update(peak_memory_bytes=peak)
 
 
 def _prepare(context: Context, todo: Sequence[Job]) -> None:
@@ -125,16 +127,16 @@ def _generate(context: Context, job: Job, max_tokens: int) -> Generation:
 def _decode(context: Context, job: Job) -> Record:
     """Decode one sample in one cell, audit it against the baseline and score it."""
     cell, sample = job.cell, job.sample
-    started = time.perf_counter()
-    generation = _generate(context, job, context.max_tokens)
-    context.model_s += time.perf_counter() - started
+    with context.stages("decode"):
+        generation = _generate(context, job, context.max_tokens)
     if cell.drafter is None and cell.temperature == 0:
         context.baselines.setdefault(sample.id, generation.tokens)
     baseline = context.baselines.get(sample.id)
     compared = cell.drafter is not None and cell.temperature == 0 and not cell.lossy and baseline is not None
     divergence = None
     if compared and baseline != generation.tokens:
-        divergence = context.engine.classify(context.pair, context.prompts[sample.id], baseline, generation.tokens)
+        with context.stages("check"):
+            divergence = context.engine.classify(context.pair, context.prompts[sample.id], baseline, generation.tokens)
     return Record(
         experiment=cell.experiment, method="decode", mode=cell.mode, sample_id=sample.id, domain=sample.domain, drafter=cell.drafter,
         adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed, lossy=cell.lossy,
@@ -160,7 +162,8 @@ def _score(context: Context, sample: Sample, generation: Generation) -> dict[str
     if key not in context.scores:
         baseline = context.baselines.get(sample.id)
         target_text = None if baseline is None else context.pair.decode(baseline)
-        score = context.engine.score(sample, generation.text, target_text=target_text)
+        with context.stages("score"):
+            score = context.engine.score(sample, generation.text, target_text=target_text)
         context.scores[key] = {"metric": score.metric, "status": score.status, "value": score.value, "reason": score.reason[:200]}
     result: dict[str, Any] = context.scores[key]
     return result
@@ -173,13 +176,12 @@ def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
         if job.key not in context.store:
             groups.setdefault((job.cell.drafter, job.adapter), []).append(job)
     for (drafter, adapter), group in groups.items():
-        started = time.perf_counter()
         trajectories = [_trajectory(context, sample) for sample in {job.sample.id: job.sample for job in group}.values()]
         ks = sorted({job.cell.k for job in group if isinstance(job.cell.k, int)})
         context.trained.activate(adapter)
         source = context.trained.drafter(adapter) if drafter == "adapter" else drafter
-        rows = context.engine.replay(context.pair, trajectories, [source], ks)
-        context.model_s += time.perf_counter() - started
+        with context.stages("replay"):
+            rows = context.engine.replay(context.pair, trajectories, [source], ks)
         by_key = {(row.sample_id, row.k): row for row in rows}
         finish = {t.sample_id: t for t in trajectories}
         records = [_replayed(job, by_key[job.sample.id, job.cell.k], finish[job.sample.id]) for job in group]
@@ -191,9 +193,8 @@ def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
 
 def _spot_check(context: Context, job: Job, replayed: Record) -> None:
     """Decode one replayed sample for real; the manifest keeps whether every round's counts are the same."""
-    started = time.perf_counter()
-    decoded = _generate(context, job, context.max_tokens)
-    context.model_s += time.perf_counter() - started
+    with context.stages("check"):
+        decoded = _generate(context, job, context.max_tokens)
     checks = context.store.manifest.measured.get("spot_checks", [])
     check = {
         "drafter": job.adapter or job.cell.drafter,
@@ -233,18 +234,10 @@ def _time_reference(context: Context, sample: Sample) -> None:
     """Time a fixed short decode; the manifest keeps all of them in order."""
     prompt = context.prompts[sample.id][-32:]
     started = time.perf_counter()
-    context.engine.generate(context.pair, prompt, drafter=None, max_tokens=REFERENCE_TOKENS)
+    with context.stages("calibrate"):
+        context.engine.generate(context.pair, prompt, drafter=None, max_tokens=REFERENCE_TOKENS)
     elapsed = time.perf_counter() - started
     context.store.update(reference_s=[*context.store.manifest.measured.get("reference_s", []), elapsed])
-
-
-def _overhead(context: Context, loop_s: float) -> dict[str, Any]:
-    before = context.store.manifest.measured
-    return {
-        "loop_s": before.get("loop_s", 0.0) + loop_s,
-        "model_s": before.get("model_s", 0.0) + context.model_s,
-        "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), machine.peak_memory_bytes()),
-    }
 
 
 def remember_baselines(context: Context, records: Sequence[Record]) -> None:

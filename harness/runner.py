@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -19,6 +18,7 @@ from harness.experiments import Cell
 from harness.interrupt import StopRequest
 from harness.plan import make_plan
 from harness.records import Sample
+from harness.stages import Stages
 from harness.store import Manifest, RunStore, check_writable, new_run_name, read_manifest, read_records, run_folder
 from harness.trained import Trained
 
@@ -62,23 +62,29 @@ def run_suite(
     console = console or Console()
     check_writable(results_dir)
     folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, Path(suite.models).stem, results_dir)
-    if resume:
-        _same_before_loading(read_manifest(folder), suite)
+    before = read_manifest(folder) if resume else None
+    if before:
+        _same_before_loading(before, suite)
+    stages = Stages(before.measured.get("time_s") if before else None)
     engine = engine or real_engine()
-    samples = _samples(suite, engine, offline)
-    pair = engine.load_pair(suite.models, offline=offline)
-    prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
+    with stages("load"):
+        samples = _samples(suite, engine, offline)
+        pair = engine.load_pair(suite.models, offline=offline)
+        prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
     with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine)) as store, StopRequest(console) as stop:
         if store.repaired_bytes:
             console.print(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
-        context = Context(max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile)
+        context = Context(
+            max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, stages=stages
+        )
         with suppress(Stopped):
             cells = _possible(context, suite.cells())
             load = partial(engine.load_samples, offline=offline)
-            context.trained = _train(context, suite, cells, samples, load, stop, console)
+            with stages("train"):
+                context.trained = _train(context, suite, cells, samples, load, stop, console)
             remember_baselines(context, read_records(folder))
             execute(context, make_plan(cells, samples, suite.seed, context.trained.adapter), stop, console)
-        store.update(status="interrupted" if stop.requested else "finished")
+        store.update(status="interrupted" if stop.requested else "finished", time_s=stages.seconds())
         generic = store.manifest.measured.get("calibration", {}).get("generic", {})
         remember(pair.name, read_records(folder), generic.get("c"))
     _report(folder, console)
@@ -104,7 +110,6 @@ def _train(
     context: Context, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load: Any, stop: StopRequest, console: Console
 ) -> Trained:
     """Train what the suite's cells need; a resumed run must find the adapters it began with."""
-    started = time.perf_counter()
 
     def say(line: str) -> None:
         if stop.requested:
@@ -116,7 +121,7 @@ def _train(
     before, facts = context.store.manifest.measured, trained.facts()
     for name, adapter in before.get("adapters", {}).items():
         _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))
-    context.store.update(**facts, train_s=before.get("train_s", 0.0) + time.perf_counter() - started)
+    context.store.update(**facts)
     return trained
 
 

@@ -237,11 +237,13 @@ class _Material:
         from harness.decode.collect import collect
 
         todo = [s for s in prompts if s.id not in self._answers]
+        if todo:
+            self.say(f"the target answers {len(todo)} training prompts")
         found = collect(self.pair, todo, max_tokens=self.suite.max_tokens, batch=COLLECT_BATCH, out=self._folder) if todo else ()
-        for done, trajectory in enumerate(found):
+        for done, trajectory in enumerate(found, start=1):
             self._answers[trajectory.sample_id] = trajectory
             if done % COLLECT_BATCH == 0:
-                self.say(f"the target answers training prompts: {done} of {len(todo)}")
+                self.say(f"  {done} of {len(todo)} answered")
         return [self._answers[s.id] for s in prompts]
 
 

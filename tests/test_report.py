@@ -25,11 +25,13 @@ from harness.report.compare import compare
 from harness.report.findings import findings
 from harness.report.html import render_html
 from harness.report.markdown import render
+from harness.report.profile import stage_table
 from harness.report.router import compare_router, oracle_gap_recovery
 from harness.report.summary import ALL
 from harness.report.tables import MISSING, main_table
 from harness.report.verify import verify
 from harness.runner import reports_folder
+from harness.stages import Stages, own_share
 
 
 def cell(sample: str, lengths: list[int], k: int = 4, **changes: Any) -> Record:
@@ -330,6 +332,31 @@ def test_markdown_starts_with_the_table(finished: Path) -> None:
     assert blocks[0].startswith("# ")
     assert blocks[1].startswith("| domain")
     assert blocks[2].startswith("- On code")
+
+
+def test_replay_is_weighed_against_decoding_the_same_cells() -> None:
+    """Two prompts of 8 s each at a predicted 1 (unknown) would be 16 s of decoding; 2 s of replay are an eighth."""
+    records = [baseline("a", 8, 8.0), baseline("b", 8, 8.0)]
+    records += [cell(s, [1, 1, 1, 1], experiment="ablation_k", method="replay", wall_s=None) for s in "ab"]
+    (text,) = [t for t in findings(summarise(records), {"time_s": {"replay": 2.0, "total": 20.0}}) if "replay" in t]
+    assert text == "1 cell came from replay in 2 s; decoding it would take about 16 s, 8 times as long."
+    assert not [t for t in findings(summarise(records), {}) if "replay" in t]
+
+
+def test_stages_add_up_and_an_inner_one_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 s of decoding with 2 s of checking inside, 5 s of replay that an interrupted run had before, 1 s of nothing."""
+    clock = iter([0.0, 0.0, 1.0, 3.0, 3.0, 4.0])
+    monkeypatch.setattr("harness.stages.time.perf_counter", lambda: next(clock))
+    stages = Stages({"replay": 5.0, "total": 6.0})
+    with stages("decode"), stages("check"):
+        pass
+    seconds = stages.seconds()
+    assert seconds == {"replay": 5.0, "decode": 1.0, "check": 2.0, "total": 10.0}
+    assert own_share(seconds) == pytest.approx(0.2)
+    table = stage_table({"time_s": seconds})
+    assert table is not None
+    assert table.rows[-1] == ("planning, records, everything else", "2.0 s", "20.0%")
+    assert stage_table({}) is None
 
 
 def test_compare_names_what_changed(finished: Path, tmp_path: Path) -> None:

@@ -146,6 +146,9 @@ def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest.measured["status"] == "finished"
     assert len(manifest.measured["reference_s"]) >= 3
+    time_s = dict(manifest.measured["time_s"])
+    assert {"load", "train", "calibrate", "decode", "replay", "check", "score", "total"} <= set(time_s)
+    assert 0 < sum(time_s.values()) - time_s["total"] <= time_s["total"]
     assert manifest.models == {
         "target": "target-1",
         "draft": "draft-1",
@@ -344,8 +347,11 @@ def test_ctrl_c_finishes_the_sample_and_reports(tmp_path: Path) -> None:
     assert 0 < len(read_records(folder)) < 30
     assert read_manifest(folder).measured["status"] == "interrupted"
     assert "This report is partial" in (tmp_path / "reports" / folder.name / "report.md").read_text()
+    first = read_manifest(folder).measured["time_s"]
     run(tmp_path, resume=folder.name)
     assert len(read_records(folder)) == 30
+    both = read_manifest(folder).measured["time_s"]
+    assert all(both[stage] >= first[stage] for stage in first)
 
 
 def test_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:

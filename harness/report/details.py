@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.report import tables
-from harness.report.profile import profile_table
+from harness.report.profile import profile_table, stage_table
 from harness.report.summary import CellRow
 from harness.report.tables import Table
 from harness.report.training import router_table, swap_table, training_table
@@ -31,5 +31,6 @@ def details(rows: Sequence[CellRow], measured: Mapping[str, Any], router: Sequen
         tables.latency_table(rows),
         profile_table(rows),
         tables.quality_table(rows),
+        stage_table(measured),
     ]
     return [table for table in found if table is not None and table.rows]

@@ -26,6 +26,7 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     sentences = _speed(rows)
     sentences += _lossless(rows)
     sentences += _quality(rows)
+    sentences += _replayed(rows, measured)
     sentences += training_findings(measured, rows)
     sentences += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
     if measured.get("skipped"):
@@ -79,6 +80,20 @@ def _lossless(rows: Sequence[CellRow]) -> list[str]:
     bugs = sum(d.kind == "bug" for d in found)
     text = f"{compared - len(found)} of {compared} greedy outputs equal the target's own; {len(found) - bugs} differ from a near-tie on"
     return [text + (f", {bugs} differ without a near-tie: a bug in the decoding (listed below)." if bugs else " (listed below).")]
+
+
+def _replayed(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
+    """What replay cost beside decoding the same cells, estimated from the target's own speed on each domain and the predicted speedups."""
+    seconds = (measured.get("time_s") or {}).get("replay")
+    plain = [r for r in rows if r.drafter is None and r.temperature == 0 and r.method == "decode"]
+    base = {r.domain: r.tokens / r.tok_s / r.n for r in plain if r.tok_s}
+    cells = [r for r in rows if r.method == "replay" and r.domain in base and r.domain != ALL]
+    if not seconds or not cells:
+        return []
+    decoding = sum(base[r.domain] * r.n / (r.predicted or 1.0) for r in cells)
+    some, them = (f"{len(cells)} cells", "them") if len(cells) > 1 else ("1 cell", "it")
+    ratio = decoding / seconds
+    return [f"{some} came from replay in {seconds:.0f} s; decoding {them} would take about {decoding:.0f} s, {ratio:.0f} times as long."]
 
 
 def _quality(rows: Sequence[CellRow]) -> list[str]:

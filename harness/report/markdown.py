@@ -12,6 +12,7 @@ from harness.report.details import details
 from harness.report.findings import findings
 from harness.report.summary import CellRow
 from harness.report.tables import Table
+from harness.stages import own_share
 from harness.store import Manifest
 
 
@@ -64,6 +65,7 @@ def _facts(manifest: Manifest) -> str:
     }
     if measured.get("peak_memory_bytes"):
         facts["peak memory"] = f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB"
-    if measured.get("loop_s"):
-        facts["time"] = f"{measured['loop_s']:.0f} s, of which {measured['model_s']:.0f} s decoding and replaying the cells"
+    if measured.get("time_s"):
+        time_s = measured["time_s"]
+        facts["time"] = f"{time_s['total']:.0f} s, of which {own_share(time_s):.1%} outside model calls and training"
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())

@@ -1,20 +1,44 @@
-"""Where the time of a profiled run went: a table and a chart, only where records carry a profile."""
+"""Where the time of a run went by stage, and inside the rounds of a profiled one: tables and a chart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import altair as alt
 
 from harness.report.charts import COLOURS, WIDTH, Figure, name_of
 from harness.report.summary import ALL, PROFILE_PARTS, CellRow
 from harness.report.tables import Table, cell_table
+from harness.stages import MODEL_STAGES, OWN_STAGES
 
 _NAMES = {"prefill_s": "prefill", "draft_s": "draft", "verify_s": "verify", "sync_s": "sync", "host_s": "host", "other_s": "other"}
 CAPTION = (
     "Prefill: processing the prompt. Draft and verify: launching the models and waiting for them. Sync: reading results to the host. "
     "Host: the rest of a round, in Python. Other: between rounds. A profiled round waits for each part, so profile and race in two runs."
 )
+
+
+_STAGES = {
+    "train": "answers, training and router fits",
+    "calibrate": "calibration and warm-up",
+    "decode": "decoding the timed cells",
+    "replay": "replaying the other cells",
+    "check": "spot checks of replay, divergences",
+    "load": "reading datasets and models",
+    "score": "scoring answers",
+}
+
+
+def stage_table(measured: Mapping[str, Any]) -> Table | None:
+    """Seconds and share of the wall time by stage, up to the writing of the report; None for runs that did not record them."""
+    time_s = measured.get("time_s")
+    if not time_s:
+        return None
+    named = {_STAGES[name]: time_s.get(name, 0.0) for name in (*MODEL_STAGES, *OWN_STAGES)}
+    named["planning, records, everything else"] = time_s["total"] - sum(named.values())
+    lines = [(name, f"{seconds:.1f} s", f"{seconds / time_s['total']:.1%}") for name, seconds in named.items()]
+    return Table("Where the run's time went", ("stage", "time", "share"), tuple(lines), left=1)
 
 
 def profile_table(rows: Sequence[CellRow]) -> Table | None:
