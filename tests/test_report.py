@@ -28,7 +28,7 @@ from harness.report.markdown import render
 from harness.report.profile import stage_table
 from harness.report.router import compare_router, oracle_gap_recovery
 from harness.report.summary import ALL
-from harness.report.tables import MISSING, main_table
+from harness.report.tables import MISSING, domain_table, first_table
 from harness.report.verify import verify
 from harness.runner import reports_folder
 from harness.stages import Stages, own_share
@@ -129,7 +129,7 @@ def test_missing_is_empty_not_zero() -> None:
     assert lines[1]["tok_s"] == lines[1]["speedup"] == lines[1]["rate"] == lines[1]["ttft_s_p50"] == lines[1]["divergences"] == ""
     assert lines[0]["rate"] == lines[0]["drafter"] == ""
     assert lines[0]["tok_s"] == "3.0"
-    assert main_table(summarise(records)).rows[0][5:7] == (MISSING, MISSING)
+    assert first_table(summarise(records)).rows[0][5:7] == (MISSING, MISSING)
 
 
 def test_several_domains_get_a_pooled_row() -> None:
@@ -323,7 +323,7 @@ def test_reports_are_written_and_shown(finished: Path, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in write_reports(finished, tmp_path / "out")} == first
     console = quiet()
     show_table(finished, console)
-    assert "| code" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "| all" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_markdown_starts_with_the_table(finished: Path) -> None:
@@ -331,7 +331,28 @@ def test_markdown_starts_with_the_table(finished: Path) -> None:
     blocks = (reports_folder(finished) / "report.md").read_text().split("\n\n")
     assert blocks[0].startswith("# ")
     assert blocks[1].startswith("| domain")
-    assert blocks[2].startswith("- On code")
+    assert blocks[2].startswith("- Fastest: on all domains together, ")
+
+
+def test_first_table_ranks_cells_and_shows_their_domains() -> None:
+    """The target alone, then the fastest pooled cell first with its speedup on each domain; a cell of one domain comes last."""
+    records = []
+    for domain, slow in (("x", 2.0), ("y", 4.0)):
+        records += [baseline(domain, 4, 4.0, domain=domain), cell(domain, [1, 1], domain=domain, k=2, wall_s=slow)]
+        records.append(cell(domain, [1, 1], domain=domain, k=4, wall_s=1.0))
+    records.append(cell("x", [1, 1], domain="x", k=8, wall_s=0.5))
+    table = first_table(summarise(records))
+    own = [dict(zip(table.headers, row, strict=True)) for row in table.rows]
+    assert [(r["domain"], r["K"], r["speedup [95%]"], r["on x"], r["on y"]) for r in own] == [
+        (ALL, MISSING, MISSING, MISSING, MISSING),
+        (ALL, "4", "4.00x", "4.00x", "4.00x"),
+        (ALL, "2", "1.33x", "2.00x", "1.00x"),
+        ("x", "8", "8.00x", "8.00x", MISSING),
+    ]
+    by_domain = domain_table(summarise(records))
+    assert by_domain is not None
+    assert [row[0] for row in by_domain.rows] == ["x"] * 4 + ["y"] * 3
+    assert domain_table(summarise(timed(3, 1.0, 0.1))) is None
 
 
 def test_replay_is_weighed_against_decoding_the_same_cells() -> None:

@@ -54,12 +54,12 @@ def show_table(folder: Path, console: Any) -> None:
     """Print the main table and the findings; as Markdown where the output is no terminal."""
     from harness.report.findings import findings
     from harness.report.markdown import markdown_table
-    from harness.report.tables import main_table, rich_table
+    from harness.report.tables import first_table, rich_table
 
     manifest, rows = load_rows(folder)
     if console.is_terminal:
-        console.print(rich_table(main_table(rows)))
+        console.print(rich_table(first_table(rows)))
     else:
-        console.print(markdown_table(main_table(rows)) + "\n", markup=False, highlight=False, soft_wrap=True)
+        console.print(markdown_table(first_table(rows)) + "\n", markup=False, highlight=False, soft_wrap=True)
     for sentence in findings(rows, manifest.measured):
         console.print(f"• {sentence}", markup=False, highlight=False, soft_wrap=True)

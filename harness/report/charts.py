@@ -11,9 +11,13 @@ import altair as alt
 from harness.report.summary import ALL, CellRow
 from harness.stats import Estimate
 
-WIDTH = 720
-PANEL = 260
+WIDTH = 900
+PANEL = 330
 """Width in pixels of one panel where several stand side by side."""
+FEW_ROUNDS = 8
+"""Draft positions that fewer rounds reached are not drawn."""
+POOLED = "#1d2733"
+"""Colour of all domains together."""
 COLOURS = ("#2f6fb3", "#e0823d", "#4a9d5b", "#a65fb0", "#c9a227", "#5aa7b8", "#b8485a", "#7d7d7d")
 
 
@@ -38,11 +42,11 @@ def figures(rows: Sequence[CellRow], router: Sequence[Mapping[str, Any]] = ()) -
     """
     own = [row for row in rows if row.domain != ALL]
     several = len({row.domain for row in own}) > 1
-    rows = own if several else list(rows)
+    everything, rows = rows, own if several else rows
     makers: tuple[Callable[[Sequence[CellRow]], Figure | None], ...] = (
-        _speedup, _acceptance, _positions, _tau_over_k, _speed_over_k, _rank_curve, _rounds_curve, _forgetting,
+        _positions, _tau_over_k, _speed_over_k, _rank_curve, _rounds_curve, _forgetting,
     )  # fmt: skip
-    found = [make(rows) for make in makers] + [_router(router), _latency(rows)]
+    found = [_speedup(everything), _acceptance(everything), *(make(rows) for make in makers), _router(router), _latency(rows)]
     return [figure for figure in found if figure is not None]
 
 
@@ -65,7 +69,9 @@ def _intervals(rows: Iterable[CellRow], field: str) -> Values:
 def _colour(values: Values, field: str = "domain") -> Any:
     """Colour by ``field``, in the order in which its values appear."""
     legend = alt.Legend(orient="top", labelLimit=300, symbolOpacity=1, symbolType="circle")
-    return alt.Color(f"{field}:N", title=None, sort=_order(values, field), scale=alt.Scale(range=list(COLOURS)), legend=legend)
+    order = _order(values, field)
+    colours = [POOLED if name == ALL else COLOURS[i % len(COLOURS)] for i, name in enumerate(order)]
+    return alt.Color(f"{field}:N", title=None, sort=order, scale=alt.Scale(domain=order, range=colours), legend=legend)
 
 
 def _order(values: Values, field: str) -> list[Any]:
@@ -123,11 +129,11 @@ def _positions(rows: Sequence[CellRow]) -> Figure | None:
             if key not in longest or len(row.marginal) > len(longest[key].marginal):
                 longest[key] = row
     values = [
-        {"domain": domain, "drafter": label, "position": j + 1, "acceptance": value, "kind": kind}
+        {"domain": domain, "drafter": label, "position": j + 1, "acceptance": value, "kind": kind, "rounds": rounds}
         for (domain, label), row in longest.items()
         for kind in ("marginal", "conditional")
-        for j, value in enumerate(getattr(row, kind))
-        if value is not None
+        for j, (value, rounds) in enumerate(zip(getattr(row, kind), row.reached, strict=True))
+        if value is not None and rounds >= FEW_ROUNDS
     ]
     if not values:
         return None
@@ -138,13 +144,14 @@ def _positions(rows: Sequence[CellRow]) -> Figure | None:
             x=alt.X("position:O", title="position in the draft", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("acceptance:Q", scale=alt.Scale(domain=[0, 1]), title="acceptance"),
             color=_colour(values, "drafter"),
-            strokeDash=alt.StrokeDash(
-                "kind:N", title=None, sort=["marginal", "conditional"], legend=alt.Legend(orient="top", symbolType="stroke")
-            ),
-            tooltip=["drafter:N", "kind:N", "position:O", alt.Tooltip("acceptance:Q", format=".3f")],
+            strokeDash=alt.StrokeDash("kind:N", title=None, sort=["marginal", "conditional"], legend=None),
+            tooltip=["drafter:N", "kind:N", "position:O", alt.Tooltip("acceptance:Q", format=".3f"), "rounds:Q"],
         )
     )
-    caption = "Marginal: kept up to this position, of all drafts this long. Conditional: kept, given that everything before was."
+    caption = (
+        "Solid: kept up to this position, of all drafts this long (marginal). Dashed: kept, given that everything before was (conditional). "
+        f"Positions that fewer than {FEW_ROUNDS} rounds reached are left out."
+    )
     return Figure("Acceptance by position", caption, _facet(chart, values))
 
 

@@ -22,6 +22,7 @@ def details(rows: Sequence[CellRow], measured: Mapping[str, Any], router: Sequen
     """
     found = [
         tables.divergence_table(rows),
+        tables.domain_table(rows),
         router_table(router),
         training_table(measured, rows),
         swap_table(measured),

@@ -13,7 +13,7 @@ from harness.report.training import training_findings
 ALPHA = 0.05
 """Family-wise error of the speed claims of one report (Holm)."""
 MANY = 12
-"""With more timed cells than this, each domain gets one sentence about its fastest cell."""
+"""With more timed cells than this, or several domains, only the fastest and those that are shown to be slower get a sentence."""
 
 
 def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
@@ -37,17 +37,28 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
 
 
 def _speed(rows: Sequence[CellRow]) -> list[str]:
-    cells = [row for row in rows if row.speedup is not None and row.domain != ALL]
+    cells = [row for row in rows if row.speedup is not None]
     adjusted = stats.holm([row.speedup.p if row.speedup else None for row in cells])
     sentences = {id(row): _speed_sentence(row, p) for row, p in zip(cells, adjusted, strict=True)}
-    if len(cells) <= MANY:
-        return list(sentences.values())
-    best = [max((r for r in cells if r.domain == d), key=_speedup_value) for d in dict.fromkeys(r.domain for r in cells)]
-    return [f"Fastest on {row.domain}: {sentences[id(row)]}" for row in best]
+    domains = sorted(dict.fromkeys(r.domain for r in cells), key=lambda d: d != ALL)
+    if len(domains) == 1 and len(cells) <= MANY:
+        return [text[0].upper() + text[1:] for text in sentences.values()]
+    exact = [r for r in cells if not r.lossy and not r.temperature] or cells
+    best = [max((r for r in exact if r.domain == d), key=_speedup_value) for d in domains if any(r.domain == d for r in exact)]
+    slow = [
+        f"{_name(row)} on {_where(row)} {interval(row.speedup, 2, 'x')}"
+        for row, p in zip(cells, adjusted, strict=True)
+        if p is not None and p < ALPHA and _speedup_value(row) < 1
+    ]
+    return [f"Fastest: {sentences[id(row)]}" for row in best] + ([f"Slower than the target alone: {'; '.join(slow)}."] if slow else [])
 
 
 def _speedup_value(row: CellRow) -> float:
     return row.speedup.value if row.speedup else 0.0
+
+
+def _where(row: CellRow) -> str:
+    return "all domains together" if row.domain == ALL else row.domain
 
 
 def _name(row: CellRow) -> str:
@@ -58,15 +69,15 @@ def _speed_sentence(row: CellRow, p: float | None) -> str:
     speedup = row.speedup
     assert speedup is not None
     if p is None:
-        return f"On {row.domain}, {_name(row)} ran at {speedup.value:.2f}x the target alone; n = {speedup.n} is too few for an interval."
+        return f"on {_where(row)}, {_name(row)} ran at {speedup.value:.2f}x the target alone; n = {speedup.n} is too few for an interval."
     if p >= ALPHA:
         detectable = number(speedup.detectable, 2, "x")
         return (
-            f"On {row.domain}, no difference in speed between {_name(row)} and the target alone could be shown at n = {speedup.n} "
+            f"on {_where(row)}, no difference in speed between {_name(row)} and the target alone could be shown at n = {speedup.n} "
             f"({interval(speedup, 2, 'x')}; detectable: {detectable})."
         )
     word = "faster" if speedup.value > 1 else "slower"
-    return f"On {row.domain}, {_name(row)} is {word} than the target alone: {interval(speedup, 2, 'x')}, n = {speedup.n}."
+    return f"on {_where(row)}, {_name(row)} is {word} than the target alone: {interval(speedup, 2, 'x')}, n = {speedup.n}."
 
 
 def _lossless(rows: Sequence[CellRow]) -> list[str]:
@@ -111,4 +122,7 @@ def _quality(rows: Sequence[CellRow]) -> list[str]:
             sentences.append(f"{score} and differs for {named}.")
         else:
             sentences.append(f"{score} and for every lossless cell.")
+        if base.quality.cut:
+            cut = f"{base.quality.cut} of {base.quality.scored}"
+            sentences[-1] += f" {cut} answers were cut at the token limit: raise max_tokens to judge quality."
     return sentences

@@ -24,13 +24,13 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: #f5f7f9; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 24px 64px; }
+main { max-width: 1280px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 0 0 4px; }
 p.sub, p.caption { color: var(--soft); margin: 0 0 16px; } p.caption { font-size: 14px; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px; margin: 20px 0; overflow-x: auto; }
 ul { margin: 0; padding-left: 20px; } li { margin: 4px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } .l { text-align: left; }
 tr.new td { border-top: 2px solid #c3ccd6; }
 details { font-size: 14px; } summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
@@ -66,7 +66,7 @@ def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Ma
         *(_figure(i, figure) for i, figure in enumerate(charts)),
         _section("Details", "", "".join(_folded(table) for table in details(rows, manifest.measured, router))),
     ]
-    first = _section("Result", "95% intervals over prompts; speedup is paired per prompt.", _table(tables.main_table(rows)))
+    first = _section("Result", "95% intervals over prompts; speedup is paired per prompt.", _table(tables.first_table(rows)))
     script = "const specs = " + _json(specs) + ";\nspecs.forEach((s, i) => vegaEmbed('#figure-' + i, s, " + _json(_OPTIONS) + "));"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

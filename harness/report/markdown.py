@@ -26,7 +26,7 @@ def render(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping
     """
     parts = [
         f"# {manifest.suite.get('name', manifest.run)} on {manifest.pair}",
-        markdown_table(tables.main_table(rows)),
+        markdown_table(tables.first_table(rows)),
         "\n".join(f"- {sentence}" for sentence in findings(rows, manifest.measured)),
         "## How to read it",
         LEGEND,

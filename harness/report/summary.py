@@ -31,6 +31,8 @@ class Quality:
     """Mean over the scored answers."""
     scored: int
     unscored: int
+    cut: int
+    """Scored answers that ended at the token limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class CellRow:
     """Acceptance at position j = 1, 2, ...: rounds that accepted j or more / rounds that drafted j or more."""
     conditional: tuple[float | None, ...]
     """The same divided by the rounds that drafted j or more and accepted j - 1 or more."""
+    reached: tuple[int, ...]
+    """Rounds that drafted j or more."""
     ttft_s: tuple[float, ...] | None
     """Time to first token: 50th, 90th and 99th percentile."""
     token_s: tuple[float, ...] | None
@@ -98,6 +102,12 @@ class CellRow:
     quality: Quality | None
     profile: Mapping[str, float] | None
     """Seconds over all answers: ``prefill_s``, the parts of the rounds and ``other_s``; None where not every answer was profiled."""
+
+    @property
+    def cell(self) -> tuple[Any, ...]:
+        """What tells the cell from others, its domain apart."""
+        own = (self.experiment, self.drafter, self.adapter, self.k, self.rule, self.temperature, self.mode, self.method, self.lossy)
+        return (*own, settings_key(self.settings))
 
     @property
     def label(self) -> str:
@@ -172,7 +182,7 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
     timed = all(w is not None for w in walls)
     speedup, unpaired = _speedup(group, baselines) if drafts and timed else (None, 0)
     predicted = _predicted(group, calibration)
-    marginal, conditional = positions(group)
+    marginal, conditional, reached = positions(group)
     some = drafted > 0
     return CellRow(
         experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
@@ -185,7 +195,7 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
         tok_s=float(emitted.sum() / sum(w for w in walls if w is not None)) if timed else None,
         speedup=speedup, unpaired=unpaired, compared=sum(r.compared for r in group),
         divergences=tuple((r.sample_id, r.divergence) for r in group if r.divergence is not None),
-        marginal=marginal, conditional=conditional, ttft_s=_percentiles([r.ttft_s for r in group]),
+        marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in group]),
         token_s=_percentiles([_per_token(r) for r in group]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in group]), swap_s=_median([r.swap_s for r in group]), predicted=predicted,
         efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(group),
@@ -215,20 +225,21 @@ def _speedup(group: Sequence[Record], baselines: Mapping[Any, Record]) -> tuple[
     return estimate, len(prompts) - len(pairs)
 
 
-def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float | None, ...]]:
-    """Acceptance by draft position, marginal and conditional; empty where no per-round lengths are known."""
+def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float | None, ...], tuple[int, ...]]:
+    """Acceptance by draft position, marginal and conditional, and the rounds that drafted so far; empty without lengths per round."""
     accepted = np.array([a for r in group for a in r.accept_lengths], int)
     drafted = np.array([d for r in group for d in r.draft_lengths], int)
     if not len(accepted) or len(accepted) != len(drafted):
-        return (), ()
-    marginal, conditional = [], []
+        return (), (), ()
+    marginal, conditional, counts = [], [], []
     for j in range(1, int(drafted.max(initial=0)) + 1):
         reached = drafted >= j
         hits = np.sum(accepted >= j)
         tried = np.sum(reached & (accepted >= j - 1))
         marginal.append(float(hits / np.sum(reached)))
         conditional.append(float(hits / tried) if tried else None)
-    return tuple(marginal), tuple(conditional)
+        counts.append(int(np.sum(reached)))
+    return tuple(marginal), tuple(conditional), tuple(counts)
 
 
 def _predicted(group: Sequence[Record], calibration: Calibration) -> float | None:
@@ -275,10 +286,10 @@ def _profile(group: Sequence[Record]) -> Mapping[str, float] | None:
 
 
 def _quality(group: Sequence[Record]) -> Quality | None:
-    scores = [(r.extra or {}).get("score") for r in group]
-    known = [s for s in scores if s]
-    if not known or len({s["metric"] for s in known}) > 1:
+    known = [(r, s) for r in group if (s := (r.extra or {}).get("score"))]
+    if not known or len({s["metric"] for _, s in known}) > 1:
         return None
-    values = [s["value"] for s in known if s["status"] != "unscored" and s["value"] is not None]
-    mean = float(np.mean(values)) if values else None
-    return Quality(metric=known[0]["metric"], mean=mean, scored=len(values), unscored=len(known) - len(values))
+    scored = [(r, s["value"]) for r, s in known if s["status"] != "unscored" and s["value"] is not None]
+    mean = float(np.mean([value for _, value in scored])) if scored else None
+    cut = sum(r.finish == "length" for r, _ in scored)
+    return Quality(metric=known[0][1]["metric"], mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)

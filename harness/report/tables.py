@@ -82,24 +82,55 @@ def cell_table(title: str, rows: Sequence[CellRow], columns: Iterable[Column]) -
     return Table(title, tuple(name for name, _ in chosen), tuple(tuple(get(row) for _, get in chosen) for row in rows), len(names))
 
 
-def main_rows(rows: Sequence[CellRow]) -> list[CellRow]:
-    """Rows of the first table: what was timed."""
+def timed_rows(rows: Sequence[CellRow]) -> list[CellRow]:
+    """Rows of the cells that were decoded against the clock."""
     return [row for row in rows if row.method == "decode"]
 
 
-def main_table(rows: Sequence[CellRow]) -> Table:
-    """Tokens, acceptance, speed and divergences per domain and drafter."""
-    columns: list[Column] = [
-        ("n", lambda r: str(r.n)),
-        ("tokens", lambda r: str(r.tokens)),
-        ("rate", lambda r: point(r.rate)),
-        ("alpha", lambda r: point(r.alpha)),
-        ("tau", lambda r: point(r.tau, 2)),
-        ("tok/s", lambda r: number(r.tok_s, 1)),
-        ("speedup [95%]", lambda r: interval(r.speedup, 2, "x")),
-        ("diverged", diverged),
+def first_rows(rows: Sequence[CellRow]) -> list[CellRow]:
+    """Rows of the first table: every timed cell once.
+
+    Cells that ran on several domains are pooled, the target alone first, then the fastest; cells of a single domain follow.
+    """
+    timed = timed_rows(rows)
+    pooled = {row.cell: row for row in timed if row.domain == ALL}
+    ranked = sorted(pooled.values(), key=lambda row: (row.drafter is not None, -row.speedup.value if row.speedup else 0.0))
+    return [*ranked, *(row for row in timed if row.cell not in pooled)]
+
+
+def first_table(rows: Sequence[CellRow]) -> Table:
+    """Acceptance, speed and divergences of every timed cell, its speedup on each domain beside the pooled one."""
+    shown = first_rows(rows)
+    speed = {(row.domain, row.cell): row.speedup for row in timed_rows(rows)}
+    several = any(row.domain == ALL for row in shown)
+    domains = dict.fromkeys(row.domain for row in timed_rows(rows) if several and row.domain != ALL)
+    by_domain: list[Column] = [
+        (f"on {domain}", lambda r, domain=domain: number(_value(speed.get((domain, r.cell))), 2, "x"))  # type: ignore[misc]
+        for domain in domains
     ]
-    return cell_table("Result", main_rows(rows), columns)
+    return cell_table("Result", shown, [_RESULT[0], *_RESULT[2 if several else 1 : -1], *by_domain, _RESULT[-1]])
+
+
+def domain_table(rows: Sequence[CellRow]) -> Table | None:
+    """The first table's columns per domain; None where the first table shows nothing else."""
+    own = [row for row in timed_rows(rows) if row.domain != ALL]
+    return cell_table("By domain", own, _RESULT) if len(own) < len(timed_rows(rows)) else None
+
+
+_RESULT: tuple[Column, ...] = (
+    ("n", lambda r: str(r.n)),
+    ("tokens", lambda r: str(r.tokens)),
+    ("rate", lambda r: point(r.rate)),
+    ("alpha", lambda r: point(r.alpha)),
+    ("tau", lambda r: point(r.tau, 2)),
+    ("tok/s", lambda r: number(r.tok_s, 1)),
+    ("speedup [95%]", lambda r: interval(r.speedup, 2, "x")),
+    ("diverged", diverged),
+)
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def acceptance_table(rows: Sequence[CellRow]) -> Table:
@@ -141,7 +172,7 @@ def speed_table(rows: Sequence[CellRow]) -> Table:
         ("detectable difference", lambda r: number(r.speedup.detectable if r.speedup else None, 2, "x")),
         ("prompts left out", lambda r: str(r.unpaired)),
     ]
-    return cell_table("Measured and predicted speedup", [row for row in main_rows(rows) if row.speedup], columns)
+    return cell_table("Measured and predicted speedup", [row for row in timed_rows(rows) if row.speedup], columns)
 
 
 def latency_table(rows: Sequence[CellRow]) -> Table:
@@ -150,7 +181,7 @@ def latency_table(rows: Sequence[CellRow]) -> Table:
     for title, name in (("first token", "ttft_s"), ("per token", "token_s"), ("total", "total_s")):
         for i, level in enumerate((50, 90, 99)):
             columns.append((f"{title} p{level}", lambda r, name=name, i=i: _ms(getattr(r, name), i)))  # type: ignore[misc]
-    return cell_table("Latency in milliseconds", main_rows(rows), columns)
+    return cell_table("Latency in milliseconds", timed_rows(rows), columns)
 
 
 def _ms(values: Sequence[float] | None, i: int) -> str:
@@ -159,12 +190,13 @@ def _ms(values: Sequence[float] | None, i: int) -> str:
 
 def quality_table(rows: Sequence[CellRow]) -> Table | None:
     """Scores per cell; None when nothing was scored."""
-    shown = [row for row in main_rows(rows) if row.quality and row.domain != ALL]
+    shown = [row for row in timed_rows(rows) if row.quality and row.domain != ALL]
     columns: list[Column] = [
         ("metric", lambda r: r.quality.metric if r.quality else MISSING),
         ("score", lambda r: number(r.quality.mean if r.quality else None)),
         ("scored", lambda r: str(r.quality.scored if r.quality else 0)),
         ("unscored", lambda r: str(r.quality.unscored if r.quality else 0)),
+        ("cut at the token limit", lambda r: str(r.quality.cut if r.quality else 0)),
     ]
     return cell_table("Quality", shown, columns) if shown else None
 
