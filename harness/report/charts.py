@@ -149,7 +149,7 @@ def _positions(rows: Sequence[CellRow]) -> Figure | None:
         )
     )
     caption = (
-        "Solid: kept up to this position, of all drafts this long (marginal). Dashed: kept, given that everything before was (conditional). "
+        "Solid: kept up to this position, of all drafts this long (marginal). Dashed: kept where everything before was (conditional). "
         f"Positions that fewer than {FEW_ROUNDS} rounds reached are left out."
     )
     return Figure("Acceptance by position", caption, _facet(chart, values))
