@@ -90,7 +90,7 @@ def run_rounds(
         resume: keep finished rounds and continue inside an interrupted one.
         cache_folder: see :func:`harness.adapt.trainer.train_adapter`.
         progress: called with the round and the trainer's progress.
-        note: told now and then how far the replay that looks for mistakes is.
+        note: told now and then how far a replay is, of the one that looks for mistakes and of the validations.
 
     Raises:
         HarnessError: as the trainer's.
@@ -138,6 +138,7 @@ def run_rounds(
             resume=resume,
             cache_folder=cache_folder,
             progress=partial(progress, number) if progress else None,
+            note=note,
         )
         records.append(record_round(number, result, config, len(failures), len(material) - len(failures), current))
         write_rounds(state, records)

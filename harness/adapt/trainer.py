@@ -52,6 +52,7 @@ def train_adapter(
     resume: bool = False,
     cache_folder: Path | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train an adapter and write it to ``out`` when it raises validation acceptance. The draft's own weights never change.
 
@@ -67,6 +68,7 @@ def train_adapter(
         resume: continue from the checkpoint in ``out``, if there is one.
         cache_folder: where hidden states are kept; None is the user's cache.
         progress: called after each update.
+        note: told now and then how far a validation is.
 
     Raises:
         HarnessError: nothing to train or validate on, a prompt in both, an unsupported draft, a checkpoint of another run.
@@ -84,6 +86,7 @@ def train_adapter(
         if start is not None:
             _load_start(draft, start, config.lora)
         run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint)
+        run.note = note
         run.restore()
         run.loop(progress)
         result = run.result(left_out)
@@ -116,6 +119,7 @@ class _Run:
         self.optimiser = optim.AdamW(learning_rate=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
         self.optimiser.init(model.trainable_parameters())
         self.step, self.tokens, self.train_s = 0, 0, 0.0
+        self.note: Callable[[str], None] | None = None
         self.losses: list[float] = []
         self.evaluations: list[Evaluation] = []
         self.best: dict[str, mx.array] = {}
@@ -199,7 +203,7 @@ class _Run:
 
     def evaluate(self) -> None:
         """Replay the validation trajectories; keep the adapter when it is the best so far."""
-        by_domain = acceptance(self.draft, self.cache, self.held_out, self.config.stop.k)
+        by_domain = acceptance(self.draft, self.cache, self.held_out, self.config.stop.k, self.note)
         value = pooled_value(by_domain, self.config.stop.metric, self.domain)
         evaluation = Evaluation(step=self.step, value=value, by_domain=by_domain)
         better = bool(self.evaluations) and self._allowed(evaluation) and value > self.after().value
