@@ -17,7 +17,7 @@ from harness.records import Generation, Sample, Trajectory
 
 if TYPE_CHECKING:
     from harness.adapt.config import TrainingConfig
-    from harness.adapt.rounds import RoundRecord
+    from harness.adapt.rounds import Known, RoundRecord
     from harness.suite import Suite
 
 VALIDATION_PROMPTS = 16
@@ -211,6 +211,8 @@ class _Material:
         self.pair, self.suite, self.evaluation, self.load_samples, self.say = pair, suite, evaluation, load_samples, say
         self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
         self._answers: dict[str, Trajectory] = {}
+        self.known: dict[int, Known] = {}
+        """Training prompts per domain to what replays over them gave: chains that start alike share it."""
         self._folder = cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **pair_facts(pair)))
 
     def prompts(self, split: str, limit: int, skip: int = 0) -> list[Sample]:
@@ -258,7 +260,7 @@ def _config(chain: Chain) -> TrainingConfig:
 
 def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> list[RoundRecord]:
     """Run the rounds of one chain, or read the finished ones."""
-    from harness.adapt.rounds import run_rounds
+    from harness.adapt.rounds import Known, run_rounds
 
     train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
     if not any(s.domain == chain.domain for s in validation):
@@ -294,6 +296,7 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
         resume=True,
         progress=progress,
         note=lambda text: material.say(f"training {name}:{text}"),
+        known=material.known.setdefault(chain.samples, Known()),
     )
 
 

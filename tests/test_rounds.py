@@ -13,13 +13,14 @@ from adapting import forward, quick_config, target_trajectories, tiny_draft
 from tiny import tiny_pair
 
 import harness.progress
+from harness.adapt import rounds, trainer
 from harness.adapt.adapters import AdapterBank
 from harness.adapt.campaign import Prompts, train_pair
 from harness.adapt.config import load_training_config
 from harness.adapt.examples import data_hash, from_case, from_stored, from_trajectory
 from harness.adapt.failures import FailureStore
 from harness.adapt.hidden import fill, prefix_cache
-from harness.adapt.rounds import cases_from_replay, install, run_rounds
+from harness.adapt.rounds import Known, cases_from_replay, install, run_rounds
 from harness.adapt.studies import break_even, forgetting, rank_ablation, replay_bank
 from harness.adapt.synth import synthesise, user_turn_prefix
 from harness.adapt.trainer import train_adapter
@@ -99,6 +100,29 @@ def test_rounds_never_fall_back_and_resume(tmp_path: Path) -> None:
     resumed = run_rounds(tiny_draft(), train, validation, config, out=tmp_path / "b", resume=True, **common)
     assert comparable(resumed) == comparable(records)
     assert len(FailureStore(tmp_path / "b/failures.jsonl")) == len(FailureStore(tmp_path / "a/failures.jsonl"))
+
+
+def test_known_replays_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that share what is known replay a draft once, within a chain whose round was rejected too, and give the same records."""
+    train, validation = data()
+    calls = []
+    real = rounds.favourites
+    monkeypatch.setattr(rounds, "favourites", lambda *a, **k: calls.append("mined") or real(*a, **k))
+    validated = trainer.acceptance
+    monkeypatch.setattr(trainer, "acceptance", lambda *a: calls.append("validated") or validated(*a))
+    known, found = Known(), {}
+    idle = quick_config(optim={"learning_rate": 1e-12, "max_steps": 2}, adapt={"threshold": 1.0})
+    for name, shared in (("alone", None), ("first", known), ("second", known)):
+        calls.clear()
+        common: dict[str, Any] = {"rounds": 2, "out": tmp_path / name, "cache_folder": tmp_path / "h", "known": shared}
+        records = run_rounds(tiny_draft(), train, validation, idle, **common)
+        found[name] = comparable(records), calls.count("mined"), calls.count("validated")
+        assert [r.accepted for r in records] == [False, False]
+    assert found["alone"] == found["first"]
+    assert found["second"][0] == found["first"][0]
+    # Two rounds end with one validation each; the start is mined and validated once, by the first chain.
+    assert found["first"][1:] == (1, 3)
+    assert found["second"][1:] == (0, 2)
 
 
 def test_domain_round_mixes_and_measures_forgetting(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from harness.adapt import jsonl
+from harness.adapt.acceptance import Acceptance
 from harness.adapt.adapter_files import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.buffer import ReplayBuffer, mix
 from harness.adapt.config import TrainingConfig
@@ -29,8 +30,17 @@ from harness.adapt.results import TrainProgress, TrainResult
 from harness.adapt.surface import attached
 from harness.adapt.trainer import Material, train_adapter
 from harness.errors import HarnessError
-from harness.progress import counted
 from harness.records import SCHEMA_VERSION, Trajectory
+
+
+@dataclass
+class Known:
+    """What replays gave that other rounds over the same answers would repeat, by adapter folder (None: plain draft) and cached blocks."""
+
+    proposals: dict[tuple[Path | None, int], list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    """What the draft proposes for every training answer, and its probabilities: see ``favourites``."""
+    validations: dict[tuple[Path | None, int, int, int], Mapping[str, Acceptance]] = field(default_factory=dict)
+    """Validation acceptance by domain; the key ends with K and the longest example in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,7 @@ def run_rounds(
     cache_folder: Path | None = None,
     progress: Callable[[int, TrainProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
+    known: Known | None = None,
 ) -> list[RoundRecord]:
     """Run training rounds and return their records; adapters are in ``out/round-1``, ``out/round-2`` and so on.
 
@@ -91,6 +102,7 @@ def run_rounds(
         cache_folder: see :func:`harness.adapt.trainer.train_adapter`.
         progress: called with the round and the trainer's progress.
         note: told now and then how far a replay is, of the one that looks for mistakes and of the validations.
+        known: of earlier calls with the same draft, ``train`` and ``validation``; used and filled in.
 
     Raises:
         HarnessError: as the trainer's.
@@ -105,6 +117,7 @@ def run_rounds(
     store = FailureStore(out / "failures.jsonl")
     buffer = ReplayBuffer(out / "buffer.jsonl", capacity=config.adapt.buffer_cases, seed=config.optim.seed)
     hidden = prefix_cache(draft, config, cache_folder)
+    known = known or Known()
     for number in range(len(records) + 1, rounds + 1):
         current = Path(records[-1].adapter) if records and records[-1].adapter else None
         failures: list[Case] = []
@@ -120,12 +133,14 @@ def run_rounds(
                 prompts=prompts,
                 synthetic=synthetic,
                 note=note,
+                known=known.proposals,
             )
             failures = _sort_cases(cases, store, buffer, config, domain)
             mixed = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
             material = mixed if failures else []
         if not material:
             break
+        start = (current, hidden.depth, config.stop.k, config.optim.max_tokens)
         result = train_adapter(
             draft,
             material,
@@ -139,7 +154,9 @@ def run_rounds(
             cache_folder=cache_folder,
             progress=partial(progress, number) if progress else None,
             note=note,
+            before=known.validations.get(start),
         )
+        known.validations[start] = result.before.by_domain
         records.append(record_round(number, result, config, len(failures), len(material) - len(failures), current))
         write_rounds(state, records)
     return records
@@ -212,6 +229,7 @@ def cases_from_replay(
     prompts: Mapping[str, str] | None = None,
     synthetic: frozenset[str] = frozenset(),
     note: Callable[[str], None] | None = None,
+    known: dict[tuple[Path | None, int], list[tuple[np.ndarray, np.ndarray]]] | None = None,
 ) -> list[Case]:
     """Return one case per trajectory: the counts at draft length ``k`` and every position where the draft's favourite is wrong.
 
@@ -225,20 +243,34 @@ def cases_from_replay(
         prompts: sample id -> user turn.
         synthetic: ids of samples the target wrote.
         note: told now and then how far it is.
+        known: :attr:`Known.proposals` of earlier calls over the same answers, used and filled in.
     """
+    known = {} if known is None else known
+    key = (adapter, cache.depth if cache else 0)
+    if key not in known:
+        known[key] = _proposals(draft, trajectories, adapter, cache, note)
+    name = adapter.name if adapter is not None else "generic"
+    return [
+        _case(t, proposed, confidence, k, name, round_, (prompts or {}).get(t.sample_id, ""), t.sample_id in synthetic)
+        for t, (proposed, confidence) in zip(trajectories, known[key], strict=True)
+    ]
+
+
+def _proposals(
+    draft: Any,
+    trajectories: Sequence[Trajectory],
+    adapter: Path | None,
+    cache: PrefixCache | None,
+    note: Callable[[str], None] | None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
     lora, weights = read_lora(adapter) if adapter is not None else (None, {})
-    cases = []
     with attached(draft.model, lora) if lora is not None else nullcontext():
         if adapter is not None:
             read_info(adapter, draft.hash)
             load_into(draft.model, weights, adapter)
         draft.model.eval()
         cache = cache or PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
-        for t in counted(trajectories, len(trajectories), "answers replayed", note):
-            proposed, confidence = favourites(draft, cache, [from_trajectory(t)], confidence=True)[0]
-            name = adapter.name if adapter is not None else "generic"
-            cases.append(_case(t, proposed, confidence, k, name, round_, (prompts or {}).get(t.sample_id, ""), t.sample_id in synthetic))
-    return cases
+        return favourites(draft, cache, [from_trajectory(t) for t in trajectories], confidence=True, note=note)
 
 
 def _case(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def train_adapter(
     cache_folder: Path | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
+    before: Mapping[str, Acceptance] | None = None,
 ) -> TrainResult:
     """Train an adapter and write it to ``out`` when it raises validation acceptance. The draft's own weights never change.
 
@@ -69,6 +70,7 @@ def train_adapter(
         cache_folder: where hidden states are kept; None is the user's cache.
         progress: called after each update.
         note: told now and then how far a validation is.
+        before: acceptance of the start on ``validation`` by domain; measured when None.
 
     Raises:
         HarnessError: nothing to train or validate on, a prompt in both, an unsupported draft, a checkpoint of another run.
@@ -88,6 +90,8 @@ def train_adapter(
         run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint)
         run.note = note
         run.restore()
+        if before and not run.evaluations:
+            run.judge(before)
         run.loop(progress)
         result = run.result(left_out)
         if result.accepted:
@@ -202,15 +206,18 @@ class _Run:
                 progress(TrainProgress(step=self.step, total=self.total, loss=self.losses[-1], tokens_per_s=speed, best=best))
 
     def evaluate(self) -> None:
-        """Replay the validation trajectories; keep the adapter when it is the best so far."""
-        by_domain = acceptance(self.draft, self.cache, self.held_out, self.config.stop.k, self.note)
+        """Replay the validation trajectories and judge."""
+        self.judge(acceptance(self.draft, self.cache, self.held_out, self.config.stop.k, self.note))
+        mx.clear_cache()
+
+    def judge(self, by_domain: Mapping[str, Acceptance]) -> None:
+        """Note the validation acceptance after this update; keep the adapter when it is the best so far."""
         value = pooled_value(by_domain, self.config.stop.metric, self.domain)
         evaluation = Evaluation(step=self.step, value=value, by_domain=by_domain)
         better = bool(self.evaluations) and self._allowed(evaluation) and value > self.after().value
         self.evaluations.append(evaluation)
         if better:
             self.best = adapter_weights(self.draft.model)
-        mx.clear_cache()
 
     def _allowed(self, evaluation: Evaluation) -> bool:
         """No guarded domain fell by more than ``guard_drop``."""
