@@ -89,7 +89,7 @@ def run_suite(
         remember(pair.name, read_records(folder), generic.get("c"))
     _report(folder, console)
     if stop.requested:
-        console.print(f"interrupted; go on with: harness run ... --resume {folder.name}")
+        console.print(f"interrupted; go on with: harness run ... --resume {folder.name}", soft_wrap=True)
         raise KeyboardInterrupt
     return folder
 
@@ -207,4 +207,4 @@ def _report(folder: Path, console: Console) -> None:
     reports = reports_folder(folder)
     write_reports(folder, reports)
     show_table(folder, console)
-    console.print(f"records: {folder}\nreport:  {reports / 'report.md'}")
+    console.print(f"records: {folder}\nreport:  {reports / 'report.md'}", soft_wrap=True)

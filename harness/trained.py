@@ -297,6 +297,7 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
         progress=progress,
         note=lambda text: material.say(f"training {name}:{text}"),
         known=material.known.setdefault(chain.samples, Known()),
+        min_failures=config.adapt.min_failure_cases,
     )
 
 
@@ -323,7 +324,7 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
         routers[recipe, k] = None
         if not hashes:
             continue
-        material.say(f"fitting the router on {len(prompts)} prompts and {len(hashes)} adapters")
+        material.say(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
         rows = replay_bank(trained.bank, material.answers(prompts), [k])
         rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
         routers[recipe, k] = fit_router(outcome_table(rows, prompts), config, k=k, adapter_hashes=hashes)

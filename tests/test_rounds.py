@@ -167,6 +167,8 @@ def test_rank_ablation_and_break_even(tmp_path: Path) -> None:
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     """A perfect draft has no failure case: no round runs and nothing is written."""
     train, validation = data()
+    few: dict[str, Any] = {"rounds": 1, "out": tmp_path / "few", "cache_folder": tmp_path / "h", "min_failures": len(train) + 1}
+    assert run_rounds(tiny_draft(), train, validation, quick_config(), **few) == []
     records = run_rounds(tiny_draft(noise=0.0), train, validation, quick_config(), rounds=2, out=tmp_path, cache_folder=tmp_path / "h")
     assert records == []
     with pytest.raises(HarnessError, match="rounds is 0"):

@@ -116,7 +116,7 @@ def suite_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"{domain}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
     training = {
         "lora": {"rank": 4}, "optim": {"learning_rate": 0.01, "epochs": 3, "batch_size": 8, "warmup_steps": 1},
-        "stop": {"every": 4, "k": 2}, "adapt": {"threshold": 1.0, "top_k": 8},
+        "stop": {"every": 4, "k": 2}, "adapt": {"threshold": 1.0, "top_k": 8, "min_failure_cases": 4},
     }  # fmt: skip
     (tmp_path / "training.yaml").write_text(yaml.safe_dump(training))
     (tmp_path / "router.yaml").write_text("encoder: none\nrouter: knn\nfolds: 2\n")

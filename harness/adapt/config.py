@@ -125,7 +125,7 @@ class AdaptConfig(Strict):
     failure_fraction: float = Field(0.8, ge=0, le=1)
     """Share of failure cases among the training examples; the rest comes from the replay buffer."""
     min_failure_cases: int = Field(32, ge=1)
-    """Failure cases that start a training round."""
+    """Failure cases that start a training round in a run or a chat; `harness train` trains on any number."""
     buffer_cases: int = Field(1000, ge=1)
     """Capacity of the replay buffer."""
     window: int = Field(50, ge=2)

@@ -85,6 +85,7 @@ def run_rounds(
     progress: Callable[[int, TrainProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
     known: Known | None = None,
+    min_failures: int = 1,
 ) -> list[RoundRecord]:
     """Run training rounds and return their records; adapters are in ``out/round-1``, ``out/round-2`` and so on.
 
@@ -93,7 +94,7 @@ def run_rounds(
         train: the target's answers to training prompts of all domains; only without ``config.adapt.mine`` may they be examples.
         validation: answers to validation prompts.
         config: settings.
-        rounds: number of rounds; it ends early when no case is left to train on.
+        rounds: number of rounds; they end early where fewer than ``min_failures`` failure cases are left to train on.
         out: folder of the failure store, the replay buffer, the records and the adapters.
         domain: train on the failures of this domain (the replay buffer keeps cases of all); None takes all.
         prompts: sample id -> user turn, noted in the failure cases.
@@ -137,7 +138,7 @@ def run_rounds(
             )
             failures = _sort_cases(cases, store, buffer, config, domain)
             mixed = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
-            material = mixed if failures else []
+            material = mixed if len(failures) >= min_failures else []
         if not material:
             break
         start = (current, hidden.depth, config.stop.k, config.optim.max_tokens)

@@ -16,7 +16,7 @@ def training_table(measured: Mapping[str, Any], rows: Sequence[CellRow]) -> Tabl
     for name, adapter in (measured.get("adapters") or {}).items():
         rounds, domain = adapter["rounds"], adapter["domain"]
         if not rounds:
-            lines.append((name, domain, "no failure case to train on", *[MISSING] * 6))
+            lines.append((name, domain, "too few failure cases to train on", *[MISSING] * 6))
             continue
         last = rounds[-1]
         verdict = "kept" if last["accepted"] else "rejected, the old draft stays"
