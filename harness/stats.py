@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -53,9 +53,14 @@ class Estimate:
         return self.low is not None and self.high is not None and not self.low <= value <= self.high
 
 
-def ratio(numerator: ArrayLike, denominator: ArrayLike, *, null: float | None = None, seed: int = 0) -> Estimate | None:
-    """sum(numerator) / sum(denominator), one entry of each per prompt; None when the denominators sum to 0."""
-    return _estimate(_ratio, [numerator, denominator], null, seed)
+def ratio(
+    numerator: ArrayLike, denominator: ArrayLike, *, null: float | None = None, most: float = math.inf, seed: int = 0
+) -> Estimate | None:
+    """sum(numerator) / sum(denominator), one entry of each per prompt, none negative; None when the denominators sum to 0.
+
+    The interval keeps within what the ratio can be: 0 to ``most``.
+    """
+    return _within(_estimate(_ratio, [numerator, denominator], null, seed), most)
 
 
 def difference(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike], *, seed: int = 0) -> Estimate | None:
@@ -65,7 +70,7 @@ def difference(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike], *
 
 def relative(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike], *, seed: int = 0) -> Estimate | None:
     """Ratio a divided by ratio b, paired by prompt, such as time per token over time per token. The null is 1."""
-    return _estimate(_relative, [*a, *b], 1.0, seed)
+    return _within(_estimate(_relative, [*a, *b], 1.0, seed))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -160,6 +165,13 @@ def _estimate(statistic: _Statistic, columns: Sequence[ArrayLike], null: float |
         values, errors = _value_and_error(statistic, weights @ data, squares, n)
         pivots = (values - value) / np.where(_is_zero(errors, values), 0.0, errors)  # a resample of equal prompts says nothing of spread
     return _studentised(value, float(error), pivots[np.isfinite(pivots)], n, null)
+
+
+def _within(estimate: Estimate | None, most: float = math.inf) -> Estimate | None:
+    """The estimate with its interval cut to [0, most], which takes no possible value out of it."""
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return estimate
+    return replace(estimate, low=max(0.0, estimate.low), high=min(most, estimate.high))
 
 
 def _is_zero(error: Array | float, value: Array | float) -> Array:

@@ -172,6 +172,19 @@ def test_findings_say_what_the_data_shows(gain: float, noise: float, n: int, exp
     assert "greedy outputs equal" in sentences[1]
 
 
+def test_one_good_cell_among_many_may_be_chance() -> None:
+    """An interval without 1 that the correction for the number of cells does not confirm is not called faster."""
+    records = timed(12, 1.2, 0.25, seed=2)
+    assert "lookup (K = 4) is faster" in findings(summarise(records), {})[0]
+    walls = {r.sample_id: r.wall_s or 0.0 for r in records if r.drafter is None}
+    for k in range(5, 16):
+        rng = random.Random(k)
+        records += [cell(s, [4, 4], k=k, wall_s=wall * math.exp(rng.gauss(0, 0.3)), compared=True) for s, wall in walls.items()]
+    (sentence,) = [text for text in findings(summarise(records), {}) if "lookup (K = 4)" in text]
+    assert "may be chance (p = " in sentence
+    assert "among 12 cells" in sentence
+
+
 def test_divergences_are_counted_and_listed() -> None:
     """A near-tie is listed with position and gap; a bug is called a bug."""
     tie = Divergence(position=7, gap=1.5e-6, kind="tie")

@@ -162,6 +162,20 @@ def test_power_at_the_detectable_effect() -> None:
     assert 0.70 <= np.mean(found) <= 0.90
 
 
+def test_intervals_keep_to_what_a_ratio_can_be() -> None:
+    """Few uneven prompts give wide studentised intervals; neither a negative speedup nor a rate above 1 is possible."""
+    wild = stats.ratio([1, 1, 1, 1, 90], [1, 1, 1, 1, 1], null=1.0)
+    high = stats.ratio([4, 4, 4, 4, 1], [4, 4, 4, 4, 4], most=1.0)
+    free = stats.ratio([4, 4, 4, 4, 1], [4, 4, 4, 4, 4])
+    assert wild is not None
+    assert wild.low == 0.0
+    assert high is not None
+    assert free is not None
+    assert high.high == 1.0
+    assert free.high is not None
+    assert free.high > 1.0
+
+
 def test_p_value_and_interval_agree() -> None:
     """A 95% interval excludes the null exactly when p < 0.05, up to one resample."""
     for seed in range(60):

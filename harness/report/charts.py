@@ -11,7 +11,7 @@ import altair as alt
 from harness.report.summary import ALL, CellRow
 from harness.stats import Estimate
 
-WIDTH = 900
+WIDTH = 840
 PANEL = 330
 """Width in pixels of one panel where several stand side by side."""
 FEW_ROUNDS = 8

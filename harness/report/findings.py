@@ -39,7 +39,7 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
 def _speed(rows: Sequence[CellRow]) -> list[str]:
     cells = [row for row in rows if row.speedup is not None]
     adjusted = stats.holm([row.speedup.p if row.speedup else None for row in cells])
-    sentences = {id(row): _speed_sentence(row, p) for row, p in zip(cells, adjusted, strict=True)}
+    sentences = {id(row): _speed_sentence(row, p, len(cells)) for row, p in zip(cells, adjusted, strict=True)}
     domains = sorted(dict.fromkeys(r.domain for r in cells), key=lambda d: d != ALL)
     if len(domains) == 1 and len(cells) <= MANY:
         return [text[0].upper() + text[1:] for text in sentences.values()]
@@ -65,11 +65,16 @@ def _name(row: CellRow) -> str:
     return f"{row.label}{'' if row.k is None else f' (K = {row.k})'}{f' at T = {row.temperature:g}' if row.temperature else ''}"
 
 
-def _speed_sentence(row: CellRow, p: float | None) -> str:
+def _speed_sentence(row: CellRow, p: float | None, cells: int) -> str:
     speedup = row.speedup
     assert speedup is not None
     if p is None:
         return f"on {_where(row)}, {_name(row)} ran at {speedup.value:.2f}x the target alone; n = {speedup.n} is too few for an interval."
+    if p >= ALPHA and speedup.excludes(1.0):
+        return (
+            f"on {_where(row)}, {_name(row)} ran at {interval(speedup, 2, 'x')} the target alone, n = {speedup.n}; "
+            f"among {cells} cells that may be chance (p = {p:.2f} after Holm's correction)."
+        )
     if p >= ALPHA:
         detectable = number(speedup.detectable, 2, "x")
         return (
