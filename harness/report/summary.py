@@ -39,6 +39,8 @@ class Quality:
 class CellRow:
     """One cell over the prompts of one domain, or of all domains. None is missing, never 0."""
 
+    cell: tuple[Any, ...]
+    """What tells the cell from others, its domain apart."""
     experiment: str
     domain: str
     drafter: str | None
@@ -102,12 +104,6 @@ class CellRow:
     quality: Quality | None
     profile: Mapping[str, float] | None
     """Seconds over all answers: ``prefill_s``, the parts of the rounds and ``other_s``; None where not every answer was profiled."""
-
-    @property
-    def cell(self) -> tuple[Any, ...]:
-        """What tells the cell from others, its domain apart."""
-        own = (self.experiment, self.drafter, self.adapter, self.k, self.rule, self.temperature, self.mode, self.method, self.lossy)
-        return (*own, settings_key(self.settings))
 
     @property
     def label(self) -> str:
@@ -185,7 +181,7 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
     marginal, conditional, reached = positions(group)
     some = drafted > 0
     return CellRow(
-        experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
+        cell=_cell_key(first), experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
         adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, mode=first.mode,
         method=first.method, lossy=first.lossy, settings=settings_of(first), n=len(prompts), tokens=int(emitted.sum()),
         rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 """Shown where there is no value."""
+ON = "on "
+"""Start of the headers of the speedups by domain."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def first_table(rows: Sequence[CellRow]) -> Table:
     several = any(row.domain == ALL for row in shown)
     domains = dict.fromkeys(row.domain for row in timed_rows(rows) if several and row.domain != ALL)
     by_domain: list[Column] = [
-        (f"on {domain}", lambda r, domain=domain: number(_value(speed.get((domain, r.cell))), 2, "x"))  # type: ignore[misc]
+        (f"{ON}{domain}", lambda r, domain=domain: number(_value(speed.get((domain, r.cell))), 2, "x"))  # type: ignore[misc]
         for domain in domains
     ]
     return cell_table("Result", shown, [_RESULT[0], *_RESULT[2 if several else 1 : -1], *by_domain, _RESULT[-1]])

@@ -13,7 +13,7 @@ from harness.errors import CheckFailed, HarnessError
 from harness.report.markdown import render
 from harness.report.router import compare_router
 from harness.report.summary import ALL, CellRow, summarise
-from harness.report.tables import MISSING, first_rows, timed_rows
+from harness.report.tables import MISSING, ON, first_rows, timed_rows
 from harness.store import RECORDS, read_manifest, read_records
 
 Raw = Mapping[str, Any]
@@ -84,8 +84,8 @@ def _check_cells(table: Sequence[Mapping[str, str]], rows: Sequence[CellRow], ra
         own = [r for r in raw if _belongs(r, row)]
         for header in line:
             compute = _POINTS.get(header)
-            if header.startswith(_ON):
-                compute = partial(_speedup_on, header.removeprefix(_ON))
+            if header.startswith(ON):
+                compute = partial(_speedup_on, header.removeprefix(ON))
             if compute is None:
                 continue
             checked += 1
@@ -151,10 +151,6 @@ def _speedup(own: Sequence[Raw], raw: Sequence[Raw]) -> float | None:
     tokens = _quotient(sum(r["emitted"] for _, r in pairs), sum(b["emitted"] for b, _ in pairs if b))
     ratio = _quotient(base_s, cell_s)
     return ratio * tokens if ratio is not None and tokens is not None else None
-
-
-_ON = "on "
-"""Start of the headers of the speedups by domain."""
 
 
 def _speedup_on(domain: str, own: Sequence[Raw], raw: Sequence[Raw]) -> float | None:
