@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,14 +19,27 @@ NOTE_EVERY_S = 20.0
 """Seconds between the notes of one loop."""
 
 
+class NowAndThen:
+    """Says yes at most once per :data:`NOTE_EVERY_S` seconds; the first time after as long, or at once."""
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self._last = -math.inf if at_once else time.monotonic()
+
+    def due(self, always: bool = False) -> bool:
+        """Is it time for a note? ``always`` makes it so."""
+        now = time.monotonic()
+        if always or now - self._last >= NOTE_EVERY_S:
+            self._last = now
+            return True
+        return False
+
+
 def counted(items: Iterable[T], total: int, what: str, note: Callable[[str], None] | None) -> Iterator[T]:
     """Pass ``items`` on and note now and then how many of the ``total`` are done: nothing where it goes fast."""
-    last = time.monotonic()
+    timer = NowAndThen()
     for number, item in enumerate(items, start=1):
         yield item
-        now = time.monotonic()
-        if note and now - last >= NOTE_EVERY_S and number < total:
-            last = now
+        if note and number < total and timer.due():
             note(f"  {number} of {total} {what}")
 
 

@@ -202,9 +202,9 @@ def _same(name: str, before: Any, now: Any) -> None:
 
 
 def _report(folder: Path, console: Console) -> None:
-    from harness.report import show_table, write_reports
+    from harness.report import load_run, show_table, write_reports
 
-    reports = reports_folder(folder)
-    write_reports(folder, reports)
-    show_table(folder, console)
+    run, reports = load_run(folder), reports_folder(folder)
+    write_reports(run, reports)
+    show_table(run, console)
     console.print(f"records: {folder}\nreport:  {reports / 'report.md'}", soft_wrap=True)

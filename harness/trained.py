@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from harness.cache import cache_folder, cache_key, pair_facts
 from harness.datasets.splits import refuse_leaks
 from harness.errors import HarnessError
 from harness.experiments import Cell, Recipe
-from harness.progress import NOTE_EVERY_S
+from harness.progress import NowAndThen
 from harness.records import Generation, Sample, Trajectory
 
 if TYPE_CHECKING:
@@ -275,13 +274,10 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
     folder = cache_folder("trained", material.pair.name, cache_key(kind="adapters", **inputs, **pair_facts(material.pair)))
     answers = material.answers(train), material.answers(validation)
 
-    said = -NOTE_EVERY_S
+    timer = NowAndThen(at_once=True)
 
     def progress(number: int, step: Any) -> None:
-        nonlocal said
-        now = time.monotonic()
-        due = step.step % config.stop.every == 0 or step.step == step.total or now - said >= NOTE_EVERY_S
-        said = now if due else said
+        due = timer.due(always=step.step % config.stop.every == 0 or step.step == step.total)
         text = f"training {name}: round {number} of {rounds}, update {step.step} of {step.total}, best {step.best:.3f}"
         material.say(text if due else "")
 

@@ -19,7 +19,7 @@ from test_store import make_manifest, make_record
 
 from harness.errors import CheckFailed
 from harness.records import Divergence, Record
-from harness.report import load_rows, show_table, summarise, write_reports
+from harness.report import load_run, show_table, summarise, write_reports
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare
 from harness.report.findings import findings
@@ -230,6 +230,34 @@ def test_router_against_best_fixed_and_oracle() -> None:
     assert oracle_gap_recovery(compare_router(perfect), "code") == 1
 
 
+def test_router_is_not_compared_with_other_loops_or_untrained_adapters() -> None:
+    """mlx-lm's own loop counts differently; an adapter without weights is the plain draft and goes by its name."""
+    fast = [cell(s, [4], mode="fast") for s in ("a", "b")]
+    plain = [cell(s, [3], drafter=drafter) for drafter in ("adapter", "generic") for s in ("a", "b")]
+    best = compare_router([*fast, *plain, *routed_records()])[0]
+    assert (best["choice"], best["name"], best["rate"]) == ("best fixed", "generic", 3 / 4)
+
+
+def test_cells_without_an_adapter_are_named() -> None:
+    """Whether nothing was trained or nothing was kept: the reader must know that the plain draft ran."""
+    adapters = {"code": {"rounds": []}, "chat": {"rounds": [{"accepted": False}]}, "math": {"rounds": [{"accepted": True}]}}
+    code, chat = (s for s in findings([], {"adapters": adapters}) if "plain draft" in s)
+    assert "train code on" in code
+    assert "No round of chat raised" in chat
+
+
+REFERENCE = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", [path.name for path in (REFERENCE / "results" / "reference").iterdir() if path.is_dir()])
+def test_reference_report_follows_from_its_records(name: str) -> None:
+    """The checked-in report is what today's code writes: ``harness report results/reference/NAME --out reports/reference/NAME``."""
+    folder, written = REFERENCE / "results" / "reference" / name, REFERENCE / "reports" / "reference" / name
+    assert verify(folder, written / "report.md") > 1000
+    assert (written / "cells.csv").read_text(encoding="utf-8") == render_csv(load_run(folder).rows)
+    assert 500_000 < (written / "report.html").stat().st_size < 5_000_000
+
+
 def full_records() -> list[Record]:
     """Records that every chart has data for."""
     rng = random.Random(5)
@@ -323,19 +351,20 @@ def test_second_computation_catches_a_wrong_summary(finished: Path, monkeypatch:
 
     real = stats.ratio
     monkeypatch.setattr(stats, "ratio", lambda top, bottom, **k: real([t * 1.01 for t in top], bottom, **k))
-    manifest, rows = load_rows(finished)
-    (tmp_path / "report.md").write_text(module.render(rows, manifest))
+    run = load_run(finished)
+    (tmp_path / "report.md").write_text(module.render(run.rows, run.manifest))
     with pytest.raises(CheckFailed, match="rate: report"):
         verify(finished, tmp_path / "report.md")
 
 
 def test_reports_are_written_and_shown(finished: Path, tmp_path: Path) -> None:
     """All three files, the same each time, and the table on a console that is no terminal."""
-    first = {path.name: path.read_bytes() for path in write_reports(finished, tmp_path / "out")}
+    run = load_run(finished)
+    first = {path.name: path.read_bytes() for path in write_reports(run, tmp_path / "out")}
     assert set(first) == {"report.md", "cells.csv", "report.html"}
-    assert {path.name: path.read_bytes() for path in write_reports(finished, tmp_path / "out")} == first
+    assert {path.name: path.read_bytes() for path in write_reports(run, tmp_path / "out")} == first
     console = quiet()
-    show_table(finished, console)
+    show_table(run, console)
     assert "| all" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -32,15 +32,17 @@ from harness.adapt.trainer import Material, train_adapter
 from harness.errors import HarnessError
 from harness.records import SCHEMA_VERSION, Trajectory
 
+Proposals = dict[tuple[Path | None, int], list[tuple[np.ndarray, np.ndarray]]]
+"""Adapter folder (None: plain draft) and cached blocks to what the draft proposes for every training answer, and its probabilities."""
+
 
 @dataclass
 class Known:
-    """What replays gave that other rounds over the same answers would repeat, by adapter folder (None: plain draft) and cached blocks."""
+    """What replays gave that other rounds over the same answers would repeat."""
 
-    proposals: dict[tuple[Path | None, int], list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    """What the draft proposes for every training answer, and its probabilities: see ``favourites``."""
+    proposals: Proposals = field(default_factory=dict)
     validations: dict[tuple[Path | None, int, int, int], Mapping[str, Acceptance]] = field(default_factory=dict)
-    """Validation acceptance by domain; the key ends with K and the longest example in tokens."""
+    """Validation acceptance by domain; the key is that of proposals, K, and the longest example in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +232,7 @@ def cases_from_replay(
     prompts: Mapping[str, str] | None = None,
     synthetic: frozenset[str] = frozenset(),
     note: Callable[[str], None] | None = None,
-    known: dict[tuple[Path | None, int], list[tuple[np.ndarray, np.ndarray]]] | None = None,
+    known: Proposals | None = None,
 ) -> list[Case]:
     """Return one case per trajectory: the counts at draft length ``k`` and every position where the draft's favourite is wrong.
 

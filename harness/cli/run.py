@@ -54,7 +54,7 @@ def report(
     """
     from rich.console import Console
 
-    from harness.report import show_table, write_reports
+    from harness.report import load_run, show_table, write_reports
     from harness.runner import reports_folder
     from harness.store import run_folder
 
@@ -66,6 +66,7 @@ def report(
         checked = verify_report(folder, (out or reports_folder(folder)) / "report.md")
         console.print(f"every line of the report follows from the records; {checked} values recomputed a second way", soft_wrap=True)
         return
-    written = write_reports(folder, out or reports_folder(folder))
-    show_table(folder, console)
+    loaded = load_run(folder)
+    written = write_reports(loaded, out or reports_folder(folder))
+    show_table(loaded, console)
     console.print("\n".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)

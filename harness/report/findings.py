@@ -73,7 +73,7 @@ def _speed_sentence(row: CellRow, p: float | None, cells: int) -> str:
     if p >= ALPHA and speedup.excludes(1.0):
         return (
             f"on {_where(row)}, {_name(row)} ran at {interval(speedup, 2, 'x')} the target alone, n = {speedup.n}; "
-            f"among {cells} cells that may be chance (p = {p:.2f} after Holm's correction)."
+            f"among {cells} cells that may be chance (p = {p:.2g} after Holm's correction)."
         )
     if p >= ALPHA:
         detectable = number(speedup.detectable, 2, "x")

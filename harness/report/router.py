@@ -43,11 +43,12 @@ def oracle_gap_recovery(comparison: Sequence[Mapping[str, Any]], domain: str) ->
 
 
 def _candidates(records: Sequence[Record], own: Mapping[str, Record], like: Record) -> dict[str, dict[str, float]]:
+    """Drafter -> sample id -> rate. Not from mlx-lm's own loop, whose counts differ; an untrained adapter is the plain draft."""
     rates: dict[str, dict[str, float]] = {}
     for r in records:
-        same = (r.k, r.temperature, r.rule) == (like.k, like.temperature, like.rule)
+        same = r.mode != "fast" and (r.k, r.temperature, r.rule) == (like.k, like.temperature, like.rule)
         if same and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted and "round" not in settings_of(r):
-            rates.setdefault(r.adapter or r.drafter or "", {}).setdefault(r.sample_id, r.accepted / r.drafted)
+            rates.setdefault(r.adapter or "generic", {}).setdefault(r.sample_id, r.accepted / r.drafted)
     return rates
 
 

@@ -85,6 +85,9 @@ def training_findings(measured: Mapping[str, Any], rows: Sequence[CellRow]) -> l
             f"Replay was spot-checked by decoding: the counts of every round are equal in {equal} of {len(checks)} cells{rest}."
         )
     adapters = measured.get("adapters") or {}
+    untrained = [name for name, a in adapters.items() if not a["rounds"]]
+    if untrained:
+        sentences.append(f"Too few failure cases to train {', '.join(untrained)} on: these cells ran with the plain draft.")
     rejected = [name for name, a in adapters.items() if a["rounds"] and not any(r["accepted"] for r in a["rounds"])]
     if rejected:
         sentences.append(f"No round of {', '.join(rejected)} raised validation acceptance: these cells ran with the plain draft.")
