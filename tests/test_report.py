@@ -33,6 +33,8 @@ from harness.report.verify import verify
 from harness.runner import reports_folder
 from harness.stages import Stages, own_share
 
+ROOT = Path(__file__).parent.parent
+
 
 def cell(sample: str, lengths: list[int], k: int = 4, **changes: Any) -> Record:
     """A record whose counts follow from its accept lengths; every round drafts ``k``."""
@@ -246,13 +248,10 @@ def test_cells_without_an_adapter_are_named() -> None:
     assert "No round of chat raised" in chat
 
 
-REFERENCE = Path(__file__).parent.parent
-
-
-@pytest.mark.parametrize("name", [path.name for path in (REFERENCE / "results" / "reference").iterdir() if path.is_dir()])
+@pytest.mark.parametrize("name", [path.name for path in (ROOT / "results" / "reference").iterdir() if path.is_dir()])
 def test_reference_report_follows_from_its_records(name: str) -> None:
     """The checked-in report is what today's code writes: ``harness report results/reference/NAME --out reports/reference/NAME``."""
-    folder, written = REFERENCE / "results" / "reference" / name, REFERENCE / "reports" / "reference" / name
+    folder, written = ROOT / "results" / "reference" / name, ROOT / "reports" / "reference" / name
     assert verify(folder, written / "report.md") > 1000
     assert (written / "cells.csv").read_text(encoding="utf-8") == render_csv(load_run(folder).rows)
     assert 500_000 < (written / "report.html").stat().st_size < 5_000_000

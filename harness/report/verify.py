@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import CheckFailed, HarnessError
+from harness.report import load_run
 from harness.report.markdown import render
 from harness.report.router import compare_router
-from harness.report.summary import ALL, CellRow, summarise
+from harness.report.summary import ALL, CellRow
 from harness.report.tables import MISSING, ON, first_rows, timed_rows
-from harness.store import RECORDS, read_manifest, read_records
+from harness.store import RECORDS
 
 Raw = Mapping[str, Any]
 
@@ -36,9 +37,9 @@ def verify(folder: Path, report: Path) -> int:
         text = report.read_text(encoding="utf-8")
     except OSError as error:
         raise HarnessError(f"cannot read {report}: {error.strerror}", f"Write it first: harness report {folder.name}.") from None
-    manifest, records = read_manifest(folder), read_records(folder)
-    rows = summarise(records, manifest.measured.get("calibration"))
-    wrong = _different_lines(text, render(rows, manifest, compare_router(records)))
+    run = load_run(folder)
+    rows = run.rows
+    wrong = _different_lines(text, render(rows, run.manifest, compare_router(run.records)))
     raw = [json.loads(line) for line in (folder / RECORDS).read_bytes().split(b"\n")[:-1]]
     tables = _tables(text)
     problems, checked = _check_cells(tables[0], first_rows(rows), raw)
