@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import TinyPair
 
-from harness.decode import rollouts
+from harness.decode import rollouts, torch_llama
 from harness.decode.batched import BatchedTarget
 from harness.decode.collect import Rollout, collect, default_decoder, plan_batches, read_shard, shard_names
 from harness.decode.rollouts import TorchTarget
@@ -206,7 +206,7 @@ def test_answers_come_from_the_faster_decoder(target, monkeypatch):
     assert rollouts.torch_decoder(TinyPair(target=scaled)) is None
     assert isinstance(default_decoder(TinyPair(target=scaled)), BatchedTarget)
     assert isinstance(default_decoder(one), TorchTarget) == on_cpu
-    monkeypatch.setattr(rollouts, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(torch_llama, "MEMORY_SHARE", 0.0)
     assert rollouts.torch_decoder(one) is None
 
 

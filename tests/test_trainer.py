@@ -22,7 +22,7 @@ from harness.adapt.hidden import PrefixCache, fill
 from harness.adapt.losses import weighted_loss
 from harness.adapt.measure import acceptance, favourites, output_hidden
 from harness.adapt.surface import adapter_weights, attached, check_surface, head, run_blocks
-from harness.adapt.trainer import learning_rate, train_adapter
+from harness.adapt.trainer import _Run, learning_rate, train_adapter
 from harness.adapt.trees import mx, nn, tree_flatten
 from harness.decode.replay import replay_model
 from harness.errors import HarnessError
@@ -144,6 +144,19 @@ def test_cached_prefix_has_the_gradients_of_the_full_pass(tmp_path: Path) -> Non
     plain = gradients(tiny_draft(), False, tmp_path)
     assert difference(plain, gradients(tiny_draft(), True, tmp_path)) < 1e-4
     assert difference(plain, gradients(tiny_draft(), True, tmp_path, spoil=lambda h: mx.roll(h, 1, axis=1))) > 1e-2
+
+
+@pytest.mark.parametrize(("corrected", "size"), [(False, 0.1 / 0.001**0.5), (True, 1.0)])
+def test_bias_correction(tmp_path: Path, data: Any, corrected: bool, size: float) -> None:
+    """Adam's first update is the rate itself in every weight when its moments are corrected, and three times that when not."""
+    draft, rate = tiny_draft(), 1e-3
+    optimisation = {"learning_rate": rate, "warmup_steps": 0, "clip_norm": 0.0, "bias_correction": corrected}
+    config, examples = quick_config(optim=optimisation), [from_trajectory(t) for t in data[0][:8]]
+    with attached(draft.model, config.lora):
+        run = _Run(draft, examples, examples[:1], config, None, tmp_path, tmp_path / "h", "x")
+        run.update()
+        changed = [float(mx.abs(a).max().item()) for n, a in adapter_weights(draft.model).items() if n.endswith("lora_b")]
+    assert changed == pytest.approx([size * rate] * len(changed), rel=0.01)
 
 
 def test_padding_and_mask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ Each example is run alone, so its states do not depend on the batch it was met i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class PrefixCache:
         model_hash: identifies the draft's weights.
         dtype: storage type.
         budget_bytes: most disk space for this draft and depth.
+        compute: (n,) tokens -> (n, dim) states, in place of ``model``'s own.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class PrefixCache:
         model_hash: str,
         dtype: Literal["float16", "float32"] = "float16",
         budget_bytes: int = 20_000_000_000,
+        compute: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
+        self._below = compute or self._run
         self.model, self.depth, self.dtype = model, depth, np.dtype(dtype)
         name = hashlib.sha256(f"{model_hash}|{depth}|{dtype}".encode()).hexdigest()[:24]
         self.folder = folder / name if folder is not None and depth > 0 else None
@@ -55,11 +58,15 @@ class PrefixCache:
         """Return the states of a batch, (B, L, dim) in the model's dtype, zeros after each example's end."""
         if self.depth == 0:
             return embed(self.model, mx.array(batch.tokens))
+        return mx.array(self.padded(batch)).astype(embed(self.model, mx.array([[0]])).dtype)
+
+    def padded(self, batch: Batch) -> np.ndarray:
+        """The same as stored, for a ``depth`` above 0."""
         states = [self.states(example) for example in batch.examples]
         out = np.zeros((len(states), batch.tokens.shape[1], states[0].shape[1]), dtype=np.result_type(*states))
         for row, state in zip(out, states, strict=True):
             row[: len(state)] = state
-        return mx.array(out).astype(embed(self.model, mx.array([[0]])).dtype)
+        return out
 
     def states(self, example: Example) -> np.ndarray:
         """Return (n - 1, dim) states that predict tokens 1..n-1 of the example."""
@@ -75,29 +82,40 @@ class PrefixCache:
             self.free_bytes -= states.nbytes
         return states
 
+    def _run(self, tokens: np.ndarray) -> np.ndarray:
+        hidden = embed(self.model, mx.array(tokens[None]))
+        return np.array(run_blocks(list(self.model.layers[: self.depth]), hidden)[0].astype(mx.float32))
+
     def _compute(self, example: Example) -> np.ndarray:
-        hidden = embed(self.model, mx.array(example.tokens[None, :-1]))
-        hidden = run_blocks(list(self.model.layers[: self.depth]), hidden)[0].astype(mx.float32)
-        states = np.array(hidden)
+        states = self._below(example.tokens[:-1])
         return states if np.abs(states).max() > FLOAT16_LIMIT else states.astype(self.dtype)
 
 
-def prefix_cache(draft: Any, config: TrainingConfig, folder: Path | None) -> PrefixCache:
+def prefix_cache(
+    draft: Any,
+    config: TrainingConfig,
+    folder: Path | None,
+    compute: Callable[[np.ndarray], np.ndarray] | None = None,
+    variant: str = "",
+) -> PrefixCache:
     """The cache that training with ``config`` reads: states below the lowest trained block, or none where it is switched off.
 
     Args:
         draft: :class:`harness.models.pair.Draft`.
         config: which blocks are trained, and how states are stored.
         folder: where they are kept; None is the user's cache.
+        compute: another way to them, see :class:`PrefixCache`.
+        variant: names it: its states are kept apart.
     """
     depth = len(draft.model.layers) - adapted_layers(draft.model, config.lora) if config.cache.enabled else 0
     return PrefixCache(
         draft.model,
         depth,
         folder=folder or cache_dir() / "hidden",
-        model_hash=draft.hash,
+        model_hash=draft.hash + variant,
         dtype=config.cache.dtype,
         budget_bytes=config.cache.budget_bytes,
+        compute=compute,
     )
 
 

@@ -13,6 +13,8 @@ from harness.models.blas import mx
 
 EPSILON = 1e-6
 """Smallest probability inside a logarithm."""
+LOGIT_BYTES = 512 * 2**20
+"""Most memory for the logits of one piece of a batch."""
 
 
 def weighted_loss(

@@ -33,8 +33,10 @@ class TrainProgress:
     """Loss of this update, nats per weighted token."""
     tokens_per_s: float
     """Prompt and answer tokens per second of training so far, evaluation excluded."""
+    value: float
+    """Validation metric at the latest evaluation."""
     best: float
-    """Best validation metric so far."""
+    """The best of them so far."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,18 +25,16 @@ from harness.adapt.config import LoraConfig, OptimConfig, TrainingConfig
 from harness.adapt.examples import Batch, Example, data_hash, epoch_batches, from_case, from_trajectory, invert, make_batch, truncate
 from harness.adapt.failures import Case, utc_now
 from harness.adapt.hidden import prefix_cache
-from harness.adapt.losses import weighted_loss
+from harness.adapt.losses import LOGIT_BYTES, weighted_loss
 from harness.adapt.measure import acceptance, output_hidden
 from harness.adapt.results import Evaluation, TrainProgress, TrainResult
 from harness.adapt.surface import adapted_layers, adapter_weights, attached, check_surface, head
+from harness.adapt.torch_step import TorchStep, torch_step
 from harness.adapt.trees import mx, nn, optim, tree_flatten, tree_map, tree_unflatten
 from harness.errors import HarnessError
 from harness.records import Trajectory
 
 Material = Trajectory | Case | Example
-
-LOGIT_BYTES = 512 * 2**20
-"""Most memory for the logits of one piece of a batch."""
 
 
 def train_adapter(
@@ -84,10 +82,11 @@ def train_adapter(
     if not resume:
         (out / checkpoints.FILE).unlink(missing_ok=True)
     mx.random.seed(config.optim.seed)
+    in_torch = torch_step(draft, config)
     with attached(draft.model, config.lora):
         if start is not None:
             _load_start(draft, start, config.lora)
-        run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint)
+        run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint, in_torch)
         run.note = note
         run.restore()
         if before and not run.evaluations:
@@ -113,14 +112,21 @@ class _Run:
         out: Path,
         cache_folder: Path | None,
         fingerprint: str,
+        in_torch: TorchStep | None = None,
     ) -> None:
         self.draft, self.train, self.held_out, self.config, self.domain = draft, train, held_out, config, domain
         self.out, self.fingerprint = out, fingerprint
         model = draft.model
         self.inverse = _inverse(draft)
         self.vocab = model.args.vocab_size if draft.token_map is None else len(draft.token_map)
-        self.cache = prefix_cache(draft, config, cache_folder)
-        self.optimiser = optim.AdamW(learning_rate=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
+        self.cache = self.training_cache = prefix_cache(draft, config, cache_folder)
+        self.in_torch = in_torch
+        if in_torch is not None and not config.adapt.mine:  # looking for mistakes has computed the states already, in mlx
+            self.training_cache = prefix_cache(draft, config, cache_folder, in_torch.states, in_torch.name)
+        settings = config.optim
+        self.optimiser = optim.AdamW(
+            learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, bias_correction=settings.bias_correction
+        )
         self.optimiser.init(model.trainable_parameters())
         self.step, self.tokens, self.train_s = 0, 0, 0.0
         self.note: Callable[[str], None] | None = None
@@ -151,6 +157,16 @@ class _Run:
     def _head_loss(self, hidden: mx.array, labels: mx.array, weights: mx.array, tops: mx.array, probs: mx.array) -> mx.array:
         return weighted_loss(head(self.draft.model, hidden), labels, weights, tops, probs, self.config.loss.parts())
 
+    def _gradients(self, batch: Batch, share: float) -> tuple[float, dict]:
+        """Loss and gradients of one batch."""
+        if self.in_torch is not None:
+            prefix = self.training_cache.padded(batch).astype(np.float32) if self.training_cache.depth else None
+            loss, flat = self.in_torch(batch, prefix, share, adapter_weights(self.draft.model))
+            return loss, tree_unflatten(list(flat.items()))
+        value, grads = self._loss_and_grad(batch, self.cache.batch(batch), share)
+        mx.eval(value, grads)
+        return value.item(), grads
+
     def update(self) -> float:
         """Do one update and return its loss."""
         optimisation = self.config.optim
@@ -160,11 +176,10 @@ class _Run:
         share = 1.0 / float(sum(b.weights.sum() for b in batches))
         loss, grads = 0.0, None
         for batch in batches:
-            prefix = self.cache.batch(batch)
-            value, new = self._loss_and_grad(batch, prefix, share)
+            value, new = self._gradients(batch, share)
             grads = new if grads is None else tree_map(lambda a, b: a + b, grads, new)
-            mx.eval(value, grads)
-            loss += value.item()
+            mx.eval(grads)
+            loss += value
             self.tokens += sum(batch.lengths)
         if optimisation.clip_norm > 0:
             grads, _ = optim.clip_grad_norm(grads, optimisation.clip_norm)
@@ -201,9 +216,16 @@ class _Run:
             if evaluated or self.step % self.config.checkpoint_every == 0:
                 self.save()
             if progress:
-                speed = self.tokens / self.train_s if self.train_s else 0.0
-                best = self.after().value
-                progress(TrainProgress(step=self.step, total=self.total, loss=self.losses[-1], tokens_per_s=speed, best=best))
+                progress(
+                    TrainProgress(
+                        step=self.step,
+                        total=self.total,
+                        loss=self.losses[-1],
+                        tokens_per_s=self.tokens / self.train_s if self.train_s else 0.0,
+                        value=self.evaluations[-1].value,
+                        best=self.after().value,
+                    )
+                )
 
     def evaluate(self) -> None:
         """Replay the validation trajectories and judge."""

@@ -64,7 +64,7 @@ def train(
         progress=lambda number, step: (
             typer.echo(
                 f"round {number}, update {step.step}/{step.total}: loss {step.loss:.3f}, "
-                f"{settings.stop.metric} {step.best:.3f}, {step.tokens_per_s:.0f} tok/s",
+                f"{settings.stop.metric} {step.value:.3f} (best {step.best:.3f}), {step.tokens_per_s:.0f} tok/s",
                 err=True,
             )
             if step.step % settings.stop.every == 0 or step.step == step.total

@@ -18,18 +18,13 @@ from harness.decode import torch_llama
 from harness.decode.collect import Decoder, Rollout
 from harness.decode.torch_llama import Shape, Weights
 from harness.errors import HarnessError
-from harness.models.blas import mx, nn
-
-# isort: split
-from mlx.utils import tree_flatten
 
 if TYPE_CHECKING:
     import torch
 
+    from harness.models.blas import nn
     from harness.models.pair import Pair
 
-MEMORY_SHARE = 0.25
-"""Largest second copy of a target that is made for speed, as a share of the machine's memory."""
 _KEEP = 0.8
 """Rows are dropped from the batch once fewer than this share of them are still running."""
 _GROW = 32
@@ -105,14 +100,9 @@ def torch_decoder(pair: Pair, dtype: str | None = None) -> Decoder | None:
         dtype: ``float32`` for the answers that mlx gives, but for rare near-ties. The fastest one when None: bfloat16 changes many
             answers somewhere, so they are fit to train on, not to measure by.
     """
-    import psutil
     import torch
 
-    if mx.default_device().type != mx.DeviceType.cpu:
-        return None
-    kind = getattr(torch, dtype) if dtype else torch_llama.fast_dtype()
-    size = sum(p.size for _, p in tree_flatten(pair.target.parameters())) * kind.itemsize
-    if size > MEMORY_SHARE * psutil.virtual_memory().total:
+    if not torch_llama.worthwhile(pair.target, getattr(torch, dtype) if dtype else torch_llama.fast_dtype()):
         return None
     try:
         return TorchTarget(pair.target, pair.eos_token_ids, dtype)

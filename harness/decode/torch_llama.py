@@ -1,7 +1,7 @@
-"""A decoder of Llama and Qwen2 models in torch, for the two heavy jobs of training: target rollouts and fitting a cut of the target.
+"""Llama and Qwen2 models in torch, for the heavy jobs of training: target rollouts, updates of an adapter, fitting a cut of the target.
 
 On Linux CPUs torch runs vectorised activations, and bfloat16 matrix products where the processor has them, several times faster than
-mlx does; with a CUDA build of torch both jobs run on the GPU. Decoding, replay and every measurement stay on mlx; a test holds the
+mlx does; with a CUDA build of torch rollouts and fits run on the GPU. Decoding, replay and every measurement stay on mlx; a test holds the
 two implementations to the same logits.
 Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 """
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FAMILIES = ("llama", "qwen2")
 """Architectures (``model_type``) that are decoded; ``qwen2`` differs by biases of ``qkv`` alone."""
 _QUERY_BIAS = "model.layers.0.self_attn.q_proj.bias"
+MEMORY_SHARE = 0.25
+"""Largest second copy of a model that is made for speed, as a share of the machine's memory."""
 Weights = dict[str, "torch.Tensor"]
 """Name (``layers.0.qkv``, ``norm``, ``embed``, ``head``) -> weight."""
 
@@ -91,6 +93,19 @@ def fast_dtype() -> torch.dtype:
 
     fast = device().type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return torch.bfloat16 if fast else torch.float32
+
+
+def worthwhile(model: Any, dtype: torch.dtype) -> bool:
+    """True where mlx computes on a CPU, on which torch is faster, and the memory has room for another copy of ``model``."""
+    import psutil
+    from mlx.utils import tree_flatten
+
+    from harness.models.blas import mx
+
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return False
+    size = sum(p.size for _, p in tree_flatten(model.parameters())) * dtype.itemsize
+    return size <= MEMORY_SHARE * int(psutil.virtual_memory().total)
 
 
 def shape_of(source: Path | Any, families: Sequence[str] = FAMILIES) -> Shape:

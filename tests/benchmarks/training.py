@@ -4,7 +4,8 @@
 
 Both start from the same weights and see the same batches in the same order; mlx-lm's are padded by its own rule. The first epoch
 fills this project's cache of hidden states and mlx-lm's compiled graphs; throughput is that of the later ones. Nothing that this
-script switches on changes the mathematics (cross-entropy, float32 hidden states), so the two loss curves must agree.
+script switches on by itself changes the mathematics (cross-entropy, float32 hidden states), so the two loss curves must agree; with
+``--backend auto`` products may be bfloat16, and the curves differ by its rounding.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from harness import stats
 from harness.adapt.config import TrainingConfig
 from harness.adapt.examples import Example, epoch_batches
 from harness.adapt.surface import adapter_weights, attached
+from harness.adapt.torch_step import torch_step
 from harness.adapt.trainer import _examples, _Run
 from harness.adapt.trees import mx, nn, optim
 from harness.decode.collect import collect
@@ -59,8 +61,10 @@ def training_config(args: Any) -> TrainingConfig:
             "final_fraction": 1.0,
             "clip_norm": 0.0,
             "max_tokens": args.max_example_tokens,
+            "backend": args.backend,
         },
         cache={"dtype": args.dtype},
+        adapt={"mine": False},
     )
 
 
@@ -150,9 +154,9 @@ def race(run: Any, other: Any, examples: Sequence[Example], config: TrainingConf
 def measure(draft: Any, examples: list[Example], config: TrainingConfig, folder: Path) -> tuple[Curve, Curve]:
     """Put the same LoRA update on the draft and on a copy of it, and train both."""
     mx.random.seed(config.optim.seed)
-    other = copy.deepcopy(draft.model)
+    other, in_torch = copy.deepcopy(draft.model), torch_step(draft, config)
     with attached(draft.model, config.lora), attached(other, config.lora):
-        run = _Run(draft, examples, examples[:1], config, None, folder, folder / "hidden", "benchmark")
+        run = _Run(draft, examples, examples[:1], config, None, folder, folder / "hidden", "benchmark", in_torch)
         other.load_weights(list(adapter_weights(draft.model).items()), strict=False)
         return race(run, other, examples, config)
 
@@ -181,6 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-example-tokens", type=int, default=1024, help="longest prompt and answer")
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the cached hidden states")
+    parser.add_argument("--backend", choices=["mlx", "auto"], default="mlx", help="of this project's updates")
     parser.add_argument("--answers", type=Path, help="folder that keeps the target's answers for the next call")
     args = parser.parse_args(argv)
     if args.epochs < 2:
