@@ -1,6 +1,6 @@
 """Loss and gradients of an adapter in torch, where mlx computes on a CPU: the trainer's own mathematics, several times faster.
 
-Matrix products are bfloat16 where the processor has instructions for them, else float32; the residual stream, the norms, the losses
+A torch that sees a GPU computes there. Matrix products are bfloat16 where the device has instructions for them, else float32; the residual stream, the norms, the losses
 and the adapter itself are float32. The logits are gone through once: their gradient is written over them. Validation, and whatever
 decides whether an adapter is kept, stays on mlx.
 """
@@ -48,6 +48,7 @@ class TorchStep:
         self.dtype = dtype or torch_llama.fast_dtype()
         self.shape = torch_llama.shape_of(model)
         self.weights = torch_llama.load(model, self.shape, self.dtype)
+        self.where = self.weights["embed"].device
         self.norms = {name: w.float() for name, w in self.weights.items() if "norm" in name}
         self.first = self.shape.layers - adapted_layers(model, config.lora)
         self.keys, self.scale, self.parts = frozenset(lora_keys(model, config.lora)), config.lora.scale, config.loss.parts()
@@ -66,7 +67,7 @@ class TorchStep:
             cos, sin = self._rope(h)
             for i in range(self.first):
                 h = self._block(i, h, cos, sin, {})
-            found: np.ndarray = h[0].numpy()
+            found: np.ndarray = h[0].cpu().numpy()
             return found
 
     def __call__(self, batch: Batch, prefix: np.ndarray | None, share: float, adapter: Mapping[str, mx.array]) -> tuple[float, dict]:
@@ -80,9 +81,9 @@ class TorchStep:
         """
         import torch
 
-        update = {name: torch.from_numpy(np.array(array)).requires_grad_() for name, array in adapter.items()}
-        rows = torch.from_numpy(batch.rows).long()
-        h = self._embed(batch.tokens) if prefix is None else torch.from_numpy(prefix)
+        update = {name: self._tensor(np.array(array)).requires_grad_() for name, array in adapter.items()}
+        rows = self._tensor(batch.rows).long()
+        h = self._embed(batch.tokens) if prefix is None else self._tensor(prefix)
         cos, sin = self._rope(h)
         for i in range(0 if prefix is None else self.first, self.shape.layers):
             last = i == self.shape.layers - 1
@@ -90,19 +91,22 @@ class TorchStep:
         z = self._norm(h, "norm")
         loss, gradient = self._head(z.detach(), batch, share)
         found = torch.autograd.grad(z, list(update.values()), gradient)
-        return loss, {name: mx.array(array.numpy()) for name, array in zip(update, found, strict=True)}
+        return loss, {name: mx.array(array.cpu().numpy()) for name, array in zip(update, found, strict=True)}
 
     # --- the model ---
 
-    def _embed(self, tokens: np.ndarray) -> torch.Tensor:
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
         import torch
 
-        return self.weights["embed"][torch.from_numpy(tokens).long()].float()
+        return torch.from_numpy(array).to(self.where)
+
+    def _embed(self, tokens: np.ndarray) -> torch.Tensor:
+        return self.weights["embed"][self._tensor(tokens).long()].float()
 
     def _rope(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        return torch_llama.rope_tables(self.shape, torch.arange(h.shape[1])[None], self.dtype)
+        return torch_llama.rope_tables(self.shape, torch.arange(h.shape[1], device=self.where)[None], self.dtype)
 
     def _norm(self, h: torch.Tensor, name: str) -> torch.Tensor:
         return torch_llama.norm(self.shape, h, self.norms[name]).to(self.dtype)
@@ -160,7 +164,7 @@ class TorchStep:
         """Loss over the normed states (N, dim) and its gradient by them."""
         import torch
 
-        labels, weights, tops, p = (torch.from_numpy(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p))
+        labels, weights, tops, p = (self._tensor(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p))
         step = max(1, LOGIT_BYTES // (4 * len(self.weights["embed"])))
         total, gradients = 0.0, []
         for at in range(0, len(z), step):
@@ -202,7 +206,7 @@ def weighted(log_q: torch.Tensor, valid: torch.Tensor, p: torch.Tensor, parts: M
     """
     import torch
 
-    total = -parts["ce"] * log_q[:, 0] if "ce" in parts else torch.zeros(len(log_q))
+    total = -parts["ce"] * log_q[:, 0] if "ce" in parts else torch.zeros_like(log_q[:, 0])
     top = torch.where(valid, log_q[:, 1:], 0.0)
     q = torch.where(valid, top.exp(), 0.0)
     p = torch.where(valid, p, 0.0)
