@@ -1,8 +1,8 @@
 """Loss and gradients of an adapter in torch, where mlx computes on a CPU: the trainer's own mathematics, several times faster.
 
-A torch that sees a GPU computes there. Matrix products are bfloat16 where the device has instructions for them, else float32; the residual stream, the norms, the losses
-and the adapter itself are float32. The logits are gone through once: their gradient is written over them. Validation, and whatever
-decides whether an adapter is kept, stays on mlx.
+A torch that sees a GPU computes there. Matrix products are bfloat16 where the device has instructions for them, else float32; the
+residual stream, the norms, the losses and the adapter itself are float32. The logits are gone through once: their gradient is written
+over them. Validation, and whatever decides whether an adapter is kept, stays on mlx.
 """
 
 from __future__ import annotations
