@@ -87,6 +87,12 @@ def target_trajectories(count: int = 40, answer: int = 16, first: int = 0, domai
     )
 
 
+def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    """Largest difference of two sets of gradients, relative to the largest entry of each array."""
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[n] - b[n]).max() / (np.abs(a[n]).max() + 1e-9)) for n in a)
+
+
 def quick_config(**changes: Any) -> TrainingConfig:
     """Few updates, high rate."""
     base = TrainingConfig().replace(

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_llama
-from adapting import VOCAB, quick_config, target_trajectories, tiny_draft
+from adapting import VOCAB, difference, quick_config, target_trajectories, tiny_draft
 
-from harness.adapt import torch_step as module
 from harness.adapt.config import TrainingConfig
 from harness.adapt.examples import Batch, from_trajectory, make_batch
 from harness.adapt.hidden import PrefixCache
@@ -63,12 +62,6 @@ def both(draft: Any, config: TrainingConfig, dtype: Any, spoil: Any = None) -> t
     return (value.item(), {n: np.array(g) for n, g in tree_flatten(grads)}), (found, {n: np.array(g) for n, g in own.items()})
 
 
-def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    """Largest difference relative to the largest entry of each array."""
-    assert a.keys() == b.keys()
-    return max(float(np.abs(a[n] - b[n]).max() / (np.abs(a[n]).max() + 1e-9)) for n in a)
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize(
     ("lora", "loss"),
@@ -85,7 +78,7 @@ def test_gradients_are_those_of_mlx(family: str, lora: dict, loss: dict, pieces:
     import torch
 
     if pieces:
-        monkeypatch.setattr(module, "LOGIT_BYTES", 4 * VOCAB * 7)
+        monkeypatch.setattr("harness.adapt.losses.LOGIT_BYTES", 4 * VOCAB * 7)
     config = quick_config(lora={"rank": 4, **lora}, loss=loss)
     (value, grads), (found, own) = both(draft_of(family), config, torch.float32)
     assert found == pytest.approx(value, rel=1e-5)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_draft, tiny_llama
+from adapting import VOCAB, difference, forward, quick_config, target_trajectories, tiny_draft, tiny_llama
 from scipy.special import softmax
 
 from harness.adapt.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
@@ -134,11 +134,6 @@ def gradients(draft: Any, cached: bool, folder: Path, spoil: Any = None) -> dict
         return {name: np.array(g) for name, g in tree_flatten(grads)}
 
 
-def difference(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
-    assert a.keys() == b.keys()
-    return max(float(np.abs(a[n] - b[n]).max() / (np.abs(a[n]).max() + 1e-9)) for n in a)
-
-
 def test_cached_prefix_has_the_gradients_of_the_full_pass(tmp_path: Path) -> None:
     """The shortcut must not change the mathematics; a wrong prefix must show, or the test proves nothing."""
     plain = gradients(tiny_draft(), False, tmp_path)
@@ -231,7 +226,7 @@ def test_memory_savers_change_nothing(tmp_path: Path, data: Any, monkeypatch: py
         losses.append(train_adapter(tiny_draft(), data[0], config, validation=data[1], out=out, cache_folder=tmp_path / "h").losses)
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
     np.testing.assert_allclose(losses[2], losses[0], atol=1e-4)
-    monkeypatch.setattr("harness.adapt.trainer.LOGIT_BYTES", 4 * VOCAB * 100)  # 100 of 768 rows at a time
+    monkeypatch.setattr("harness.adapt.losses.LOGIT_BYTES", 4 * VOCAB * 100)  # 100 of 768 rows at a time
     common: dict[str, Any] = {"validation": data[1], "cache_folder": tmp_path / "h"}
     np.testing.assert_allclose(train_adapter(tiny_draft(), data[0], base, out=tmp_path / "d", **common).losses, losses[0], atol=1e-4)
 

@@ -126,7 +126,7 @@ def initial_weights(shape: Shape, target: Weights, cut: CutConfig, vocab: np.nda
     chosen = [*range(cut.layers - cut.last), *range(shape.layers - cut.last, shape.layers)]
     weights = {"norm": target["norm"].clone(), "head": target["embed"][torch.from_numpy(vocab).long().to(target["embed"].device)].clone()}
     for new, old in enumerate(chosen):
-        for name in ("qkv", "o", "gate_up", "down", "norm1", "norm2"):
+        for name in torch_llama.LAYERS:
             weights[f"layers.{new}.{name}"] = target[f"layers.{old}.{name}"].clone()
     return dataclasses.replace(shape, layers=cut.layers), {k: v.float() for k, v in weights.items()}
 

@@ -7,28 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from harness.decode.torch_llama import Shape, Weights
+from harness.decode.torch_llama import LAYERS, Shape, Weights
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.config import CutSource, parse_source
 from harness.models.cut import TOKEN_MAP, read_cut
 
-_JOINED = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "gate_up": ("mlp.gate_proj", "mlp.up_proj")}
-_RENAMED = {"o": "self_attn.o_proj", "down": "mlp.down_proj", "norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
-
 
 def mlx_weights(shape: Shape, weights: Weights) -> dict[str, mx.array]:
     """Torch weights of the cut under mlx-lm's names, joined projections split."""
-    rows = {
-        "qkv": [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)],
-        "gate_up": [shape.intermediate, shape.intermediate],
-    }
     out = {"model.norm.weight": weights["norm"], "lm_head.weight": weights["head"]}
     for i in range(shape.layers):
-        for name, parts in _JOINED.items():
-            split = weights[f"layers.{i}.{name}"].split(rows[name])
+        for name, parts in LAYERS.items():
+            split = weights[f"layers.{i}.{name}"].split(shape.rows(name))
             out |= {f"model.layers.{i}.{part}.weight": w for part, w in zip(parts, split, strict=True)}
-        out |= {f"model.layers.{i}.{theirs}.weight": weights[f"layers.{i}.{ours}"] for ours, theirs in _RENAMED.items()}
     return {name: mx.array(w.detach().cpu().numpy()) for name, w in out.items()}
 
 
@@ -56,6 +48,5 @@ def read_start(source: str, layers: int) -> tuple[dict[str, Any], np.ndarray, We
     weights: Weights = {"norm": read("model.norm"), "head": read("lm_head")}
     for i in range(layers):
         at = f"model.layers.{i}"
-        weights |= {f"layers.{i}.{name}": read(*(f"{at}.{part}" for part in parts)) for name, parts in _JOINED.items()}
-        weights |= {f"layers.{i}.{ours}": read(f"{at}.{theirs}") for ours, theirs in _RENAMED.items()}
+        weights |= {f"layers.{i}.{name}": read(*(f"{at}.{part}" for part in parts)) for name, parts in LAYERS.items()}
     return config, np.array(arrays[TOKEN_MAP]), weights

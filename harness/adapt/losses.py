@@ -17,6 +17,11 @@ LOGIT_BYTES = 512 * 2**20
 """Most memory for the logits of one piece of a batch."""
 
 
+def logit_rows(vocab: int) -> int:
+    """Rows of float32 logits over ``vocab`` tokens that fit into :data:`LOGIT_BYTES`, at least one."""
+    return max(1, LOGIT_BYTES // (4 * vocab))
+
+
 def weighted_loss(
     logits: mx.array, labels: mx.array, weights: mx.array, top_tokens: mx.array, top_p: mx.array, parts: Mapping[str, float]
 ) -> mx.array:

@@ -14,22 +14,14 @@ import numpy as np
 
 from harness.adapt.config import TrainingConfig
 from harness.adapt.examples import Batch
-from harness.adapt.losses import EPSILON, LOGIT_BYTES
-from harness.adapt.surface import adapted_layers, lora_keys
+from harness.adapt.losses import EPSILON, logit_rows
+from harness.adapt.surface import adapted_layers
 from harness.adapt.trees import mx
 from harness.decode import torch_llama
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     import torch
-
-_JOINED = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-"""Stored projection -> the linear layers it joins, each with an update of its own."""
 
 
 class TorchStep:
@@ -51,7 +43,7 @@ class TorchStep:
         self.where = self.weights["embed"].device
         self.norms = {name: w.float() for name, w in self.weights.items() if "norm" in name}
         self.first = self.shape.layers - adapted_layers(model, config.lora)
-        self.keys, self.scale, self.parts = frozenset(lora_keys(model, config.lora)), config.lora.scale, config.loss.parts()
+        self.scale, self.parts = config.lora.scale, config.loss.parts()
 
     @property
     def name(self) -> str:
@@ -139,24 +131,17 @@ class TorchStep:
 
         layer = f"layers.{index}.{name}"
         y = fn.linear(x, self.weights[layer], self.weights.get(f"{layer}_bias"))
-        found = [f"model.layers.{index}.{key}" for key in _JOINED[name]]
+        found = [f"model.layers.{index}.{key}" for key in torch_llama.LAYERS[name]]
         if not any(f"{key}.lora_a" in update for key in found):
             return y
         added = []
-        for key, width in zip(found, self._widths(name), strict=True):
+        for key, width in zip(found, self.shape.rows(name), strict=True):
             if f"{key}.lora_a" in update:
                 a, b = (update[f"{key}.lora_{part}"].to(self.dtype) for part in "ab")
                 added.append((x @ a) @ (self.scale * b))
             else:
                 added.append(y.new_zeros(*y.shape[:-1], width))
         return y + (added[0] if len(added) == 1 else torch.cat(added, dim=-1))
-
-    def _widths(self, name: str) -> tuple[int, ...]:
-        """Outputs of the layers that a stored projection joins."""
-        shape = self.shape
-        heads, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        widths = {"qkv": (heads, kv, kv), "gate_up": (shape.intermediate,) * 2}
-        return widths.get(name, (shape.hidden,))
 
     # --- the loss ---
 
@@ -165,7 +150,7 @@ class TorchStep:
         import torch
 
         labels, weights, tops, p = (self._tensor(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p))
-        step = max(1, LOGIT_BYTES // (4 * len(self.weights["embed"])))
+        step = logit_rows(len(self.weights["embed"]))
         total, gradients = 0.0, []
         for at in range(0, len(z), step):
             part = slice(at, at + step)

@@ -25,7 +25,7 @@ from harness.adapt.config import LoraConfig, OptimConfig, TrainingConfig
 from harness.adapt.examples import Batch, Example, data_hash, epoch_batches, from_case, from_trajectory, invert, make_batch, truncate
 from harness.adapt.failures import Case, utc_now
 from harness.adapt.hidden import prefix_cache
-from harness.adapt.losses import LOGIT_BYTES, weighted_loss
+from harness.adapt.losses import logit_rows, weighted_loss
 from harness.adapt.measure import acceptance, output_hidden
 from harness.adapt.results import Evaluation, TrainProgress, TrainResult
 from harness.adapt.surface import adapted_layers, adapter_weights, attached, check_surface, head
@@ -144,7 +144,7 @@ class _Run:
     def _loss(self, batch: Batch, prefix: mx.array, share: float) -> mx.array:
         hidden = output_hidden(self.cache, batch, checkpointing=self.config.optim.gradient_checkpointing, prefix=prefix)
         arrays = (hidden, *(mx.array(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p)))
-        rows = max(1, LOGIT_BYTES // (4 * self.vocab))
+        rows = logit_rows(self.vocab)
         if len(batch.labels) <= rows:
             return self._head_loss(*arrays) * share
         total = mx.array(0.0)

@@ -1,7 +1,7 @@
 """Llama and Qwen2 models in torch, for the heavy jobs of training: target rollouts, updates of an adapter, fitting a cut of the target.
 
 On Linux CPUs torch runs vectorised activations, and bfloat16 matrix products where the processor has them, several times faster than
-mlx does; with a CUDA build of torch rollouts and fits run on the GPU. Decoding, replay and every measurement stay on mlx; a test holds the
+mlx does; with a CUDA build of torch they run on the GPU. Decoding, replay and every measurement stay on mlx; a test holds the
 two implementations to the same logits.
 Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 """
@@ -26,6 +26,15 @@ FAMILIES = ("llama", "qwen2")
 _QUERY_BIAS = "model.layers.0.self_attn.q_proj.bias"
 MEMORY_SHARE = 0.25
 """Largest second copy of a model that is made for speed, as a share of the machine's memory."""
+LAYERS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+    "norm1": ("input_layernorm",),
+    "norm2": ("post_attention_layernorm",),
+}
+"""Weight of a block as stored here -> the layers, by their names in mlx-lm, whose rows it joins."""
 Weights = dict[str, "torch.Tensor"]
 """Name (``layers.0.qkv``, ``norm``, ``embed``, ``head``) -> weight."""
 
@@ -50,6 +59,11 @@ class Shape:
     """RMS norm epsilon."""
     rope_theta: float
     """Base of the rotary embedding."""
+
+    def rows(self, name: str) -> list[int]:
+        """Rows of each layer that the weight ``name`` of :data:`LAYERS` joins."""
+        heads, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {"qkv": [heads, kv, kv], "gate_up": [self.intermediate] * 2}.get(name, [self.hidden])
 
 
 def read_shape(config: dict[str, Any], families: Sequence[str] = FAMILIES) -> Shape:
@@ -163,17 +177,10 @@ def _join(shape: Shape, get: Callable[[str], torch.Tensor], *, biased: bool) -> 
 
     weights: Weights = {"embed": read("embed_tokens"), "norm": read("norm")}
     for i in range(shape.layers):
-        at, out = f"layers.{i}.self_attn", f"layers.{i}"
-        mlp = f"layers.{i}.mlp"
-        qkv = (f"{at}.q_proj", f"{at}.k_proj", f"{at}.v_proj")
-        weights[f"{out}.qkv"] = read(*qkv)
+        at = f"layers.{i}"
+        weights |= {f"{at}.{name}": read(*(f"{at}.{part}" for part in parts)) for name, parts in LAYERS.items()}
         if biased:
-            weights[f"{out}.qkv_bias"] = read(*qkv, kind="bias")
-        weights[f"{out}.o"] = read(f"{at}.o_proj")
-        weights[f"{out}.gate_up"] = read(f"{mlp}.gate_proj", f"{mlp}.up_proj")
-        weights[f"{out}.down"] = read(f"{mlp}.down_proj")
-        weights[f"{out}.norm1"] = read(f"layers.{i}.input_layernorm")
-        weights[f"{out}.norm2"] = read(f"layers.{i}.post_attention_layernorm")
+            weights[f"{at}.qkv_bias"] = read(*(f"{at}.{part}" for part in LAYERS["qkv"]), kind="bias")
     return weights
 
 
