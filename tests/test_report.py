@@ -29,6 +29,7 @@ from harness.report.profile import stage_table
 from harness.report.router import compare_router, oracle_gap_recovery
 from harness.report.summary import ALL
 from harness.report.tables import MISSING, domain_table, first_table
+from harness.report.training import training_table
 from harness.report.verify import verify
 from harness.runner import reports_folder
 from harness.stages import Stages, own_share
@@ -246,6 +247,17 @@ def test_cells_without_an_adapter_are_named() -> None:
     code, chat = (s for s in findings([], {"adapters": adapters}) if "plain draft" in s)
     assert "train code on" in code
     assert "No round of chat raised" in chat
+
+
+def test_training_table_names_a_gain_within_noise() -> None:
+    """Old records have no interval; a new one that contains 0 is said so."""
+    one = {"round": 1, "accepted": True, "before": {"x": 0.5}, "after": {"x": 0.51}, "steps": 3, "tokens": 9, "train_s": 1.0}
+    noise, sure = {"value": 0.01, "low": -0.01, "high": 0.03}, {"value": 0.01, "low": 0.005, "high": 0.02}
+    extra: list[dict[str, Any]] = [{}, {"gain": None}, {"gain": noise}, {"gain": sure}]
+    adapters = {str(i): {"domain": "x", "metric": "alpha", "rounds": [{**one, **more}]} for i, more in enumerate(extra)}
+    table = training_table({"adapters": adapters}, [])
+    assert table is not None
+    assert [row[2] for row in table.rows] == ["round 1: kept", "round 1: kept", "round 1: kept, gain within noise", "round 1: kept"]
 
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "results" / "reference").iterdir() if path.is_dir()])

@@ -20,7 +20,7 @@ from harness.adapt.config import load_training_config
 from harness.adapt.examples import data_hash, from_case, from_stored, from_trajectory
 from harness.adapt.failures import FailureStore
 from harness.adapt.hidden import fill, prefix_cache
-from harness.adapt.rounds import Known, cases_from_replay, install, run_rounds
+from harness.adapt.rounds import Known, RoundRecord, cases_from_replay, install, read_rounds, run_rounds
 from harness.adapt.studies import break_even, forgetting, rank_ablation, replay_bank
 from harness.adapt.synth import synthesise, user_turn_prefix
 from harness.adapt.trainer import train_adapter
@@ -30,6 +30,7 @@ from harness.decode.replay import replay_model
 from harness.errors import HarnessError
 from harness.progress import counted
 from harness.records import Sample
+from harness.stats import Estimate
 
 QUICK = {"optim": {"epochs": 2}, "adapt": {"threshold": 0.3}}
 
@@ -99,7 +100,25 @@ def test_rounds_never_fall_back_and_resume(tmp_path: Path) -> None:
         run_rounds(tiny_draft(), train, validation, config, out=tmp_path / "b", progress=interrupt, **common)
     resumed = run_rounds(tiny_draft(), train, validation, config, out=tmp_path / "b", resume=True, **common)
     assert comparable(resumed) == comparable(records)
+    assert read_rounds(tmp_path / "b/rounds.json") == resumed, "gains with their intervals included"
     assert len(FailureStore(tmp_path / "b/failures.jsonl")) == len(FailureStore(tmp_path / "a/failures.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("gain", "text"),
+    [
+        (None, "accepted"),
+        (Estimate(value=0.02, low=0.01, high=0.03, n=9), "accepted (+0.020 [+0.010, +0.030] on validation prompts)"),
+        (Estimate(value=0.02, low=-0.01, high=0.05, n=9), "accepted (+0.020 [-0.010, +0.050] on validation prompts, within noise)"),
+        (Estimate(value=0.02, n=2), "accepted (+0.020 on validation prompts, within noise)"),
+    ],
+)
+def test_verdict_says_what_the_gain_rests_on(gain: Estimate | None, text: str) -> None:
+    record = RoundRecord(
+        round=1, accepted=True, failures=0, replayed=4, before={}, after={}, steps=1, tokens=1, train_s=1.0, adapter=None, gain=gain
+    )
+    assert record.verdict == text
+    assert dataclasses.replace(record, accepted=False).verdict == text.replace("accepted", "rejected, the old draft stays")
 
 
 def test_known_replays_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +252,9 @@ def test_campaign_on_answers_that_are_there(tmp_path: Path, monkeypatch: pytest.
     assert plain.records[0].accepted
     assert (plain.records[0].failures, plain.records[0].replayed) == (0, 30), "every answer, whatever the draft makes of it"
     assert not list(FailureStore(tmp_path / "cache/adapters/tiny/plain/rounds/failures.jsonl"))
-    assert "30 answers" in summary(plain, "alpha")
+    gain = plain.records[0].gain
+    assert gain is not None
+    assert f"accepted ({gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on validation prompts); 30 answers" in summary(plain, "alpha")
     with pytest.raises(HarnessError, match="another target"):
         train_pair(dataclasses.replace(pair, target_hash="x"), split, config, name="y", answers=tmp_path / "answers")
     with pytest.raises(HarnessError, match="no answers in"):

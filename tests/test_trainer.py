@@ -17,6 +17,7 @@ import pytest
 from adapting import VOCAB, difference, forward, quick_config, target_trajectories, tiny_draft, tiny_llama
 from scipy.special import softmax
 
+from harness import stats
 from harness.adapt.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
 from harness.adapt.hidden import PrefixCache, fill
 from harness.adapt.losses import weighted_loss
@@ -98,8 +99,7 @@ def test_measured_acceptance_is_that_of_the_head_that_decodes(data: Any, own_hea
     examples = [from_trajectory(t) for t in data[1]]
     counts = acceptance(draft, PrefixCache(draft.model, 0, folder=None, model_hash=""), examples, 3)
     rows = replay_model("x", *draft.proposer, data[1], [3])
-    assert sum(c.accepted for c in counts.values()) == sum(r.accepted for r in rows)
-    assert sum(c.drafted for c in counts.values()) == sum(r.drafted for r in rows)
+    assert [(c.accepted, c.drafted) for c in counts["code"]] == [(r.accepted, r.drafted) for r in rows]
     proposed = np.concatenate([p for p, _ in favourites(draft, PrefixCache(draft.model, 0, folder=None, model_hash=""), examples)])
     assert (proposed % 2 == 1).any(), "tokens of the prompt are proposed though the fixed head lacks them"
 
@@ -246,6 +246,37 @@ def test_a_useless_round_is_rejected_and_the_old_adapter_stays(tmp_path: Path, d
     assert (out / "adapters.safetensors").read_bytes() == kept
 
 
+def test_gain_has_an_interval_and_noise_can_be_refused(tmp_path: Path, data: Any) -> None:
+    """The interval is the paired one over validation prompts, of independent replays; with ``beyond_noise`` only its lower end counts."""
+    held_out = target_trajectories(120, first=500)
+    common: dict[str, Any] = {"validation": held_out, "cache_folder": tmp_path / "h"}
+    result = train_adapter(tiny_draft(), data[0], quick_config(), out=tmp_path / "a", **common)
+    draft, sides = tiny_draft(), []
+    for _ in range(2):
+        rows = sorted(replay_model("x", draft.model, None, held_out, [3]), key=lambda r: r.sample_id)
+        sides.append(([r.accepted for r in rows], [r.accepted + r.rejected for r in rows]))
+        from mlx_lm.tuner.utils import load_adapters
+
+        load_adapters(draft.model, str(tmp_path / "a"))
+        draft.model.eval()
+    expected = stats.difference(sides[1], sides[0])
+    assert result.gain is not None
+    assert expected is not None
+    assert result.gain.value == pytest.approx(expected.value) == pytest.approx(result.after.value - result.before.value)
+    assert (result.gain.n, result.gain.low is not None) == (120, True)
+    low = result.gain.low or 0.0
+    assert 0 < low < result.gain.value
+    between = (low + result.gain.value) / 2
+    for stop, kept in (({"min_gain": between}, True), ({"min_gain": between, "beyond_noise": True}, False), ({"beyond_noise": True}, True)):
+        again = train_adapter(tiny_draft(), data[0], quick_config().replace(stop=stop), out=tmp_path / "b", **common)
+        assert again.accepted is kept
+        assert again.gain is not None
+        assert again.gain.value == pytest.approx(result.gain.value)
+    few = {**common, "validation": held_out[:4]}
+    with pytest.raises(HarnessError, match="needs 5 validation prompts"):
+        train_adapter(tiny_draft(), data[0], quick_config().replace(stop={"beyond_noise": True}), out=tmp_path / "c", **few)
+
+
 def test_early_stop_and_guard(tmp_path: Path, data: Any) -> None:
     """Training ends after ``patience`` evaluations without a gain; a checkpoint that hurts a guarded domain is never the best."""
     idle = quick_config(optim={"learning_rate": 1e-12}, stop={"every": 2, "patience": 3})
@@ -285,7 +316,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, data: Any) -> None:
         tiny_draft(), data[0], config, validation=data[1], out=tmp_path / "b", resume=True, cache_folder=tmp_path / "h2"
     )
     assert resumed.losses == whole.losses
-    assert [(e.step, e.value) for e in resumed.evaluations] == [(e.step, e.value) for e in whole.evaluations]
+    assert resumed.evaluations == whole.evaluations
     ours, theirs = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
     assert all((ours[n] == theirs[n]).all() for n in ours | theirs)
 

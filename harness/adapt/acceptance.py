@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+
+from harness import stats
 
 Metric = Literal["alpha", "rate", "tau"]
 
@@ -26,26 +30,20 @@ class Acceptance:
     emitted: int
     """Tokens emitted."""
 
-    @property
-    def rate(self) -> float | None:
-        """Accepted / drafted; None when nothing was drafted."""
-        return self.accepted / self.drafted if self.drafted else None
-
-    @property
-    def alpha(self) -> float | None:
-        """Accepted / (accepted + rejected): per-token acceptance; None when nothing was decided."""
-        decided = self.accepted + self.rejected
-        return self.accepted / decided if decided else None
-
-    @property
-    def tau(self) -> float | None:
-        """Emitted tokens per target pass; None without rounds."""
-        return self.emitted / self.rounds if self.rounds else None
+    def parts(self, metric: Metric) -> tuple[int, int]:
+        """Numerator and denominator of the named metric."""
+        if metric == "alpha":  # per-token acceptance: of the tokens that were decided on
+            return self.accepted, self.accepted + self.rejected
+        return (self.accepted, self.drafted) if metric == "rate" else (self.emitted, self.rounds)
 
     def value(self, metric: Metric) -> float:
         """Return the named metric, 0 where it is undefined (nothing to compare)."""
-        value: float | None = getattr(self, metric)
-        return value or 0.0
+        over, under = self.parts(metric)
+        return over / under if under else 0.0
+
+
+Counts = Mapping[str, tuple[Acceptance, ...]]
+"""Domain -> one acceptance per trajectory, in the trajectories' order."""
 
 
 def pool(parts: Iterable[Acceptance]) -> Acceptance:
@@ -55,6 +53,12 @@ def pool(parts: Iterable[Acceptance]) -> Acceptance:
     return Acceptance(**{name: sum(getattr(item, name) for item in items) for name in names})
 
 
-def pooled_value(by_domain: Mapping[str, Acceptance], metric: Metric, domain: str | None) -> float:
-    """Return the metric of one domain, or pooled over all of them."""
-    return by_domain[domain].value(metric) if domain is not None else pool(by_domain.values()).value(metric)
+def of_domain(counts: Counts, domain: str | None) -> list[Acceptance]:
+    """Return the acceptances of one domain, or of all of them."""
+    return [a for name, own in sorted(counts.items()) if domain in (None, name) for a in own]
+
+
+def gain(before: Sequence[Acceptance], after: Sequence[Acceptance], metric: Metric) -> stats.Estimate | None:
+    """Return the rise of the metric with its 95% interval, paired by trajectory; None where it is undefined."""
+    (a, b), (c, d) = (np.array([one.parts(metric) for one in side]).T for side in (after, before))
+    return stats.difference((a, b), (c, d))

@@ -106,6 +106,8 @@ class StopConfig(Strict):
     """Evaluations without a new best before stopping."""
     min_gain: float = Field(0.0, ge=0)
     """Smallest gain over the starting draft that keeps the adapter."""
+    beyond_noise: bool = False
+    """Keep the adapter only if the whole 95% interval of its gain, paired by validation prompt, is above ``min_gain``."""
     guard_drop: float = Field(1.0, ge=0, le=1)
     """Largest fall of the metric that a domain with validation trajectories may suffer; a checkpoint beyond it is never the best."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt.acceptance import Acceptance, pool
+from harness.adapt.acceptance import Acceptance, Counts
 from harness.adapt.examples import Batch, Example, make_batch
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.surface import run_blocks
@@ -75,14 +75,12 @@ def _best(head: ForcedHead, hidden: mx.array, answer: np.ndarray, confidence: bo
     return np.concatenate(best), np.concatenate(p)
 
 
-def acceptance(
-    draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int, note: Callable[[str], None] | None = None
-) -> dict[str, Acceptance]:
-    """Return the replayed acceptance by domain at draft length ``k``; arguments as for :func:`favourites`."""
+def acceptance(draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int, note: Callable[[str], None] | None = None) -> Counts:
+    """Return the replayed acceptance of every example at draft length ``k``; arguments as for :func:`favourites`."""
     by_domain: dict[str, list[Acceptance]] = {}
     for example, (proposed, _) in zip(examples, favourites(draft, cache, examples, note=note), strict=True):
         by_domain.setdefault(example.domain, []).append(count(proposed == example.answer, k, example.max_tokens))
-    return {domain: pool(parts) for domain, parts in sorted(by_domain.items())}
+    return {domain: tuple(parts) for domain, parts in sorted(by_domain.items())}
 
 
 def count(match: np.ndarray, k: int, max_tokens: int) -> Acceptance:

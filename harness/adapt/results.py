@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.adapt.acceptance import Acceptance
+from harness.adapt.acceptance import Acceptance, Counts, pool
+from harness.stats import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,13 @@ class Evaluation:
     """Updates done."""
     value: float
     """The configured metric."""
-    by_domain: Mapping[str, Acceptance]
-    """Counts by domain."""
+    counts: Counts
+    """Counts of every validation trajectory by domain."""
+
+    @property
+    def by_domain(self) -> Mapping[str, Acceptance]:
+        """Pooled counts by domain."""
+        return {domain: pool(parts) for domain, parts in self.counts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +50,16 @@ class TrainResult:
     """What a training run came to."""
 
     accepted: bool
-    """True when validation acceptance rose by more than ``stop.min_gain``; otherwise nothing was written over the old adapter."""
+    """True when validation acceptance rose as ``stop`` demands; otherwise nothing was written over the old adapter."""
     adapter: Path | None
     """Folder of the new adapter; None when rejected."""
     before: Evaluation
     """The draft that training started from."""
     after: Evaluation
     """The best checkpoint (``before`` when none was better)."""
+    gain: Estimate | None
+    """Rise of the metric from ``before`` to ``after`` with its 95% interval, paired by validation trajectory; None where it is undefined.
+    The best of several checkpoints is taken, so it is a little too high: what an adapter gains shows on prompts of neither split."""
     evaluations: tuple[Evaluation, ...]
     """All of them, the first at step 0."""
     losses: tuple[float, ...]

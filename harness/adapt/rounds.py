@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from harness.adapt import jsonl
-from harness.adapt.acceptance import Acceptance
+from harness.adapt.acceptance import Counts
 from harness.adapt.adapter_files import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.buffer import ReplayBuffer, mix
 from harness.adapt.config import TrainingConfig
@@ -31,6 +31,7 @@ from harness.adapt.surface import attached
 from harness.adapt.trainer import Material, train_adapter
 from harness.errors import HarnessError
 from harness.records import SCHEMA_VERSION, Trajectory
+from harness.stats import Estimate
 
 Proposals = dict[tuple[Path | None, int], list[tuple[np.ndarray, np.ndarray]]]
 """Adapter folder (None: plain draft) and cached blocks to what the draft proposes for every training answer, and its probabilities."""
@@ -41,8 +42,8 @@ class Known:
     """What replays gave that other rounds over the same answers would repeat."""
 
     proposals: Proposals = field(default_factory=dict)
-    validations: dict[tuple[Path | None, int, int, int], Mapping[str, Acceptance]] = field(default_factory=dict)
-    """Validation acceptance by domain; the key is that of proposals, K, and the longest example in tokens."""
+    validations: dict[tuple[Path | None, int, int, int], Counts] = field(default_factory=dict)
+    """Validation acceptance; the key is that of proposals, K, and the longest example in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,18 @@ class RoundRecord:
     """Seconds in updates."""
     adapter: str | None
     """Folder of the adapter in use after the round; None is the plain draft."""
+    gain: Estimate | None = None
+    """Rise of the metric at the best checkpoint, kept or not, with its interval over validation prompts; older records have None."""
+
+    @property
+    def verdict(self) -> str:
+        """What became of the round's adapter, and why."""
+        verdict = "accepted" if self.accepted else "rejected, the old draft stays"
+        if self.gain is None or self.gain.value == 0:
+            return verdict
+        interval = "" if self.gain.low is None else f" [{self.gain.low:+.3f}, {self.gain.high:+.3f}]"
+        noise = "" if self.gain.excludes(0) else ", within noise"
+        return f"{verdict} ({self.gain.value:+.3f}{interval} on validation prompts{noise})"
 
 
 def run_rounds(
@@ -159,7 +172,7 @@ def run_rounds(
             note=note,
             before=known.validations.get(start),
         )
-        known.validations[start] = result.before.by_domain
+        known.validations[start] = result.before.counts
         records.append(record_round(number, result, config, len(failures), len(material) - len(failures), current))
         write_rounds(state, records)
     return records
@@ -195,6 +208,7 @@ def record_round(
         tokens=result.tokens,
         train_s=result.train_s,
         adapter=str(adapter) if adapter is not None else None,
+        gain=result.gain,
     )
 
 
@@ -216,7 +230,7 @@ def read_rounds(path: Path) -> list[RoundRecord]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         if rows["schema_version"] > SCHEMA_VERSION:
             raise HarnessError(f"{path} was written by a newer version", "Update the harness.")
-        return [RoundRecord(**row) for row in rows["rounds"]]
+        return [RoundRecord(**{**row, "gain": Estimate(**row["gain"]) if row.get("gain") else None}) for row in rows["rounds"]]
     except (ValueError, KeyError, TypeError) as error:
         raise HarnessError(f"{path} is not a list of rounds: {error}", "Delete it, or train without resuming.") from error
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from harness.adapt import checkpoint as checkpoints
-from harness.adapt.acceptance import Acceptance, pooled_value
+from harness.adapt.acceptance import Acceptance, Counts, gain, of_domain, pool
 from harness.adapt.adapter_files import AdapterInfo, load_into, read_info, read_lora, weights_hash, write_adapter
 from harness.adapt.checkpoint import Checkpoint
-from harness.adapt.config import LoraConfig, OptimConfig, TrainingConfig
+from harness.adapt.config import LoraConfig, OptimConfig, StopConfig, TrainingConfig
 from harness.adapt.examples import Batch, Example, data_hash, epoch_batches, from_case, from_trajectory, invert, make_batch, truncate
 from harness.adapt.failures import Case, utc_now
 from harness.adapt.hidden import prefix_cache
@@ -33,6 +33,7 @@ from harness.adapt.torch_step import TorchStep, torch_step
 from harness.adapt.trees import mx, nn, optim, tree_flatten, tree_map, tree_unflatten
 from harness.errors import HarnessError
 from harness.records import Trajectory
+from harness.stats import MIN_PROMPTS
 
 Material = Trajectory | Case | Example
 
@@ -51,7 +52,7 @@ def train_adapter(
     cache_folder: Path | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
-    before: Mapping[str, Acceptance] | None = None,
+    before: Counts | None = None,
 ) -> TrainResult:
     """Train an adapter and write it to ``out`` when it raises validation acceptance. The draft's own weights never change.
 
@@ -68,14 +69,14 @@ def train_adapter(
         cache_folder: where hidden states are kept; None is the user's cache.
         progress: called after each update.
         note: told now and then how far a validation is.
-        before: acceptance of the start on ``validation`` by domain; measured when None.
+        before: acceptance of the start on ``validation``; measured when None.
 
     Raises:
         HarnessError: nothing to train or validate on, a prompt in both, an unsupported draft, a checkpoint of another run.
     """
     train, left_out = _examples(draft, material, config)
     held_out, _ = _examples(draft, validation, config)
-    _check(train, held_out, domain)
+    _check(train, held_out, domain, config.stop)
     check_surface(draft.model)
     parts = [data_hash(train), data_hash(held_out), draft.hash, config.model_dump_json(), domain, _start_hash(start)]
     fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -232,10 +233,10 @@ class _Run:
         self.judge(acceptance(self.draft, self.cache, self.held_out, self.config.stop.k, self.note))
         mx.clear_cache()
 
-    def judge(self, by_domain: Mapping[str, Acceptance]) -> None:
+    def judge(self, counts: Counts) -> None:
         """Note the validation acceptance after this update; keep the adapter when it is the best so far."""
-        value = pooled_value(by_domain, self.config.stop.metric, self.domain)
-        evaluation = Evaluation(step=self.step, value=value, by_domain=by_domain)
+        value = pool(of_domain(counts, self.domain)).value(self.config.stop.metric)
+        evaluation = Evaluation(step=self.step, value=value, counts=counts)
         better = bool(self.evaluations) and self._allowed(evaluation) and value > self.after().value
         self.evaluations.append(evaluation)
         if better:
@@ -284,18 +285,21 @@ class _Run:
         self.step, self.best = found.step, dict(found.best)
         self.losses, self.tokens, self.train_s = list(found.progress["losses"]), found.progress["tokens"], found.progress["train_s"]
         for row in found.progress["evaluations"]:
-            by_domain = {d: Acceptance(**counts) for d, counts in row["by_domain"].items()}
-            self.evaluations.append(Evaluation(step=row["step"], value=row["value"], by_domain=by_domain))
+            counts = {d: tuple(Acceptance(**one) for one in parts) for d, parts in row["counts"].items()}
+            self.evaluations.append(Evaluation(step=row["step"], value=row["value"], counts=counts))
 
     def result(self, left_out: int) -> TrainResult:
         """Sum up the run."""
-        before, after = self.evaluations[0], self.after()
-        accepted = bool(self.best) and after.value > before.value + self.config.stop.min_gain
+        before, after, stop = self.evaluations[0], self.after(), self.config.stop
+        rise = gain(of_domain(before.counts, self.domain), of_domain(after.counts, self.domain), stop.metric)
+        least = rise.low if stop.beyond_noise and rise else after.value - before.value
+        accepted = bool(self.best) and least is not None and least > stop.min_gain
         return TrainResult(
             accepted=accepted,
             adapter=self.out if accepted else None,
             before=before,
             after=after,
+            gain=rise,
             evaluations=tuple(self.evaluations),
             losses=tuple(self.losses),
             steps=self.step,
@@ -355,13 +359,19 @@ def _to_example(item: Trajectory | Case, config: TrainingConfig) -> Example:
     return from_trajectory(item) if isinstance(item, Trajectory) else from_case(item, config.loss.failure_weight)
 
 
-def _check(train: list[Example], held_out: list[Example], domain: str | None) -> None:
+def _check(train: list[Example], held_out: list[Example], domain: str | None, stop: StopConfig) -> None:
     if not train:
         raise HarnessError("there is nothing to train on", "Give training prompts, or raise optim.max_tokens so that their answers fit.")
     if domain is not None and domain not in {e.domain for e in held_out}:
         raise HarnessError(f"there is no validation trajectory of domain {domain!r}", "Give validation prompts of that domain.")
     if not held_out:
         raise HarnessError("there is nothing to validate on", "Give validation prompts; training keeps only what raises their acceptance.")
+    judging = sum(domain in (None, e.domain) for e in held_out)
+    if stop.beyond_noise and judging < MIN_PROMPTS:
+        raise HarnessError(
+            f"stop.beyond_noise needs {MIN_PROMPTS} validation prompts for an interval, there are {judging}",
+            "Give more of them, or set stop.beyond_noise to false.",
+        )
     prompts = {e.prompt_key: e.id for e in train}
     for example in held_out:
         if example.prompt_key in prompts:

@@ -185,9 +185,8 @@ class Chat:
             return
         metric = self.session.learner.config.stop.metric if self.session.learner else ""
         change = ", ".join(f"{d}: {metric} {record.before[d]:.3f} -> {record.after[d]:.3f}" for d in record.before)
-        verdict = "accepted" if record.accepted else "rejected, the old draft stays"
         self.console.print(
-            f"round {record.round} {verdict} after {record.steps} updates in {record.train_s:.1f} s ({change} on held-out cases)"
+            f"round {record.round} {record.verdict}, after {record.steps} updates in {record.train_s:.1f} s ({change} on held-out cases)"
         )
 
     # --- commands ---

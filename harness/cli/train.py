@@ -90,9 +90,8 @@ def summary(result: Campaign, metric: str) -> str:
     """One line per round and domain, and where the adapter is."""
     lines = []
     for record in result.records:
-        verdict = "accepted" if record.accepted else "rejected, the old draft stays"
         cases = f"{record.failures} failure and {record.replayed} replay cases" if record.failures else f"{record.replayed} answers"
-        lines.append(f"round {record.round}: {verdict}; {cases}, {record.steps} updates in {record.train_s:.0f} s")
+        lines.append(f"round {record.round}: {record.verdict}; {cases}, {record.steps} updates in {record.train_s:.0f} s")
         lines += [f"  {d}: {metric} {record.before[d]:.3f} -> {record.after[d]:.3f}" for d in record.before]
     if not result.records:
         lines.append("nothing to train on: no generation was below the acceptance threshold (adapt.threshold)")

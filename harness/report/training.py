@@ -20,6 +20,7 @@ def training_table(measured: Mapping[str, Any], rows: Sequence[CellRow]) -> Tabl
             continue
         last = rounds[-1]
         verdict = "kept" if last["accepted"] else "rejected, the old draft stays"
+        verdict += _noise(last.get("gain"))
         before, after = rounds[0]["before"].get(domain), last["after"].get(domain)
         others = [last["after"][d] - rounds[0]["before"][d] for d in last["after"] if d != domain]
         numbers = (
@@ -36,6 +37,13 @@ def training_table(measured: Mapping[str, Any], rows: Sequence[CellRow]) -> Tabl
     metric = next(iter(measured["adapters"].values()))["metric"]
     headers = ("adapter", "domain", "result", f"validation {metric}", "worst other domain", "updates", "tokens", "training", "pays after")
     return Table("Training", headers, tuple(lines), left=3)
+
+
+def _noise(gain: Mapping[str, Any] | None) -> str:
+    """Says so where the interval of a round's gain contains 0; ``gain`` is that of a round record."""
+    if not gain or not gain["value"] or gain["low"] is None:
+        return ""
+    return ", gain within noise" if gain["low"] <= 0 <= gain["high"] else ""
 
 
 def _break_even(rows: Sequence[CellRow], name: str, domain: str, train_s: float) -> str:
