@@ -7,8 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny_llama
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 from tiny_llama import TinyPair
 
 from harness.decode import rollouts, torch_llama
@@ -222,3 +224,56 @@ def test_sampling_is_seeded(target, kind):
 
     assert tokens(0) == tokens(0)
     assert tokens(0) != tokens(1)
+
+
+def choose(head, hidden, temperature=0.0, top_k=1, seed=0):
+    """One step of the torch decoder with this output head."""
+    return rollouts._choose({"embed": head}, hidden, temperature, top_k, torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.0, 0.7]))
+@settings(max_examples=80, deadline=None)
+def test_going_through_the_vocabulary_in_blocks_changes_nothing(vocab, top_k, seed, temperature):
+    """Top-k, its log p and the drawn token's log p are those of the whole row, whatever the vocabulary's size."""
+    rng = torch.Generator().manual_seed(seed)
+    head, hidden = torch.randn(vocab, 8, generator=rng), torch.randn(3, 8, generator=rng)
+    top_k = min(top_k, vocab)
+    logits = hidden @ head.T
+    picked, logp, ids, top = choose(head, hidden, temperature, top_k, seed)
+    expected = torch.log_softmax(logits, -1).topk(top_k)
+    torch.testing.assert_close(top, expected.values, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.log_softmax(logits, -1).gather(1, ids), top, atol=1e-5, rtol=1e-5)
+    assert ((picked >= 0) & (picked < vocab)).all()
+    own = torch.log_softmax(logits / (temperature or 1.0), -1).gather(1, picked[:, None])[:, 0]
+    torch.testing.assert_close(logp, own, atol=1e-5, rtol=1e-5)
+    if temperature == 0:
+        assert (picked == logits.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("vocab", [5, 64, 200])
+def test_tokens_are_drawn_by_their_probability(vocab):
+    """Chi-square of 40,000 draws; a block never drawn from, or one favoured, would show."""
+    rng = torch.Generator().manual_seed(vocab)
+    head, hidden = torch.randn(vocab, 4, generator=rng), torch.randn(1, 4, generator=rng)
+    p = torch.softmax(hidden @ head.T / 1.3, -1)[0].double().numpy()
+    picked = choose(head, hidden.expand(40_000, -1), 1.3, 1, seed=3)[0].numpy()
+    seen = np.bincount(picked, minlength=vocab)
+    rare = p * len(picked) < 10
+    seen, p = np.append(seen[~rare], seen[rare].sum()), np.append(p[~rare], p[rare].sum())
+    keep = p > 0
+    assert chisquare(seen[keep], p[keep] * len(picked) / p[keep].sum()).pvalue > 1e-3
+
+
+def test_ties_of_rounded_logits_are_broken_by_exact_ones():
+    """bfloat16 rounds logits of 20 to eighths; the order of the first candidates must not be left to that, nor p exceed 1."""
+    rng = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 16, generator=rng).bfloat16()
+    head = torch.randn(1000, 16, generator=rng).bfloat16() + 4 * hidden[0]
+    exact = hidden.float() @ head.float().T
+    picked, logp, ids, top = choose(head, hidden, top_k=8)
+    assert (picked == exact.argmax(-1)).all()
+    assert ((hidden @ head.T).argmax(-1) != exact.argmax(-1)).any(), "the rounded logits do tie"
+    ours = exact.gather(1, ids)
+    assert (ours[:, :-1] >= ours[:, 1:]).all()
+    assert (top.exp().sum(1) <= 1 + 1e-5).all()
+    torch.testing.assert_close(logp, torch.log_softmax(exact, -1).max(-1).values, atol=0.02, rtol=0)

@@ -31,6 +31,10 @@ _GROW = 32
 """Positions the cache grows by. Products over whole, contiguous buffers are more than twice as fast as over a part of them."""
 
 
+_BLOCK = 64
+"""Entries of the vocabulary that are looked through together."""
+
+
 @dataclass
 class _Cache:
     """Keys and values (layers, B, kv_heads, capacity, head_dim), and which positions may be attended to (B, capacity)."""
@@ -215,17 +219,62 @@ def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor
 def _choose(
     weights: Weights, hidden: torch.Tensor, temperature: float, top_k: int, rng: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Next tokens (B,), their log p after temperature (B,), and the top-k ids and log p at temperature 1 (B, k)."""
-    import torch
+    """Next tokens (B,), their log p after temperature (B,), and the top-k ids and log p at temperature 1 (B, k).
 
-    logits = (hidden @ weights["embed"].T).float()
-    top, ids = torch.topk(logits, max(top_k, 1))
-    top = top - torch.logsumexp(logits, dim=-1, keepdim=True)
+    A vocabulary has a hundred thousand entries, so they are gone through in blocks: the k largest are in the k blocks with the
+    largest maxima, and a token is drawn by its block first.
+    """
+    import torch
+    import torch.nn.functional as fn
+
+    head = weights["embed"]
+    logits = hidden @ head.T
+    if missing := -logits.shape[1] % _BLOCK:
+        logits = fn.pad(logits, (0, missing), value=-torch.inf)
+    blocks = logits.unflatten(1, (-1, _BLOCK))
+    maxima = blocks.amax(-1)
+    best = maxima.topk(min(max(top_k, 1), maxima.shape[1])).indices
+    rough, within = _of_block(blocks, best).flatten(1).topk(max(top_k, 1))
+    ids = best.gather(1, within // _BLOCK) * _BLOCK + within % _BLOCK
+    highest = maxima.amax(1)[:, None].float()
+    others = _copy(blocks).sub_(highest[:, None]).exp_().sum((1, 2)) - (rough - highest).exp_().sum(1)
+    exact = (head[ids].float() @ hidden.float()[:, :, None])[:, :, 0]  # bfloat16 logits are eighths: many ties among the first
+    exact, order = exact.sort(dim=-1, descending=True, stable=True)
+    ids, exact = ids.gather(1, order), exact - highest
+    top = exact - (others.clamp(min=0) + exact.exp().sum(1)).log()[:, None]
     if temperature == 0:
         return ids[:, 0], top[:, 0], ids, top
-    scaled = torch.log_softmax(logits / temperature, dim=-1)
-    picked = torch.multinomial(scaled.exp(), 1, generator=rng)
-    return picked[:, 0], scaled.gather(1, picked)[:, 0], ids, top
+    weight = _copy(blocks).sub_(highest[:, None]).div_(temperature).exp_()
+    sums = weight.sum(-1).double()
+    block, rest = _draw(sums, torch.rand(len(sums), generator=rng, dtype=torch.float64))
+    own = _of_block(weight, block[:, None])[:, 0]
+    token, _ = _draw(own.double(), rest)
+    logp = own.gather(1, token[:, None])[:, 0].log() - sums.sum(1).log().float()
+    return block * _BLOCK + token, logp, ids, top
+
+
+def _copy(blocks: torch.Tensor) -> torch.Tensor:
+    """A float32 copy to change in place, faster than arithmetic of bfloat16 with float32."""
+    import torch
+
+    return blocks.to(torch.float32, copy=True)
+
+
+def _of_block(blocks: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Entries (B, n, _BLOCK) of the chosen blocks (B, n)."""
+    return blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK))
+
+
+def _draw(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one index per row (B, n) with ``uniform`` (B,) in [0, 1); also return where in the index's own share it fell, in [0, 1)."""
+    import torch
+
+    ends = weights.cumsum(1)
+    aim = (uniform * ends[:, -1])[:, None]
+    index = torch.searchsorted(ends, aim, right=True).clamp(max=weights.shape[1] - 1)
+    share = weights.gather(1, index)
+    rest = (aim - ends.gather(1, index) + share) / share
+    return index[:, 0], rest[:, 0].clamp(0, 1 - 2**-40)
 
 
 def _rollouts(lengths: list[int], picked: np.ndarray, logp: np.ndarray, ids: np.ndarray, top: np.ndarray) -> list[Rollout]:
