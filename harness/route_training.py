@@ -105,7 +105,7 @@ def replay_material(
     say(f"collecting the target's answers to {len(samples)} prompts")
     out = cache_dir() / "trajectories" / pair.name
     answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=AdaptConfig().top_k, out=out))
-    rows = replay_bank(bank, answers, [k], progress=lambda name: say(f"replayed {name}"))
+    rows = replay_bank(bank, answers, [k], note=say)
     facts = [pair.target_hash, k, max_tokens, sorted((s.id, s.prompt) for s in samples)]
     return Material(
         table=(table := outcome_table(rows, samples)),

@@ -322,7 +322,7 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
             continue
         answers = material.answers(prompts)
         material.say(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
-        rows = replay_bank(trained.bank, answers, [k])
+        rows = replay_bank(trained.bank, answers, [k], note=material.say)
         rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
         routers[recipe, k] = fit_router(outcome_table(rows, prompts), config, k=k, adapter_hashes=hashes)
     trained.routers, trained.router_facts = routers, facts

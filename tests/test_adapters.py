@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapting import forward, quick_config, target_trajectories, tiny_draft
+from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_draft
 
+from harness.adapt import adapters
 from harness.adapt.adapter_files import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
 from harness.adapt.adapters import AdapterBank, fusing_error
 from harness.adapt.checkpoint import save_arrays
 from harness.adapt.examples import from_trajectory
+from harness.adapt.studies import replay_bank
 from harness.adapt.surface import adapted_layers, adapter_weights, attached
 from harness.adapt.trees import mx, tree_flatten
+from harness.decode.replay import length_batches, replay_model
 from harness.errors import HarnessError
 
 TOKENS = list(range(12))
@@ -161,11 +164,37 @@ def test_records_are_frozen(tmp_path: Path) -> None:
         swap.swap_s = 0.0  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("own_head", [False, True])
+def test_drafters_replayed_together_are_those_replayed_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, own_head: bool
+) -> None:
+    """Shared blocks run once for all adapters, and every count and near-tie is that of a replay of its own."""
+    kept = np.arange(0, VOCAB, 2)
+    draft = tiny_draft(token_map=kept if own_head else None)
+    draft.vocab = tuple(kept.tolist())
+    for seed, (name, depth) in enumerate({"a": layers, "b": 1}.items()):
+        random_adapter(tmp_path / name, draft, seed, layers=depth)
+    bank = AdapterBank(draft, {name: tmp_path / name for name in "ab"})
+    trajectories = target_trajectories(40)
+    alone = []
+    for name in (None, "a", "b"):
+        bank.activate(name)
+        alone += replay_model(name or "generic", *draft.proposer, trajectories, [2, 3])
+    assert len({(row.k, row.accepted) for row in alone}) > 10, "the adapters differ"
+    shared: list[int] = []
+    real = adapters.run_blocks
+    monkeypatch.setattr(adapters, "run_blocks", lambda blocks, hidden: shared.append(len(blocks)) or real(blocks, hidden))
+    assert replay_bank(bank, trajectories, [2, 3]) == alone
+    batches = len(list(length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories])))
+    assert sorted(shared) == sorted(([3 - layers] + [layers] * 3) * batches if layers < 3 else [])
+    assert bank.active is None
+
+
 def test_drafters_of_a_bank_agree_with_replay(tmp_path: Path) -> None:
     """Drafters of one bank used in turn: each answer is drafted with its own adapter, and decoding counts what replay counts."""
     from tiny import tiny_pair
 
-    from harness.adapt.studies import replay_bank
     from harness.decode.api import generate
     from harness.records import Trajectory
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from harness.adapt.config import Policy
 from harness.adapt.examples import Example, make_batch
 from harness.adapt.hidden import PrefixCache
 from harness.adapt.measure import output_hidden
-from harness.adapt.surface import attached, head, is_adapter
+from harness.adapt.surface import attached, check_surface, embed, head, is_adapter, run_blocks
 from harness.adapt.trees import mx, nn, tree_flatten, tree_unflatten
 from harness.decode.drafters import ModelDrafter
+from harness.decode.forward import hidden_states, inner
 from harness.errors import HarnessError, did_you_mean
 
 Modules = dict[str, Any]
@@ -119,6 +120,27 @@ class AdapterBank:
     def drafter(self, name: str | None) -> AdapterDrafter:
         """Return a drafter for :func:`harness.decode.api.generate` that makes its adapter active when it is used."""
         return AdapterDrafter(self, name)
+
+    def states(self, tokens: mx.array, names: Sequence[str | None]) -> Iterator[mx.array]:
+        """Yield normed hidden states (B, L, dim) of tokens (B, L) under each adapter, which stays active until the next.
+
+        Blocks that no adapter of the bank changes are run once for all of them.
+        """
+        model, depth = self.draft.model, self._shared_blocks()
+        below = run_blocks(model.layers[:depth], embed(model, tokens)) if depth else None
+        for name in names:
+            self.activate(name)
+            yield hidden_states(model, tokens) if below is None else inner(model).norm(run_blocks(model.layers[depth:], below))
+
+    def _shared_blocks(self) -> int:
+        """Number of blocks below the lowest update; 0 where the draft cannot be run block by block."""
+        lowest = min((int(path.split("layers.")[1].split(".")[0]) for m in self._updates.values() for path in m), default=0)
+        if lowest:
+            try:
+                check_surface(self.draft.model)
+            except HarnessError:
+                return 0
+        return lowest
 
     def held_bytes(self) -> int:
         """Memory of update matrices and fused sets."""

@@ -16,8 +16,9 @@ from harness.adapt.config import Policy, TrainingConfig
 from harness.adapt.trainer import train_adapter
 from harness.adapt.trees import mx
 from harness.decode.cached import CachedModel
-from harness.decode.replay import ReplayRow, replay_model
+from harness.decode.replay import ReplayRow, replay_row, variant_passes
 from harness.errors import HarnessError
+from harness.progress import NowAndThen
 from harness.records import Trajectory
 
 
@@ -36,18 +37,27 @@ class ForgettingRow:
 
 
 def replay_bank(
-    bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int], progress: Callable[[str], None] | None = None
+    bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int], note: Callable[[str], None] | None = None
 ) -> list[ReplayRow]:
-    """Replay the plain draft (``generic``) and every adapter of the bank; the plain draft is active afterwards."""
-    ks, rows = list(ks), []
+    """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards.
+
+    ``note`` is told now and then how many answers are done.
+    """
+    names, ks, timer = (None, *bank.names), list(ks), NowAndThen()
+
+    def progress(done: int) -> None:
+        if note and timer.due():
+            note(f"  {done} of {len(trajectories)} answers replayed with {len(names)} drafters")
+
     model, token_map = bank.draft.proposer
-    for name in (None, *bank.names):
-        bank.activate(name)
-        rows += replay_model(name or "generic", model, token_map, trajectories, ks)
-        if progress:
-            progress(name or "generic")
+    passes = variant_passes(model, token_map, trajectories, lambda tokens: bank.states(tokens, names), progress=progress)
     bank.activate(None)
-    return rows
+    return [
+        replay_row(name or "generic", t, own[at], k)
+        for at, name in enumerate(names)
+        for t, own in zip(trajectories, passes, strict=True)
+        for k in ks
+    ]
 
 
 def forgetting(rows: Sequence[ReplayRow], k: int) -> list[ForgettingRow]:

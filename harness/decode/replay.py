@@ -198,24 +198,53 @@ def forced_passes(
     Returns:
         One :class:`ForcedPass` per trajectory, in order.
     """
+
+    def states(tokens: mx.array) -> Iterator[mx.array]:
+        yield hidden_states(model, tokens)
+
+    found = variant_passes(model, token_map, trajectories, states, sampling, progress)
+    return [forced for (forced,) in found]
+
+
+def variant_passes(
+    model: Any,
+    token_map: mx.array | None,
+    trajectories: Sequence[Trajectory],
+    states: Callable[[mx.array], Iterator[mx.array]],
+    sampling: Sampling | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[ForcedPass]]:
+    """As :func:`forced_passes`, of several variants of one draft that share its output head, batch by batch.
+
+    Args:
+        model: the draft whose head it is.
+        token_map: as there.
+        trajectories: as there.
+        states: gives each variant's normed hidden states (batch, width, dim) of tokens (batch, width), one after the other.
+        sampling: as there.
+        progress: as there.
+
+    Returns:
+        Per trajectory, in order, one :class:`ForcedPass` per variant.
+    """
     lookup = draft_ids(token_map)
-    out: list[ForcedPass | None] = [None] * len(trajectories)
+    out: list[list[ForcedPass]] = [[] for _ in trajectories]
     for batch in length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories]):
         rows = [[*trajectories[i].prompt_tokens, *trajectories[i].tokens[:-1]] for i in batch]
         width = max(map(len, rows))
         padded = mx.array([row + [0] * (width - len(row)) for row in rows], dtype=mx.int32)
-        hidden = hidden_states(model, padded)  # (batch, width, dim); padding on the right is invisible to causal attention
-        for b, i in enumerate(batch):
-            t = trajectories[i]
-            first = len(t.prompt_tokens) - 1
-            head = forced_head(model, token_map, t.prompt_tokens, t.tokens)
-            own_lookup = lookup if head.token_map is token_map else draft_ids(head.token_map)
-            out[i] = _score(head, hidden[b, first : first + len(t.tokens)], t, own_lookup, sampling)
+        heads = [forced_head(model, token_map, trajectories[i].prompt_tokens, trajectories[i].tokens) for i in batch]
+        lookups = [lookup if head.token_map is token_map else draft_ids(head.token_map) for head in heads]
+        for hidden in states(padded):  # padding on the right is invisible to causal attention
+            for b, i in enumerate(batch):
+                t = trajectories[i]
+                first = len(t.prompt_tokens) - 1
+                out[i].append(_score(heads[b], hidden[b, first : first + len(t.tokens)], t, lookups[b], sampling))
+            del hidden
         if progress:
-            progress(sum(o is not None for o in out))
-        del hidden
+            progress(sum(map(bool, out)))
         mx.clear_cache()
-    return [o for o in out if o is not None]
+    return out
 
 
 def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -264,10 +293,12 @@ def replay_model(
 ) -> list[ReplayRow]:
     """Replay one draft model over all trajectories and K. See :func:`replay`."""
     passes = forced_passes(model, token_map, trajectories, sampling, progress)
-    return [_row(name, t, forced, k, noise) for t, forced in zip(trajectories, passes, strict=True) for k in ks]
+    ks = list(ks)
+    return [replay_row(name, t, forced, k, noise) for t, forced in zip(trajectories, passes, strict=True) for k in ks]
 
 
-def _row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: float) -> ReplayRow:
+def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: float = 1e-3) -> ReplayRow:
+    """Counts of one drafter on one trajectory at draft length ``k``; gaps below ``noise`` count as near-ties."""
     ties = int((forced.gap < noise).sum())
     if forced.logq is None:
         return _row_of(name, t, k, simulate_match(forced.match, k, t.max_tokens), ties)
