@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_pair
 from tiny_llama import TinyPair
 
 from harness.adapt import distill, distill_data, distill_fit, distill_weights
 from harness.adapt.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
 from harness.adapt.distill_fit import Example
+from harness.cli import main
 from harness.decode import torch_llama
 from harness.decode.collect import Rollout, Stored, read_answers
 from harness.decode.forward import PrunedHead
@@ -411,3 +414,32 @@ def test_other_architectures_are_refused():
     ):
         with pytest.raises(HarnessError, match="plain llama"):
             torch_llama.read_shape({**tiny_llama.CONFIG, **change}, ("llama",))
+
+
+def test_the_command_says_what_a_stage_left(tmp_path, capsys):
+    """Asked for answers only, it names their folder, which `harness train --from` takes, and no draft that was not built."""
+    config = tmp_path / "tiny-draft.yaml"
+    pair = write_pair(tmp_path / "pair", draft=False, max_position_embeddings=2048)
+    text = f"name: tiny\npair: {pair}\nrollouts: {{prompts: {{chat: 3}}, max_tokens: 4, batch: 2, top_k: 2}}\n"
+    config.write_text(text + "cut: {layers: 1, vocab: 16, group_size: 32}\nfit: {epochs: 1, eval_prompts: 2}\n", encoding="utf-8")
+    arguments = ["distill", str(config), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "draft"), "--offline"]
+
+    def run(*more):
+        with pytest.raises(SystemExit) as caught:
+            main([*arguments, *more])
+        said = capsys.readouterr()
+        return caught.value.code, said.out.splitlines(), said.err
+
+    code, _, advice = run("--set", "cut.layers=9")
+    assert code == 2
+    assert "cannot take 9 layers" in advice
+    code, _, advice = run()
+    assert code == 2
+    assert "cut.mlp_group_size is 64, which does not divide the target's width of 32" in advice
+    assert "Set it to 32." in advice
+    assert not (tmp_path / "work").exists(), "refused before the answers, not after the training"
+    for stage, line in {"collect": "answers: {}/work/rollouts", "train": "checkpoint: {}/work/fit", "ship": "draft: {}/draft"}.items():
+        code, out, _ = run("--stages", stage, "--set", "cut.mlp_group_size=32")
+        place = line.format(tmp_path)
+        assert (code or 0, out[-1]) == (0, place)
+        assert any(Path(place.split(": ")[1]).iterdir())

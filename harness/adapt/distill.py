@@ -14,7 +14,7 @@ import numpy as np
 from harness.adapt import distill_fit
 from harness.adapt.config import SynthConfig
 from harness.adapt.distill_card import Score, card, score_rows
-from harness.adapt.distill_config import DistillConfig
+from harness.adapt.distill_config import CutConfig, DistillConfig
 from harness.adapt.distill_data import evaluation_samples, held_out_samples, repeated_samples, split_by_temperature, training_samples
 from harness.adapt.distill_weights import mlx_weights, read_start
 from harness.adapt.synth import SOURCE, synthesise
@@ -22,10 +22,12 @@ from harness.decode import torch_llama
 from harness.decode.collect import Decoder, Stored, collect, read_answers, write_durably
 from harness.decode.replay import replay_model
 from harness.decode.rollouts import TorchTarget
+from harness.decode.torch_llama import Shape
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.cut import load_cut, save_cut
 from harness.models.pair import Pair
+from harness.progress import NowAndThen
 from harness.records import Sample, Trajectory
 
 STAGES = ("collect", "train", "ship")
@@ -73,12 +75,26 @@ def distill(job: Job, stages: Sequence[str] = STAGES) -> list[Score]:
     if unknown:
         raise HarnessError(f"no stage {sorted(unknown)[0]!r}", f"Choose among {', '.join(STAGES)}.")
     if "train" in stages or "ship" in stages:  # a target that cannot be cut is refused before hours of answers
-        torch_llama.shape_of(job.folder, ("llama",))
+        _check_cut(torch_llama.shape_of(job.folder, ("llama",)), job.config.cut)
     if "collect" in stages:
         collect_rollouts(job)
     if "train" in stages:
         train(job)
     return ship(job) if "ship" in stages else []
+
+
+def _check_cut(shape: Shape, cut: CutConfig) -> None:
+    """Refuse a cut that does not exist, or that could not be quantised once it is trained."""
+    if cut.layers > shape.layers or cut.last > cut.layers:
+        raise HarnessError(f"cannot take {cut.layers} layers ({cut.last} from the end) of {shape.layers}", "Lower cut.layers or cut.last.")
+    inputs = {"group_size": (shape.hidden, shape.heads * shape.head_dim), "mlp_group_size": (shape.hidden, shape.intermediate)}
+    for key, widths in inputs.items():
+        size = getattr(cut, key)
+        for width in widths:
+            if width % size:
+                fitting = [str(n) for n in (32, 64, 128) if not any(w % n for w in widths)]
+                advice = f"Set it to {' or '.join(fitting)}." if fitting else "This target's layers cannot be stored in 4 or 8 bits."
+                raise HarnessError(f"cut.{key} is {size}, which does not divide the target's width of {width}", advice)
 
 
 def collect_rollouts(job: Job) -> None:
@@ -89,11 +105,12 @@ def collect_rollouts(job: Job) -> None:
     once = [*once, *_written(job, once, decoder)]
     chunks = [(once[at : at + step], config.sampled_share) for at in range(0, len(once), step)]
     chunks += [(again[at : at + step], 1.0) for at in range(0, len(again), step)]
-    prompts = tokens = 0
-    for samples, sampled_share in chunks:
-        tokens += sum(len(t.tokens) for t in _collect(job, samples, sampled_share, decoder))
-        prompts += len(samples)
-        job.note(f"collected {prompts} of {len(once) + len(again)} answers, {tokens} tokens")
+    total, tokens, timer = len(once) + len(again), 0, NowAndThen()
+    found = (t for samples, share in chunks for t in _collect(job, samples, share, decoder))
+    for prompts, trajectory in enumerate(found, start=1):
+        tokens += len(trajectory.tokens)
+        if timer.due(always=prompts == total):
+            job.note(f"collected {prompts} of {total} answers, {tokens} tokens")
 
 
 def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample]:

@@ -121,8 +121,6 @@ def initial_weights(shape: Shape, target: Weights, cut: CutConfig, vocab: np.nda
 
     import torch
 
-    if cut.layers > shape.layers or cut.last > cut.layers:
-        raise HarnessError(f"cannot take {cut.layers} layers ({cut.last} from the end) of {shape.layers}", "Lower cut.layers or cut.last.")
     chosen = [*range(cut.layers - cut.last), *range(shape.layers - cut.last, shape.layers)]
     weights = {"norm": target["norm"].clone(), "head": target["embed"][torch.from_numpy(vocab).long().to(target["embed"].device)].clone()}
     for new, old in enumerate(chosen):

@@ -52,6 +52,10 @@ def distill(
         command=shlex.join(["harness", *sys.argv[1:]]),
         note=lambda line: typer.echo(line, err=True),
     )
-    for score in build(job, [stage.strip() for stage in stages.split(",")]):
+    chosen = [stage.strip() for stage in stages.split(",")]
+    for score in build(job, chosen):
         typer.echo(f"{score.domain}: K {score.k}, acceptance rate {score.rate:.3f}, {score.tau:.2f} tokens per target pass")
-    typer.echo(f"draft: {job.out}")
+    if "ship" in chosen:
+        typer.echo(f"draft: {job.out}")
+    else:
+        typer.echo(f"checkpoint: {job.fitted}" if "train" in chosen else f"answers: {job.rollouts}")
