@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from routed import WORDS, adapters, random_adapter, write_prompts
 
@@ -19,8 +20,11 @@ from harness.cli import COMMANDS, main
 from harness.cli import route as commands
 from harness.models.config import read_pair_config
 from harness.records import Record
-from harness.routes import load_router
+from harness.route_training import report, show
+from harness.routes import RouterConfig, load_router
 from harness.store import Manifest, RunStore
+from routing.evaluate import evaluate_routers
+from routing.outcomes import Arm
 
 HEAVY = ("mlx", "torch", "transformers", "datasets", "sklearn", "numpy", "scipy")
 QUICK = ["--config", "tfidf", "--set", "router=logistic", "--set", "components=8", "--set", "folds=3"]
@@ -390,3 +394,20 @@ def test_adapters_trained_inside_a_run_are_found_and_installed(
     before = {p: p.read_bytes() for p in random_adapter(installed / "code", home.draft, seed=50).iterdir()}
     assert "another adapter is installed as 'code'" in refused(capsys, "train-router", run, "-k", str(K), *QUICK)
     assert {p: p.read_bytes() for p in (installed / "code").iterdir()} == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("learnable", [False, True])
+def test_a_gap_that_nothing_foresees_is_called_luck(learnable: bool, seed: int) -> None:
+    """The best of four equal drafters is above each of them after the fact; where the domain tells which, the table says no such thing."""
+    rng = np.random.default_rng(seed)
+    domains = ["code", "math", "chat"] * 40
+    rewards = 3 + rng.normal(0, 0.3, (120, 4))
+    if learnable:
+        rewards[np.arange(120), [1 + i % 3 for i in range(120)]] += 0.5
+    arms = [Arm(name, 4) for name in ("generic", "code", "math", "chat")]
+    prompts = [f"prompt {i} of {domain}" for i, domain in enumerate(domains)]
+    evaluation = evaluate_routers(prompts, rewards, arms, {}, domains=domains, n_boot=200)
+    assert evaluation.oracle_gap.low > 0
+    assert not evaluation.gap_is_noise
+    assert ("luck after the fact" in show(report(evaluation, RouterConfig(), 4))) is not learnable
