@@ -219,10 +219,7 @@ def _detail(what: str, estimate: Estimate | None, p: float | None, limit: float)
     if estimate is None or estimate.low is None or estimate.high is None:
         return f"too few prompts to compare ({estimate.n if estimate else 0})"
     kind = "rate difference" if what == "rate" else "speedup ratio"
-    return (
-        f"{kind} {estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}], n = {estimate.n}, adjusted p = {p:.3f}, "
-        f"limit {limit:+.2f}, detectable {estimate.detectable:.3f}"
-    )
+    return f"{kind} {estimate.signed()}, n = {estimate.n}, adjusted p = {p:.3f}, limit {limit:+.2f}, detectable {estimate.detectable:.3f}"
 
 
 def _finished(manifest: Manifest) -> None:

@@ -48,6 +48,10 @@ class Estimate:
     detectable: float | None = None
     """Smallest true difference from the null that this many prompts would show with 80% power."""
 
+    def signed(self) -> str:
+        """The number and its interval, if there is one, with signs: a change."""
+        return f"{self.value:+.3f}" + ("" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]")
+
     def excludes(self, value: float) -> bool:
         """True when the interval exists and does not contain ``value``."""
         return self.low is not None and self.high is not None and not self.low <= value <= self.high

@@ -121,19 +121,19 @@ class AdapterBank:
         """Return a drafter for :func:`harness.decode.api.generate` that makes its adapter active when it is used."""
         return AdapterDrafter(self, name)
 
-    def states(self, tokens: mx.array, names: Sequence[str | None]) -> Iterator[mx.array]:
+    def states(self, tokens: mx.array, names: Sequence[str | None], depth: int) -> Iterator[mx.array]:
         """Yield normed hidden states (B, L, dim) of tokens (B, L) under each adapter, which stays active until the next.
 
-        Blocks that no adapter of the bank changes are run once for all of them.
+        The first ``depth`` blocks, of :meth:`shared_blocks`, are run once for all of them.
         """
-        model, depth = self.draft.model, self._shared_blocks()
+        model = self.draft.model
         below = run_blocks(model.layers[:depth], embed(model, tokens)) if depth else None
         for name in names:
             self.activate(name)
             yield hidden_states(model, tokens) if below is None else inner(model).norm(run_blocks(model.layers[depth:], below))
 
-    def _shared_blocks(self) -> int:
-        """Number of blocks below the lowest update; 0 where the draft cannot be run block by block."""
+    def shared_blocks(self) -> int:
+        """Number of blocks that no adapter of the bank changes; 0 where the draft cannot be run block by block."""
         lowest = min((int(path.split("layers.")[1].split(".")[0]) for m in self._updates.values() for path in m), default=0)
         if lowest:
             try:

@@ -79,9 +79,8 @@ class RoundRecord:
         verdict = "accepted" if self.accepted else "rejected, the old draft stays"
         if self.gain is None or self.gain.value == 0:
             return verdict
-        interval = "" if self.gain.low is None else f" [{self.gain.low:+.3f}, {self.gain.high:+.3f}]"
         noise = "" if self.gain.excludes(0) else ", within noise"
-        return f"{verdict} ({self.gain.value:+.3f}{interval} on validation prompts{noise})"
+        return f"{verdict} ({self.gain.signed()} on validation prompts{noise})"
 
 
 def run_rounds(

@@ -49,8 +49,8 @@ def replay_bank(
         if note and timer.due():
             note(f"  {done} of {len(trajectories)} answers replayed with {len(names)} drafters")
 
-    model, token_map = bank.draft.proposer
-    passes = variant_passes(model, token_map, trajectories, lambda tokens: bank.states(tokens, names), progress=progress)
+    (model, token_map), depth = bank.draft.proposer, bank.shared_blocks()
+    passes = variant_passes(model, token_map, trajectories, lambda tokens: bank.states(tokens, names, depth), progress=progress)
     bank.activate(None)
     return [
         replay_row(name or "generic", t, own[at], k)

@@ -243,7 +243,7 @@ class Chat:
             for measure in ("rate", "alpha", "tau"):
                 c = getattr(row, measure)
                 if c.change is not None:
-                    text += f"   {measure} {c.generic.value:.3f} -> {c.current.value:.3f} {_interval(c.change)}"
+                    text += f"   {measure} {c.generic.value:.3f} -> {c.current.value:.3f} ({c.change.signed()})"
             self.console.print(text, markup=False)
 
 
@@ -275,12 +275,6 @@ def _counts(answer: Generation) -> str:
 
 def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.{digits}f}"
-
-
-def _interval(change: Any) -> str:
-    if change.low is None:
-        return f"({change.value:+.3f})"
-    return f"({change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}])"
 
 
 def _plain(error: HarnessError) -> str:

@@ -198,11 +198,7 @@ def forced_passes(
     Returns:
         One :class:`ForcedPass` per trajectory, in order.
     """
-
-    def states(tokens: mx.array) -> Iterator[mx.array]:
-        yield hidden_states(model, tokens)
-
-    found = variant_passes(model, token_map, trajectories, states, sampling, progress)
+    found = variant_passes(model, token_map, trajectories, lambda tokens: [hidden_states(model, tokens)], sampling, progress)
     return [forced for (forced,) in found]
 
 
@@ -210,7 +206,7 @@ def variant_passes(
     model: Any,
     token_map: mx.array | None,
     trajectories: Sequence[Trajectory],
-    states: Callable[[mx.array], Iterator[mx.array]],
+    states: Callable[[mx.array], Iterable[mx.array]],
     sampling: Sampling | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[ForcedPass]]:

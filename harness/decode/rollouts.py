@@ -29,8 +29,6 @@ _KEEP = 0.8
 """Rows are dropped from the batch once fewer than this share of them are still running."""
 _GROW = 32
 """Positions the cache grows by. Products over whole, contiguous buffers are more than twice as fast as over a part of them."""
-
-
 _BLOCK = 64
 """Entries of the vocabulary that are looked through together."""
 
