@@ -1,0 +1,165 @@
+"""One place for files: read only what is regular, bounded and well-formed, every failure one sentence; write old or new, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import stat
+import tempfile
+import unicodedata
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from harness.errors import HarnessError
+
+TEXT_BYTES = 256 * 2**20
+"""A text or data file larger than this is refused."""
+JSON_BYTES = 64 * 2**20
+"""A JSON file larger than this is refused."""
+RESTORE = "Restore the file from a copy, or make it again."
+
+
+def open_regular(path: Path, *, advice: str = RESTORE) -> BinaryIO:
+    """Open a regular file for reading, links followed; a pipe, a device or a folder is refused without waiting for it.
+
+    Raises:
+        HarnessError: missing, not readable, or not a regular file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"cannot read {path}: {reason(error)}", advice) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise HarnessError(f"cannot read {path}: it is not a regular file", advice)
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, *, most: int = TEXT_BYTES, advice: str = RESTORE) -> bytes:
+    """The content of a regular file of at most ``most`` bytes; a file that ends in ``.gz`` is unpacked, within the same bound.
+
+    Raises:
+        HarnessError: it cannot be read, is larger, or is damaged gzip.
+    """
+    with open_regular(path, advice=advice) as file:
+        source = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        try:
+            data = source.read(most + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise HarnessError(f"cannot read {path}: {reason(error)}", advice) from None
+    if len(data) > most:
+        raise HarnessError(f"{path} is larger than {most / 2**20:.0f} MiB", "Give a smaller file, or split it.")
+    return data
+
+
+def read_text(path: Path, *, most: int = TEXT_BYTES, advice: str = RESTORE) -> str:
+    """The text of a UTF-8 file, a byte order mark removed.
+
+    Raises:
+        HarnessError: as :func:`read_bytes`, or not UTF-8.
+    """
+    try:
+        return read_bytes(path, most=most, advice=advice).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"cannot read {path}: not UTF-8 text (byte {error.start})", advice) from None
+
+
+def read_json(path: Path, *, most: int = JSON_BYTES, advice: str = RESTORE) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        HarnessError: as :func:`read_text`, or not one well-formed JSON object.
+    """
+    return parse_json(read_text(path, most=most, advice=advice), str(path), advice=advice)
+
+
+def parse_json(text: str | bytes, where: str, *, advice: str = RESTORE) -> dict[str, Any]:
+    """One JSON object; ``where`` (a file, or ``file:line``) begins the error.
+
+    Raises:
+        HarnessError: malformed, nested too deeply, no object, a number that is not finite, or text that is not Unicode.
+    """
+    try:
+        data = json.loads(text, parse_constant=_not_finite)
+        json.dumps(data, ensure_ascii=False).encode()  # lone surrogates stop here instead of at the next write
+    except (ValueError, RecursionError) as error:
+        raise HarnessError(f"{where} is not valid JSON: {reason(error)}", advice) from None
+    if not isinstance(data, dict):
+        raise HarnessError(f"{where} holds {_kind(data)} where a JSON object belongs", advice)
+    return data
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replace ``path`` by ``data``: a reader or a crash sees the old file or the new one; file and folder are synced.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old content stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` outlast a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256(path: Path, *, advice: str = RESTORE) -> str:
+    """SHA-256 of a regular file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with open_regular(path, advice=advice) as file:
+        for block in iter(lambda: file.read(2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def printable(text: str, most: int = 2000) -> str:
+    """Text from outside, safe for a terminal and a log: control and direction characters are shown as escapes, newlines and tabs stay."""
+    if len(text) > most:
+        text = f"{text[: most - 1]}…"
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else ascii(c)[1:-1] for c in text)
+
+
+def reason(error: BaseException) -> str:
+    """Why reading failed, in a few words, without the path that the sentence already names."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _not_finite(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number here")
+
+
+def _kind(value: object) -> str:
+    names: dict[type, str] = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
