@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -19,7 +19,7 @@ from harness.interrupt import StopRequest
 from harness.plan import make_plan
 from harness.records import Sample
 from harness.stages import Stages
-from harness.store import Manifest, RunStore, check_writable, new_run_name, read_manifest, read_records, run_folder
+from harness.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
 from harness.trained import Trained
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def run_suite(
         samples = _samples(suite, engine, offline)
         pair = engine.load_pair(suite.models, offline=offline)
         prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
-    with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine)) as store, StopRequest(console) as stop:
+    identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
+    with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine, identity)) as store, StopRequest(console) as stop:
         if store.repaired_bytes:
             console.print(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         context = Context(
@@ -142,7 +143,7 @@ def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
     return samples
 
 
-def _manifest(name: str, suite: Suite, pair: Any, engine: Engine) -> Manifest:
+def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mapping[str, str]) -> Manifest:
     return Manifest(
         run=name,
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -154,6 +155,7 @@ def _manifest(name: str, suite: Suite, pair: Any, engine: Engine) -> Manifest:
         packages=machine.package_versions(),
         machine={**machine.machine_facts(), **engine.facts()},
         seeds=(suite.seed,),
+        prompts=prompts,
     )
 
 
@@ -174,6 +176,7 @@ def _open_store(folder: Path, resume: str | None, manifest: Manifest) -> RunStor
     before = read_manifest(folder)
     _same("models", before.models, manifest.models)
     _same("packages", before.packages, manifest.packages)
+    _same_prompts(before.prompts, manifest.prompts)
     return RunStore.resume(folder)
 
 
@@ -183,6 +186,16 @@ def _same_before_loading(before: Manifest, suite: Suite) -> None:
         _same("suite", before.suite, suite.resolved())
         raise HarnessError("cannot resume: suite_hash differs", "Start a new run.")
     _same("code.hash", before.code["hash"], machine.source_hash())
+
+
+def _same_prompts(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to resume when an id stands for another prompt or another reference answer than in the run."""
+    changed = [sample for sample in {**before, **now} if before.get(sample) != now.get(sample)]
+    if changed:
+        raise HarnessError(
+            f"cannot resume: {len(changed)} of {len(now)} prompts or their references are not those of the run, such as {changed[0]!r}",
+            "Start a new run, or restore the dataset that the interrupted run was started with.",
+        )
 
 
 def _same(name: str, before: Any, now: Any) -> None:

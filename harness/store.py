@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,6 +58,8 @@ class Manifest:
     """Processor, cores, memory, system, device, BLAS."""
     seeds: tuple[int, ...] = (0,)
     """Random seeds used."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Sample id to :func:`prompt_hash`: what stands behind the ids. Empty in runs of versions that did not store it."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """Facts learned while running: ``calibration``, ``reference_s``, ``peak_memory_bytes``, ``status``."""
     schema_version: int = SCHEMA_VERSION
@@ -77,6 +80,12 @@ def record_key(record: Record) -> Key:
         record.method,
         settings_key((record.extra or {}).get("settings")),
     )
+
+
+def prompt_hash(tokens: Sequence[int], reference: Mapping[str, str] | None) -> str:
+    """What tells a prompt from another under the same id: 16 hex digits of the SHA-256 of its token ids and its reference answer."""
+    text = json.dumps([list(tokens), dict(reference or {})], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def settings_key(settings: Mapping[str, Any] | None) -> str:

@@ -257,6 +257,21 @@ def test_resume_refuses_what_changed_and_names_it(tmp_path: Path, monkeypatch: p
         run(tmp_path, resume=name)
 
 
+@pytest.mark.parametrize("change", [{"prompt": "another"}, {"reference": {"answer": "7"}}, {"id": "{}/another"}])
+def test_resume_refuses_other_prompts_under_the_same_ids(tmp_path: Path, change: dict[str, Any]) -> None:
+    """An id stands for its prompt's tokens and its reference; a run keeps the hash of both."""
+
+    def changed(spec: Any, **settings: Any) -> list[Sample]:
+        first, *rest = make_engine().load_samples(spec, **settings)
+        return [dataclasses.replace(first, **{k: v.format(first.domain) if k == "id" else v for k, v in change.items()}), *rest]
+
+    folder = run(tmp_path)
+    prompts = read_manifest(folder).prompts
+    assert len(prompts) == len(set(prompts.values())) == 6
+    with pytest.raises(HarnessError, match=r"cannot resume: .* of 6 prompts or their references are not those of the run, such as '"):
+        run(tmp_path, resume=folder.name, engine=make_engine(load_samples=changed))
+
+
 def test_changed_suite_is_refused_before_any_model_loads(tmp_path: Path) -> None:
     """A wrong resume must not cost minutes of loading."""
     name = run(tmp_path).name
