@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.base import clone
 
-from routing.bandits import OnlineLinear
 from routing.errors import RoutingError
 from routing.intervals import Interval, clustered
 from routing.outcomes import Arm, prompt_groups
@@ -134,34 +133,6 @@ def regret(rewards: np.ndarray, choices: np.ndarray) -> float:
 def pooled_value(rewards: np.ndarray, weights: np.ndarray) -> float:
     """sum(w) / sum(w / reward), with w the emitted tokens: tokens over rounds for tau, plain time over cell time for speedup."""
     return float(weights.sum() / (weights / rewards).sum())
-
-
-def play_online(bandit: OnlineLinear, X: np.ndarray, rewards: np.ndarray, *, feedback: str = "played", seed: int = 0) -> np.ndarray:
-    """Serve prompts one by one in random order, learning after each.
-
-    Args:
-        bandit: an online router; fitted ones keep what they know, others start from nothing. It is changed in place.
-        X: (n_samples, n_features).
-        rewards: (n_samples, n_arms).
-        feedback: ``played`` reveals the played arm's reward, ``all`` every arm's.
-        seed: of the order.
-
-    Returns:
-        (n_samples, 2) row index and arm played, in the order served.
-    """
-    if feedback not in ("played", "all"):
-        raise RoutingError(f"unknown feedback {feedback!r}", "Use 'played' or 'all'.")
-    if not hasattr(bandit, "n_arms_"):
-        bandit.start(X.shape[1], rewards.shape[1])
-    served = []
-    for row in np.random.default_rng(seed).permutation(len(X)):
-        arm = bandit.play(X[row])
-        served.append((row, arm))
-        if feedback == "all":
-            bandit.update_all(X[row], rewards[row])
-        else:
-            bandit.update(X[row], arm, float(rewards[row, arm]))
-    return np.array(served, dtype=np.int64).reshape(-1, 2)
 
 
 def _baseline_choices(

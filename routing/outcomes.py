@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -203,58 +201,6 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def read_records(path: str | Path, *, drafters: Sequence[str] | None = None, **where: Any) -> OutcomeTable:
-    """Outcome table from a run's ``records.jsonl`` (or the run's folder).
-
-    Args:
-        path: the file, or the folder that holds it.
-        drafters: keep these drafters only.
-        **where: keep records whose field equals the value, e.g. ``experiment="router"``, ``method="replay"``.
-
-    Raises:
-        RoutingError: no file, a bad line, a newer schema, or records that must not be mixed (two acceptance rules, say).
-    """
-    path = Path(path)
-    file = path / "records.jsonl" if path.is_dir() else path
-    rows = (r for r in _read_lines(file) if all(r.get(f) == v for f, v in where.items()))
-    return from_rows(rows, drafters=drafters, source=str(file))
-
-
-def read_parquet(path: str | Path, *, drafters: Sequence[str] | None = None, **where: Any) -> OutcomeTable:
-    """Outcome table from a Parquet file with one row per (sample_id, drafter, k); same options as :func:`read_records`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as e:
-        raise RoutingError(f"cannot read {path} as Parquet: {e}", "Give a file written by OutcomeTable or a run's records.jsonl.") from e
-    rows = (r for r in table.to_pylist() if all(r.get(f) == v for f, v in where.items()))
-    return from_rows(rows, drafters=drafters, source=str(path))
-
-
-def write_parquet(table: OutcomeTable, path: str | Path) -> None:
-    """Write one row per filled cell, and one per sample for plain decoding's time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(list(to_rows(table))), path)
-
-
-def to_rows(table: OutcomeTable) -> Iterator[dict[str, Any]]:
-    """Long form: plain dicts that :func:`from_rows` reads back."""
-    for i, sample in enumerate(table.sample_ids):
-        base = {"sample_id": sample, "domain": table.domains[i], "prompt": table.prompts[i] if table.prompts else None}
-        if np.isfinite(table.baseline_s[i]):
-            yield base | {"drafter": None, "k": None, "wall_s": float(table.baseline_s[i])} | dict.fromkeys(_COUNTS)
-        for j, drafter in enumerate(table.drafters):
-            for m, k in enumerate(table.ks):
-                if np.isfinite(table.rounds[i, j, m]):
-                    counts = {c: int(getattr(table, c)[i, j, m]) for c in _COUNTS}
-                    wall = float(table.wall_s[i, j, m])
-                    yield base | {"drafter": drafter, "k": k, "wall_s": wall if np.isfinite(wall) else None} | counts
-
-
 def from_rows(rows: Iterable[Mapping[str, Any]], *, drafters: Sequence[str] | None = None, source: str = "rows") -> OutcomeTable:
     """Outcome table from long-form rows. Repeats of a cell (seeds) are pooled: counts are summed, times averaged.
 
@@ -311,22 +257,6 @@ def _dense(
         baseline_s=np.array([np.mean(baseline[s]) if baseline.get(s) else np.nan for s in ids]),
         **arrays,
     )
-
-
-def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        raise RoutingError(f"no records at {file}", "Give a run's folder under results/, or its records.jsonl.")
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                return  # a record still being written
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise RoutingError(f"{file}:{number} is not JSON: {e}", "The file was edited or cut; restore it or run again.") from e
-            if not isinstance(row, dict):
-                raise RoutingError(f"{file}:{number} is not a record", "Give a run's records.jsonl.")
-            yield row
 
 
 def _check_row(row: Mapping[str, Any], source: str) -> None:

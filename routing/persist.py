@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from routing.bandits import HedgeRouter, LinThompson, LinUCB
 from routing.base import Router
 from routing.errors import RoutingError
 from routing.features import PROBE, PromptFeatures
 from routing.fetch import ENCODERS
 from routing.outcomes import Arm
 from routing.policy import PromptRouter
-from routing.routers import BoostingRouter, KNNRouter, LogisticRouter, MLPRouter
+from routing.routers import BoostingRouter, KNNRouter, LogisticRouter, MLPRouter, RidgeRouter
 
 SCHEMA_VERSION = 2
 """1: no guard for unfamiliar prompts (such files route every prompt). 2: ``reach``."""
@@ -33,9 +32,7 @@ MAX_FILE_BYTES = 512 * 1024**2
 _MAX_HEADER_BYTES = 16 * 1024**2
 _MAX_ARMS = 1000
 _FORMAT = "prompt-router"
-_KINDS: dict[str, type[Router]] = {
-    c.__name__: c for c in (LogisticRouter, MLPRouter, BoostingRouter, KNNRouter, LinUCB, LinThompson, HedgeRouter)
-}
+_KINDS: dict[str, type[Router]] = {c.__name__: c for c in (LogisticRouter, RidgeRouter, MLPRouter, BoostingRouter, KNNRouter)}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _HASH = re.compile(r"[0-9a-fA-F]{8,128}")
 _RETRAIN = "Train the router again on this machine's adapters."

@@ -1,4 +1,4 @@
-"""Routers trained on every arm's outcome: logistic regression, MLP, gradient boosting, nearest neighbours, and selection among them."""
+"""Routers trained on every arm's outcome: logistic and ridge regression, MLP, boosting, nearest neighbours, and selection among them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 from sklearn.neural_network import MLPRegressor
 from sklearn.utils import check_random_state
 
-from routing.bandits import LinUCB
 from routing.base import Router, centering, from_regret, to_regret
 
 
@@ -70,6 +69,27 @@ class LogisticRouter(Router):
     def _predict(self, X: np.ndarray) -> np.ndarray:
         z = ((X - self.center_) / self.scale_) @ self.coef_.T + self.intercept_
         return softmax(z, axis=1) @ self.class_rewards_
+
+
+class RidgeRouter(Router):
+    """Ridge regression of each arm's reward; the intercept is penalised too, towards the mean reward of all arms.
+
+    Args:
+        penalty: ridge penalty.
+    """
+
+    _state: ClassVar = {"coef_": ("arms", "features+1"), "mean_": ("1",)}
+
+    def __init__(self, penalty: float = 1.0) -> None:
+        self.penalty = penalty
+
+    def _fit(self, X: np.ndarray, rewards: np.ndarray) -> None:
+        self.mean_ = np.array([rewards.mean()])
+        model = Ridge(alpha=self.penalty, fit_intercept=False).fit(_with_intercept(X), rewards - self.mean_)
+        self.coef_ = model.coef_.reshape(rewards.shape[1], -1)
+
+    def _predict(self, X: np.ndarray) -> np.ndarray:
+        return self.mean_ + _with_intercept(X) @ self.coef_.T
 
 
 class MLPRouter(Router):
@@ -268,17 +288,19 @@ class AutoRouter(Router):
         return self.best_.predict(X).reshape(len(X), -1)
 
 
+def _with_intercept(X: np.ndarray) -> np.ndarray:
+    """(n, n_features + 1): a last column of ones."""
+    return np.hstack([X, np.ones((len(X), 1))])
+
+
 def _spread(centred: np.ndarray) -> float:
     """Root mean square, 1 when all is zero."""
     return float(np.sqrt((centred**2).mean())) or 1.0
 
 
 def default_candidates() -> list[tuple[str, Router]]:
-    """Every kind, the cheap ones at several strengths of regularisation: how much a prompt can explain differs from pair to pair.
-
-    ``linear`` is a ridge regression that can go on learning online.
-    """
-    linear: list[tuple[str, Router]] = [(f"linear penalty={p}", LinUCB(penalty=p)) for p in (0.1, 1.0, 10.0)]
+    """Every kind, the cheap ones at several strengths of regularisation: how much a prompt can explain differs from pair to pair."""
+    linear: list[tuple[str, Router]] = [(f"linear penalty={p}", RidgeRouter(penalty=p)) for p in (0.1, 1.0, 10.0)]
     logistic: list[tuple[str, Router]] = [(f"logistic C={c}", LogisticRouter(C=c)) for c in (0.003, 0.03, 0.3)]
     neighbours: list[tuple[str, Router]] = [(f"knn n={n}", KNNRouter(n)) for n in (5, 15)]
     return [*linear, *logistic, *neighbours, ("mlp", MLPRouter()), ("boosting", BoostingRouter())]

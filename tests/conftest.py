@@ -1,8 +1,12 @@
-"""One BLAS thread per test process: the models are tiny, and as many processes run as there are cores."""
+"""One BLAS thread per test process: the models are tiny, and as many processes run as there are cores. No clock on single examples."""
 
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from routing.bandits import HedgeRouter, LinThompson, LinUCB
-from routing.routers import AutoRouter, BoostingRouter, KNNRouter, LogisticRouter, MLPRouter
+from routing.routers import AutoRouter, BoostingRouter, KNNRouter, LogisticRouter, MLPRouter, RidgeRouter
 
 ESTIMATORS = [
     LogisticRouter(),
@@ -13,9 +12,7 @@ ESTIMATORS = [
     BoostingRouter(n_trees=20),
     KNNRouter(),
     AutoRouter([("logistic", LogisticRouter()), ("knn", KNNRouter())], n_splits=3),
-    LinUCB(),
-    LinThompson(),
-    HedgeRouter(),
+    RidgeRouter(),
 ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import common
 import numpy as np
+from shift import held_out_domains, mix_domains, scramble_templates
 
 from harness.adapt.adapter_files import list_adapters
 from harness.datasets.splits import cluster_labels
@@ -25,7 +26,6 @@ from harness.records import Sample
 from harness.route_training import Material, evaluate, replay_material, report, show
 from harness.routes import RouterConfig, load_router_config
 from routing.routers import grouped_folds
-from routing.shift import held_out_domains, mix_domains, scramble_templates
 
 KINDS = ("auto", "logistic", "mlp", "boosting", "knn")
 Folds = list[tuple[np.ndarray, np.ndarray]]
