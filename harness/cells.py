@@ -18,6 +18,7 @@ from harness.progress import Progress
 from harness.records import Generation, Record, Sample, Trajectory
 from harness.stages import Stages
 from harness.store import RunStore
+from harness.terminal import show
 from harness.trained import Trained
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -
     """All stages that need the models; stops between records when asked to."""
     todo = [job for job in (*plan.decodes, *plan.replays) if job.key not in context.store]
     if todo and not stop.requested:
-        console.print("calibrating and warming up")
+        show(console, "calibrating and warming up")
         with context.stages("calibrate"):
             _prepare(context, todo)
     checkpoints = {len(plan.prompts) * part // 4 for part in (1, 2, 3)}

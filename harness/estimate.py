@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from harness import machine
+from harness.errors import HarnessError
+from harness.files import read_json, typed, write_atomic
 from harness.paths import cache_dir
 from harness.trained import VALIDATION_PROMPTS, needed_chains
 
@@ -24,6 +29,21 @@ TRAIN_PASSES = 9
 DEFAULT_PROMPTS = 50
 """Prompts per domain where a suite names no limit."""
 
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class Speed(TypedDict):
+    """What :func:`remember` keeps."""
+
+    processor: str
+    prompt_tokens: _Positive
+    """Mean length of the prompts."""
+    prompt_token_s: _Positive
+    step_s: _Positive
+    """Seconds per emitted token of target-only decoding."""
+    c: _Positive
+    """The draft's relative cost."""
+
 
 def remember(pair: str, records: Sequence[Record], c: float | None) -> None:
     """Keep a run's mean times per prompt token and per emitted token of target-only decoding, and the draft's relative cost."""
@@ -40,18 +60,17 @@ def remember(pair: str, records: Sequence[Record], c: float | None) -> None:
         "c": c if c is not None else 0.3,
     }
     path = cache_dir() / "speeds" / f"{pair}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts), encoding="utf-8")
+    write_atomic(path, json.dumps(facts))
 
 
 def read_speed(pair: str) -> dict[str, Any] | None:
     """What :func:`remember` kept for this pair on this processor; None when there is nothing usable."""
+    path = cache_dir() / "speeds" / f"{pair}.json"
     try:
-        facts: dict[str, Any] = json.loads((cache_dir() / "speeds" / f"{pair}.json").read_text(encoding="utf-8"))
-        usable = facts["processor"] == machine.machine_facts()["processor"] and all(facts[n] > 0 for n in ("step_s", "prompt_token_s"))
-    except (OSError, ValueError, KeyError, TypeError):
+        facts: dict[str, Any] = dict(typed(Speed, read_json(path), str(path)))
+    except HarnessError:
         return None
-    return facts if usable else None
+    return facts if facts["processor"] == machine.machine_facts()["processor"] else None
 
 
 def estimate_s(suite: Suite, cells: Sequence[Cell], speed: dict[str, Any]) -> dict[str, float]:

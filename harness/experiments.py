@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.records import Rule
 from harness.yamlfile import Strict
@@ -18,13 +18,23 @@ Mode = Literal["detailed", "fast"]
 DynamicLength = Literal["dynamic", "auto"]
 
 T = TypeVar("T")
-NonEmpty = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]
-"""A YAML list with at least one item."""
+
+
+def _distinct(items: tuple[T, ...]) -> tuple[T, ...]:
+    """Refuse a value that stands twice: its cells would be the same."""
+    twice = next((item for i, item in enumerate(items) if item in items[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands here twice, keep one")
+    return items
+
+
+NonEmpty = Annotated[tuple[T, ...], Field(min_length=1, max_length=256, strict=False), AfterValidator(_distinct)]
+"""A YAML list with at least one item, each of them once."""
 
 DraftLength = Annotated[int, Field(ge=1, le=64)]
 Temperature = Annotated[float, Field(ge=0, le=5)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +141,7 @@ class Speculative(Experiment):
 class DraftSource(Strict):
     """Settings of the drafters that need no trained weights."""
 
-    layers: Annotated[int, Field(ge=1)] | None = None
+    layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Target layers of the early-exit draft; a quarter of them when absent."""
     ngram: Annotated[int, Field(ge=1, le=16)] = 3
     """Longest suffix that prompt lookup searches."""
@@ -150,7 +160,7 @@ class Trained(Strict):
 
     training: str = "default"
     """Training config: a name in ``configs/training`` or a path."""
-    train_samples: Annotated[int, Field(ge=1)] = 200
+    train_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     """Training prompts per domain, from the train split."""
 
     @property
@@ -232,7 +242,7 @@ class Router(Speculative, Trained):
     kind: Literal["router"]
     router: str = "default"
     """Router config: a name in ``configs/router`` or a path."""
-    router_samples: Annotated[int, Field(ge=1)] = 100
+    router_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     """Prompts per domain, from the train split beyond the adapters' own, that the router learns from."""
 
     @property
@@ -308,7 +318,7 @@ class Lenience(Experiment):
     """Lossy acceptance with probability min(1, lenience p/q); labelled lossy everywhere."""
 
     kind: Literal["lenience"]
-    values: NonEmpty[Annotated[float, Field(gt=1)]] = (1.5, 2.0)
+    values: NonEmpty[Annotated[float, Field(gt=1, le=1000)]] = (1.5, 2.0)
     """Lenience factors."""
     k: NonEmpty[DraftLength] = (4,)
     """Draft lengths."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import gzip
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
@@ -15,11 +18,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from harness.errors import HarnessError
+from harness.records import SCHEMA_VERSION
 
 TEXT_BYTES = 256 * 2**20
 """A text or data file larger than this is refused."""
 JSON_BYTES = 64 * 2**20
 """A JSON file larger than this is refused."""
+_KEPT = "\n\t\u200c\u200d"
+"""Control and format characters that stay: line breaks, and the joiners that Persian, Indic scripts and emoji need."""
 RESTORE = "Restore the file from a copy, or make it again."
 
 
@@ -84,13 +90,64 @@ def parse_json(text: str | bytes, where: str, *, advice: str = RESTORE) -> dict[
         HarnessError: malformed, nested too deeply, no object, a number that is not finite, or text that is not Unicode.
     """
     try:
-        data = json.loads(text, parse_constant=_not_finite)
+        data = json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_bounded)
         json.dumps(data, ensure_ascii=False).encode()  # lone surrogates stop here instead of at the next write
     except (ValueError, RecursionError) as error:
         raise HarnessError(f"{where} is not valid JSON: {reason(error)}", advice) from None
     if not isinstance(data, dict):
         raise HarnessError(f"{where} holds {_kind(data)} where a JSON object belongs", advice)
     return data
+
+
+def this_version(data: dict[str, Any], where: str, *, advice: str = RESTORE) -> dict[str, Any]:
+    """``data`` without its ``schema_version``.
+
+    Raises:
+        HarnessError: it has none, or a newer one than this program writes.
+    """
+    version = data.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise HarnessError(f"{where} has no schema_version", advice)
+    if version > SCHEMA_VERSION:
+        raise HarnessError(f"{where} was written by a newer version (schema {version}, here {SCHEMA_VERSION})", "Update the harness.")
+    return {key: value for key, value in data.items() if key != "schema_version"}
+
+
+def read_stored(schema: Any, path: Path, *, advice: str = RESTORE) -> Any:
+    """What this program wrote to a JSON file with a ``schema_version``, as ``schema``.
+
+    Raises:
+        HarnessError: as :func:`read_json`, :func:`this_version` and :func:`typed`.
+    """
+    return typed(schema, this_version(read_json(path, advice=advice), str(path), advice=advice), str(path), advice=advice)
+
+
+def typed(schema: Any, data: Any, where: str, *, advice: str = RESTORE) -> Any:
+    """JSON data as ``schema``, a dataclass or any other type with annotations: every field is there and has its type.
+
+    Raises:
+        HarnessError: a field is missing, unknown or of another type; names it.
+    """
+    from pydantic import ValidationError
+
+    if dataclasses.is_dataclass(schema) and isinstance(data, dict):
+        unknown = sorted(data.keys() - {field.name for field in dataclasses.fields(schema)})
+        if unknown:
+            raise HarnessError(f"{where} does not fit its schema: unknown field {unknown[0]!r}", advice)
+    try:
+        return _adapter(schema).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"])) or "the content"
+        what = "is missing" if first["type"] == "missing" else first["msg"].replace("Input should be", "must be")
+        raise HarnessError(f"{where} does not fit its schema: {name} {what}", advice) from None
+
+
+@functools.cache
+def _adapter(schema: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -134,11 +191,21 @@ def sha256(path: Path, *, advice: str = RESTORE) -> str:
     return digest.hexdigest()
 
 
-def printable(text: str, most: int = 2000) -> str:
-    """Text from outside, safe for a terminal and a log: control and direction characters are shown as escapes, newlines and tabs stay."""
-    if len(text) > most:
+def printable(text: str, most: int | None = 2000) -> str:
+    """Text from outside, safe for a terminal and a log: control and direction characters are shown as escapes, newlines and tabs stay.
+
+    Args:
+        text: anything.
+        most: what is longer is cut; None cuts nothing.
+    """
+    if most is not None and len(text) > most:
         text = f"{text[: most - 1]}…"
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else ascii(c)[1:-1] for c in text)
+    return "".join(c if c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else ascii(c)[1:-1] for c in text)
+
+
+def odd_character(text: str) -> str | None:
+    """The first character, as an escape, that no name, path or setting can have: control characters and halves of a pair; None: none."""
+    return next((ascii(c)[1:-1] for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")), None)
 
 
 def reason(error: BaseException) -> str:
@@ -157,7 +224,18 @@ def _umask() -> int:
 
 
 def _not_finite(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number here")
+    raise ValueError(f"{name[:40]} is not a number here")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    return value if math.isfinite(value) else _not_finite(digits)
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise ValueError(f"the number {digits[:20]}... has more than 64 bits")
+    return int(digits)
 
 
 def _kind(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 
 from harness import stats
 from harness.errors import HarnessError
+from harness.files import parse_json, read_json, typed
 from harness.records import SCHEMA_VERSION, Record
 from harness.report.summary import settings_of
+from harness.schema import CellName, Reference
 from harness.stats import Estimate
-from harness.store import Manifest, read_manifest, read_records, settings_key, upgrade, write_atomically
+from harness.store import Manifest, read_manifest, read_records, settings_key, upgrade, write_atomic
 
 COUNTS = ("rounds", "drafted", "accepted", "rejected", "emitted")
 HARDWARE = ("processor", "machine", "system", "cores", "device", "blas")
@@ -75,7 +78,7 @@ def write_reference(folder: Path, path: Path) -> None:
     _finished(read_manifest(folder))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(make_reference(folder), indent=1, sort_keys=True) + "\n")
+        write_atomic(path, json.dumps(make_reference(folder), indent=1, sort_keys=True) + "\n")
     except OSError as error:
         raise HarnessError(f"cannot write {path}: {error.strerror or error}", "Choose a file that can be written.") from error
 
@@ -86,17 +89,15 @@ def read_reference(path: Path) -> dict[str, Any]:
     Raises:
         HarnessError: missing, damaged or from a newer version.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or "cells" not in data:
-            raise ValueError("it has no cells")
-    except FileNotFoundError:
-        raise HarnessError(
-            f"there is no reference {path}", "Write one from a run you trust: harness check RUN --against FILE --update."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"cannot read {path}: {error}", "Restore the file, or write a new one with --update.") from None
-    return upgrade(data, str(path))
+    if not os.path.lexists(path):
+        raise HarnessError(f"there is no reference {path}", "Write one from a run you trust: harness check RUN --against FILE --update.")
+    advice = "Restore the file, or write a new one with --update."
+    data = upgrade(read_json(path, advice=advice), str(path))
+    typed(Reference, data, str(path), advice=advice)
+    for name in data["cells"]:
+        where = f"{path}: the cell {name[:200]}"
+        typed(CellName, parse_json(name, where, advice=advice), where, advice=advice)
+    return data
 
 
 def check(folder: Path, reference: Mapping[str, Any], *, any_machine: bool = False) -> list[Verdict]:

@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from harness.terminal import show
+
 
 class StopRequest:
     """Context manager that turns SIGINT into a polite request.
@@ -34,4 +36,4 @@ class StopRequest:
         if self.requested:
             os._exit(130)
         self.requested = True
-        self._console.print("stopping after the current sample; press Ctrl-C again to leave at once")
+        show(self._console, "stopping after the current sample; press Ctrl-C again to leave at once")

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from harness.files import parse_json, read_bytes
 from harness.records import Record, to_dict
 
 _CHECKSUM = re.compile(rb'^(.*),"checksum":"([0-9a-f]{8})"\}$', re.DOTALL)
@@ -20,13 +21,16 @@ def encode_line(record: Record) -> bytes:
     return body[:-1] + b',"checksum":"%08x"}\n' % zlib.crc32(body[:-1])
 
 
-def decode_line(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of one line without its newline, or None when the checksum does not fit."""
+def decode_line(line: bytes, where: str = "the line") -> dict[str, Any] | None:
+    """The JSON object of one line without its newline, or None when the checksum does not fit.
+
+    Raises:
+        HarnessError: what the checksum covers is no JSON object; ``where`` begins the sentence.
+    """
     match = _CHECKSUM.match(line)
     if match is None or zlib.crc32(match[1]) != int(match[2], 16):
         return None
-    data: dict[str, Any] = json.loads(match[1] + b"}")
-    return data
+    return parse_json(match[1] + b"}", where)
 
 
 def repair_tail(path: Path, torn: Path) -> int:
@@ -37,7 +41,7 @@ def repair_tail(path: Path, torn: Path) -> int:
     """
     if not path.exists():
         return 0
-    content = path.read_bytes()
+    content = read_bytes(path, most=2**32)
     tail = content[content.rfind(b"\n") + 1 :]
     if not tail:
         return 0

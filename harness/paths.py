@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from harness.errors import HarnessError, did_you_mean
+from harness.files import odd_character
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -20,10 +21,24 @@ def cache_dir() -> Path:
     """The platform's cache folder for models, trajectories and adapters. ``HARNESS_CACHE`` overrides it."""
     override = os.environ.get("HARNESS_CACHE")
     if override:
-        return Path(override).expanduser()
+        return expand(override)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("specdraft-harness"))
+
+
+def expand(text: str) -> Path:
+    """A path as it was written, ``~`` and ``~user`` replaced by the home folder.
+
+    Raises:
+        HarnessError: no such user, no home folder, or a character that no path can have.
+    """
+    if (odd := odd_character(text)) is not None:
+        raise HarnessError(f"the path {text!r} holds the character {odd}", "Write a path without control characters.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise HarnessError(f"no home folder for {text!r}", "Write the whole path instead of ~.") from None
 
 
 def find_config(name_or_path: str, kind: str) -> Path:
@@ -32,8 +47,8 @@ def find_config(name_or_path: str, kind: str) -> Path:
     Raises:
         HarnessError: nothing matches; names the nearest shipped file.
     """
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
+    path = expand(name_or_path)
+    if os.path.isfile(path):
         return path
     folder = "suites" if kind == "suites" else f"configs/{kind}"
     stem = path.name.removesuffix(".yaml")
@@ -41,7 +56,7 @@ def find_config(name_or_path: str, kind: str) -> Path:
     if path.suffix != ".yaml" or len(path.parts) > 1:
         for root in roots:
             for candidate in (root / path, root / folder / f"{stem}.yaml"):
-                if candidate.is_file() and (candidate.parent.name in (Path(folder).name,) or candidate == root / path):
+                if os.path.isfile(candidate) and (candidate.parent.name in (Path(folder).name,) or candidate == root / path):
                     return candidate
     known = sorted({p.stem for root in roots for p in (root / folder).glob("*.yaml")})
     raise HarnessError(f"no {kind.removesuffix('s')} file {name_or_path!r}: {did_you_mean(stem, known)}", f"Shipped ones are in {folder}/.")

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness.files import printable
 from harness.records import Record
+from harness.terminal import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,14 +59,20 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         if done and total:
-            console.print(f"{done} records are there already, {total} to go")
+            show(console, f"{done} records are there already, {total} to go")
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal and self._total:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, console=self._console)
             self._bar.start()
             self._task = self._bar.add_task("decoding", total=self._total)
@@ -79,13 +87,11 @@ class Progress:
         self._count += 1
         name = f"{record.drafter or 'target only'}{'' if record.k is None else f' k={record.k}'}"
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, description=f"{record.domain} {name}")
+            self._bar.update(self._task, advance=1, description=printable(f"{record.domain} {name}"))
             return
         time_taken = "" if record.wall_s is None else f" in {record.wall_s:.2f} s"
         tau = record.emitted / record.rounds if record.rounds else 0
-        self._console.print(
+        show(
+            self._console,
             f"[{self._count}/{self._total}] {record.sample_id} {name}: {record.emitted} tokens{time_taken}, {tau:.2f} per target pass",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )

@@ -226,19 +226,3 @@ class Record:
 def to_dict(record: Any) -> dict[str, Any]:
     """Return a record as plain JSON types (tuples become lists when dumped)."""
     return dataclasses.asdict(record)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def from_dict(cls: type, data: Mapping[str, Any]) -> Any:
-    """Rebuild a frozen record of type ``cls`` from :func:`to_dict` output; unknown keys are an error."""
-    values = {key: _tuples(value) for key, value in data.items()}
-    if cls is Record and values.get("divergence") is not None:
-        values["divergence"] = Divergence(**values["divergence"])
-    if cls is Generation and values.get("positions") is not None:
-        values["positions"] = tuple(from_dict(Position, p) for p in values["positions"])
-    if cls is Generation and values.get("profile") is not None:
-        values["profile"] = Profile(**values["profile"])
-    return cls(**values)

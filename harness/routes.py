@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from harness.errors import HarnessError
 from harness.paths import cache_dir
 from harness.records import Generation, Sample
-from harness.yamlfile import Strict, load_config
+from harness.yamlfile import Seed, Strict, load_config
 from routing.errors import RoutingError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class RouterConfig(Strict):
     """A prompt further from every training prompt than this share of the training prompts is from the others takes the fallback."""
     folds: int = Field(5, ge=2, le=50)
     """Folds of calibration, selection and evaluation."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of folds and estimators."""
 
     @model_validator(mode="after")

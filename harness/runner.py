@@ -20,6 +20,7 @@ from harness.plan import make_plan
 from harness.records import Sample
 from harness.stages import Stages
 from harness.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
+from harness.terminal import show
 from harness.trained import Trained
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def run_suite(
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
     with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine, identity)) as store, StopRequest(console) as stop:
         if store.repaired_bytes:
-            console.print(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
+            show(console, f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         context = Context(
             max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, stages=stages
         )
@@ -90,7 +91,7 @@ def run_suite(
         remember(pair.name, read_records(folder), generic.get("c"))
     _report(folder, console)
     if stop.requested:
-        console.print(f"interrupted; go on with: harness run ... --resume {folder.name}", soft_wrap=True)
+        show(console, f"interrupted; go on with: harness run ... --resume {folder.name}")
         raise KeyboardInterrupt
     return folder
 
@@ -116,7 +117,7 @@ def _train(
         if stop.requested:
             raise Stopped
         if line:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            show(console, line)
 
     trained = context.engine.train(context.pair, suite, cells, samples, load, say)
     before, facts = context.store.manifest.measured, trained.facts()
@@ -220,4 +221,4 @@ def _report(folder: Path, console: Console) -> None:
     run, reports = load_run(folder), reports_folder(folder)
     write_reports(run, reports)
     show_table(run, console)
-    console.print(f"records: {folder}\nreport:  {reports / 'report.md'}", soft_wrap=True)
+    show(console, f"records: {folder}\nreport:  {reports / 'report.md'}")

@@ -26,7 +26,7 @@ DEFAULT = "configs/session.yaml"
 class SessionConfig(Strict):
     """A session file such as ``configs/session.yaml``."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] = "session"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=80)] = "session"
     """Names the session's folder and the adapter it installs."""
     models: str = "smollm2"
     """Model pair."""
@@ -35,8 +35,8 @@ class SessionConfig(Strict):
     k: Annotated[int, Field(ge=1, le=64)] | Literal["dynamic", "auto"] = 4
     """Draft length."""
     rule: Rule = "match"
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer."""
     system: str | None = None
     """System message put before every conversation."""
@@ -46,15 +46,15 @@ class SessionConfig(Strict):
     """Training settings: a name in ``configs/training`` or a path."""
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """Acceptance rate below which an answer is a failure case; the training config's when absent."""
-    min_failure_cases: Annotated[int, Field(ge=1)] | None = None
+    min_failure_cases: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Failure cases that make a training round due; the training config's when absent."""
-    window: Annotated[int, Field(ge=2)] | None = None
+    window: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
     """Answers in the rolling acceptance; the training config's when absent."""
     train_automatically: bool = True
     """Run a round as soon as it is due."""
     evaluation: dict[str, DatasetSpec] = Field(default_factory=lambda: {"chat": DatasetSpec(dataset="chat", limit=8)})
     """Held-out prompts by domain; prompts that resemble them are never trained on."""
-    evaluation_tokens: Annotated[int, Field(ge=1)] = 64
+    evaluation_tokens: Annotated[int, Field(ge=1, le=32_768)] = 64
     """Longest answer of the target to an evaluation prompt."""
     folder: str | None = None
     """Where the session is kept; a folder in the user's cache when absent."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from harness.adapt import jsonl
 from harness.errors import HarnessError
+from harness.files import read_stored, write_atomic
 from harness.lock import take_lock
-from harness.paths import cache_dir
+from harness.paths import cache_dir, expand
 from harness.records import SCHEMA_VERSION, Generation
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class SessionStats:
 def session_folder(pair: Any, config: SessionConfig) -> Path:
     """Return the session's folder: one per pair, session and draft: cases of one draft are no failures of another."""
     if config.folder is not None:
-        return Path(config.folder).expanduser()
+        return expand(config.folder)
     draft = pair.draft.hash[:12] if pair.draft is not None else "no-draft"
     return cache_dir() / "sessions" / pair.name / f"{config.name}-{draft}"
 
@@ -128,17 +128,10 @@ def read_totals(path: Path) -> Totals:
     """
     if not path.exists():
         return Totals()
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        newer = row.pop("schema_version") > SCHEMA_VERSION
-        totals = Totals(**row) if not newer else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HarnessError(f"{path} is not a session's state: {error!r}", "Delete it to count anew; what was learned stays.") from error
-    if totals is None:
-        raise HarnessError(f"{path} was written by a newer version", "Update the harness.")
+    totals: Totals = read_stored(Totals, path, advice="Delete it to count anew; what was learned stays.")
     return totals
 
 
 def write_totals(path: Path, totals: Totals) -> None:
     """Replace the counts on disk."""
-    jsonl.write_atomic(path, json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(totals)}).encode())
+    write_atomic(path, json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(totals)}).encode())

@@ -19,14 +19,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.errors import HarnessError
+from harness.files import read_bytes, read_json, typed, write_atomic
 from harness.lines import decode_line, encode_line, repair_tail
 from harness.lock import take_lock
-from harness.records import SCHEMA_VERSION, Record, from_dict
+from harness.records import SCHEMA_VERSION, Record
+from harness.schema import Extra, Machine, Measured
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
 TORN = "records.torn"
+RECORDS_BYTES = 4 * 2**30
+"""A larger file of records is refused."""
 _LOCK = "lock"
+_ADVICE = "Restore the file from a copy, or run the suite again."
 
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """Version n -> function that turns a manifest or a record of version n into version n + 1."""
@@ -100,7 +105,7 @@ def upgrade(data: dict[str, Any], where: str) -> dict[str, Any]:
         HarnessError: written by a newer version of this package, or no version given.
     """
     version = data.get("schema_version")
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise HarnessError(f"{where} has no schema_version", "It was not written by this program; check the path.")
     if version > SCHEMA_VERSION:
         raise HarnessError(
@@ -137,17 +142,13 @@ def read_manifest(folder: Path) -> Manifest:
         HarnessError: missing, not JSON, from a newer version, or with fields missing.
     """
     path = folder / MANIFEST
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise HarnessError(f"{folder} is no run folder: it has no {MANIFEST}", "Give the name of a finished or interrupted run.") from None
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"cannot read {path}: {error}", "Restore the file from a copy, or run the suite again.") from None
-    data = upgrade(data, str(path))
-    try:
-        return Manifest(**{**data, "seeds": tuple(data.get("seeds", (0,)))})
-    except TypeError as error:
-        raise HarnessError(f"{path} does not fit its schema: {error}", "Restore the file from a copy, or run the suite again.") from None
+    if not os.path.lexists(path):
+        raise HarnessError(f"{folder} is no run folder: it has no {MANIFEST}", "Give the name of a finished or interrupted run.")
+    data = upgrade(read_json(path, advice=_ADVICE), str(path))
+    manifest: Manifest = typed(Manifest, data, str(path), advice=_ADVICE)
+    typed(Measured, dict(manifest.measured), f"{path}: measured", advice=_ADVICE)
+    typed(Machine, dict(manifest.machine), f"{path}: machine", advice=_ADVICE)
+    return manifest
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -157,15 +158,12 @@ def read_records(folder: Path) -> list[Record]:
         HarnessError: a line is damaged (names the lines), or written by a newer version.
     """
     path = folder / RECORDS
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except OSError as error:
-        raise HarnessError(f"cannot read {path}: {error.strerror}", "Check the permissions of the results folder.") from None
+    content = read_bytes(path, most=RECORDS_BYTES, advice="Check the permissions of the results folder.")
     records, damaged = [], []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        data = decode_line(line)
+        data = decode_line(line, f"{path} line {number}")
         if data is None:
             damaged.append(number)
         elif not damaged:
@@ -180,11 +178,8 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def _record(data: dict[str, Any], where: str) -> Record:
-    data = upgrade(data, where)
-    try:
-        record: Record = from_dict(Record, data)
-    except TypeError as error:
-        raise HarnessError(f"{where} does not fit its schema: {error}", "Read it with the version that wrote it.") from None
+    record: Record = typed(Record, upgrade(data, where), where, advice="Read it with the version that wrote it.")
+    typed(Extra, dict(record.extra or {}), f"{where}: extra", advice=_ADVICE)
     return record
 
 
@@ -307,27 +302,8 @@ class RunStore:
         _sync_folder(self.folder)
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        write_atomically(self.folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n")
+        write_atomic(self.folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n")
         self._manifest = manifest
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new content, never a part of it.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; the old content stays.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def check_writable(folder: Path) -> None:

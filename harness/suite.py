@@ -6,8 +6,9 @@ import ast
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -17,8 +18,12 @@ from harness.datasets.spec import DatasetSpec, check_dataset
 from harness.datasets.splits import SPLITS
 from harness.errors import HarnessError, did_you_mean
 from harness.experiments import EXPERIMENTS, AnyExperiment, Cell, Label
-from harness.paths import find_config
-from harness.yamlfile import Problem, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
+from harness.files import sha256
+from harness.paths import expand, find_config
+from harness.yamlfile import Problem, Seed, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
+
+MAX_CELLS = 5000
+"""Most cells that one entry may ask for."""
 
 
 class Suite(Strict):
@@ -30,7 +35,7 @@ class Suite(Strict):
     """One sentence for readers of the report."""
     models: str = "smollm2"
     """Model pair: a name in ``configs/models`` or a path."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of sampling, training and generated datasets."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer per prompt."""
@@ -48,7 +53,7 @@ class Suite(Strict):
         data = self.model_dump(mode="json")
         for domain in data["domains"].values():
             if domain["path"]:
-                domain["sha256"] = hashlib.sha256(Path(domain["path"]).read_bytes()).hexdigest()
+                domain["sha256"] = sha256(Path(domain["path"]))
         return data
 
     def hash(self) -> str:
@@ -125,8 +130,9 @@ def _locate_paths(file: YamlFile) -> None:
     """Make dataset paths absolute: relative to the suite's folder where such a file exists, else to the working directory."""
     for _, spec in _mappings(file):
         if isinstance(spec, dict) and isinstance(spec.get("path"), str):
-            beside = file.path.parent / Path(spec["path"]).expanduser()
-            spec["path"] = str((beside if beside.exists() else Path(spec["path"]).expanduser()).absolute())
+            written = expand(spec["path"])
+            beside = file.path.parent / written
+            spec["path"] = str((beside if os.path.exists(beside) else written).absolute())
 
 
 def _mappings(file: YamlFile) -> Iterable[tuple[str, Any]]:
@@ -147,6 +153,8 @@ def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
         if entry.label in seen:
             yield file.problem(("experiments", i), f"another entry is already called {entry.label!r}; give this one its own name")
         seen.add(entry.label)
+        if next(islice(entry.cells(list(suite.domains)), MAX_CELLS, None), None) is not None:
+            yield file.problem(("experiments", i), f"this asks for more than {MAX_CELLS} cells; shorten its lists")
         for j, domain in enumerate(entry.domains or ()):
             if domain not in suite.domains:
                 yield file.problem(("experiments", i, "domains", j), f"no domain {domain!r}, {did_you_mean(domain, list(suite.domains))}")

@@ -1,10 +1,12 @@
 """YAML with line numbers: read, override, validate with pydantic, and report every error at once.
 
-Used for suites and every other config file. Imports only yaml and pydantic.
+Used for suites and every other config file. A file holds what JSON could hold: text, numbers, true and false, lists, and mappings with
+text as keys; a date is text. Imports only yaml and pydantic.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,19 +15,35 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import HarnessError, did_you_mean
+from harness.files import odd_character, read_text, reason
 from harness.paths import find_config
+
+FILE_BYTES = 128 * 2**10
+"""A larger file is no configuration."""
+NODES = 50_000
+"""Most values in a file, counted after its aliases are written out."""
+DIGITS = 40
+"""A number that is written longer is a mistake."""
+SHOWN = 20
+"""Problems listed before the rest is counted."""
 
 KeyPath = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every random generator takes."""
+Count = Annotated[int, Field(ge=0, le=10**6)]
+"""How many of something that is made one by one."""
+
+
 class Strict(BaseModel):
     """Base of every config model: unknown keys and silent type conversions are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, order=True)
@@ -76,36 +94,79 @@ def fail(path: Path, problems: Iterable[Problem]) -> None:
     lines = [str(p) for p in problems]
     if lines:
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise HarnessError(
-            f"{count} in {path}:\n" + "\n".join(f"  {line}" for line in lines), "Fix each line above and run the command again."
-        )
+        shown = "\n".join(f"  {line}" for line in lines[:SHOWN]) + (f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
+        raise HarnessError(f"{count} in {path}:\n{shown}", "Fix each line above and run the command again.")
 
 
 def read_yaml(path: Path) -> YamlFile:
     """Read a YAML mapping.
 
     Raises:
-        HarnessError: unreadable file, YAML syntax error or duplicate key (with its line), or a top level that is no mapping.
+        HarnessError: unreadable or too large file, YAML syntax error or duplicate key (with its line), a value that JSON does not have,
+            or a top level that is no mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise HarnessError(f"cannot read {path}: {error}", "Check the path and that it is a UTF-8 text file.") from error
-    path = _short(path)
-    loader = yaml.SafeLoader(text)
-    file = YamlFile(path, {})
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise HarnessError(f"{path} holds no keys", "Write it as `key: value` lines; see the files in suites/ and configs/.")
-        problems = list(_index(node, (), file, set()))
-        fail(path, problems)
-        file.data = loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise _syntax_error(path, error) from error
-    finally:
-        loader.dispose()
+    text = read_text(path, most=FILE_BYTES, advice="Check the path and that it is a UTF-8 text file.")
+    file = parse_yaml(text, _short(path))
+    if not isinstance(file.data, dict):
+        raise HarnessError(f"{file.path} holds no keys", "Write it as `key: value` lines; see the files in suites/ and configs/.")
     return file
+
+
+def parse_yaml(text: str, path: Path) -> YamlFile:
+    """Read YAML text; ``path`` begins its errors.
+
+    Raises:
+        HarnessError: as :func:`read_yaml`, whatever the top level is.
+    """
+    file = YamlFile(path, None)
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _count(node, {}, set())
+            fail(path, list(_index(node, (), file, set())))
+            # Aliases are written out, so that no override changes two places.
+            file.data = json.loads(json.dumps(loader.construct_document(node)))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _syntax_error(path, text, error) from error
+    return file
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with the types of JSON alone."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; whatever a wrong tag raises becomes an error with its line."""
+        try:
+            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        except yaml.YAMLError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"this is no value of type {kind}", node.start_mark) from error
+
+
+_TEXT, _MERGE, _INT, _FLOAT, *_OTHERS = (
+    f"tag:yaml.org,2002:{name}" for name in ("str", "merge", "int", "float", "null", "bool", "seq", "map")
+)
+_TAGS = (_TEXT, _MERGE, _INT, _FLOAT, *_OTHERS)
+_Loader.yaml_constructors = {tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _TAGS}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag in _TAGS] for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _count(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """Values below ``node`` with its aliases written out; refuses too many, and a value that contains itself."""
+    if id(node) in above:
+        raise yaml.constructor.ConstructorError(None, None, "this value contains itself", node.start_mark)
+    if id(node) not in known:
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_count(part, known, above | {id(node)}) for part in parts)
+        if known[id(node)] > NODES:
+            raise yaml.constructor.ConstructorError(None, None, f"this holds more than {NODES} values", node.start_mark)
+    return known[id(node)]
 
 
 def _short(path: Path) -> Path:
@@ -116,33 +177,52 @@ def _short(path: Path) -> Path:
         return path
 
 
-def _syntax_error(path: Path, error: Exception) -> HarnessError:
+def _syntax_error(path: Path, text: str, error: Exception) -> HarnessError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return HarnessError(f"{path}{line}: this is not valid YAML: {reason}", "Check indentation, colons and quotes near that line.")
+    line = mark.line if mark else text.count("\n", 0, error.position) if isinstance(error, yaml.reader.ReaderError) else None
+    what = getattr(error, "problem", None) or reason(error)
+    place = path if line is None else f"{path}:{line + 1}"
+    return HarnessError(f"{place}: this is not valid YAML: {what}", "Check indentation, colons and quotes near that line.")
 
 
 def _index(node: yaml.Node, path: KeyPath, file: YamlFile, seen: set[int]) -> Iterable[Problem]:
-    """Record the line of every key below ``node``; yield duplicate keys. Aliased nodes are visited once."""
-    file.places.setdefault(path, f"{file.path}:{node.start_mark.line + 1}")
+    """Record the line of every key below ``node``; yield duplicate keys and odd values. Aliased nodes are visited once."""
+    here = f"{file.path}:{node.start_mark.line + 1}"
+    file.places.setdefault(path, here)
     if id(node) in seen:
         return
     seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.ScalarNode):
+        yield from _odd_scalar(node, path, here)
+    elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             yield from _index(item, (*path, i), file, seen)
     elif isinstance(node, yaml.MappingNode):
         names: set[str] = set()
         for key, value in node.value:
-            name = str(key.value)
-            here = (*path, name)
             place = f"{file.path}:{key.start_mark.line + 1}"
-            if name in names and name != "<<":
-                yield Problem(place, show_path(here), "this key is written twice, keep one")
-            names.add(name)
-            file.places[here] = place
-            yield from _index(value, here, file, seen)
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
+                yield Problem(place, show_path(path), f"the key {_written(key)} is not text, put it in quotes")
+                continue
+            inside = (*path, key.value)
+            yield from _odd_scalar(key, inside, place)
+            if key.value in names and key.tag == _TEXT:
+                yield Problem(place, show_path(inside), "this key is written twice, keep one")
+            names.add(key.value)
+            file.places[inside] = place
+            yield from _index(value, inside, file, seen)
+
+
+def _odd_scalar(node: yaml.ScalarNode, path: KeyPath, place: str) -> Iterable[Problem]:
+    """What no key and no value of a configuration is: text with control characters, a number of a hundred digits."""
+    if (odd := odd_character(node.value)) is not None:
+        yield Problem(place, show_path(path), f"the character {odd} cannot stand here")
+    elif node.tag in (_INT, _FLOAT) and len(node.value) > DIGITS:
+        yield Problem(place, show_path(path), f"a number of {len(node.value)} characters is too long")
+
+
+def _written(node: yaml.Node) -> str:
+    return node.value if isinstance(node, yaml.ScalarNode) else "[...]"
 
 
 def apply_overrides(file: YamlFile, overrides: Sequence[str], flag: str = "--set") -> None:
@@ -155,13 +235,15 @@ def apply_overrides(file: YamlFile, overrides: Sequence[str], flag: str = "--set
     """
     for text in overrides:
         name, equals, raw = text.partition("=")
-        path = tuple(int(p) if p.isdigit() else p for p in re.split(r"[.\[\]]+", name.strip().rstrip("]")) if p)
+        parts = re.split(r"[.\[\]]+", name.strip().rstrip("]"))
+        path = tuple(int(p) if re.fullmatch(r"[0-9]{1,9}", p) else p for p in parts if p)
         if not equals or not path:
             raise HarnessError(f"{flag} {text}: expected KEY=VALUE", f"Write for example {flag} max_tokens=64.")
         try:
-            value = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise HarnessError(f"{flag} {text}: the value is not valid YAML", "Quote it, or write a list as [1, 2].") from error
+            value = parse_yaml(raw, Path(flag)).data
+        except HarnessError as error:
+            what = error.problem.rpartition(": ")[2]
+            raise HarnessError(f"{flag} {text}: the value is not valid YAML: {what}", "Quote it, or write a list as [1, 2].") from error
         set_value(file, path, value, f"{flag} {text}")
 
 
@@ -285,6 +367,8 @@ def _message(model: type[BaseModel], item: Any) -> str:
         return str(context["error"])
     if kind == "too_short":
         return "this is empty, give at least one item"
+    if kind == "too_long":
+        return f"this has more than {context['max_length']} items"
     return f"{item['msg'].replace('Input should be', 'must be')}, got {_describe(value)}"
 
 
@@ -294,7 +378,7 @@ def _describe(value: Any) -> str:
             mantissa, _, exponent = value.lower().partition("e")
             good = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent if exponent[0] in '+-' else '+' + exponent}"
             return f"the text {value!r} (YAML wants a point and a sign: write {good})"
-        return f"the text {value!r}"
+        return f"the text {value if len(value) <= 80 else value[:79] + '…'!r}"
     names = {dict: "a mapping", list: "a list", type(None): "nothing"}
     return names.get(type(value)) or ("true or false" if isinstance(value, bool) else repr(value))
 

@@ -122,7 +122,7 @@ def test_validate_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "x", "--drafter", "genric"], "did you mean 'generic'?"),
         (["generate", "x", "-k", "many"], "-k many"),
         (["collect", "{suite}", "--out", "x", "--split", "tests"], "did you mean 'test'?"),
-        (["collect", "none.jsonl", "--out", "x"], "no dataset file none.jsonl"),
+        (["collect", "none.jsonl", "--out", "x"], "cannot read none.jsonl: no such file"),
     ],
 )
 def test_wrong_input_exits_2_with_one_message(suite: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

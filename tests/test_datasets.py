@@ -110,13 +110,14 @@ def test_local_keys_are_normalised(tmp_path: Path) -> None:
         {"prompt": "one", "id": 7, "domain": "law", "reference": "2024-01-31"},
         {"prompt": "two", "reference": {"answer": 12, "names": ["a"]}},
         {"prompt": "three", "id": "mine/x", "reference": None, "note": "ignored"},
+        {"prompt": "four", "id": None, "domain": None},
     )
     got = {s.id: s for s in local(path)}
-    assert list(got) == ["mine/7", "mine/1", "mine/x"]
+    assert list(got) == ["mine/7", "mine/1", "mine/x", "mine/3"]
     assert got["mine/7"].reference == {"answer": "2024-01-31"}
     assert got["mine/1"].reference == {"answer": "12", "names": '["a"]'}
     assert got["mine/x"].reference is None
-    assert [s.domain for s in got.values()] == ["law", "local", "local"]
+    assert [s.domain for s in got.values()] == ["law", "local", "local", "local"]
     assert {s.domain for s in load_samples(DatasetSpec(dataset="local", path=str(path), split="all"), domain="mine")} == {"mine"}
 
 
@@ -135,14 +136,23 @@ def test_prompts_survive_unchanged(tmp_path: Path, prompts: list[str]) -> None:
     [
         (b"", "holds no prompts"),
         (b"\n \n", "holds no prompts"),
-        (b'{"prompt": "a"}\n{"prompt": }\n', "p.jsonl:2: not JSON"),
-        (b'{"prompt": "a"}\n[1]\n', "p.jsonl:2: not a JSON object"),
+        (b'{"prompt": "a"}\n{"prompt": }\n', "p.jsonl:2 is not valid JSON"),
+        (b'{"prompt": "a"}\n[1]\n', "p.jsonl:2 holds a list where a JSON object belongs"),
         (b'{"question": "a"}\n', "p.jsonl:1: the key 'prompt' is missing (it has question)"),
         (b'{"prompt": 3}\n', "p.jsonl:1: 'prompt' must be non-empty text"),
         (b'{"prompt": " "}\n', "p.jsonl:1: 'prompt' must be non-empty text"),
         (b"\xff\xfe\x00", "cannot read"),
         (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}\n', "the id 'p/1' is used twice"),
-        (b'{"prompt": "a", "domain": 5}\n', "the domain must be text"),
+        (b'{"prompt": "a", "domain": 5}\n', "prompt 0: the domain must be one line of at most 200 characters, got 5"),
+        (b'{"prompt": "a", "id": true}\n', "the id must be one line of at most 200 characters, got True"),
+        (b'{"prompt": "a", "id": [1]}\n', "got [1]"),
+        (b'{"prompt": "a", "id": 1.5}\n', "got 1.5"),
+        (b'{"prompt": "a", "id": ""}\n', "got ''"),
+        (b'{"prompt": "a", "id": "a\\nb"}\n', "got 'a\\nb'"),
+        (b'{"prompt": "a", "id": "a\\u001b[31m"}\n', "got 'a\\x1b[31m'"),
+        (b'{"prompt": "a", "id": "' + b"x" * 201 + b'"}\n', "at most 200 characters"),
+        (b'{"prompt": "a", "id": 1' + b"0" * 30 + b"}\n", "p.jsonl:1 is not valid JSON"),
+        (b'{"prompt": "' + b"x" * (2**20 + 1) + b'"}\n', "p.jsonl:1: 'prompt' has more than 1048576 characters"),
         (b"x\n" * 9, "and 4 more"),
     ],
 )
@@ -157,7 +167,7 @@ def test_bad_files_are_refused_with_the_line(tmp_path: Path, content: bytes, mes
 
 def test_missing_and_compressed_files(tmp_path: Path) -> None:
     """A wrong path is an input error; gzip and a byte order mark are read; a cut-off gzip is an input error."""
-    with pytest.raises(HarnessError, match="no dataset file"):
+    with pytest.raises(HarnessError, match=r"cannot read .*none\.jsonl: no such file"):
         local(tmp_path / "none.jsonl")
     packed = tmp_path / "p.jsonl.gz"
     packed.write_bytes(gzip.compress(b'\xef\xbb\xbf{"prompt": "a"}\n'))

@@ -192,7 +192,8 @@ def test_reference_file_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no reference"), ("{", "cannot read"), ("[]", "it has no cells"), ('{"cells": {}}', "no schema_version"),
+    [(None, "there is no reference"), ("{", "is not valid JSON"), ("[]", "holds a list where"), ('{"cells": {}}', "no schema_version"),
+     ('{"schema_version": 1}', "does not fit its schema: run is missing"),
      (json.dumps({"cells": {}, "schema_version": SCHEMA_VERSION + 1}), "pip install -U")],
 )  # fmt: skip
 def test_unusable_reference_is_explained(tmp_path: Path, content: str | None, message: str) -> None:

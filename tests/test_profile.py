@@ -17,7 +17,8 @@ from harness.decode.api import generate, resolve_drafter, stream
 from harness.decode.cached import CachedModel
 from harness.decode.length import FixedK
 from harness.decode.profile import Laps
-from harness.records import Generation, Profile, from_dict, to_dict
+from harness.files import typed
+from harness.records import Generation, Profile, to_dict
 from harness.report import summarise
 from harness.report.verify import verify
 from harness.runner import reports_folder
@@ -49,7 +50,7 @@ def test_parts_make_up_the_wall_time(pair: ToyPair, settings: dict[str, Any]) ->
     assert all(getattr(g.profile, part) >= 0 for part in PARTS)
     assert 0.8 * g.wall_s < g.prefill_s + total(g.profile) <= g.wall_s
     assert g.tokens == generate(pair, PROMPT, max_tokens=48, **settings).tokens
-    assert from_dict(Generation, to_dict(g)) == g
+    assert typed(Generation, to_dict(g), "g") == g
 
 
 def test_without_the_flag_nothing_is_recorded(pair: ToyPair, monkeypatch: pytest.MonkeyPatch) -> None:

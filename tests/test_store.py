@@ -102,10 +102,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 def test_update_keeps_the_rest_of_the_manifest(tmp_path: Path) -> None:
     """Facts learned while running are added without losing what was there."""
+    calibration = {"generic": {"c": 0.3, "v": [1.0]}}
     with RunStore.create(tmp_path / "run", make_manifest()) as run:
-        run.update(calibration={"c": 0.3})
+        run.update(calibration=calibration)
         run.update(status="finished")
-    assert read_manifest(tmp_path / "run") == make_manifest(measured={"calibration": {"c": 0.3}, "status": "finished"})
+    assert read_manifest(tmp_path / "run") == make_manifest(
+        measured={"calibration": {"generic": {"c": 0.3, "v": [1.0]}}, "status": "finished"}
+    )
 
 
 def test_extend_is_all_or_nothing(tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ def test_older_schema_is_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "cannot read"), ("{}", "no schema_version"), ('{"schema_version": 1}', "does not fit its schema")]
+    ("content", "message"), [("{", "is not valid JSON"), ("{}", "no schema_version"), ('{"schema_version": 1}', "does not fit its schema")]
 )
 def test_broken_manifest_is_explained(tmp_path: Path, content: str, message: str) -> None:
     """A manifest that is cut, foreign or incomplete gives one clear message."""

@@ -153,7 +153,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         ({"domains": {}}, "domains: this is empty"),
         ({"domains": {"a": {"dataset": "humaneval"}, "b": {"dataset": "humaneval", "split": "all"}}}, "domains.b: another domain already"),
         ({"domains": {"my/domain": {"dataset": "chat"}}}, "should match pattern"),
-        ({"domains": {"x": {"dataset": "local", "path": "none.jsonl"}}}, "no dataset file"),
+        ({"domains": {"x": {"dataset": "local", "path": "none.jsonl"}}}, "none.jsonl: no such file"),
     ],
 )
 def test_mistakes_across_keys(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

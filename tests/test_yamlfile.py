@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -90,7 +91,38 @@ def test_wrong_types_are_named_plainly(tmp_path: Path, text: str, message: str) 
         ("- 1\n- 2\n", "holds no keys"),
         ("", "holds no keys"),
         ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
-        ("a: 2020-99-99\n", "not valid YAML"),
+        ("a: 1\nb: !!timestamp 2020-99-99\n", ":2: this is not valid YAML: could not determine a constructor for the tag"),
+        ("a: !!set {x, y}\n", ":1: this is not valid YAML: could not determine a constructor"),
+        ("a: !!omap [x: 1]\n", ":1: this is not valid YAML: could not determine a constructor"),
+        ("a: !!binary aGk=\n", ":1: this is not valid YAML: could not determine a constructor"),
+        ("a: 1\nb: !!bool abc\n", ":2: this is not valid YAML: this is no value of type bool"),
+        ("a: !!int x\n", ":1: this is not valid YAML: this is no value of type int"),
+        ("a: !!float x\n", ":1: this is not valid YAML: this is no value of type float"),
+        ("a: " + "[" * 5000 + "\n", "nested too deeply"),
+        ("a: " + "1" * 5000 + "\n", ":1: a: a number of 5000 characters is too long"),
+        ("a: 1" + ":1" * 5000 + "\n", ":1: a: a number of 10001 characters is too long"),
+        ("a: &a [*a]\n", ":1: this is not valid YAML: this value contains itself"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 10)}]\n" for x, y in pairwise("abcdef")),
+            ":5: this is not valid YAML: this holds more than 50000 values",
+        ),
+        (
+            "a: &a {k: 1}\n" + "".join(f"{y}: &{y} {{<<: [{', '.join([f'*{x}'] * 20)}]}}\n" for x, y in pairwise("abcdef")),
+            "this holds more than 50000 values",
+        ),
+        ("name: x\n1: y\n", ":2: the key 1 is not text, put it in quotes"),
+        ("on: y\n", ":1: the key on is not text"),
+        ("? [a, b]\n: y\n", ":1: the key [...] is not text"),
+        ('name: "a\\e[31m"\n', ":1: name: the character \\x1b cannot stand here"),
+        ('"a\\0b": x\n', "the character \\x00 cannot stand here"),
+        ('name: "\\ud800"\n', ":1: name: the character \\ud800 cannot stand here"),
+        ('name: "\\U00110000"\n', "not valid YAML"),
+        ("name: x\n\x1b: y\n", ":2: this is not valid YAML: unacceptable character #x001b"),
+        ("\tname: x\n", ":1: this is not valid YAML"),
+        ("name: x\n---\nname: y\n", "not valid YAML"),
+        ("<<: 3\n", ":1: this is not valid YAML"),
+        ("a: *none\n", ":1: this is not valid YAML"),
+        ("name: " + "x" * 200_000, "larger than"),
     ],
 )
 def test_broken_files_name_the_line(tmp_path: Path, text: str, message: str) -> None:
@@ -98,6 +130,23 @@ def test_broken_files_name_the_line(tmp_path: Path, text: str, message: str) -> 
     with pytest.raises(HarnessError, match="zoo") as caught:
         read_yaml(write(tmp_path, text))
     assert message in str(caught.value)
+    assert len(caught.value.problem.splitlines()) <= 2
+
+
+def test_plain_dates_and_signs_are_text(tmp_path: Path) -> None:
+    """No setting is a date: what YAML 1.1 would turn into one, or into a value of its own, is the text that was written."""
+    file = read_yaml(write(tmp_path, "a: 2024-01-31\nb: 2024-99-99\nc: =\n"))
+    assert file.data == {"a": "2024-01-31", "b": "2024-99-99", "c": "="}
+    assert problems(write(tmp_path, "name: x\n"), "pets=2024-99-99") == [
+        "--set pets=2024-99-99: pets: expected a list such as [1, 2], got the text '2024-99-99'"
+    ]
+
+
+def test_many_problems_are_counted(tmp_path: Path) -> None:
+    """A file that is wrong all over does not fill the screen."""
+    lines = problems(write(tmp_path, "name: x\n" + "".join(f"k{i}: 1\n" for i in range(50))))
+    assert len(lines) == 21
+    assert lines[-1] == "and 30 more"
 
 
 def test_unreadable_files_are_input_errors(tmp_path: Path) -> None:
@@ -115,6 +164,9 @@ def test_anchors_and_merges_work(tmp_path: Path) -> None:
     path = write(tmp_path, "name: x\nrooms:\n  a: &base {kind: cat, lives: 2}\n  b: *base\n  c:\n    <<: *base\n    lives: 4\n")
     zoo = validate(Zoo, read_yaml(path))
     assert [r.lives for r in zoo.rooms.values()] == [2, 2, 4]
+    file = read_yaml(path)
+    apply_overrides(file, ["rooms.a.lives=7"])
+    assert [r.lives for r in validate(Zoo, file).rooms.values()] == [7, 2, 4], "an override changes the one place it names"
 
 
 def test_overrides_win_and_are_blamed(tmp_path: Path) -> None:
@@ -134,6 +186,13 @@ def test_overrides_win_and_are_blamed(tmp_path: Path) -> None:
         ("name", "expected KEY=VALUE"),
         ("=3", "expected KEY=VALUE"),
         ("name=[1", "not valid YAML"),
+        ("name=!!bool abc", "not valid YAML: this is no value of type bool"),
+        ("name=" + "[" * 5000, "nested too deeply"),
+        ("name=\x1b[31m", "not valid YAML"),
+        ("name=\ud800", "not valid YAML"),
+        ("name={1: 2}", "is not text"),
+        ("pets.\u00b2=1", "no item"),
+        ("pets." + "9" * 5000 + "=1", "no item"),
         ("pets.5.lives=1", "no item 5 in pets"),
         ("pets.first.lives=1", "no item first in pets"),
         ("name.first=1", "name is a plain value"),

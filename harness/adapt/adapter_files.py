@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt import jsonl
 from harness.adapt.config import LoraConfig
 from harness.errors import HarnessError
+from harness.files import read_stored, write_atomic
 from harness.paths import cache_dir
 from harness.records import SCHEMA_VERSION
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.adapt.trees import mx
 
 WEIGHTS, CONFIG, METADATA = "adapters.safetensors", "adapter_config.json", "metadata.json"
+_ADVICE = "Train one with `harness train`, or name another folder."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,9 @@ def write_adapter(folder: Path, weights: Mapping[str, mx.array], lora: LoraConfi
     if lora.keys is not None:
         parameters["keys"] = sorted(lora.keys)
     config = {"fine_tune_type": "dora" if lora.dora else "lora", "num_layers": num_layers, "lora_parameters": parameters}
-    jsonl.write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     row = {"schema_version": SCHEMA_VERSION, **asdict(info)}
-    jsonl.write_atomic(folder / METADATA, (json.dumps(row, indent=2) + "\n").encode())
+    write_atomic(folder / METADATA, (json.dumps(row, indent=2) + "\n").encode())
 
 
 def weights_hash(folder: Path) -> str:
@@ -109,15 +110,9 @@ def read_info(folder: Path, draft_hash: str | None = None) -> AdapterInfo:
         HarnessError: no adapter there, a newer version, or another draft's adapter.
     """
     path = folder / METADATA
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-        version = row.pop("schema_version")
-        newer = version > SCHEMA_VERSION
-        info = AdapterInfo(**row) if not newer else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise HarnessError(f"{folder} holds no adapter: {error}", "Train one with `harness train`, or name another folder.") from error
-    if info is None:
-        raise HarnessError(f"{path} was written by a newer version", "Update the harness.")
+    if not path.is_file():
+        raise HarnessError(f"{folder} holds no adapter", _ADVICE)
+    info: AdapterInfo = read_stored(AdapterInfo, path, advice=_ADVICE)
     if draft_hash is not None and info.draft_hash != draft_hash:
         raise HarnessError(
             f"adapter {info.name!r} was trained on draft {info.draft_name} ({info.draft_hash[:12]}), not on this one ({draft_hash[:12]})",

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field
 
 from harness.adapt import jsonl
-from harness.adapt.failures import Case, case_from_dict, case_to_dict
+from harness.adapt.failures import Case, case_to_dict
 from harness.errors import HarnessError
+from harness.files import typed, write_atomic
 from harness.records import SCHEMA_VERSION
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """One line of the journal."""
+
+    index: Annotated[int, Field(ge=0)]
+    """Number of the case in the stream."""
+    ids: tuple[str, ...] = ()
+    """Cases seen."""
+    slot: int | None = None
+    """Where the case is kept; None where it was not."""
+    case: Case | None = None
+    buffer: dict[str, int] | None = None
+    """Capacity and seed, in the first line."""
 
 
 class ReplayBuffer:
@@ -36,8 +55,8 @@ class ReplayBuffer:
         self._ids: set[str] = set()
         self._lines = 0
         jsonl.repair_tail(self.path)
-        for row in jsonl.read(self.path):
-            self._apply(row)
+        for number, row in enumerate(jsonl.read(self.path), start=1):
+            self._apply(row, f"{self.path}:{number}")
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -73,17 +92,18 @@ class ReplayBuffer:
         slot = random.Random(f"{self.seed}:{index}").randrange(index + 1)
         return slot if slot < self.capacity else None
 
-    def _apply(self, row: dict[str, Any]) -> None:
-        written = row.get("buffer")
-        if written is not None and written != {"capacity": self.capacity, "seed": self.seed}:
+    def _apply(self, data: dict[str, Any], where: str) -> None:
+        row: _Row = typed(_Row, data, where, advice="Delete the file to start a new sample.")
+        own = {"capacity": self.capacity, "seed": self.seed}
+        if row.buffer is not None and row.buffer != own:
             raise HarnessError(
-                f"{self.path} was written with {written}, not capacity {self.capacity} and seed {self.seed}",
+                f"{self.path} was written with {row.buffer}, not capacity {self.capacity} and seed {self.seed}",
                 "Use the same settings, or another file.",
             )
-        if "case" in row:
-            self._slots[row["slot"]] = case_from_dict(row["case"])
-        self.seen = row["index"] + 1
-        self._ids.update(row.get("ids", ()))
+        if row.case is not None and row.slot is not None:
+            self._slots[row.slot] = row.case
+        self.seen = row.index + 1
+        self._ids.update(row.ids)
         self._lines += 1
 
     def _compact(self) -> None:
@@ -93,7 +113,7 @@ class ReplayBuffer:
         ]
         rows[0] |= {"buffer": {"capacity": self.capacity, "seed": self.seed}, "ids": sorted(self._ids)}
         text = "".join(json.dumps({"schema_version": SCHEMA_VERSION, **row}, ensure_ascii=False) + "\n" for row in rows)
-        jsonl.write_atomic(self.path, text.encode())
+        write_atomic(self.path, text.encode())
         self._lines = len(rows)
 
 

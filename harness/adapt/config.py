@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.yamlfile import Strict, load_config
+from harness.yamlfile import Seed, Strict, load_config
 
 LossPart = Literal["ce", "forward_kl", "reverse_kl", "js"]
 LossKind = Literal["ce", "forward_kl", "reverse_kl", "js", "mix"]
@@ -20,11 +20,11 @@ class LoraConfig(Strict):
 
     rank: int = Field(8, ge=1, le=1024)
     """Inner size of the low-rank update."""
-    scale: float = Field(2.0, gt=0)
+    scale: float = Field(2.0, gt=0, le=1e6)
     """Factor of the update (``alpha / rank`` in PEFT's terms)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on the input of the update."""
-    num_layers: int = Field(-1, ge=-1)
+    num_layers: int = Field(-1, ge=-1, le=1000)
     """Blocks to adapt, counted from the output; -1 is all of them."""
     keys: list[str] | None = None
     """Linear layers inside a block, e.g. ``self_attn.q_proj``; None is all of them."""
@@ -45,7 +45,7 @@ class LossConfig(Strict):
     """``ce`` on the target's token, a divergence on its cached top-k probabilities, or ``mix``."""
     weights: dict[LossPart, float] = Field(default_factory=lambda: dict(_MIX))
     """Weights of the parts when ``kind`` is ``mix``."""
-    failure_weight: float = Field(2.0, gt=0)
+    failure_weight: float = Field(2.0, gt=0, le=1e6)
     """Weight of a position where the draft disagreed with the target; others count 1."""
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class OptimConfig(Strict):
     """AdamW with linear warm-up and cosine decay."""
 
     learning_rate: float = Field(3e-4, gt=0, lt=1)
-    warmup_steps: int = Field(10, ge=0)
+    warmup_steps: int = Field(10, ge=0, le=10**9)
     """Updates over which the rate rises from 0."""
     final_fraction: float = Field(0.1, ge=0, le=1)
     """Rate at the last update as a fraction of the peak; 1 is constant."""
@@ -75,22 +75,22 @@ class OptimConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 is off."""
-    epochs: int = Field(3, ge=1)
+    epochs: int = Field(3, ge=1, le=10**6)
     """Passes over the data; ``max_steps`` may end earlier."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=10**9)
     """Largest number of updates."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=4096)
     """Examples per forward pass."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=10**6)
     """Forward passes per update."""
-    max_tokens: int = Field(1024, ge=8)
+    max_tokens: int = Field(1024, ge=8, le=10**6)
     """Longest example (prompt and output); longer ones lose their tail, and are left out when the prompt alone is longer."""
     backend: Literal["mlx", "auto"] = "mlx"
     """What computes losses and gradients. ``auto``: torch where mlx computes on a CPU and the draft is a plain llama or qwen2, several
     times faster and in bfloat16 where the processor has it; else, and for every validation, mlx."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class StopConfig(Strict):
@@ -100,9 +100,9 @@ class StopConfig(Strict):
     """What must rise; see the definitions of acceptance in docs."""
     k: int = Field(4, ge=1, le=64)
     """Draft length of the replay."""
-    every: int = Field(20, ge=1)
+    every: int = Field(20, ge=1, le=10**9)
     """Updates between evaluations."""
-    patience: int = Field(5, ge=1)
+    patience: int = Field(5, ge=1, le=10**9)
     """Evaluations without a new best before stopping."""
     min_gain: float = Field(0.0, ge=0)
     """Smallest gain over the starting draft that keeps the adapter."""
@@ -118,7 +118,7 @@ class CacheConfig(Strict):
     enabled: bool = True
     dtype: Literal["float16", "float32"] = "float16"
     """float32 doubles the disk use and equals training without the cache."""
-    budget_bytes: int = Field(20_000_000_000, ge=0)
+    budget_bytes: int = Field(20_000_000_000, ge=0, le=10**18)
     """Most disk space of the cache; beyond it hidden states are computed again."""
 
 
@@ -132,11 +132,11 @@ class AdaptConfig(Strict):
     """A generation whose draft acceptance rate is below is a failure case."""
     failure_fraction: float = Field(0.8, ge=0, le=1)
     """Share of failure cases among the training examples; the rest comes from the replay buffer."""
-    min_failure_cases: int = Field(32, ge=1)
+    min_failure_cases: int = Field(32, ge=1, le=10**6)
     """Failure cases that start a training round in a run or a chat; `harness train` trains on any number."""
-    buffer_cases: int = Field(1000, ge=1)
+    buffer_cases: int = Field(1000, ge=1, le=10**6)
     """Capacity of the replay buffer."""
-    window: int = Field(50, ge=2)
+    window: int = Field(50, ge=2, le=10**6)
     """Generations in the rolling acceptance."""
     top_k: int = Field(20, ge=1, le=1000)
     """Target probabilities kept per position."""
@@ -145,11 +145,11 @@ class AdaptConfig(Strict):
 class SynthConfig(Strict):
     """Prompts that the target writes where a domain has too few."""
 
-    min_prompts: int = Field(0, ge=0)
+    min_prompts: int = Field(0, ge=0, le=10**6)
     """Training prompts a domain should have; missing ones are synthesised."""
     temperature: float = Field(0.8, gt=0)
-    max_prompt_tokens: int = Field(128, ge=8)
-    min_words: int = Field(4, ge=1)
+    max_prompt_tokens: int = Field(128, ge=8, le=10**6)
+    min_words: int = Field(4, ge=1, le=10**6)
     similarity: float = Field(0.6, gt=0, le=1)
     """Word-trigram Jaccard similarity from which a prompt is a duplicate."""
 
@@ -165,7 +165,7 @@ class TrainingConfig(Strict):
     cache: CacheConfig = CacheConfig()
     adapt: AdaptConfig = AdaptConfig()
     synth: SynthConfig = SynthConfig()
-    checkpoint_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(20, ge=1, le=10**9)
     """Updates between checkpoints."""
 
     def replace(self, **changes: Any) -> TrainingConfig:

@@ -13,17 +13,19 @@ import numpy as np
 
 from harness.adapt import distill_fit
 from harness.adapt.config import SynthConfig
-from harness.adapt.distill_card import Score, card, score_rows
+from harness.adapt.distill_card import DataFacts, LossRow, Score, card, score_rows
 from harness.adapt.distill_config import CutConfig, DistillConfig
 from harness.adapt.distill_data import evaluation_samples, held_out_samples, repeated_samples, split_by_temperature, training_samples
 from harness.adapt.distill_weights import mlx_weights, read_start
 from harness.adapt.synth import SOURCE, synthesise
+from harness.datasets.jsonl import read_jsonl
 from harness.decode import torch_llama
 from harness.decode.collect import Decoder, Stored, collect, read_answers, write_durably
 from harness.decode.replay import replay_model
 from harness.decode.rollouts import TorchTarget
 from harness.decode.torch_llama import Shape
 from harness.errors import HarnessError
+from harness.files import parse_json, read_json, read_text, typed
 from harness.models.blas import mx
 from harness.models.cut import load_cut, save_cut
 from harness.models.pair import Pair
@@ -129,7 +131,7 @@ def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample
             )  # fmt: skip
             job.work.mkdir(parents=True, exist_ok=True)
             write_durably(path, "".join(json.dumps({"id": s.id, "prompt": s.prompt}) + "\n" for s in new).encode())
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        rows = read_jsonl(path, required=("id", "prompt"))
         found += [Sample(id=row["id"], domain=domain, prompt=row["prompt"], source=SOURCE, split="train") for row in rows]
     return found
 
@@ -209,8 +211,9 @@ def ship(job: Job) -> list[Score]:
         about={"base": job.config.pair, "steps": step, "context_tokens": cut.context_tokens},
     )
     scores = evaluate(job)
-    loss = [json.loads(line) for line in (job.fitted / "loss.jsonl").read_text(encoding="utf-8").splitlines()[:step]]
-    facts: dict[str, Any] = json.loads((job.fitted / "data.json").read_text())
+    log = job.fitted / "loss.jsonl"
+    loss = [typed(LossRow, parse_json(line, f"{log}:{i}"), f"{log}:{i}") for i, line in enumerate(read_text(log).splitlines()[:step], 1)]
+    facts = typed(DataFacts, read_json(job.fitted / "data.json"), str(job.fitted / "data.json"))
     text = card(job.config, facts, loss, scores, sha256=digest, command=job.command, target_hash=job.pair.target_hash)
     (job.out / "card.md").write_text(text, encoding="utf-8")
     return scores

@@ -6,8 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from harness.adapt.distill_config import DistillConfig
 from harness.decode.replay import ReplayRow
+from harness.report.escape import code, markdown
+
+
+class LossRow(TypedDict):
+    """One line of ``loss.jsonl``."""
+
+    step: int
+    steps: int
+    loss: float
+    match: float
+    tokens: int
+
+
+class Earlier(TypedDict):
+    """The draft that a run started from."""
+
+    sha256: str
+    steps: NotRequired[int | None]
+
+
+class DataFacts(TypedDict):
+    """What ``data.json`` says of the answers trained on."""
+
+    prompts: dict[str, int]
+    outputs: dict[str, int]
+    earlier: Earlier | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +97,15 @@ def card(
     layers = f"{cut.layers} blocks" + (f", the last {cut.last} of them from the target's end" if cut.last else ", the target's first ones")
     beside = ", and what stands in prompt and answer through the target's embeddings" if cut.context_tokens else ""
     lines = [
-        f"# Draft of {config.pair}",
+        f"# Draft of {markdown(config.pair)}",
         "",
         f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens{beside}. "
         f"Bits on disk (weights per scale): attention {cut.attention_bits} ({cut.group_size}), MLP {cut.mlp_bits} ({cut.mlp_group_size}), "
         f"head {cut.head_bits} ({cut.group_size}).",
         "",
-        f"- target: sha256 `{target_hash}`, licence as the target's (Apache-2.0 for SmolLM2)",
-        f"- draft.safetensors: sha256 `{sha256}`",
-        f"- made by: `{command}`",
+        f"- target: sha256 {code(target_hash)}, licence as the target's (Apache-2.0 for SmolLM2)",
+        f"- draft.safetensors: sha256 {code(sha256)}",
+        f"- made by: {code(command)}",
         "",
         "## Data",
         f"Answers of the target itself, at most {rollouts.max_tokens} tokens, {rollouts.sampled_share:.0%} of them sampled at temperature "
@@ -86,7 +114,7 @@ def card(
         "",
         "| domain | prompts | output tokens |",
         "| --- | ---: | ---: |",
-        *(f"| {d} | {facts['prompts'][d]} | {facts['outputs'][d]} |" for d in sorted(facts["prompts"])),
+        *(f"| {markdown(d)} | {facts['prompts'][d]} | {facts['outputs'][d]} |" for d in sorted(facts["prompts"])),
         "",
         "## Training",
         f"All weights of the cut, AdamW, peak learning rate {fit.learning_rate}, warm-up {fit.warmup_steps} updates, "
@@ -102,7 +130,7 @@ def card(
         "## Acceptance on held-out prompts (replay of the shipped weights, greedy)",
         "| domain | prompts | K | acceptance rate | tokens per target pass |",
         "| --- | ---: | ---: | ---: | ---: |",
-        *(f"| {s.domain} | {s.prompts} | {s.k} | {s.rate:.3f} | {s.tau:.2f} |" for s in scores),
+        *(f"| {markdown(s.domain)} | {s.prompts} | {s.k} | {s.rate:.3f} | {s.tau:.2f} |" for s in scores),
         "",
     ]
     return "\n".join(lines)
@@ -112,7 +140,7 @@ def _further(config: DistillConfig) -> str:
     """A sentence on the further answers to the prompts of small datasets."""
     wanted = config.rollouts.more_answers
     counts = {d: n - config.rollouts.skip_answers.get(d, 0) for d, n in wanted.items()}
-    named = ", ".join(f"{d} {n}" for d, n in counts.items() if n > 0)
+    named = ", ".join(f"{markdown(d)} {n}" for d, n in counts.items() if n > 0)
     return f" Further answers to each prompt of small datasets, all sampled: {named}." if named else ""
 
 
@@ -120,7 +148,7 @@ def _earlier(run: dict[str, Any] | None) -> str:
     """Half a sentence on the run whose weights this one started from."""
     if run is None:
         return ""
-    return f", starting from a draft trained before ({run.get('steps')} updates, sha256 `{run['sha256']}`) on other answers"
+    return f", starting from a draft trained before ({run.get('steps')} updates, sha256 {code(run['sha256'])}) on other answers"
 
 
 def _curve(loss: Sequence[dict[str, float]], points: int = 12) -> list[str]:

@@ -23,6 +23,7 @@ from harness.decode import torch_llama
 from harness.decode.collect import Rollout, Stored, write_durably
 from harness.decode.torch_llama import Shape, Weights
 from harness.errors import HarnessError
+from harness.files import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -310,6 +311,6 @@ def _resume(folder: Path, key: dict[str, Any], names: list[str], weights: Weight
                     "exp_avg": file.get_tensor(f"m.{name}").to(weight.device),
                     "exp_avg_sq": file.get_tensor(f"v.{name}").to(weight.device),
                 }
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = read_text(log).splitlines(keepends=True)
     write_durably(log, "".join(lines[:step]).encode())
     return step

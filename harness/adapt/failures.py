@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.adapt import jsonl
 from harness.errors import HarnessError
-from harness.records import Generation, Sample, from_dict, to_dict
+from harness.files import typed
+from harness.records import Generation, Sample, to_dict
 
 CONTEXT_TOKENS = 16
 """Tokens kept before a disagreement."""
@@ -148,9 +149,13 @@ def case_to_dict(case: Case) -> dict[str, Any]:
     return to_dict(case)
 
 
-def case_from_dict(row: dict[str, Any]) -> Case:
-    """Rebuild a case from :func:`case_to_dict` output."""
-    case: Case = from_dict(Case, {**row, "disagreements": [from_dict(Disagreement, d) for d in row.get("disagreements", [])]})
+def case_from_dict(row: dict[str, Any], where: str = "a case") -> Case:
+    """Rebuild a case from :func:`case_to_dict` output.
+
+    Raises:
+        HarnessError: a field is missing, unknown or of another type; ``where`` begins the sentence.
+    """
+    case: Case = typed(Case, row, where, advice="Delete that line.")
     return case
 
 
@@ -164,17 +169,14 @@ class FailureStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.repaired_bytes = jsonl.repair_tail(self.path)
-        self._ids = {str(row["id"]) for row in jsonl.read(self.path)}
+        self._ids = {str(row.get("id")) for row in jsonl.read(self.path)}
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __iter__(self) -> Iterator[Case]:
         for number, row in enumerate(jsonl.read(self.path), start=1):
-            try:
-                yield case_from_dict(row)
-            except TypeError as error:
-                raise HarnessError(f"{self.path}:{number} is not a failure case: {error}", "Delete that line.") from error
+            yield case_from_dict(row, f"{self.path}:{number}")
 
     def append(self, case: Case) -> bool:
         """Store the case on disk before returning; False when it is there already."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from harness.adapt.config import TrainingConfig
 from harness.adapt.examples import Batch, Example
-from harness.adapt.jsonl import write_atomic
 from harness.adapt.surface import adapted_layers, embed, run_blocks
 from harness.adapt.trees import mx
+from harness.files import write_atomic
 from harness.paths import cache_dir
 
 FLOAT16_LIMIT = 60_000.0

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import parse_json, read_bytes, this_version
 from harness.records import SCHEMA_VERSION
+
+FILE_BYTES = 4 * 2**30
+"""A larger journal is refused."""
+_ADVICE = "Restore the file from a backup, or delete that line."
 
 
 def repair_tail(path: Path) -> int:
     """Cut a torn last line (no newline, or not JSON) off ``path``; return the bytes removed (0: intact or absent)."""
     if not path.exists():
         return 0
-    data = path.read_bytes()
+    data = read_bytes(path, most=FILE_BYTES)
     keep = data.rfind(b"\n") + 1
     if keep == len(data) and keep:
         start = data.rfind(b"\n", 0, keep - 1) + 1
@@ -49,31 +54,14 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                version = row.pop("schema_version")
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise HarnessError(f"{path}:{number} is not a record", "Restore the file from a backup, or delete that line.") from error
-            if not isinstance(version, int) or version > SCHEMA_VERSION:
-                raise HarnessError(f"{path}:{number} has schema version {version}, newer than {SCHEMA_VERSION}", "Update the harness.")
-            yield row
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: a reader or a crash sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    for number, line in enumerate(read_bytes(path, most=FILE_BYTES).splitlines(), start=1):
+        where = f"{path}:{number}"
+        yield this_version(parse_json(line, where, advice=_ADVICE), where, advice=_ADVICE)
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
+        parse_json(line, "the line")
+    except HarnessError:
         return False
+    return True

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.adapt import jsonl
 from harness.adapt.adapter_files import CONFIG, AdapterInfo, read_lora, write_adapter
 from harness.adapt.checkpoint import save_arrays
 from harness.adapt.config import LoraConfig
 from harness.adapt.failures import utc_now
 from harness.adapt.trees import mx
 from harness.errors import HarnessError
+from harness.files import write_atomic
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -59,7 +59,7 @@ def export_peft(adapter: Path, out: Path, *, base_model: str = "") -> Path:
         "layers_to_transform": sorted(layers),
         "layers_pattern": "layers",
     }
-    jsonl.write_atomic(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(out / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     return out
 
 

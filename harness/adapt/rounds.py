@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from harness.adapt import jsonl
 from harness.adapt.acceptance import Counts
 from harness.adapt.adapter_files import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.buffer import ReplayBuffer, mix
@@ -30,6 +29,7 @@ from harness.adapt.results import TrainProgress, TrainResult
 from harness.adapt.surface import attached
 from harness.adapt.trainer import Material, train_adapter
 from harness.errors import HarnessError
+from harness.files import read_json, read_stored, write_atomic
 from harness.records import SCHEMA_VERSION, Trajectory
 from harness.stats import Estimate
 
@@ -81,6 +81,13 @@ class RoundRecord:
             return verdict
         noise = "" if self.gain.excludes(0) else ", within noise"
         return f"{verdict} ({self.gain.signed()} on validation prompts{noise})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rounds:
+    """What the file of round records holds."""
+
+    rounds: tuple[RoundRecord, ...]
 
 
 def run_rounds(
@@ -214,7 +221,7 @@ def record_round(
 def write_rounds(path: Path, records: Sequence[RoundRecord]) -> None:
     """Replace the file of round records."""
     rows = {"schema_version": SCHEMA_VERSION, "rounds": [asdict(r) for r in records]}
-    jsonl.write_atomic(path, json.dumps(rows, indent=2).encode())
+    write_atomic(path, json.dumps(rows, indent=2).encode())
 
 
 def read_rounds(path: Path) -> list[RoundRecord]:
@@ -225,13 +232,8 @@ def read_rounds(path: Path) -> list[RoundRecord]:
     """
     if not path.exists():
         return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        if rows["schema_version"] > SCHEMA_VERSION:
-            raise HarnessError(f"{path} was written by a newer version", "Update the harness.")
-        return [RoundRecord(**{**row, "gain": Estimate(**row["gain"]) if row.get("gain") else None}) for row in rows["rounds"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise HarnessError(f"{path} is not a list of rounds: {error}", "Delete it, or train without resuming.") from error
+    stored: _Rounds = read_stored(_Rounds, path, advice="Delete it, or train without resuming.")
+    return list(stored.rounds)
 
 
 def cases_from_replay(
@@ -334,6 +336,6 @@ def install(adapter: Path, folder: Path, name: str) -> Path:
     (folder / METADATA).unlink(missing_ok=True)
     for file in (WEIGHTS, CONFIG):
         shutil.copyfile(adapter / file, folder / file)
-    row = json.loads((adapter / METADATA).read_text(encoding="utf-8"))
-    jsonl.write_atomic(folder / METADATA, (json.dumps({**row, "name": name}, indent=2) + "\n").encode())
+    row = read_json(adapter / METADATA)
+    write_atomic(folder / METADATA, (json.dumps({**row, "name": name}, indent=2) + "\n").encode())
     return folder

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from harness.adapt import jsonl
-from harness.errors import HarnessError
+from pydantic import Field
+
+from harness.files import read_stored, write_atomic
 from harness.records import SCHEMA_VERSION
+
+_Whole = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What the file holds."""
+
+    recent: tuple[tuple[_Whole, Annotated[int, Field(ge=1)]], ...]
+    """Accepted and drafted tokens of the last generations."""
+    pending: Mapping[str, _Whole]
+    """Failure cases by domain since the last round."""
+    rounds: _Whole
 
 
 class AcceptanceTracker:
@@ -76,17 +92,10 @@ class AcceptanceTracker:
     def _save(self) -> None:
         if self.path is not None:
             state = {"schema_version": SCHEMA_VERSION, "recent": list(self._recent), "pending": self.pending, "rounds": self.rounds}
-            jsonl.write_atomic(self.path, json.dumps(state).encode())
+            write_atomic(self.path, json.dumps(state).encode())
 
     def _load(self, path: Path) -> None:
-        try:
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if state["schema_version"] > SCHEMA_VERSION:
-                raise HarnessError(
-                    f"{path} has schema version {state['schema_version']}, newer than {SCHEMA_VERSION}", "Update the harness."
-                )
-            self._recent.extend((int(a), int(d)) for a, d in state["recent"])
-            self.pending = {str(k): int(v) for k, v in state["pending"].items()}
-            self.rounds = int(state["rounds"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise HarnessError(f"{path} is not a tracker state: {error!r}", "Delete it to start counting anew.") from error
+        state: _State = read_stored(_State, path, advice="Delete it to start counting anew.")
+        self._recent.extend(state.recent)
+        self.pending = dict(state.pending)
+        self.rounds = state.rounds

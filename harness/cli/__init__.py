@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from harness.errors import HarnessError
+from harness.files import odd_character, reason
+from harness.terminal import forgiving_streams, say
 
 # name: (module:function or module:Typer app, one line of help). A new command is one new line.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -86,30 +88,46 @@ def _root(
     if version:
         from harness import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit()
 
 
 def main(argv: list[str] | None = None, command: Callable[..., Any] = app) -> None:
     """Run the command line and exit: 0 ok, 1 a check failed, 2 the input was wrong or the program failed, 130 interrupted."""
+    forgiving_streams()
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in BATCHED:
         os.environ.setdefault("HARNESS_BLAS", "mkl")
     try:
+        _check_text(arguments)
         command(arguments, prog_name="harness")
     except HarnessError as error:
-        if debug:
-            traceback.print_exc()
-        else:
-            print(f"error: {error}", file=sys.stderr)
+        say(traceback.format_exc() if debug else f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", err=True)
         sys.exit(130)
-    except Exception:
-        traceback.print_exc()
-        print("error: this is a fault of the harness, not of your input; please report it with the lines above", file=sys.stderr)
+    except (OSError, MemoryError) as error:  # a full disk, a folder that may not be read: the machine's, not a fault of the harness
+        say(traceback.format_exc() if debug else f"error: {_of_the_machine(error)}", err=True)
         sys.exit(2)
+    except Exception:
+        say(traceback.format_exc(), err=True)
+        say("error: this is a fault of the harness, not of your input; please report it with the lines above", err=True)
+        sys.exit(2)
+
+
+def _check_text(arguments: list[str]) -> None:
+    for number, argument in enumerate(arguments, start=1):
+        if (odd := odd_character(argument.replace("\r", ""))) is not None:
+            raise HarnessError(f"argument {number} holds the character {odd}", "Give UTF-8 text without control characters.")
+
+
+def _of_the_machine(error: OSError | MemoryError) -> str:
+    """One sentence for what the system refused."""
+    if isinstance(error, MemoryError):
+        return "not enough memory\nUse a smaller model, batch or file."
+    file = f"{error.filename}: " if error.filename else ""
+    return f"{file}{reason(error)}\nCheck the path, its permissions and the free space."
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:

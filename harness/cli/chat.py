@@ -14,6 +14,7 @@ import typer
 
 from harness.cli.generate import OfflineOption
 from harness.errors import HarnessError, did_you_mean
+from harness.terminal import say, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +74,7 @@ def open_session(path: str, changes: dict[str, Any], *, offline: bool) -> Sessio
     from harness.session_config import load_session_config
 
     load_session_config(path).replace(**changes).check()
-    typer.echo("loading the models", err=True)
+    say("loading the models", err=True)
     from harness.session import Session
 
     return Session.from_config(path, offline=offline, **changes)
@@ -96,7 +97,7 @@ class Chat:
     def run(self) -> None:
         """Answer until the input ends or ``/quit``."""
         if self.interactive:
-            self.console.print(f"[dim]{self.session.pair.name}, draft {self.session.stats().drafter}; /help lists the commands[/dim]")
+            self._show(f"{self.session.pair.name}, draft {self.session.stats().drafter}; /help lists the commands", "dim")
         while (line := self._read()) is not None:
             line = line.strip()
             if line == "/quit":
@@ -104,7 +105,7 @@ class Chat:
             try:
                 self._command(*line.split()) if line.startswith("/") else self._say(line)
             except HarnessError as error:
-                self.console.print(f"[red]{_plain(error)}[/red]")
+                self._show(_plain(error), "red")
 
     def _read(self) -> str | None:
         """Return the next line; None at the end of the input."""
@@ -115,8 +116,11 @@ class Chat:
 
             return input("\n> ")
         except EOFError:
-            self.console.print()
+            self._show()
             return None
+
+    def _show(self, text: str = "", style: str = "") -> None:
+        show(self.console, text, style)
 
     # --- one turn ---
 
@@ -125,11 +129,11 @@ class Chat:
             return
         messages, dropped = self.session.fit([*self.messages, {"role": "user", "content": line}])
         if dropped:
-            self.console.print(f"[yellow]the context is full: the {dropped} oldest messages were forgotten; /reset starts afresh[/yellow]")
+            self._show(f"the context is full: the {dropped} oldest messages were forgotten; /reset starts afresh", "yellow")
         answer = self._answer(messages)
         # Only an answered turn becomes part of the conversation.
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-        self.console.print(f"[dim]{_counts(answer)}[/dim]")
+        self._show(_counts(answer), "dim")
         self._train_if_due()
 
     def _answer(self, messages: list[dict[str, str]]) -> Generation:
@@ -137,21 +141,19 @@ class Chat:
 
         pieces = TextPieces(self.session.pair.decode)
 
-        def show(step: Any) -> None:
+        def write(step: Any) -> None:
             for i, token in enumerate(step.tokens):
                 self._write(pieces.add(token), DRAFTED if i < step.accepted else TARGET)
 
         with interruptible() as stop:
-            answer = self.session.generate(messages, train=False, on_step=show, stop=stop)
+            answer = self.session.generate(messages, train=False, on_step=write, stop=stop)
         self._write(pieces.rest(), TARGET)
-        self.console.print()
+        self._show()
         return answer
 
     def _write(self, text: str, style: str) -> None:
-        from rich.text import Text
-
         if text:
-            self.console.print(Text(text, style=style if self.show_drafts else TARGET), end="")
+            show(self.console, text, style if self.show_drafts else TARGET, end="")
             self.console.file.flush()
 
     def _train_if_due(self) -> None:
@@ -159,9 +161,9 @@ class Chat:
         if not stats.due:
             return
         if not self.session.config.train_automatically:
-            self.console.print(f"[yellow]{stats.pending} failure cases wait: /train runs a training round[/yellow]")
+            self._show(f"{stats.pending} failure cases wait: /train runs a training round", "yellow")
             return
-        self.console.print(f"[yellow]{stats.pending} failure cases: training now, Ctrl-C puts it off[/yellow]")
+        self._show(f"{stats.pending} failure cases: training now, Ctrl-C puts it off", "yellow")
         self._train()
 
     def _train(self) -> None:
@@ -169,23 +171,23 @@ class Chat:
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (
-            TextColumn("[dim]training"),
+            TextColumn("training", style="dim", markup=False),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} updates, loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.completed}/{task.total} updates, loss {task.fields[loss]:.3f}", markup=False),
         )
         try:
             with Progress(*columns, console=self.console, transient=True, disable=not self.interactive) as bar:
                 task = bar.add_task("", total=None, loss=float("nan"))
                 record = self.session.train(progress=lambda p: bar.update(task, completed=p.step, total=p.total, loss=p.loss))
         except KeyboardInterrupt:
-            self.console.print("[yellow]training stopped; nothing changed[/yellow]")
+            self._show("training stopped; nothing changed", "yellow")
             return
         except HarnessError as error:
-            self.console.print(f"[yellow]no training round: {_plain(error)}[/yellow]")
+            self._show(f"no training round: {_plain(error)}", "yellow")
             return
         metric = self.session.learner.config.stop.metric if self.session.learner else ""
         change = ", ".join(f"{d}: {metric} {record.before[d]:.3f} -> {record.after[d]:.3f}" for d in record.before)
-        self.console.print(
+        self._show(
             f"round {record.round} {record.verdict}, after {record.steps} updates in {record.train_s:.1f} s ({change} on held-out cases)"
         )
 
@@ -205,11 +207,11 @@ class Chat:
 
     def _help(self) -> None:
         for name, meaning in COMMANDS.items():
-            self.console.print(f"  {name:<10} {meaning}")
+            self._show(f"  {name:<10} {meaning}")
 
     def _reset(self) -> None:
         self.messages = []
-        self.console.print("the conversation starts afresh")
+        self._show("the conversation starts afresh")
 
     def _stats(self) -> None:
         s = self.session.stats()
@@ -224,27 +226,27 @@ class Chat:
         if s.refusal:
             rows["last round"] = f"not run: {s.refusal}"
         for name, value in rows.items():
-            self.console.print(f"  {name:<10} {value}", markup=False)
+            self._show(f"  {name:<10} {value}")
 
     def _adapters(self, name: str | None = None) -> None:
         if name is not None:
             self.session.use(name)
-            self.console.print(f"drafting with {self.session.stats().drafter}")
+            self._show(f"drafting with {self.session.stats().drafter}")
             return
         for drafter, meaning in self.session.drafters().items():
-            self.console.print(f"{'*' if drafter == self.session.drafter else ' '} {drafter:<12} {meaning}")
+            self._show(f"{'*' if drafter == self.session.drafter else ' '} {drafter:<12} {meaning}")
 
     def _evaluate(self) -> None:
-        self.console.print("[dim]the target answers the held-out prompts once, the drafts are replayed over them[/dim]")
+        self._show("the target answers the held-out prompts once, the drafts are replayed over them", "dim")
         rows = self.session.evaluate()
-        self.console.print(f"{rows[0].drafter} against the plain draft, K = {rows[0].k}")
+        self._show(f"{rows[0].drafter} against the plain draft, K = {rows[0].k}")
         for row in rows:
             text = f"  {row.domain:<10} {row.prompts:>3} prompts"
             for measure in ("rate", "alpha", "tau"):
                 c = getattr(row, measure)
                 if c.change is not None:
                     text += f"   {measure} {c.generic.value:.3f} -> {c.current.value:.3f} ({c.change.signed()})"
-            self.console.print(text, markup=False)
+            self._show(text)
 
 
 @contextmanager
@@ -278,6 +280,4 @@ def _number(value: float | None, digits: int = 3, sign: str = "") -> str:
 
 
 def _plain(error: HarnessError) -> str:
-    from rich.markup import escape
-
-    return escape(". ".join(part.rstrip(".") for part in (error.problem, error.advice) if part) + ".")
+    return ". ".join(part.rstrip(".") for part in (error.problem, error.advice) if part) + "."

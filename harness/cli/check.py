@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.terminal import say
+
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
 
 
@@ -33,13 +35,13 @@ def check(
     folder = run_folder(results, name)
     if update:
         gate.write_reference(folder, against)
-        typer.echo(f"wrote {against}")
+        say(f"wrote {against}")
         return
     verdicts = gate.check(folder, gate.read_reference(against), any_machine=any_machine)
     text = gate_output.summary(verdicts, folder.name, str(against))
     gate_output.write(junit, gate_output.junit(verdicts))
     gate_output.write(summary, text, append=True)
-    typer.echo(text)
+    say(text)
     failed = sum(v.failed for v in verdicts)
     if failed:
         raise CheckFailed(
@@ -59,4 +61,4 @@ def compare(
     from harness.report.compare import compare as compare_runs
     from harness.store import run_folder
 
-    typer.echo(compare_runs(run_folder(results, a), run_folder(results, b)))
+    say(compare_runs(run_folder(results, a), run_folder(results, b)))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.generate import OfflineOption
+from harness.terminal import say
 
 
 def demo(
@@ -33,7 +34,7 @@ def demo(
 
         server = DemoServer(opened, port)
         warm_up(opened)
-        typer.echo(f"open {server.url}\nCtrl-C ends it")
+        say(f"open {server.url}\nCtrl-C ends it")
         if not no_browser:
             import webbrowser
 
@@ -41,4 +42,4 @@ def demo(
         try:
             server.serve()
         except KeyboardInterrupt:
-            typer.echo("ended")
+            say("ended")

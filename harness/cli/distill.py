@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.terminal import say
+
 
 def distill(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a name in configs/drafts.")],
@@ -50,12 +52,12 @@ def distill(
         work=work or cache_dir() / "distill" / settings.name,
         out=out or cache_dir() / "drafts" / settings.name,
         command=shlex.join(["harness", *sys.argv[1:]]),
-        note=lambda line: typer.echo(line, err=True),
+        note=lambda line: say(line, err=True),
     )
     chosen = [stage.strip() for stage in stages.split(",")]
     for score in build(job, chosen):
-        typer.echo(f"{score.domain}: K {score.k}, acceptance rate {score.rate:.3f}, {score.tau:.2f} tokens per target pass")
+        say(f"{score.domain}: K {score.k}, acceptance rate {score.rate:.3f}, {score.tau:.2f} tokens per target pass")
     if "ship" in chosen:
-        typer.echo(f"draft: {job.out}")
+        say(f"draft: {job.out}")
     else:
-        typer.echo(f"checkpoint: {job.fitted}" if "train" in chosen else f"answers: {job.rollouts}")
+        say(f"checkpoint: {job.fitted}" if "train" in chosen else f"answers: {job.rollouts}")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from harness.terminal import say
+
 
 def doctor(
     pair: Annotated[str | None, typer.Option("--pair", metavar="PAIR", help="Also time this pair and predict its speedup.")] = None,
@@ -19,9 +21,9 @@ def doctor(
 
     checks = examine()
     for check in checks:
-        typer.echo(f"{check.status:<7} {check.name:<9} {check.value}")
+        say(f"{check.status:<7} {check.name:<9} {check.value}")
         if check.advice:
-            typer.echo(f"{'':<17} -> {check.advice}")
+            say(f"{'':<17} -> {check.advice}")
     if pair is not None:
         _calibrate(pair, offline)
     if is_broken(checks):
@@ -37,10 +39,10 @@ def _calibrate(name: str, offline: bool) -> None:
     pair = load_pair(name, offline=offline)
     drafter = "generic" if pair.draft else "early_exit"
     times = calibrate(pair, resolve_drafter(pair, drafter), max_k=8)
-    typer.echo(f"\n{pair.name}: target step {times.target_step_s * 1e3:.1f} ms, drafter {drafter}, c {times.costs.c:.2f}")
-    typer.echo("verification: " + ", ".join(f"v({m}) {v:.2f}" for m, v in enumerate(times.costs.v, 1)))
+    say(f"\n{pair.name}: target step {times.target_step_s * 1e3:.1f} ms, drafter {drafter}, c {times.costs.c:.2f}")
+    say("verification: " + ", ".join(f"v({m}) {v:.2f}" for m, v in enumerate(times.costs.v, 1)))
     if times.spread > 0.2:
-        typer.echo(f"note: the machine was busy (spread {times.spread:.2f}); repeat this when it is quiet")
+        say(f"note: the machine was busy (spread {times.spread:.2f}); repeat this when it is quiet")
     rows = {alpha: times.predict(alpha) for alpha in (0.6, 0.8)}
     for k in rows[0.6]:
-        typer.echo(f"K {k}: predicted speedup {rows[0.6][k]:.2f}x at alpha 0.6, {rows[0.8][k]:.2f}x at alpha 0.8")
+        say(f"K {k}: predicted speedup {rows[0.6][k]:.2f}x at alpha 0.6, {rows[0.8][k]:.2f}x at alpha 0.8")

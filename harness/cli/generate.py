@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.decode.pieces import TextPieces
+from harness.terminal import say
 
 if TYPE_CHECKING:
     from harness.records import Generation, Sample
@@ -84,7 +85,7 @@ def generate(
         **length,
     )
     printer.end()
-    typer.echo(summary(result), err=True)
+    say(summary(result), err=True)
 
 
 def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool) -> str | None:
@@ -138,11 +139,11 @@ class _Printer:
 
     def show(self, step: Any) -> None:
         """Print what the tokens of ``step`` add; an incomplete character waits for its remaining bytes."""
-        typer.echo("".join(self.pieces.add(token) for token in step.tokens), nl=False)
+        say("".join(self.pieces.add(token) for token in step.tokens), end="")
 
     def end(self) -> None:
         """Print what is left, and a line break."""
-        typer.echo(self.pieces.rest())
+        say(self.pieces.rest())
 
 
 def summary(result: Generation) -> str:
@@ -192,7 +193,7 @@ def collect(
     pair = load_pair(models, offline=offline, draft=False)
     answers = rollouts(pair, samples, max_tokens=max_tokens, temperature=temperature, batch=batch, top_k=top_k, out=out, seed=seed)
     tokens = sum(len(t.tokens) for t in track(answers, total=len(samples), description="collecting"))
-    typer.echo(f"{len(samples)} answers, {tokens} tokens in {out}")
+    say(f"{len(samples)} answers, {tokens} tokens in {out}")
 
 
 def read_samples(source: str, *, split: str, limit: int | None, seed: int, offline: bool) -> Sequence[Sample]:

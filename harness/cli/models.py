@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.terminal import say
+
 models_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
 
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
@@ -27,7 +29,7 @@ def list_pairs() -> None:
         missing = [model for model in wanted if not is_cached(model, base)]
         size = sum(model.download_mb or 0 for model in missing)
         state = "ready" if not missing else f"{size} MB to fetch" if size else "ready without draft"
-        typer.echo(f"{name:<12} {state:<18} {config.description}")
+        say(f"{name:<12} {state:<18} {config.description}")
 
 
 @models_app.command("pull")
@@ -42,7 +44,7 @@ def pull(
     from harness.models.store import pull_pair
 
     for role, folder in pull_pair(pair, offline=offline).items():
-        typer.echo(f"{role}: {folder.path if folder else 'not on this machine'}")
+        say(f"{role}: {folder.path if folder else 'not on this machine'}")
 
 
 @models_app.command("suggest")
@@ -61,7 +63,7 @@ def suggest_draft(target: Annotated[str, typer.Argument(metavar="TARGET", help="
             f"no family known for {target!r} (known: {names})", "Any model with the same tokenizer works: `harness models check`."
         )
     draft = f"draft {found.draft}, K {found.k}" if found.draft else "no draft model"
-    typer.echo(f"{found.family}: {draft}. {found.note}".rstrip())
+    say(f"{found.family}: {draft}. {found.note}".rstrip())
 
 
 @models_app.command("check")
@@ -79,8 +81,8 @@ def check(
 
     result = check_folders(tokenizer_folder(target, offline=offline), tokenizer_folder(draft, offline=offline))
     for note in result.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"not compatible: {result.problem}" if result.problem else "compatible")
+        say(f"note: {note}")
+    say(f"not compatible: {result.problem}" if result.problem else "compatible")
     if result.problem:
         raise typer.Exit(1)
 
@@ -117,4 +119,4 @@ def vocab(
     ids = useful_vocab((s.trajectory() for s in stored), size, int(read_json(draft.path / "config.json")["vocab_size"]))
     tokens = sum(len(s.rollout.tokens) for s in stored)
     write_vocab(out, ids, f"{size} ids for {pair}, by their probability in {tokens} tokens of {len(stored)} target answers")
-    typer.echo(f"{len(ids)} ids in {out}")
+    say(f"{len(ids)} ids in {out}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.generate import OfflineOption, PairOption
+from harness.terminal import say
 
 if TYPE_CHECKING:
     from harness.records import Sample
@@ -78,14 +79,14 @@ def train_router(
         path = save_router(router, router_file or router_path(name), run_id=material.run_id, adapter_hashes=hashes)
         found["router"] = str(path)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2))
         return
-    typer.echo(show(found))
-    typer.echo(f"{found['kind']}, saved to {found['router']}" if "router" in found else f"{found['kind']}, not saved")
+    say(show(found))
+    say(f"{found['kind']}, saved to {found['router']}" if "router" in found else f"{found['kind']}, not saved")
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    say(line, err=True)
 
 
 def _is_run(source: str, results: Path) -> bool:
@@ -211,7 +212,7 @@ def route(
         cold_s = time.perf_counter() - start
         warm = _warm(router, text, repeats)
     found = _decided(name, decision, cold_s, warm)
-    typer.echo(json.dumps(found, indent=2) if as_json else _show(found))
+    say(json.dumps(found, indent=2) if as_json else _show(found))
 
 
 def _warm(router: PromptRouter, text: str, repeats: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.validate import DomainsOption, LimitOption, ModelsOption, SetOption
+from harness.terminal import say
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
 
@@ -32,7 +33,7 @@ def run(
     from harness.estimate import describe_time
 
     loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
-    typer.echo("\n".join([*describe(loaded), describe_time(loaded, loaded.cells(), Path(loaded.models).stem)]))
+    say("\n".join([*describe(loaded), describe_time(loaded, loaded.cells(), Path(loaded.models).stem)]))
     if plan:
         return
     from rich.console import Console
@@ -64,9 +65,9 @@ def report(
         from harness.report.verify import verify as verify_report
 
         checked = verify_report(folder, (out or reports_folder(folder)) / "report.md")
-        console.print(f"every line of the report follows from the records; {checked} values recomputed a second way", soft_wrap=True)
+        say(f"every line of the report follows from the records; {checked} values recomputed a second way")
         return
     loaded = load_run(folder)
     written = write_reports(loaded, out or reports_folder(folder))
     show_table(loaded, console)
-    console.print("\n".join(map(str, written)), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(map(str, written)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.generate import OfflineOption, PairOption
+from harness.terminal import say
 
 if TYPE_CHECKING:
     from harness.adapt.campaign import Campaign, Prompts
@@ -60,9 +61,9 @@ def train(
         batch=batch,
         resume=resume,
         answers=answers,
-        notify=lambda line: typer.echo(line, err=True),
+        notify=lambda line: say(line, err=True),
         progress=lambda number, step: (
-            typer.echo(
+            say(
                 f"round {number}, update {step.step}/{step.total}: loss {step.loss:.3f}, "
                 f"{settings.stop.metric} {step.value:.3f} (best {step.best:.3f}), {step.tokens_per_s:.0f} tok/s",
                 err=True,
@@ -71,7 +72,7 @@ def train(
             else None
         ),
     )
-    typer.echo(summary(result, settings.stop.metric))
+    say(summary(result, settings.stop.metric))
 
 
 def read_prompts(source: str, *, limit: int | None, offline: bool) -> Prompts:

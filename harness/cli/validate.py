@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.terminal import say
+
 if TYPE_CHECKING:
     from harness.suite import Suite
 
@@ -35,12 +37,12 @@ def validate(
     from harness.suite import json_schema
 
     if schema:
-        typer.echo(json_schema(), nl=False)
+        say(json_schema(), end="")
     elif suite is None:
         raise HarnessError("no suite given", "Run for example `harness validate suites/quick.yaml`.")
     else:
         loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
-        typer.echo("\n".join(["ok", *describe(loaded)]))
+        say("\n".join(["ok", *describe(loaded)]))
 
 
 def load(suite: str, *, models: str | None, limit: int | None, domains: str | None, overrides: list[str] | None) -> Suite:

@@ -1,15 +1,16 @@
-"""Read a JSONL file strictly: every bad line is named. Standard library only."""
+"""Read a JSONL file strictly: every bad line is named."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import parse_json, printable, read_text
 
+TEXT_CHARACTERS = 2**20
+"""A prompt longer than this fits no context."""
 _SHOWN = 5
 """Bad lines named before the rest is counted."""
 
@@ -26,47 +27,31 @@ def read_jsonl(path: Path, *, required: Sequence[str] = ()) -> list[dict[str, An
     """
     rows: list[dict[str, Any]] = []
     bad: list[str] = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    advice = "Give a readable UTF-8 JSONL file; its path is relative to the suite file or the working directory."
+    for number, line in enumerate(read_text(path, advice=advice).split("\n"), start=1):
         if not line.strip():
             continue
-        row, reason = _parse(line, required)
-        if reason:
-            bad.append(f"  {path}:{number}: {reason}")
+        where = f"{path}:{number}"
+        try:
+            row = parse_json(line, where)
+        except HarnessError as error:
+            bad.append(error.problem)
+            continue
+        bad += [f"{where}: {reason}" for key in required if (reason := _not_text(row, key))]
         rows.append(row)
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise HarnessError(
-            "\n".join([f"bad lines in {path}:", *bad[:_SHOWN]]) + more, "Each line must be one JSON object; fix these lines."
-        )
+        lines = [f"  {printable(line, 400)}" for line in bad[:_SHOWN]]
+        raise HarnessError("\n".join([f"bad lines in {path}:", *lines]) + more, "Each line must be one JSON object; fix these lines.")
     if not rows:
         raise HarnessError(f"{path} holds no prompts", "Add one JSON object per line.")
     return rows
 
 
-def _read_text(path: Path) -> str:
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return raw.decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise HarnessError(
-            f"no dataset file {path}", "Check the path; it is relative to the suite file or the working directory."
-        ) from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise HarnessError(f"cannot read {path}: {error}", "Give a readable UTF-8 JSONL file.") from error
-
-
-def _parse(line: str, required: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Return the object and an empty reason, or an empty object and what is wrong."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return {}, f"not JSON: {error}"
-    if not isinstance(row, dict):
-        return {}, "not a JSON object"
-    for key in required:
-        if key not in row:
-            near = f" (it has {', '.join(map(str, row))})" if row else ""
-            return {}, f"the key {key!r} is missing{near}"
-        if not isinstance(row[key], str) or not row[key].strip():
-            return {}, f"{key!r} must be non-empty text"
-    return row, ""
+def _not_text(row: dict[str, Any], key: str) -> str | None:
+    """What is wrong with a required key; None when it is text of a sensible length."""
+    if key not in row:
+        return f"the key {key!r} is missing" + (f" (it has {', '.join(row)})" if row else "")
+    if not isinstance(row[key], str) or not row[key].strip():
+        return f"{key!r} must be non-empty text"
+    return f"{key!r} has more than {TEXT_CHARACTERS} characters" if len(row[key]) > TEXT_CHARACTERS else None

@@ -12,7 +12,11 @@ from harness.datasets.spec import DATASETS, DatasetSpec, shipped_file
 from harness.datasets.splits import assign_splits
 from harness.datasets.table import from_rows
 from harness.errors import HarnessError
+from harness.files import printable
 from harness.records import Sample
+
+NAME_CHARACTERS = 200
+"""Longest id or domain."""
 
 
 def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:
@@ -21,16 +25,9 @@ def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:
     Keys: ``prompt`` (text); optional ``id``, ``domain``, and ``reference`` (a mapping, or one value that becomes ``answer``).
 
     Raises:
-        HarnessError: bad lines, a bad value of an optional key, or an id used twice.
+        HarnessError: as :func:`read_rows`.
     """
-    path = Path(spec.path) if spec.path else shipped_file(spec.dataset)
-    source = path.stem if spec.dataset == "local" else spec.dataset
-    rows = [_row(row, i, source, path) for i, row in enumerate(read_jsonl(path, required=("prompt",)))]
-    seen: set[str] = set()
-    for row in rows:
-        if row["id"] in seen:
-            raise HarnessError(f"{path}: the id {row['id']!r} is used twice", "Give every prompt its own id, or none.")
-        seen.add(row["id"])
+    source = _source(spec)
     default = DATASETS[spec.dataset].domain
     return assign_splits(
         [
@@ -41,23 +38,52 @@ def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:
                 reference=json.loads(row["reference"]),
                 source=source,
             )
-            for row in from_rows(rows)
+            for row in from_rows(read_rows(spec))
         ]
     )
 
 
+def read_rows(spec: DatasetSpec) -> list[dict[str, str]]:
+    """Return the lines of a file as text columns.
+
+    Raises:
+        HarnessError: bad lines, a bad value of an optional key, or an id used twice.
+    """
+    path = Path(spec.path) if spec.path else shipped_file(spec.dataset)
+    rows = [_row(row, i, _source(spec), path) for i, row in enumerate(read_jsonl(path, required=("prompt",)))]
+    seen: set[str] = set()
+    for row in rows:
+        if row["id"] in seen:
+            raise HarnessError(f"{path}: the id {row['id']!r} is used twice", "Give every prompt its own id, or none.")
+        seen.add(row["id"])
+    return rows
+
+
+def _source(spec: DatasetSpec) -> str:
+    """What the ids of a file begin with."""
+    return Path(spec.path).stem if spec.path else spec.dataset
+
+
 def _row(row: Mapping[str, Any], index: int, source: str, path: Path) -> dict[str, str]:
     """Normalise one line to text columns, so that mixed types of optional keys cannot clash."""
-    own = str(row.get("id", index))
-    domain = row.get("domain")
-    if domain is not None and not isinstance(domain, str):
-        raise HarnessError(f"{path}: prompt {own}: the domain must be text, got {domain!r}", "Quote it.")
+    number = row.get("id")
+    own = _name(str(number) if isinstance(number, int) and not isinstance(number, bool) else number, "id", f"{path}: prompt {index + 1}")
+    own = str(index) if own is None else own
     return {
         "id": own if own.startswith(f"{source}/") else f"{source}/{own}",
-        "domain": domain or "",
+        "domain": _name(row.get("domain"), "domain", f"{path}: prompt {own}") or "",
         "prompt": row["prompt"],
         "reference": json.dumps(_reference(row.get("reference"))),
     }
+
+
+def _name(value: Any, key: str, where: str) -> str | None:
+    """An id or a domain: short text on one line; null counts as absent."""
+    one_line = isinstance(value, str) and printable(value).splitlines() == [value]
+    if value is None or (one_line and value.strip() and len(value) <= NAME_CHARACTERS):
+        return value
+    problem = f"the {key} must be one line of at most {NAME_CHARACTERS} characters, got {printable(repr(value), 100)}"
+    raise HarnessError(f"{where}: {problem}", "Quote it, or shorten it.")
 
 
 def _reference(value: Any) -> dict[str, str] | None:

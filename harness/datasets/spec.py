@@ -25,7 +25,7 @@ class DatasetSpec(Strict):
     """JSONL file, relative to the suite file or the working directory: required for ``local``, optional for ``gsm8k``."""
     split: Split = "test"
     """Part of the dataset to take the prompts from."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """At most this many prompts, picked by a stable hash; a larger limit only adds prompts. All when absent."""
     size: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """How many problems to generate before splitting; only for ``wordproblems`` and ``gsm_symbolic`` (default 1000)."""
@@ -80,12 +80,11 @@ def check_dataset(spec: DatasetSpec) -> None:
         HarnessError: names the file and line, or the package to install.
     """
     from harness.datasets.jsonl import read_jsonl
+    from harness.datasets.local import read_rows
 
     if spec.dataset == "gsm_symbolic" and importlib.util.find_spec("reasoning_gym") is None:
         raise HarnessError("dataset gsm_symbolic needs the package reasoning-gym", "Run `pip install 'specdraft-harness[reasoning-gym]'`.")
     if spec.dataset == "gsm8k" and spec.path:
         read_jsonl(Path(spec.path), required=("question", "answer"))
-    elif spec.path:
-        read_jsonl(Path(spec.path), required=("prompt",))
-    elif spec.dataset in ("chat", "structured"):
-        read_jsonl(shipped_file(spec.dataset), required=("prompt",))
+    elif spec.dataset in ("local", "chat", "structured"):
+        read_rows(spec)

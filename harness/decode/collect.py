@@ -16,12 +16,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from harness.errors import HarnessError
+from harness.files import parse_json, read_text, reason, this_version, typed
 from harness.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 
 if TYPE_CHECKING:
     from harness.models.pair import Pair
+
+_ADVICE = "Delete the shard and collect again, or restore it."
+
+
+class _Head(TypedDict):
+    """Settings that a shard's answers were made with."""
+
+    target: str
+    max_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+
+class _Line(TypedDict):
+    """One answer of a shard, its arrays apart."""
+
+    sample_id: str
+    domain: str
+    finish: Finish
+    prompt_tokens: list[int]
+    tokens: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +191,8 @@ def read_shard(folder: Path, name: str) -> list[Stored] | None:
     path = folder / f"{name}.jsonl"
     if not path.is_file():
         return None
-    from safetensors.numpy import load_file
-
-    arrays = load_file(folder / f"{name}.safetensors")
-    head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if head.pop("schema_version") > SCHEMA_VERSION:
-        raise HarnessError(f"{path} was written by a newer version", "Upgrade the harness, or collect into another folder.")
+    arrays = _read_arrays(folder / f"{name}.safetensors")
+    head, lines = _read_lines(path)
     stored, start = [], 0
     for line in lines:
         tokens = line.pop("tokens")
@@ -180,7 +200,29 @@ def read_shard(folder: Path, name: str) -> list[Stored] | None:
         start += len(tokens)
         limits = {"max_tokens": head["max_tokens"], "temperature": head["temperature"]}
         stored.append(Stored(rollout=Rollout(tokens=tokens, **part), **limits, **line))
+    if any(len(array) != start for array in arrays.values()):
+        raise HarnessError(f"{path} has {start} tokens, its arrays another number", _ADVICE)
     return stored
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays: dict[str, np.ndarray] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise HarnessError(f"cannot read {path}: {reason(error)}", _ADVICE) from None
+    if arrays.keys() != {"logprobs", "top_tokens", "top_logprobs"}:
+        raise HarnessError(f"{path} holds other arrays than answers have", _ADVICE)
+    return arrays
+
+
+def _read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Settings and answers of a shard's JSON lines."""
+    rows = [parse_json(line, f"{path}:{i}") for i, line in enumerate(read_text(path, most=2**31).splitlines(), 1)]
+    head = typed(_Head, this_version(rows[0] if rows else {}, str(path), advice=_ADVICE), str(path), advice=_ADVICE)
+    return head, [typed(_Line, row, f"{path}:{i}", advice=_ADVICE) for i, row in enumerate(rows[1:], 2)]
 
 
 def read_answers(folder: Path, target_hash: str) -> Iterator[Stored]:
@@ -194,9 +236,7 @@ def read_answers(folder: Path, target_hash: str) -> Iterator[Stored]:
         raise HarnessError(f"no answers in {folder}", "Collect some with `harness collect` or the first stage of `harness distill`.")
     for name in names:
         path = folder / f"{name}.jsonl"
-        with open(path, encoding="utf-8") as file:
-            head = json.loads(file.readline())
-        if head.get("target") != target_hash:
+        if _read_lines(path)[0].get("target") != target_hash:
             raise HarnessError(f"{path} holds answers of another target", "Give the folder of answers of this pair's target.")
         yield from read_shard(folder, name) or []
 

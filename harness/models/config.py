@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.errors import HarnessError
-from harness.paths import find_config
+from harness.paths import expand, find_config
 from harness.yamlfile import Strict, read_yaml, validate
 
 SOURCE_FORMS = (
@@ -64,9 +64,9 @@ def parse_source(text: str, base: Path = Path()) -> Source:
     """
     kind, _, rest = text.partition(":")
     if kind == "path" and rest:
-        return PathSource(base / Path(rest).expanduser())
+        return PathSource(base / expand(rest))
     if kind == "cut" and rest:
-        return CutSource(base / Path(rest).expanduser())
+        return CutSource(base / expand(rest))
     if kind == "shipped" and re.fullmatch(r"[\w.-]+", rest):
         return CutSource(Path(__file__).parent / "drafts" / rest)
     if kind == "hub" and (found := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)(?:#(\S+))?", rest)):

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 
+from harness.files import printable
 from harness.models.sources import Progress
+from harness.terminal import say
 
 _LINE_EVERY_S = 10.0
 
@@ -30,15 +32,15 @@ def _bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks = {}
 
         def show(what: str, done: int, total: int | None) -> None:
             stage = "converting" if what.startswith("converting") else "fetching"
             if stage not in tasks:
-                tasks[stage] = bar.add_task(what, total=total)
-            bar.update(tasks[stage], description=what, completed=done, total=total)
+                tasks[stage] = bar.add_task(printable(what), total=total)
+            bar.update(tasks[stage], description=printable(what), completed=done, total=total)
 
         yield show
 
@@ -53,6 +55,6 @@ def _lines() -> Progress:
             return
         last_what, last_at = what, now
         share = f" {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
-        print(f"{what}{share}", file=sys.stderr, flush=True)
+        say(f"{what}{share}", err=True)
 
     return show

@@ -37,7 +37,7 @@ from harness.models.sources import (
     offline_requested,
     sha256_of,
 )
-from harness.paths import cache_dir
+from harness.paths import cache_dir, expand
 
 CONVERTER = 1
 """Version of the conversion; a new one makes new folders."""
@@ -103,7 +103,7 @@ def tokenizer_folder(name: str, *, offline: bool = False) -> Path:
     Raises:
         HarnessError: nothing of that name, or it cannot be fetched.
     """
-    path = Path(name).expanduser()
+    path = expand(name)
     if path.is_dir():
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".yaml":

@@ -10,7 +10,8 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.records import Record
 from harness.report.summary import CellRow, summarise
-from harness.store import Manifest, read_manifest, read_records, write_atomically
+from harness.store import Manifest, read_manifest, read_records, write_atomic
+from harness.terminal import show
 
 __all__ = ["CellRow", "Run", "load_run", "show_table", "summarise", "write_reports"]
 
@@ -54,7 +55,7 @@ def write_reports(run: Run, out: Path) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            write_atomically(out / name, text)
+            write_atomic(out / name, text)
     except OSError as error:
         raise HarnessError(f"cannot write to {out}: {error.strerror or error}", "Free some space or choose another folder.") from error
     return [out / name for name in texts]
@@ -67,8 +68,8 @@ def show_table(run: Run, console: Any) -> None:
     from harness.report.tables import first_table, rich_table
 
     if console.is_terminal:
-        console.print(rich_table(first_table(run.rows)))
+        show(console, rich_table(first_table(run.rows)))
     else:
-        console.print(markdown_table(first_table(run.rows)) + "\n", markup=False, highlight=False, soft_wrap=True)
+        show(console, markdown_table(first_table(run.rows)) + "\n")
     for sentence in findings(run.rows, run.manifest.measured):
-        console.print(f"• {sentence}", markup=False, highlight=False, soft_wrap=True)
+        show(console, f"• {sentence}")

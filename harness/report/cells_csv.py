@@ -1,4 +1,4 @@
-"""CSV of all cells for other tools; a missing value is an empty field."""
+"""CSV of all cells for other tools; a missing value is an empty field, text that a spreadsheet would compute begins with an apostrophe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from harness.report.escape import spreadsheet
 from harness.report.summary import CellRow
 from harness.stats import Estimate
 from harness.store import settings_key
@@ -45,4 +46,4 @@ def _flat(row: CellRow) -> dict[str, Any]:
     values["ties"] = sum(d.kind == "tie" for _, d in row.divergences) if row.compared else None
     values["metric"] = row.quality.metric if row.quality else None
     values["score"] = row.quality.mean if row.quality else None
-    return values
+    return {name: spreadsheet(value) for name, value in values.items()}

@@ -11,6 +11,7 @@ import numpy as np
 
 from harness import stats
 from harness.gate import Cells, cells_of, describe
+from harness.report.escape import markdown
 from harness.report.markdown import markdown_table
 from harness.report.tables import MISSING, Table
 from harness.stats import Estimate
@@ -28,7 +29,7 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     a, b = read_manifest(folder_a), read_manifest(folder_b)
     cells_a, cells_b = cells_of(read_records(folder_a)), cells_of(read_records(folder_b))
     fields = tuple(_changed_fields(a, b))
-    parts = [f"# {a.run} and {b.run}", "## What the runs are"]
+    parts = [f"# {markdown(a.run)} and {markdown(b.run)}", "## What the runs are"]
     parts.append(markdown_table(Table("", ("field", "A", "B"), fields, 3)) if fields else "Same suite, models, code, packages and machine.")
     both = [name for name in cells_a if name in cells_b]
     rows = tuple(row for name in both if (row := _row(name, cells_a, cells_b)) is not None)
@@ -37,7 +38,7 @@ def compare(folder_a: Path, folder_b: Path) -> str:
     for title, own, other in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
         alone = [describe(name) for name in own if name not in other]
         if alone:
-            parts += [f"## Only in {title}", "\n".join(f"- {name}" for name in alone)]
+            parts += [f"## Only in {title}", "\n".join(f"- {markdown(name)}" for name in alone)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.files import printable
 from harness.gate import Verdict
+from harness.report.escape import markdown
 from harness.report.markdown import markdown_table
 from harness.report.tables import Table
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+_NO_XML = re.compile("[\ufffe\uffff]")
 
 
 def junit(verdicts: Sequence[Verdict]) -> str:
@@ -20,12 +22,17 @@ def junit(verdicts: Sequence[Verdict]) -> str:
     failures = sum(v.failed for v in verdicts)
     suite = ET.Element("testsuite", name="harness check", tests=str(len(verdicts)), failures=str(failures), errors="0", skipped="0")
     for v in verdicts:
-        case = ET.SubElement(suite, "testcase", classname=f"harness.{v.what}", name=_CONTROL.sub("?", v.cell))
+        case = ET.SubElement(suite, "testcase", classname=f"harness.{v.what}", name=_xml(v.cell))
         if v.failed:
-            failure = ET.SubElement(case, "failure", message=_CONTROL.sub("?", f"{v.outcome}: {v.detail}"))
-            failure.text = _CONTROL.sub("?", v.detail)
+            failure = ET.SubElement(case, "failure", message=_xml(f"{v.outcome}: {v.detail}"))
+            failure.text = _xml(v.detail)
     ET.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
+
+
+def _xml(text: str) -> str:
+    """Text without the characters that XML forbids."""
+    return _NO_XML.sub("?", printable(text))
 
 
 def summary(verdicts: Sequence[Verdict], run: str, reference: str) -> str:
@@ -36,7 +43,7 @@ def summary(verdicts: Sequence[Verdict], run: str, reference: str) -> str:
     ordered = failed + [v for v in verdicts if not v.failed]
     rows = tuple((v.cell, v.what, v.outcome, v.detail) for v in ordered)
     table = markdown_table(Table("", ("cell", "compared", "outcome", "detail"), rows, 4))
-    return f"## {run} against {reference}\n\n{head}\n\n{table}\n"
+    return f"## {markdown(run)} against {markdown(reference)}\n\n{head}\n\n{table}\n"
 
 
 def write(path: Path | None, text: str, *, append: bool = False) -> None:

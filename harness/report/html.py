@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.metadata import version
 from typing import Any
 
@@ -13,11 +12,13 @@ from harness.paths import cache_dir
 from harness.report import tables
 from harness.report.charts import Figure, figures
 from harness.report.details import details
+from harness.report.escape import html
 from harness.report.findings import findings
+from harness.report.markdown import title as report_title
 from harness.report.profile import profile_figure
 from harness.report.summary import CellRow
 from harness.report.tables import Table
-from harness.store import Manifest, write_atomically
+from harness.store import Manifest, write_atomic
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dfe4ea; --accent: #2f6fb3; }
@@ -58,11 +59,10 @@ def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Ma
         manifest: of the run.
         router: from :func:`harness.report.router.compare_router`.
     """
-    title = f"{manifest.suite.get('name', manifest.run)} on {manifest.pair}"
     charts = [figure for figure in (*figures(rows, router), profile_figure(rows)) if figure is not None]
     specs = [{**figure.chart.to_dict(), "config": _CONFIG} for figure in charts]
     sections = [
-        _section("Findings", "", "<ul>" + "".join(f"<li>{escape(s)}</li>" for s in findings(rows, manifest.measured)) + "</ul>"),
+        _section("Findings", "", "<ul>" + "".join(f"<li>{html(s)}</li>" for s in findings(rows, manifest.measured)) + "</ul>"),
         *(_figure(i, figure) for i, figure in enumerate(charts)),
         _section("Details", "", "".join(_folded(table) for table in details(rows, manifest.measured, router))),
     ]
@@ -72,8 +72,8 @@ def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Ma
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="sub">{escape(_subtitle(manifest))}</p>'
+        f"<title>{html(report_title(manifest))}</title><style>{_STYLE}</style></head><body><main>"
+        f'<h1>{html(report_title(manifest))}</h1><p class="sub">{html(_subtitle(manifest))}</p>'
         + first + "".join(sections)
         + f"</main><script>{_vega()}</script><script>{script}</script></body></html>\n"
     )  # fmt: skip
@@ -86,8 +86,8 @@ def _subtitle(manifest: Manifest) -> str:
 
 
 def _section(title: str, caption: str, body: str) -> str:
-    note = f'<p class="caption">{escape(caption)}</p>' if caption else ""
-    return f"<section><h2>{escape(title)}</h2>{note}{body}</section>"
+    note = f'<p class="caption">{html(caption)}</p>' if caption else ""
+    return f"<section><h2>{html(title)}</h2>{note}{body}</section>"
 
 
 def _figure(i: int, figure: Figure) -> str:
@@ -95,17 +95,17 @@ def _figure(i: int, figure: Figure) -> str:
 
 
 def _folded(table: Table) -> str:
-    return f"<details><summary>{escape(table.title)}</summary>{_table(table)}</details>"
+    return f"<details><summary>{html(table.title)}</summary>{_table(table)}</details>"
 
 
 def _table(table: Table) -> str:
     css = ['class="l"' if i < table.left else "" for i in range(len(table.headers))]
-    head = "".join(f"<th {c}>{escape(h)}</th>" for c, h in zip(css, table.headers, strict=True))
+    head = "".join(f"<th {c}>{html(h)}</th>" for c, h in zip(css, table.headers, strict=True))
     lines, group = [], None
     for row in table.rows:
         mark = ' class="new"' if group is not None and row[0] != group else ""
         group = row[0]
-        lines.append(f"<tr{mark}>" + "".join(f"<td {c}>{escape(cell)}</td>" for c, cell in zip(css, row, strict=True)) + "</tr>")
+        lines.append(f"<tr{mark}>" + "".join(f"<td {c}>{html(cell)}</td>" for c, cell in zip(css, row, strict=True)) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
@@ -125,5 +125,5 @@ def _vega() -> str:
     bundle = bundle.replace("</script", "<\\/script")
     with contextlib.suppress(OSError):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cached, bundle)
+        write_atomic(cached, bundle)
     return bundle

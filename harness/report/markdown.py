@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from harness.report import tables
 from harness.report.details import details
+from harness.report.escape import markdown
 from harness.report.findings import findings
 from harness.report.summary import CellRow
 from harness.report.tables import Table
@@ -25,14 +26,14 @@ def render(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping
         router: from :func:`harness.report.router.compare_router`.
     """
     parts = [
-        f"# {manifest.suite.get('name', manifest.run)} on {manifest.pair}",
+        f"# {markdown(title(manifest))}",
         markdown_table(tables.first_table(rows)),
-        "\n".join(f"- {sentence}" for sentence in findings(rows, manifest.measured)),
+        "\n".join(f"- {markdown(sentence)}" for sentence in findings(rows, manifest.measured)),
         "## How to read it",
         LEGEND,
     ]
     for table in details(rows, manifest.measured, router):
-        parts += [f"## {table.title}", markdown_table(table)]
+        parts += [f"## {markdown(table.title)}", markdown_table(table)]
     parts += ["## The run", _facts(manifest)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -42,11 +43,22 @@ pooled counts. Speedup is the target's own wall time over the cell's, paired per
 intervals over prompts (studentised bootstrap); claims of speed are corrected for the number of cells (Holm). `–` is missing."""
 
 
+def title(manifest: Manifest) -> str:
+    """What the report is called."""
+    return f"{manifest.suite.get('name', manifest.run)} on {manifest.pair}"
+
+
 def markdown_table(table: Table) -> str:
     """A pipe table; text columns left, numbers right."""
     align = ["left" if i < table.left else "right" for i in range(len(table.headers))]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
-    return tabulate(rows, headers=table.headers, tablefmt="pipe", colalign=align if rows else None, disable_numparse=True)
+    rows = [[markdown(cell) for cell in row] for row in table.rows]
+    return tabulate(
+        rows,
+        headers=[markdown(header) for header in table.headers],
+        tablefmt="pipe",
+        colalign=align if rows else None,
+        disable_numparse=True,
+    )
 
 
 def _facts(manifest: Manifest) -> str:
@@ -68,4 +80,4 @@ def _facts(manifest: Manifest) -> str:
     if measured.get("time_s"):
         time_s = measured["time_s"]
         facts["time"] = f"{time_s['total']:.0f} s, of which {own_share(time_s):.1%} outside model calls and training"
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return "\n".join(f"- {name}: {markdown(value)}" for name, value in facts.items())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.files import printable
 from harness.report.summary import ALL, CellRow
 from harness.stats import Estimate
 
@@ -219,14 +220,15 @@ def rich_table(table: Table) -> RichTable:
     """The table for a terminal."""
     from rich import box
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     shown: Any = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     for i, header in enumerate(table.headers):
-        shown.add_column(header, justify="left" if i < table.left else "right", overflow="fold")
+        shown.add_column(Text(header), justify="left" if i < table.left else "right", overflow="fold")
     domain = None
     for row in table.rows:
         if domain is not None and row[0] != domain:
             shown.add_section()
         domain = row[0]
-        shown.add_row(*row)
+        shown.add_row(*(Text(printable(cell)) for cell in row))
     return shown  # type: ignore[no-any-return]

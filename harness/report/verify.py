@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.errors import CheckFailed, HarnessError
+from harness.errors import CheckFailed
+from harness.files import read_text
 from harness.report import load_run
+from harness.report.escape import cells
 from harness.report.markdown import render
 from harness.report.router import compare_router
 from harness.report.summary import ALL, CellRow
@@ -33,10 +35,7 @@ def verify(folder: Path, report: Path) -> int:
         CheckFailed: a value differs; names the first lines.
         HarnessError: the report or the run cannot be read.
     """
-    try:
-        text = report.read_text(encoding="utf-8")
-    except OSError as error:
-        raise HarnessError(f"cannot read {report}: {error.strerror}", f"Write it first: harness report {folder.name}.") from None
+    text = read_text(report, advice=f"Write it first: harness report {folder.name}.")
     run = load_run(folder)
     rows = run.rows
     wrong = _different_lines(text, render(rows, run.manifest, compare_router(run.records)))
@@ -68,12 +67,12 @@ def _tables(text: str) -> list[list[dict[str, str]]]:
         if not line.startswith("|"):
             headers = []
             continue
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        texts = cells(line)
         if not headers:
-            headers = cells
+            headers = texts
             found.append([])
         elif not set(line) <= set("|:- "):
-            found[-1].append(dict(zip(headers, cells, strict=True)))
+            found[-1].append(dict(zip(headers, texts, strict=False)))
     return found
 
 

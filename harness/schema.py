@@ -1,0 +1,153 @@
+"""What the free-form parts of manifests and records may hold; checked when they are read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
+
+Scalar = str | int | float | bool | None
+Amount = Annotated[float, Field(ge=0)]
+
+
+class Calibration(TypedDict):
+    """Measured costs of one drafter."""
+
+    c: Amount
+    """Draft step over target step."""
+    v: list[Amount]
+    """Target pass over 1, 2, ... tokens, over a step."""
+
+
+class Round(TypedDict):
+    """What the manifest keeps of a :class:`harness.adapt.rounds.RoundRecord`."""
+
+    round: int
+    accepted: bool
+    before: dict[str, float]
+    after: dict[str, float]
+    steps: int
+    tokens: int
+    train_s: Amount
+    gain: NotRequired[Interval | None]
+
+
+class Interval(TypedDict):
+    """A number with its interval, where it has one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Adapter(TypedDict):
+    """An adapter that the run trained."""
+
+    hash: str | None
+    domain: str
+    metric: str
+    rounds: list[Round]
+
+
+class Swap(TypedDict):
+    """What one policy of the adapter bank costs."""
+
+    policy: str
+    swap_s: Amount
+    held_bytes: int
+    step_ratio: float
+
+
+class SpotCheck(TypedDict):
+    """A replayed sample that was decoded too."""
+
+    equal: bool
+    near_ties: int | None
+
+
+class Measured(TypedDict, total=False):
+    """:attr:`harness.store.Manifest.measured`."""
+
+    status: str
+    calibration: dict[str, Calibration]
+    reference_s: list[Amount]
+    peak_memory_bytes: int
+    time_s: dict[str, Amount]
+    skipped: list[str]
+    adapters: dict[str, Adapter]
+    routers: dict[str, Any]
+    swaps: list[Swap]
+    spot_checks: list[SpotCheck]
+
+
+class Score(TypedDict):
+    """How an answer was scored."""
+
+    metric: str
+    status: Literal["passed", "failed", "unscored"]
+    value: float | None
+
+
+class Extra(TypedDict, total=False):
+    """:attr:`harness.records.Record.extra`."""
+
+    settings: dict[str, Scalar]
+    score: Score | None
+    profile: Parts | None
+    near_ties: int | None
+    choice: str | None
+
+
+class Parts(TypedDict):
+    """A :class:`harness.records.Profile`."""
+
+    draft_s: Amount
+    verify_s: Amount
+    sync_s: Amount
+    host_s: Amount
+
+
+class Machine(TypedDict, total=False):
+    """:attr:`harness.store.Manifest.machine`."""
+
+    memory_bytes: int
+    cores: int | None
+
+
+class Counts(TypedDict):
+    """What a cell did on one prompt, in a gate reference."""
+
+    rounds: Amount
+    drafted: Amount
+    accepted: Amount
+    rejected: Amount
+    emitted: Amount
+    base_s: NotRequired[Amount]
+    cell_s: NotRequired[Amount]
+
+
+class CellName(TypedDict):
+    """The JSON text that names a cell."""
+
+    experiment: str
+    domain: str
+    drafter: str | None
+    adapter: str | None
+    k: int | str | None
+    rule: str
+    temperature: float
+    mode: str
+    method: str
+    settings: NotRequired[dict[str, Scalar]]
+
+
+class Reference(TypedDict):
+    """A gate reference."""
+
+    run: str
+    pair: str
+    suite_hash: str
+    models: dict[str, str | None]
+    machine: dict[str, Scalar]
+    cells: dict[str, dict[str, Counts]]
