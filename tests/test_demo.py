@@ -10,6 +10,8 @@ import os
 import queue
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -250,9 +252,12 @@ def test_tokens_differ_between_starts_and_only_this_machine_is_served(server: De
         ({"prompt": "x", "max_tokens": 10**9}, "max_tokens is"),
         ({"prompt": "x", "compare": "yes"}, "compare is"),
         ({"prompt": "x", "temperature": 3}, "unknown field 'temperature'"),
-        (["x"], "no object"),
-        (b"{", "not JSON"),
-        (b"\xff", "not JSON"),
+        (["x"], "the request holds a list"),
+        (b"{", "the request is not valid JSON"),
+        (b"\xff", "the request is not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"prompt": "\\ud800"}', "surrogates not allowed"),
+        (b'{"prompt": "x", "k": 1e999}', "not a number"),
         (b"x" * (MAX_BODY_BYTES + 1), "no usable length"),
     ],
 )
@@ -266,6 +271,84 @@ def test_wrong_requests_are_answered_clearly(server: DemoServer, body: Any, mess
     assert response.status == 400
     assert message in json.loads(data)["error"]
     assert server.session.stats().generations == 0
+
+
+MALFORMED = [
+    b"", b"\n\n", b"\0", b"\xff\xfe\n\n", b"x" * 70_000, b"GET", b"GET \n\n", b"GET /\n\n", b"GET / x y\n\n", b"GET / HTTP/9\n\n",
+    b"GET / HTTP/1.x\n\n", b"GET / HTTP/\xb2.1\n\n", b"GET / HTTP/2.0\n\n", b"\x16\x03\x01\x02\x00\x01\x00", b"G\0T / HTTP/1.1\n\n",
+    b"GET http://[ HTTP/1.1\n%H\n", b"GET //[x HTTP/1.1\n%H\n", b"GET /%ff%00 HTTP/1.1\n%H\n", b"GET /\xff\xfe HTTP/1.1\n%H\n",
+    b"GET /?token=%ud800 HTTP/1.1\nHost: %N\n\n", b"GET /" + b"a" * 66_000 + b" HTTP/1.1\n\n", b"PUT / HTTP/1.1\n%H\n",
+    b"HEAD / HTTP/1.1\n%H\n", b"\x1b[31m / HTTP/1.1\n\n", b"%G\n", b"%GHost: evil\n\n", b"%GHost: %N\n\n", b"%G%HHost: %N\n\n",
+    b"%GHost\n\n",
+    b"%GA: " + b"a" * 70_000 + b"\n\n", b"%G" + b"A: b\n" * 200 + b"\n", b"%G: x\n\n", b"%GHost: %N\nX-Demo-Token: \xff\n\n", b"%P%H\n",
+    b"%P%H%L\xb2\n\n{}", b"%P%H%L-1\n\n{}", b"%P%H%L+2\n\n{}", b"%P%H%L2, 2\n\n{}", b"%P%H%L2\n%L3\n\n{}",
+    b"%P%H%L" + b"9" * 5000 + b"\n\n{}", b"%P%H%L999999999\n\n{}", b"%P%HTransfer-Encoding: chunked\n\n2\n{}\n0\n\n",
+    b"%P%H%L5\n\n{}", b"%P%H%L2\n\n{}", b"%P%H%L2\n\n[]", b"%P%H%L3\n\n\xff\xff\xff", b"%P%H%L0\n\n",
+    b"%P%HExpect: 200-ok\n%L2\n\n{}",
+]  # fmt: skip
+"""Requests to send as they are, after :func:`raw` has written out the letters with a percent sign."""
+
+
+@pytest.fixture
+def impatient(server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> DemoServer:
+    """The server with a short time for every request."""
+    monkeypatch.setattr("harness.demo.server.READ_S", 1.0)
+    return server
+
+
+def raw(server: DemoServer, data: bytes, close: bool) -> bytes:
+    """Send bytes as they are and read what comes until the server closes; ``close`` ends the own side first."""
+    host, token = server.hosts[0].encode(), server.token.encode()
+    lines = {b"%G": b"GET /state HTTP/1.1\n", b"%P": b"POST /generate HTTP/1.1\n", b"%H": b"Host: %N\nX-Demo-Token: " + token + b"\n"}
+    for letter, meaning in {**lines, b"%N": host, b"%L": b"Content-Length: ", b"\n": b"\r\n"}.items():
+        data = data.replace(letter, meaning)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as connection:
+        answer = b""
+        with contextlib.suppress(ConnectionError, BrokenPipeError):
+            connection.sendall(data)
+            if close:
+                connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65_536):
+                answer += part
+        return answer
+
+
+def test_malformed_requests_are_refused_or_closed(impatient: DemoServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever bytes come, the answer is a status of 4xx or 5xx or a quiet close, nothing is decoded, and the server goes on."""
+    wrong = []
+    for data in MALFORMED:
+        for close in (True, False):
+            answer = raw(impatient, data, close)
+            if answer and not re.match(rb"HTTP/1\.[01] [45]\d\d |\{\"error\"|\s*<!DOCTYPE HTML", answer):
+                wrong.append((data[:80], answer[:80]))
+    assert wrong == []
+    assert impatient.job is None
+    assert ask(impatient, "GET", "/state")[0].status == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_clients_that_drip_or_leave_cost_nothing(impatient: DemoServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """A request has a time to come as a whole; a client that goes before it is answered leaves no trace."""
+    with socket.create_connection(("127.0.0.1", impatient.server_port), timeout=60) as slow:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 30:
+                slow.sendall(b"G")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 30
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", impatient.server_port)) as gone:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            gone.sendall(f"GET /?token={impatient.token} HTTP/1.1\r\nHost: {impatient.hosts[0]}\r\n\r\n".encode())
+    assert ask(impatient, "GET", "/state")[0].status == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_many_clients_at_once_are_all_served(server: DemoServer) -> None:
+    """The system's queue of waiting connections holds a burst: none is reset."""
+    with ThreadPoolExecutor(100) as pool:
+        answers = [pool.submit(send, server, "GET", "/state") for _ in range(100)]
+        assert [answer.result()[0].status for answer in answers] == [200] * 100
 
 
 def test_what_decoding_refuses_reaches_the_page(server: DemoServer) -> None:

@@ -38,14 +38,12 @@ class AnswerRequest:
     """Decode without a draft afterwards, to compare."""
 
     @classmethod
-    def from_json(cls, body: Any, session: Session) -> AnswerRequest:
+    def from_json(cls, body: dict[str, Any], session: Session) -> AnswerRequest:
         """Check what came over the wire.
 
         Raises:
             HarnessError: a missing or wrong field.
         """
-        if not isinstance(body, dict):
-            raise HarnessError("the request is no object", "Send the fields prompt, drafter, k, max_tokens and compare.")
         if unknown := body.keys() - {f.name for f in dataclasses.fields(cls)}:
             raise HarnessError(f"unknown field {min(unknown)!r}")
         config = session.config

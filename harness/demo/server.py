@@ -7,11 +7,15 @@ the page's address or, for all calls that do something, in a header that other s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hmac
 import json
 import queue
+import re
 import secrets
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from harness.demo.answers import AnswerRequest, answer
 from harness.errors import HarnessError
+from harness.files import parse_json, reason
 
 if TYPE_CHECKING:
     from harness.session import Session
@@ -29,6 +34,8 @@ HOST = "127.0.0.1"
 PAGE = Path(__file__).parent / "page.html"
 MAX_BODY_BYTES = 200_000
 TOKEN_HEADER = "X-Demo-Token"
+READ_S = 15.0
+"""Seconds in which a request must have come; also the longest pause of a client that reads an answer."""
 WAKE_S = 0.5
 """Seconds after which the waiting main thread looks around: a Ctrl-C that arrives while it is about to wait does not end the wait."""
 
@@ -58,6 +65,7 @@ class DemoServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, session: Session, port: int = 0) -> None:
         self.session = session
@@ -67,8 +75,8 @@ class DemoServer(ThreadingHTTPServer):
         self._busy = threading.Lock()
         try:
             super().__init__((HOST, port), DemoHandler)
-        except OSError as error:
-            raise HarnessError(f"port {port} cannot be opened: {error.strerror}", "Choose another with --port, or 0 for any.") from error
+        except (OSError, OverflowError) as error:
+            raise HarnessError(f"port {port} cannot be opened: {reason(error)}", "Choose another with --port, or 0 for any.") from error
 
     @property
     def url(self) -> str:
@@ -118,6 +126,11 @@ class DemoServer(ThreadingHTTPServer):
             "stats": dataclasses.asdict(session.stats()),
         }
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away, or never came to the point, is no news."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
     def _next(self) -> Job | None:
         """Wait for a job, or None for the end."""
         while True:
@@ -144,10 +157,27 @@ class DemoHandler(BaseHTTPRequestHandler):
 
     server: DemoServer
     server_version, sys_version = "harness-demo", ""
+    timeout = READ_S
+
+    def setup(self) -> None:
+        """Give the whole request its time, however slowly it drips."""
+        super().setup()
+        self._clock = threading.Timer(READ_S, self._too_slow)
+        self._clock.daemon = True
+        self._clock.start()
+
+    def finish(self) -> None:
+        """End the request's clock with the request."""
+        self._clock.cancel()
+        super().finish()
 
     def do_GET(self) -> None:
         """The page (token in its address) and the session's state (token in a header)."""
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            self._json(400, {"error": "no such address"})
+            return
         given = parse_qs(url.query).get("token", [""])[0] if url.path == "/" else self.headers.get(TOKEN_HEADER, "")
         if not self._allowed(given):
             return
@@ -181,8 +211,12 @@ class DemoHandler(BaseHTTPRequestHandler):
 
     # --- parts ---
 
+    def _too_slow(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def _allowed(self, token: str) -> bool:
-        if self.headers.get("Host") not in self.server.hosts:
+        if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
             self._json(403, {"error": "wrong host"})
             return False
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
@@ -191,13 +225,10 @@ class DemoHandler(BaseHTTPRequestHandler):
         return True
 
     def _body(self) -> Any:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+        lengths = self.headers.get_all("Content-Length", [])
+        if len(lengths) != 1 or not re.fullmatch("[0-9]{1,9}", lengths[0]) or int(lengths[0]) > MAX_BODY_BYTES:
             raise HarnessError("the request has no usable length", f"Send at most {MAX_BODY_BYTES} bytes.")
-        try:
-            return json.loads(self.rfile.read(int(length)) or b"{}")
-        except ValueError as error:
-            raise HarnessError("the request is not JSON", "Send an object.") from error
+        return parse_json(self.rfile.read(int(lengths[0])) or b"{}", "the request", advice="Send an object.")
 
     def _generate(self, request: AnswerRequest) -> None:
         job = self.server.submit(request)
@@ -228,6 +259,7 @@ class DemoHandler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _head(self, status: int, kind: str, extra: dict[str, str] | None = None) -> None:
+        self._clock.cancel()
         self.send_response(status)
         common = {"Content-Type": kind, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
         for name, value in {**common, **(extra or {})}.items():
