@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import NotRequired, Required, TypedDict
 
 Scalar = str | int | float | bool | None
-Amount = Annotated[float, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, le=1e18)]
+Duration = Annotated[float, Field(gt=1e-12, le=1e12)]
+"""Seconds, or a cost, that something is divided by."""
 
 
 class Calibration(TypedDict):
@@ -16,7 +18,7 @@ class Calibration(TypedDict):
 
     c: Amount
     """Draft step over target step."""
-    v: list[Amount]
+    v: list[Duration]
     """Target pass over 1, 2, ... tokens, over a step."""
 
 
@@ -71,14 +73,27 @@ class Measured(TypedDict, total=False):
 
     status: str
     calibration: dict[str, Calibration]
-    reference_s: list[Amount]
+    reference_s: list[Duration]
     peak_memory_bytes: int
-    time_s: dict[str, Amount]
+    time_s: Stages
     skipped: list[str]
     adapters: dict[str, Adapter]
     routers: dict[str, Any]
     swaps: list[Swap]
     spot_checks: list[SpotCheck]
+
+
+class Stages(TypedDict, total=False):
+    """Seconds by stage of a run."""
+
+    total: Required[Duration]
+    train: Amount
+    calibrate: Amount
+    decode: Amount
+    replay: Amount
+    check: Amount
+    load: Amount
+    score: Amount
 
 
 class Score(TypedDict):

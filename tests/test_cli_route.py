@@ -205,7 +205,7 @@ def test_prompt_from_standard_input(home: Any, monkeypatch: pytest.MonkeyPatch) 
         (["route", "x", "--models", "{models}", "--router", "{prompts}"], "not a router file"),
         (["train-router", "{prompts}", "--models", "smolm2"], "did you mean 'smollm2'"),
         (["train-router", "{prompts}", "--models", "{bare}"], "no adapters installed for pair 'bare'"),
-        (["train-router", "none.jsonl", "--models", "{models}"], "no dataset file none.jsonl"),
+        (["train-router", "none.jsonl", "--models", "{models}"], "cannot read none.jsonl: no such file"),
         (["train-router", "no-suite", "--models", "{models}"], "no suite file 'no-suite'"),
         (["train-router", "{prompts}", "--models", "{models}", "--config", "defalt"], "did you mean 'default'"),
         (["train-router", "{prompts}", "--models", "{models}", "--set", "router=tree"], "'tree' is not allowed"),
@@ -272,7 +272,7 @@ def _run(home: Any, folder: Path, *, split: str = "train", hashes: dict[str, str
         code={},
         packages={},
         machine={},
-        measured={"adapters": {n: {"hash": h} for n, h in (hashes or {}).items()}},
+        measured={"adapters": {n: {"hash": h, "domain": n, "metric": "alpha", "rounds": []} for n, h in (hashes or {}).items()}},
     )
     with RunStore.create(folder, manifest) as store:
         for i, s in enumerate(read_samples(str(home.prompts), split=split, limit=None, seed=0, offline=True)):
