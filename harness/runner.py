@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import machine
+from harness import machine, scoring
 from harness.cells import Context, execute, remember_baselines
 from harness.engine import Engine, real_engine
 from harness.errors import HarnessError
@@ -70,12 +70,14 @@ def run_suite(
     engine = engine or real_engine()
     with stages("load"):
         samples = _samples(suite, engine, offline)
+        warnings = _warn(samples, before, console)
         pair = engine.load_pair(suite.models, offline=offline)
         prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
     with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine, identity)) as store, StopRequest(console) as stop:
         if store.repaired_bytes:
             show(console, f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
+        store.update(warnings=warnings)
         context = Context(
             max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, stages=stages
         )
@@ -142,6 +144,14 @@ def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
             raise HarnessError(f"sample id {sample.id!r} occurs twice", "Give every prompt its own id, and use each dataset in one domain.")
         seen.add(sample.id)
     return samples
+
+
+def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) -> list[str]:
+    """Say before the models load what this machine cannot do for ``samples``; the report repeats it, also for a part run elsewhere."""
+    text = scoring.warning(samples)
+    if text:
+        show(console, f"Warning: {text}", "yellow")
+    return list(dict.fromkeys([*(before.measured.get("warnings", ()) if before else ()), *filter(None, [text])]))
 
 
 def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mapping[str, str]) -> Manifest:

@@ -66,7 +66,7 @@ class Manifest:
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Sample id to :func:`prompt_hash`: what stands behind the ids. Empty in runs of versions that did not store it."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """Facts learned while running: ``calibration``, ``reference_s``, ``peak_memory_bytes``, ``status``."""
+    """Facts learned while running: ``calibration``, ``reference_s``, ``peak_memory_bytes``, ``status``, ``warnings``."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -166,7 +166,7 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> I
 
     yield from _try(file, ("models",), lambda: read_pair_config(suite.models))
     for name in domains:
-        yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name]))
+        yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name], name))
     for i, entry in enumerate(suite.experiments):
         for key in ("training", "router"):
             value = getattr(entry, key, None)

@@ -187,12 +187,12 @@ CHEATS: dict[str, str] = {
         def f(n): return 1
     """,
     "kills_itself": """
-        import os, signal
-        def f(n): os.kill(os.getpid(), signal.SIGKILL)
+        import signal
+        def f(n): signal.raise_signal(signal.SIGKILL)
     """,
     "stops_itself": """
-        import os, signal
-        def f(n): os.kill(os.getpid(), signal.SIGSTOP)
+        import signal
+        def f(n): signal.raise_signal(signal.SIGSTOP)
     """,
     "crashes_the_interpreter": """
         import ctypes
@@ -320,8 +320,7 @@ ESCAPES: dict[str, str] = {
             for path in ("/root", "/home", "/etc", "/usr", "/var", "/sys", os.path.dirname(secret)): attempt(lambda: os.listdir(path))
         """,
         "unexpected_root_entries": """
-            got.extend(sorted(set(os.listdir("/")) - {"python", "dev", "lib", "lib64"}))
-            got.extend(sorted(set(os.listdir("/dev")) - {"null", "zero", "urandom"}))
+            got.extend(sorted(set(os.listdir("/")) - {"python", "lib", "lib64"}))
         """,
         "environment": "got.extend(os.environ)",
         "environment_of_libc": """
@@ -496,6 +495,91 @@ ESCAPES: dict[str, str] = {
             for path in ("/proc/kcore", "/dev/kmsg", "/dev/mem", "/sys/fs/cgroup/cgroup.procs", "/run/docker.sock"):
                 attempt(lambda: open(path, "rb").read(1))
             attempt(lambda: os.listdir("/sys"))
+        """,
+        "change_modes_owners_times": """
+            devices = ["/dev", "/dev/null", "/dev/zero", "/dev/urandom"]
+            for place in ["/", "/tmp", "/python", sys.executable, os.__file__, secret, *devices, *range(64)]:
+                attempt(lambda: os.chmod(place, 0) or place)
+                attempt(lambda: os.chown(place, 0, 0) or place)
+                attempt(lambda: os.utime(place, (0, 0)) or place)
+                attempt(lambda: os.setxattr(place, "user.x", b"x") or place)
+                attempt(lambda: os.removexattr(place, "security.selinux") or place)
+                attempt(lambda: os.truncate(place, 0) or place)
+                attempt(lambda: os.chmod(place, 0, follow_symlinks=False) or place)
+                attempt(lambda: os.chown(place, 0, 0, follow_symlinks=False) or place)
+        """,
+        "change_modes_by_number": """
+            import ctypes
+            libc = ctypes.CDLL(None)
+            numbers = {"x86_64": (90, 92, 94, 132, 235, 133, 83, 88), "aarch64": (452,)}[os.uname().machine]
+            for path in (b"/dev/null", b"/dev/zero", b"/python/bin/python3", b"/", secret.encode()):
+                for number in numbers:
+                    if libc.syscall(number, path, 0, 0, 0) == 0: got.append((number, path))
+                for number in (452, 463, 53, 54, 88, 268, 260, 280):
+                    if libc.syscall(number, -100, path, 0, 0, 0) == 0: got.append((number, path))
+        """,
+        "open_to_write": """
+            for path in ("/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/python/bin/python3", os.__file__, secret):
+                for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDWR | os.O_CREAT, os.O_RDONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND):
+                    attempt(lambda: os.open(path, flags))
+            attempt(lambda: os.open("/python", getattr(os, "O_TMPFILE", 0) | os.O_RDWR))
+        """,
+        "flush_disks": """
+            handle = os.open(os.__file__, os.O_RDONLY)
+            attempt(lambda: os.fsync(handle) or "fsync")
+            attempt(lambda: os.fdatasync(handle) or "fdatasync")
+            attempt(lambda: os.posix_fadvise(handle, 0, 0, 4) or "fadvise")
+            attempt(lambda: os.sendfile(1, handle, 0, 9))
+            attempt(lambda: os.splice(handle, 1, 9))
+        """,
+        "lock_and_lease_host_files": """
+            import fcntl
+            handle = os.open(os.__file__, os.O_RDONLY)
+            attempt(lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) or "flock")
+            attempt(lambda: fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB) or "lockf")
+            attempt(lambda: fcntl.fcntl(handle, 1024, 0) or "lease")
+            attempt(lambda: fcntl.fcntl(handle, 1026, 1) or "notify")
+            attempt(lambda: fcntl.fcntl(handle, fcntl.F_SETFL, 0o20000) or "async")
+        """,
+        "slow_itself_down": """
+            attempt(lambda: os.nice(5))
+            attempt(lambda: os.setpriority(os.PRIO_PROCESS, 0, 19) or "priority")
+            attempt(lambda: os.sched_setaffinity(0, {0}) or "affinity")
+            attempt(lambda: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)) or "idle")
+        """,
+        "send_signals": """
+            import signal
+            for victim in (os.getpid(), os.getppid(), 1, 0, -1, pid):
+                attempt(lambda: os.kill(victim, 0) or victim)
+                attempt(lambda: os.kill(victim, signal.SIGCONT) or victim)
+                attempt(lambda: os.killpg(victim, signal.SIGCONT) or victim)
+            attempt(lambda: os.pidfd_open(os.getpid()))
+        """,
+        "limits_of_others": """
+            import resource
+            for victim in (1, os.getppid() or 1, pid):
+                attempt(lambda: resource.prlimit(victim, resource.RLIMIT_CPU))
+                attempt(lambda: resource.prlimit(victim, resource.RLIMIT_NOFILE, (1, 1)))
+        """,
+        "set_the_clock": """
+            import time
+            attempt(lambda: time.clock_settime(time.CLOCK_REALTIME, 0) or "clock")
+            attempt(lambda: time.clock_settime_ns(time.CLOCK_REALTIME, 0) or "clock")
+            attempt(lambda: os.umask(0))
+            attempt(lambda: os.chdir("/python") or "chdir")
+            attempt(lambda: os.setsid() or "session")
+            attempt(lambda: os.setpgid(0, 0) or "group")
+            import socket
+            attempt(lambda: socket.sethostname("x") or "name")
+        """,
+        "kernel_objects": """
+            import select
+            attempt(lambda: select.epoll())
+            attempt(lambda: os.eventfd(0))
+            attempt(lambda: os.memfd_create("x"))
+            attempt(lambda: os.copy_file_range(3, 4, 9))
+            attempt(lambda: os.getxattr("/", "x") or "x")
+            attempt(lambda: os.statvfs("/"))
         """,
         "host_name": "got.extend([] if os.uname().nodename == 'sandbox' else [os.uname().nodename])",
         "terminal": """

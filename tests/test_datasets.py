@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.datasets import DATASETS, DatasetSpec, check_dataset, load_samples
-from harness.datasets.generated import final_number
 from harness.datasets.jsonl import read_jsonl
 from harness.datasets.splits import leaks
 from harness.errors import HarnessError
@@ -178,14 +177,33 @@ def test_missing_and_compressed_files(tmp_path: Path) -> None:
 
 
 def test_gsm8k_from_a_local_file(tmp_path: Path) -> None:
-    """The reference is the final number without separators; an answer without one is named."""
+    """The reference is the final number, exactly; an answer that does not end in one is refused with its line."""
     row = {"question": "How many?", "answer": "30*50 = 1,500\n#### 1,500"}
     path = write(tmp_path / "g.jsonl", row)
     (got,) = load_samples(DatasetSpec(dataset="gsm8k", path=str(path), split="all"))
     assert got.reference == {"answer": "1500", "solution": "30*50 = 1,500"}
     assert got.prompt.startswith("How many?\n")
-    with pytest.raises(HarnessError, match=r"gsm8k/g/1: the answer has no final number"):
-        load_samples(DatasetSpec(dataset="gsm8k", path=str(write(path, row, {"question": "q", "answer": "5"})), split="all"))
+    for answer, value in {"1/2": "0.5", "-5": "-5", "−5": "-5", "5 m2": "5", "1/3": "1/3", ".5": "0.5", "$1e3": "1000"}.items():
+        spec = DatasetSpec(dataset="gsm8k", path=str(write(path, {"question": "q", "answer": f"#### {answer}"})), split="all")
+        assert (load_samples(spec)[0].reference or {})["answer"] == value
+    for answer in ("5", "#### five", "#### 1/0", "#### 3 4", "#### 1,00", "#### nan", "####"):
+        spec = DatasetSpec(dataset="gsm8k", path=str(write(path, row, {"question": "q", "answer": answer})), split="all")
+        for check in (load_samples, check_dataset):
+            with pytest.raises(HarnessError, match=r"g\.jsonl:2: the answer (has no ####|ends in)"):
+                check(spec)
+
+
+def test_references_of_math_are_numbers(tmp_path: Path) -> None:
+    """In the domain math, which the suite or the row names, any other reference is refused with its line; elsewhere it is text."""
+    path = write(tmp_path / "m.jsonl", {"prompt": "a", "reference": "1/2"}, {"prompt": "b", "reference": "Paris"})
+    spec = DatasetSpec(dataset="local", path=str(path), split="all")
+    assert len(load_samples(spec, domain="facts")) == 2
+    for check in (load_samples, check_dataset):
+        with pytest.raises(HarnessError, match=r"m\.jsonl:2: the reference answer 'Paris' is not a number"):
+            check(spec, domain="math")
+    write(path, {"prompt": "a", "reference": {"answer": "many"}, "domain": "math"})
+    with pytest.raises(HarnessError, match=r"m\.jsonl:1: the reference answer 'many' is not a number"):
+        load_samples(spec)
 
 
 def test_gsm8k_from_the_hub_keeps_the_official_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,12 +276,3 @@ def test_specs_that_make_no_sense(settings: dict[str, Any]) -> None:
     """Keys that a dataset would ignore are refused."""
     with pytest.raises(ValidationError):
         DatasetSpec(**settings)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("#### 1,234.50", "1234.50"), ("so -3 apples", "-3"), ("none", None), ("2 then 7.", "7"), ("$5,000", "5000")],
-)
-def test_final_number(text: str, number: str | None) -> None:
-    """Separators and trailing points are no part of the number."""
-    assert final_number(text) == number

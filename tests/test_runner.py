@@ -23,6 +23,7 @@ from harness.experiments import Baseline, Cell, Drafters, GenericDraft, Lenience
 from harness.plan import make_plan
 from harness.records import Divergence, Generation, Record, Sample
 from harness.runner import reports_folder, run_suite
+from harness.scoring import sandbox
 from harness.scoring.result import verdict
 from harness.store import read_manifest, read_records, record_key
 from harness.suite import Suite
@@ -406,3 +407,33 @@ def test_git_state_outside_a_checkout_is_missing(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "harness").mkdir()
     assert machine.code_state()["commit"] is None
     assert machine.code_state()["dirty"] is None
+
+
+def test_a_run_without_a_sandbox_says_so_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code answers that nobody can run are announced before the models load, and in the manifest and the report; else nothing is."""
+    reference = {"prompt": "def f(n):", "test": "def check(f): f(1)", "entry_point": "f"}
+    console = Console(file=io.StringIO(), width=500)
+    seen: list[str] = []
+
+    def load_pair(name: str, offline: bool) -> FakePair:
+        seen.append(console.file.getvalue())  # type: ignore[attr-defined]
+        return FakePair()
+
+    def run(code: bool) -> tuple[list[str], str]:
+        samples = [Sample(id=f"code/{code}", domain="code", prompt="f", reference=reference if code else None)]
+        engine = make_engine(load_pair=load_pair, load_samples=lambda spec, domain, seed, offline: samples)
+        suite = make_suite(domains={"code": {"dataset": "humaneval", "limit": 1}})
+        folder = run_suite(suite, results_dir=tmp_path / "results", console=console, engine=engine)
+        return read_manifest(folder).measured["warnings"], (reports_folder(folder) / "report.md").read_text()
+
+    assert run(code=False)[0] == []
+    sandbox.find_box.cache_clear()
+    monkeypatch.setattr(sandbox, "_boxes", lambda: [])
+    try:
+        (warning,), report = run(code=True)
+    finally:
+        sandbox.find_box.cache_clear()
+    assert warning.startswith("code answers will be unscored, since no sandbox works here: ")
+    assert f"Warning: {warning}" in seen[1]
+    assert "Warning: code answers will be unscored" in report
+    assert "Warning" not in seen[0]

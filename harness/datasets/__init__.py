@@ -29,6 +29,8 @@ def load_samples(spec: DatasetSpec, *, domain: str | None = None, seed: int = 0,
         HarnessError: the dataset cannot be read, or has no prompt in this split.
     """
     info = DATASETS[spec.dataset]
+    if spec.dataset == "local" and domain:
+        check_dataset(spec, domain)
     samples: list[Sample] = importlib.import_module(info.module).load(spec, seed=seed, offline=offline)
     chosen = [s for s in samples if spec.split in ("all", s.split)]
     if not chosen:

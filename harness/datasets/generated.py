@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from harness.datasets.spec import DEFAULT_SIZE, DatasetSpec
 from harness.datasets.splits import GROUP_KEY, assign_splits
 from harness.datasets.table import from_rows
@@ -16,12 +14,6 @@ _INSTRUCTION = "Solve the problem step by step. End with one line: The answer is
 def ask(question: str) -> str:
     """Return the user prompt for one word problem."""
     return f"{question.strip()}\n\n{_INSTRUCTION}"
-
-
-def final_number(text: str) -> str | None:
-    """Return the last number in ``text`` without thousands separators (``1,234.50`` gives ``1234.50``), or None."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return found[-1].replace(",", "") if found else None
 
 
 def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ _SHOWN = 5
 """Bad lines named before the rest is counted."""
 
 
-def read_jsonl(path: Path, *, required: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_jsonl(
+    path: Path, *, required: Sequence[str] = (), check: Callable[[dict[str, Any]], str | None] = lambda row: None
+) -> list[dict[str, Any]]:
     """Return the objects of a JSONL file (``.gz`` allowed); blank lines are skipped.
 
     Args:
         path: file to read, UTF-8, a byte order mark is tolerated.
         required: keys that every object must have as non-empty text.
+        check: says what else is wrong with an object that has them.
 
     Raises:
         HarnessError: missing, unreadable or empty file, or bad lines (the first few with line number and reason).
@@ -37,7 +40,8 @@ def read_jsonl(path: Path, *, required: Sequence[str] = ()) -> list[dict[str, An
         except HarnessError as error:
             bad.append(error.problem)
             continue
-        bad += [f"{where}: {reason}" for key in required if (reason := _not_text(row, key))]
+        reasons = [_not_text(row, key) for key in required]
+        bad += [f"{where}: {reason}" for reason in (reasons if any(reasons) else [check(row)]) if reason]
         rows.append(row)
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""

@@ -13,6 +13,7 @@ from harness.datasets.splits import assign_splits
 from harness.datasets.table import from_rows
 from harness.errors import HarnessError
 from harness.files import printable
+from harness.number import parse_number
 from harness.records import Sample
 
 NAME_CHARACTERS = 200
@@ -43,14 +44,25 @@ def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:
     )
 
 
-def read_rows(spec: DatasetSpec) -> list[dict[str, str]]:
+def read_rows(spec: DatasetSpec, domain: str | None = None) -> list[dict[str, str]]:
     """Return the lines of a file as text columns.
+
+    Args:
+        spec: the file.
+        domain: replaces the lines' own. In the domain ``math`` a reference answer must be a number.
 
     Raises:
         HarnessError: bad lines, a bad value of an optional key, or an id used twice.
     """
+
+    def wrong(row: Mapping[str, Any]) -> str | None:
+        answer = (_reference(row.get("reference")) or {}).get("answer")
+        if (domain or row.get("domain")) != "math" or answer is None or parse_number(answer) is not None:
+            return None
+        return f"the reference answer {answer[:80]!r} is not a number"
+
     path = Path(spec.path) if spec.path else shipped_file(spec.dataset)
-    rows = [_row(row, i, _source(spec), path) for i, row in enumerate(read_jsonl(path, required=("prompt",)))]
+    rows = [_row(row, i, _source(spec), path) for i, row in enumerate(read_jsonl(path, required=("prompt",), check=wrong))]
     seen: set[str] = set()
     for row in rows:
         if row["id"] in seen:

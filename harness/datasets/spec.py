@@ -73,18 +73,17 @@ def shipped_file(name: str) -> Path:
     return Path(__file__).parent / "data" / f"{name}.jsonl"
 
 
-def check_dataset(spec: DatasetSpec) -> None:
-    """Check without loading that the dataset can be read: file present and well formed, optional package installed.
+def check_dataset(spec: DatasetSpec, domain: str | None = None) -> None:
+    """Check without loading that the dataset can be read for ``domain``: file present and well formed, optional package installed.
 
     Raises:
         HarnessError: names the file and line, or the package to install.
     """
-    from harness.datasets.jsonl import read_jsonl
-    from harness.datasets.local import read_rows
+    from harness.datasets import gsm8k, local
 
     if spec.dataset == "gsm_symbolic" and importlib.util.find_spec("reasoning_gym") is None:
         raise HarnessError("dataset gsm_symbolic needs the package reasoning-gym", "Run `pip install 'specdraft-harness[reasoning-gym]'`.")
     if spec.dataset == "gsm8k" and spec.path:
-        read_jsonl(Path(spec.path), required=("question", "answer"))
+        gsm8k.read_rows(Path(spec.path))
     elif spec.dataset in ("local", "chat", "structured"):
-        read_rows(spec)
+        local.read_rows(spec, domain)

@@ -28,6 +28,7 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     sentences += _quality(rows)
     sentences += _replayed(rows, measured)
     sentences += training_findings(measured, rows)
+    sentences += [f"Warning: {text}" for text in measured.get("warnings", ())]
     sentences += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
     if measured.get("skipped"):
         sentences.append(f"Not run: {', '.join(measured['skipped'])}. mlx-lm's loop needs a draft with the target's whole vocabulary.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from harness.records import Sample
 from harness.scoring.agreement import Agreement, agreement, score_agreement
 from harness.scoring.box import Limits
 from harness.scoring.gsm8k import final_number, score_number
 from harness.scoring.humaneval import KEYS, score_code
 from harness.scoring.result import Score
-from harness.scoring.sandbox import SandboxStatus, require_sandbox, sandbox_status
+from harness.scoring.sandbox import SandboxStatus, sandbox_status
 
 __all__ = [
     "Agreement",
@@ -17,13 +19,13 @@ __all__ = [
     "Score",
     "agreement",
     "final_number",
-    "require_sandbox",
     "sandbox_status",
     "score",
+    "warning",
 ]
 
 
-def score(sample: Sample, text: str, *, target_text: str | None = None, limits: Limits | None = None, unsafe: bool = False) -> Score:
+def score(sample: Sample, text: str, *, target_text: str | None = None, limits: Limits | None = None) -> Score:
     """Score one answer to ``sample``. Its reference decides how: tests to run, an ``answer`` with a number, or else agreement.
 
     Args:
@@ -31,12 +33,23 @@ def score(sample: Sample, text: str, *, target_text: str | None = None, limits: 
         text: the detokenised answer.
         target_text: the target's own answer, for samples that have no right one.
         limits: what a program may use; the defaults suit HumanEval.
-        unsafe: run programs without a sandbox where none works. Without it such answers are ``unscored`` and nothing is run;
-            :func:`require_sandbox` tells before the work starts.
+
+    Without a sandbox no program is run and code answers are ``unscored``; :func:`warning` tells before the work starts.
     """
     reference = sample.reference or {}
-    if all(key in reference for key in KEYS):
-        return score_code(reference, text, limits=limits, unsafe=unsafe)
+    if _is_code(sample):
+        return score_code(reference, text, limits=limits)
     if "answer" in reference:
         return score_number(reference["answer"], text)
     return score_agreement(text, target_text)
+
+
+def warning(samples: Iterable[Sample]) -> str:
+    """What to tell before a run of ``samples`` starts: that code answers will not be scored, why and what to install; else nothing."""
+    if not any(map(_is_code, samples)) or (status := sandbox_status()).available:
+        return ""
+    return f"code answers will be unscored, since no sandbox works here: {status.reason}"
+
+
+def _is_code(sample: Sample) -> bool:
+    return all(key in (sample.reference or {}) for key in KEYS)

@@ -2,18 +2,20 @@
 
 The answer's process only serves function calls. The tests run in a second process that the answer cannot reach, and only plain data
 crosses between them, so the verdict is never in the answer's hands. What the machine did wrong is ``unscored``, what the answer did
-wrong is ``failed``.
+wrong, or did not do before its clocks ran out, is ``failed``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +24,16 @@ from typing import Any
 
 import psutil
 
+from harness.files import printable
 from harness.scoring.box import Box, Limits
 from harness.scoring.result import Status
 
 _POLL_S = 0.1
 _VERDICT_BYTES = 65536
+_READER = {f"harness.scoring.{name}": Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in ("markup", "reader")}
+"""The modules that find the program in an answer, in the order they need each other."""
+_ENDLESS: list[subprocess.Popen[bytes]] = []
+"""Processes that even a kill did not end, because the kernel was busy for them; nothing waits for these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +41,13 @@ class Program:
     """An answer and the tests that judge it."""
 
     source: str
-    """The answer: a module that defines ``entry_point``. Untrusted."""
+    """A module that defines ``entry_point`` or, with ``prompt``, the text of an answer. Untrusted."""
     entry_point: str
     """The function under test."""
-    prelude: str
-    """Source run before the tests, such as the prompt's helper functions. Never sees the answer."""
     test: str
     """Source that defines ``check(candidate)``."""
+    prompt: str = ""
+    """The unfinished program that the answer completes; its imports and helpers also serve the tests, which never see the answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +59,15 @@ class Outcome:
     reason: str
     """Empty when passed."""
     sandbox: str
-    """``bwrap``, ``sandbox-exec``, or ``none`` for a run without one."""
+    """``bwrap``, ``sandbox-exec``, or ``none``."""
 
 
 def run_in(box: Box, program: Program, limits: Limits) -> Outcome:
     """Judge ``program`` in ``box``. Never raises for anything the program does."""
     oom_before = _oom_kills()
     try:
-        with _processes(box, limits) as (candidate, tester):
-            status, reason = _Supervisor(candidate, tester, limits).judge(program)
+        with _processes(box, program, limits) as (candidate, tester):
+            status, reason = _Supervisor(candidate, tester, limits).judge()
             if status == "failed" and _killed(candidate, tester) and _oom_kills() != oom_before:
                 status, reason = "unscored", "the kernel ran out of memory and killed a process"
     except OSError as error:
@@ -69,8 +76,8 @@ def run_in(box: Box, program: Program, limits: Limits) -> Outcome:
 
 
 @contextlib.contextmanager
-def _processes(box: Box, limits: Limits) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
-    """Start the answer's and the tests' process, joined by two pipes; kill both trees at the end."""
+def _processes(box: Box, program: Program, limits: Limits) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """Start the answer's and the tests' process, joined by two pipes, the job in a file; kill both trees at the end."""
     numbers = [str(limits.cpu_s), str(limits.memory_bytes), str(limits.reply_bytes)]
     started: list[subprocess.Popen[bytes]] = []
     request_read, request_write = os.pipe()
@@ -80,7 +87,10 @@ def _processes(box: Box, limits: Limits) -> Iterator[tuple[subprocess.Popen[byte
             started.append(box.start(["candidate", *numbers], stdin=request_read, stdout=reply_write))
             channels = (request_write, reply_read)
             tester_arguments = ["tester", *numbers, *map(str, channels)]
-            started.append(box.start(tester_arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, keep=channels))
+            with tempfile.TemporaryFile() as job:
+                job.write(json.dumps({**dataclasses.asdict(program), "reader": _READER}).encode())
+                job.seek(0)
+                started.append(box.start(tester_arguments, stdin=job.fileno(), stdout=subprocess.PIPE, keep=channels))
         finally:
             for descriptor in (request_read, request_write, reply_read, reply_write):
                 os.close(descriptor)
@@ -91,15 +101,17 @@ def _processes(box: Box, limits: Limits) -> Iterator[tuple[subprocess.Popen[byte
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process, its group and, inside bwrap, its whole PID namespace."""
+    """Kill a process, its group and, inside bwrap, its whole PID namespace; one that the kernel holds back is left behind."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        _ENDLESS.append(process)
+    for stream in (process.stdout, process.stderr):
         if stream is not None:
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
+            stream.close()
 
 
 def _oom_kills() -> int:
@@ -122,13 +134,8 @@ class _Supervisor:
         self._idle_s = 0.0
         self._cpu_s = 0.0
 
-    def judge(self, program: Program) -> tuple[Status, str]:
+    def judge(self) -> tuple[Status, str]:
         """Return the status and the reason."""
-        assert self._tester.stdin is not None
-        job = {"source": program.source, "entry_point": program.entry_point, "prelude": program.prelude, "test": program.test}
-        with contextlib.suppress(BrokenPipeError):  # it died at once: the missing verdict says so
-            self._tester.stdin.write(json.dumps(job).encode() + b"\n")
-            self._tester.stdin.close()
         try:
             for message in self._messages():
                 if "verdict" in message:
@@ -142,25 +149,26 @@ class _Supervisor:
         """JSON lines of the tests' process until it ends."""
         assert self._tester.stdout is not None
         descriptor, buffer = self._tester.stdout.fileno(), b""
-        started = last = time.monotonic()
+        started = looked = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while len(buffer) < _VERDICT_BYTES:
                 readable = selector.select(_POLL_S)
-                now = time.monotonic()
-                if not readable:
-                    self._watch(now - started, min(now - last, 2 * _POLL_S))
-                last = now
                 data = os.read(descriptor, _VERDICT_BYTES) if readable else None
                 if data == b"":
                     return
                 *lines, buffer = (buffer + (data or b"")).split(b"\n")
                 yield from (json.loads(line) for line in lines)
+                now = time.monotonic()
+                if now - looked >= _POLL_S:
+                    self._watch(now - started, min(now - looked, 2 * _POLL_S))
+                    looked = now
 
     def _watch(self, elapsed_s: float, step_s: float) -> None:
-        """Raise _Expired when a clock has run out. Time in which something could run is the machine's, not the answer's."""
+        """Raise _Expired when a clock has run out. Waiting for a processor or a disk is not idle, but the wall clock counts it."""
         if elapsed_s > self._limits.wall_s:
-            raise _Expired("unscored", f"no verdict in {self._limits.wall_s:g} s: the machine is too busy")
+            status: Status = "failed" if self._ready else "unscored"
+            raise _Expired(status, f"no verdict in {self._limits.wall_s:g} s" if self._ready else "the sandbox did not start in time")
         waiting, resident_bytes = self._look()
         if resident_bytes > 2 * self._limits.memory_bytes:
             raise _Expired("failed", "used more memory than allowed")
@@ -194,19 +202,25 @@ class _Supervisor:
 
     def _no_verdict(self) -> tuple[Status, str]:
         """The tests' process ended without a word."""
-        self._tester.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._tester.wait(5)
         if self._ready and _killed(self._tester):
             return "failed", "the tests ran out of CPU time on the values the program returned"
-        notes = b" ".join(
-            process.stderr.read(2000) for process in (self._candidate, self._tester) if process.stderr and process.poll() is not None
-        )
-        return "unscored", f"the sandbox failed (status {self._tester.returncode}): {notes.decode(errors='replace').strip()}"
+        notes = " ".join(dict.fromkeys(filter(None, map(_said, (self._candidate, self._tester)))))
+        return "unscored", f"the sandbox failed (status {self._tester.returncode}): {printable(notes)}"
 
 
 class _Expired(Exception):
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+def _said(process: subprocess.Popen[bytes]) -> str:
+    """What a process has written to its standard error so far."""
+    assert process.stderr is not None
+    os.set_blocking(process.stderr.fileno(), False)
+    return (process.stderr.read(2000) or b"").decode(errors="replace").strip()
 
 
 def _tree(pid: int) -> list[psutil.Process]:

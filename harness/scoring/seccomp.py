@@ -1,84 +1,77 @@
 """The system-call filter of the Linux sandbox: a classic BPF program as bytes, in the form ``bwrap --seccomp`` reads.
 
-It is the second wall behind the namespaces. It forbids new processes and threads (so a fork bomb or a daemon cannot start, and the CPU
-and memory limits of one process are the limits of the whole tree), sockets, kernel memory that no limit counts, and the calls that
-kernel exploits start from. Everything else stays allowed, so that a new Python release does not break it.
+It is the second wall behind the namespaces, and it is a list of what is allowed: memory, reading files that are there, the clock, signals
+to itself, leaving. Every other call, of today's kernel or tomorrow's, answers "no such call" (ENOSYS), which C libraries take as an old
+kernel and work around. So nothing can be started, sent, mounted, traced, written to disk or changed in its mode, owner, times or limits.
 """
 
 from __future__ import annotations
 
 import struct
 
-_EPERM = 1
-_ALLOW, _KILL, _DENY = 0x7FFF0000, 0x80000000, 0x00050000 | _EPERM
-_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x35, 0x06
-_X32_BIT = 0x40000000
+_EPERM, _ENOSYS = 1, 38
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_LOAD, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 
 AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """Machine name to the kernel's architecture number; only these are supported."""
 
 # name: (x86_64, aarch64); None where the architecture has no such call.
-DENIED: dict[str, tuple[int | None, int]] = {
-    # processes and threads
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440),
-    "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438),
-    "kcmp": (312, 272),
-    # network
-    "socket": (41, 198),
-    "socketpair": (53, 199),
-    "io_uring_setup": (425, 425),
-    "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427),
-    # memory that RLIMIT_AS does not count
-    "shmget": (29, 194),
-    "shmat": (30, 196),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    "memfd_create": (319, 279),
-    "memfd_secret": (447, 447),
-    # namespaces, mounts, keys, kernel interfaces
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fsmount": (432, 432),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "name_to_handle_at": (303, 264),
-    "open_by_handle_at": (304, 265),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "personality": (135, 92),
-    "kexec_load": (246, 104),
-    "kexec_file_load": (320, 294),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "delete_module": (176, 106),
-    "syslog": (103, 116),
+ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    # memory
+    "brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226), "madvise": (28, 233),
+    # files that are there, pipes
+    "open": (2, None), "openat": (257, 56), "close": (3, 57), "close_range": (436, 436), "read": (0, 63), "readv": (19, 65),
+    "pread64": (17, 67), "preadv": (295, 69), "write": (1, 64), "writev": (20, 66), "lseek": (8, 62), "dup": (32, 23), "dup2": (33, None),
+    "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59), "fcntl": (72, 25), "ioctl": (16, 29), "stat": (4, None),
+    "lstat": (6, None), "fstat": (5, 80), "newfstatat": (262, 79), "statx": (332, 291), "access": (21, None), "faccessat": (269, 48),
+    "faccessat2": (439, 439), "readlink": (89, None), "readlinkat": (267, 78), "getdents64": (217, 61), "getcwd": (79, 17),
+    # time and waiting
+    "nanosleep": (35, 101), "clock_nanosleep": (230, 115), "clock_gettime": (228, 113), "clock_getres": (229, 114),
+    "gettimeofday": (96, 169), "time": (201, None), "times": (100, 153), "alarm": (37, None), "getitimer": (36, 102),
+    "setitimer": (38, 103), "pause": (34, None), "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72),
+    "futex": (202, 98), "sched_yield": (24, 124),
+    # signals to itself; kill is not among them
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136),
+    "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132), "restart_syscall": (219, 128),
+    "tgkill": (234, 131),
+    # what it is, its own limits, start and end; wait4 is for bwrap, which watches from inside
+    "arch_prctl": (158, None), "set_tid_address": (218, 96), "set_robust_list": (273, 99), "rseq": (334, 293), "getrandom": (318, 278),
+    "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173), "getpgid": (121, 155), "getpgrp": (111, None), "getsid": (124, 156),
+    "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177), "getresuid": (118, 148),
+    "getresgid": (120, 150), "getgroups": (115, 158), "uname": (63, 160), "sysinfo": (99, 179), "getrusage": (98, 165),
+    "getrlimit": (97, 163), "prlimit64": (302, 261), "sched_getaffinity": (204, 123), "getcpu": (309, 168), "execve": (59, 221),
+    "wait4": (61, 260), "exit": (60, 93), "exit_group": (231, 94),
+}  # fmt: skip
+
+ONLY: dict[str, tuple[int, tuple[int, ...]]] = {
+    "fcntl": (1, (0, 1, 2, 3, 1030)),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: no locks, leases, owners
+    "ioctl": (1, (0x5401, 0x802C542A, 0x5413, 0x5450, 0x5451)),  # is it a terminal, how large, close on exec
+    "madvise": (2, (0, 1, 2, 3, 4, 8, 14, 15, 16)),  # advice about its own pages that changes nothing outside
+    "prlimit64": (0, (0,)),  # its own limits
 }
-DENIED_X86_64_ONLY = {"fork": 57, "vfork": 58, "iopl": 172, "ioperm": 173, "modify_ldt": 154}
-"""Calls that aarch64 does not have."""
+"""Call -> (argument, the values it may have)."""
+
+_WRITES = 0o3 | 0o100 | 0o1000 | 0o20000 | 0o1000000
+WITHOUT: dict[str, tuple[int, int]] = {"open": (1, _WRITES), "openat": (2, _WRITES)}
+"""Call -> (argument, bits it may not have): opened for writing, creating, truncating, with signals, without access time."""
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _rule(name: str) -> list[bytes]:
+    """What to answer to the call ``name``: arguments are compared by their lower 32 bits, all that the kernel reads of them."""
+    allow, refuse = _instruction(_RETURN, _ALLOW), _instruction(_RETURN, _ERRNO | _EPERM)
+    if name in ONLY:
+        argument, values = ONLY[name]
+        tests = [_instruction(_JUMP_EQUAL, value, if_true=len(values) - i) for i, value in enumerate(values)]
+        return [_instruction(_LOAD, 16 + 8 * argument), *tests, refuse, allow]
+    if name in WITHOUT:
+        argument, bits = WITHOUT[name]
+        return [_instruction(_LOAD, 16 + 8 * argument), _instruction(_JUMP_ANY_BIT, bits, if_false=1), refuse, allow]
+    return [allow]
 
 
 def filter_program(machine: str) -> bytes:
@@ -87,19 +80,15 @@ def filter_program(machine: str) -> bytes:
     Raises:
         KeyError: the architecture has no table here.
     """
-    architecture = AUDIT_ARCHITECTURES[machine]
-    x86 = machine == "x86_64"
-    numbers = [pair[0] if x86 else pair[1] for pair in DENIED.values()] + (list(DENIED_X86_64_ONLY.values()) if x86 else [])
-    denied = [number for number in numbers if number is not None]
     program = [
         _instruction(_LOAD, 4),  # architecture
-        _instruction(_JUMP_EQUAL, architecture, if_true=1),
+        _instruction(_JUMP_EQUAL, AUDIT_ARCHITECTURES[machine], if_true=1),
         _instruction(_RETURN, _KILL),
         _instruction(_LOAD, 0),  # call number
     ]
-    if x86:
-        program += [_instruction(_JUMP_GREATER_EQUAL, _X32_BIT, if_false=1), _instruction(_RETURN, _KILL)]
-    for index, number in enumerate(denied):
-        program.append(_instruction(_JUMP_EQUAL, number, if_true=len(denied) - index))
-    program += [_instruction(_RETURN, _ALLOW), _instruction(_RETURN, _DENY)]
-    return b"".join(program)
+    for name, numbers in ALLOWED.items():
+        number = numbers[list(AUDIT_ARCHITECTURES).index(machine)]
+        if number is not None:
+            rule = _rule(name)
+            program += [_instruction(_JUMP_EQUAL, number, if_false=len(rule)), *rule]
+    return b"".join([*program, _instruction(_RETURN, _ERRNO | _ENOSYS)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import math
 import os
@@ -119,7 +120,12 @@ def run_candidate(reply_bytes: int) -> None:
     sys.modules["candidate"] = module
 
     def load() -> None:
-        exec(compile(job["source"], "candidate", "exec"), module.__dict__)
+        source = assemble(job) if job["prompt"] else job["source"]
+        try:
+            exec(compile(source, "candidate", "exec"), module.__dict__)
+        except (Exception, SystemExit):
+            if job["entry_point"] not in module.__dict__:  # an example below the function may fail
+                raise
 
     def call(request: dict[str, Any]) -> Any:
         return getattr(module, job["entry_point"])(*decode(request["args"]), **decode(request["kwargs"]))
@@ -128,6 +134,17 @@ def run_candidate(reply_bytes: int) -> None:
     for line in requests:
         request = json.loads(line)
         answer(replies, request["id"], functools.partial(call, request), reply_bytes)
+
+
+def assemble(job: dict[str, Any]) -> str:
+    """The program in the text of an answer, read here, where the limits hold, since reading hostile text can take long."""
+    for name, text in job["reader"].items():
+        module = sys.modules[name] = ModuleType(name)
+        exec(compile(text, name, "exec"), module.__dict__)
+    source: str | None = module.assemble(job["prompt"], job["entry_point"], job["source"])
+    if source is None:
+        raise ValueError("the answer holds no code")
+    return source
 
 
 def answer(descriptor: int, number: int, function: Callable[[], Any], reply_bytes: int) -> None:
@@ -210,19 +227,24 @@ def run_tester(requests: int, replies: int, reply_bytes: int) -> None:
     send(verdicts, {"verdict": verdict, "reason": reason})
 
 
+def stub(prompt: str) -> str:
+    """The problem's own imports and helper functions, which its tests may call; the function to write is empty."""
+    return f"{prompt.rstrip()}\n    pass\n" if prompt else ""
+
+
 def judge(peer: Peer, job: dict[str, str]) -> tuple[str, str]:
     """Return ``passed``, ``failed`` or ``broken`` (the tests themselves are unusable) and why."""
     module = ModuleType("tests")
     sys.modules["tests"] = module
     try:
-        exec(compile(job["prelude"], "prompt", "exec"), module.__dict__)
+        exec(compile(stub(job["prompt"]), "prompt", "exec"), module.__dict__)
         module.__dict__[job["entry_point"]] = peer
         exec(compile(job["test"], "tests", "exec"), module.__dict__)
         check = module.__dict__["check"]
     except BaseException as error:
         return "broken", describe(error)
     try:
-        peer.ask({"source": job["source"], "entry_point": job["entry_point"]})
+        peer.ask({key: job[key] for key in ("source", "prompt", "entry_point", "reader")})
         check(peer)
     except UnusableTest as error:
         return "broken", describe(error)
@@ -231,12 +253,28 @@ def judge(peer: Peer, job: dict[str, str]) -> tuple[str, str]:
     return ("passed", "") if peer.answered else ("broken", "the tests never called the function")
 
 
+class Discard(io.RawIOBase):
+    """A stream that takes everything and keeps nothing: there is no null device in the sandbox."""
+
+    def writable(self) -> bool:
+        """True: anything can be written."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Forget ``data``."""
+        return len(data)
+
+
 def silence() -> None:
-    """Point the standard streams at the null device and empty the environment."""
-    null = os.open(os.devnull, os.O_RDWR)
+    """Standard input is at its end, what is printed goes nowhere, and the environment is empty."""
     for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    os.close(null)
+        ends = os.pipe()
+        os.dup2(ends[descriptor > 0], descriptor)
+        for end in ends:
+            os.close(end)
+    nowhere = io.TextIOWrapper(io.BufferedWriter(Discard()), write_through=True)
+    for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
+        setattr(sys, name, nowhere)
     os.environ.clear()
 
 
