@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.paths import cache_dir
+from routing.apart import apart
 
 Status = Literal["ok", "note", "broken"]
 
@@ -47,6 +49,7 @@ def examine(hub_timeout_s: float = 3.0) -> list[Check]:
         _system,
         _mlx,
         _speed,
+        _verification,
         _memory,
         _disk,
         lambda: [check_hub(hub_timeout_s)],
@@ -124,6 +127,45 @@ def measure_speed(seconds: float = 0.4) -> Speed:
     return Speed(gflops=2 * size**3 / product_s / 1e9, gb_per_s=4 * weights.size / vector_s / 1e9)
 
 
+def measure_verification(repeats: int = 15) -> float:
+    """What five rows cost through matrices of a small model's sizes, in passes of one row: a stand-in for v(5)."""
+    from harness.decode.calibrate import interleaved
+    from harness.models.blas import mx
+
+    weights = [mx.random.normal(shape) / 30 for _ in range(6) for shape in ((1536, 576), (576, 1536))]
+    mx.eval(weights)
+
+    def passing(rows: int) -> Callable[[], None]:
+        def run() -> None:
+            x = mx.ones((rows, 576))
+            for weight in weights:
+                x = x @ weight.T
+            mx.eval(x)
+
+        return run
+
+    times = interleaved({rows: passing(rows) for rows in (1, 5)}, repeats)
+    return statistics.median(times[5]) / statistics.median(times[1])
+
+
+def check_rise(before: float, after: float) -> Check:
+    """Judge verification before and after other work in the process; a rise above a quarter makes every drafter look slower."""
+    value = f"5 tokens cost {before:.2f} times what one costs, {after:.2f} after work in torch"
+    if after <= 1.25 * before:
+        return Check(name="verification", status="ok", value=value)
+    advice = "Close other programs and repeat. If it stays: a second pool of OpenMP threads is alive; unset MKL_THREADING_LAYER."
+    return Check(name="verification", status="note", value=value, advice=advice)
+
+
+@apart
+def _work_in_torch() -> None:
+    import torch
+
+    product = torch.ones(512, 512)
+    for _ in range(3):
+        product = torch.nn.functional.silu(product @ product)
+
+
 def _best(run: Callable[[], None], seconds: float) -> float:
     run()
     times: list[float] = []
@@ -154,6 +196,16 @@ def _mlx() -> list[Check]:
 def _speed() -> list[Check]:
     speed = measure_speed()
     return [Check(name="speed", status="ok", value=f"{speed.gflops:.0f} GFLOP/s, {speed.gb_per_s:.1f} GB/s (float32)")]
+
+
+def _verification() -> list[Check]:
+    from harness.models.blas import mx
+
+    if mx.default_device() != mx.cpu:
+        return []
+    before = measure_verification()
+    _work_in_torch()
+    return [check_rise(before, min(measure_verification() for _ in range(2)))]
 
 
 def _memory() -> list[Check]:

@@ -30,6 +30,8 @@ class Engine:
     """``replay(pair, trajectories, drafters, ks)``; drafters are names or drafter objects."""
     calibrate: Callable[[Any, Cell, int], tuple[Any, dict[str, Any]]]
     """``calibrate(pair, cell, max_k)`` -> costs for ``k: auto`` and the plain facts for the manifest."""
+    verification: Callable[[Any], float]
+    """``verification(pair)`` -> v(5) as it is now."""
     settings: Callable[[Cell], dict[str, Any]]
     """Keyword arguments of ``generate`` that a cell's own settings ask for."""
     train: Callable[..., Trained]
@@ -47,6 +49,7 @@ def real_engine() -> Engine:
     from harness.datasets import load_samples
     from harness.decode.api import DrafterOptions, generate
     from harness.decode.audit import classify
+    from harness.decode.calibrate import verification_cost
     from harness.decode.replay import replay
     from harness.models.blas import blas_name, mx
     from harness.models.pair import load_pair
@@ -67,6 +70,7 @@ def real_engine() -> Engine:
         classify=classify,
         replay=replay,
         calibrate=_calibrate,
+        verification=lambda pair: verification_cost(pair.target),
         settings=settings,
         train=train_for,
         score=score,

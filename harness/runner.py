@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import machine, scoring
-from harness.cells import Context, execute, remember_baselines
+from harness.cells import Context, check_verification, execute, remember_baselines
 from harness.engine import Engine, real_engine
 from harness.errors import HarnessError
 from harness.estimate import remember
@@ -83,6 +83,7 @@ def run_suite(
         )
         with suppress(Stopped):
             cells = _possible(context, suite.cells())
+            check_verification(context, "loading")
             load = partial(engine.load_samples, offline=offline)
             with stages("train"):
                 context.trained = _train(context, suite, cells, samples, load, stop, console)

@@ -12,9 +12,10 @@ a given seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,6 +115,23 @@ def instability(reference_s: Sequence[float], *, spread_limit: float = 0.1, drif
         word = "slower" if drift > 0 else "faster"
         warnings.append(f"drift: the reference workload ended {abs(drift):.0%} {word} than it began (heat, or another process)")
     return warnings
+
+
+def slower_verification(readings: Sequence[Mapping[str, Any]], limit: float = 1.25) -> list[str]:
+    """A warning when verifying costs more than ``limit`` times what it did when the run began.
+
+    Args:
+        readings: ``after`` (what went before) and ``v`` (cost of a pass over several tokens, in passes over one), in order.
+        limit: busy machines differ by less, as medians.
+    """
+    worst = max(readings, key=lambda r: r["v"], default=None)
+    if worst is None or worst["v"] <= limit * readings[0]["v"]:
+        return []
+    rise = worst["v"] / readings[0]["v"]
+    return [
+        f"verification became {rise:.1f}x slower since the run began: v(5) was {readings[0]['v']:.2f} after {readings[0]['after']} and"
+        f" {worst['v']:.2f} after {worst['after']}, so speedups are too low (another process, or a second pool of threads in this one)"
+    ]
 
 
 # A statistic maps sums over prompts (..., m) to its value (...,) and its gradient with respect to the sums (..., m).

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from routing.apart import apart
 from routing.errors import RoutingError
 from routing.fetch import encoder_folder
 from routing.outcomes import text_hash
@@ -103,6 +104,7 @@ class Encoder:
             known |= fresh
         return np.stack([known[k] for k in keys]) if keys else np.empty((0, self.dim), dtype=np.float32)
 
+    @apart
     def _encode(self, texts: list[str]) -> np.ndarray:
         cut = [t[: self._max_chars] for t in texts]
         out = self._model.encode(cut, batch_size=32, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
@@ -115,6 +117,7 @@ def load_encoder(name: str, max_tokens: int, dtype: str, cache: Path | None = No
     return Encoder(name, max_tokens=max_tokens, dtype=dtype, cache=cache, offline=offline)
 
 
+@apart
 def _load(folder: Path, dtype: str) -> Any:
     try:
         import torch

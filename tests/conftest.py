@@ -1,6 +1,8 @@
 """One BLAS thread per test process: the models are tiny, and as many processes run as there are cores. No clock on single examples."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,3 +19,21 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if config.option.benchmark_only:
         config.option.benchmark_disable = False
         config.option.numprocesses, config.option.dist = None, "no"
+
+
+@pytest.fixture
+def torch_stays_apart() -> Iterator[None]:
+    """Fails the test when torch computes anything on this thread, the one that decodes, and not behind :func:`routing.apart.apart`."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        """Sees every operation of its own thread."""
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    with Watch():
+        yield
+    assert seen == []

@@ -40,3 +40,4 @@ def test_untimed_sizes_lie_between_their_neighbours(monkeypatch: pytest.MonkeyPa
     assert found.costs.v == pytest.approx(range(1, 18))
     assert found.draft_step_s is None
     assert found.costs.max_k == 16
+    assert module.verification_cost(toy_pair().target) == pytest.approx(5)

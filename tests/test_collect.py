@@ -165,6 +165,7 @@ def reference(model, prompt, n):
     return tokens[len(prompt) :], logps
 
 
+@pytest.mark.usefixtures("torch_stays_apart")
 @pytest.mark.parametrize("kind", ["torch", "mlx", "torch, qwen2 loaded by mlx"])
 def test_decoders_equal_plain_greedy_decoding(target, kind):
     """Padding, batching and dropping finished rows must not change any answer, its log p, or the top-k order."""
@@ -212,6 +213,7 @@ def test_answers_come_from_the_faster_decoder(target, monkeypatch):
     assert rollouts.torch_decoder(one) is None
 
 
+@pytest.mark.usefixtures("torch_stays_apart")
 @pytest.mark.parametrize("kind", ["torch", "mlx"])
 def test_sampling_is_seeded(target, kind):
     """The same seed gives the same sampled answers, another seed others."""

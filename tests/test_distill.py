@@ -211,6 +211,7 @@ def bank(n, domain, split="train"):
     return [Sample(id=f"{domain}/{split}/{i}", domain=domain, prompt=f"{domain} {i} " + "x" * (i % 7), split=split) for i in range(n)]
 
 
+@pytest.mark.usefixtures("torch_stays_apart")
 def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
     """collect -> train -> ship: a folder that loads, whose card and scores name what was done; a second run repeats nothing."""
     folder, model = target
@@ -241,6 +242,7 @@ def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
     assert (tmp_path / "draft/draft.safetensors").read_bytes() == before
 
 
+@pytest.mark.usefixtures("torch_stays_apart")
 def test_a_finished_draft_is_trained_on(target, tmp_path, monkeypatch):
     """Starting from a draft means its vocabulary and, up to the bits it was stored with, its weights; the card names it."""
     folder, model = target

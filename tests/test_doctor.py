@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness import doctor
-from harness.doctor import Check, check_blas, check_disk, check_hub, examine, is_broken, measure_speed
+from harness.doctor import Check, check_blas, check_disk, check_hub, check_rise, examine, is_broken, measure_speed
 
 
 def test_reference_blas_on_linux_x86_is_broken_with_advice() -> None:
@@ -30,6 +30,13 @@ def test_amd_is_told_of_the_faster_library() -> None:
     check = check_blas("mkl", True, Path("/x/libmkl_rt.so.3"), amd=True)
     assert (check.status, "libblis" in check.advice) == ("note", True)
     assert check_blas("blis", True, None, amd=True).status == "ok"
+
+
+@pytest.mark.parametrize(("after", "status"), [(1.0, "ok"), (1.4, "ok"), (2.1, "note")])
+def test_verification_that_has_become_slower_is_told(after: float, status: str) -> None:
+    """Twice the cost of verifying is the difference between 1.26x and 0.77x, and nothing else shows it."""
+    check = check_rise(1.2, after)
+    assert (check.status, f"{after:.2f}" in check.value, bool(check.advice)) == (status, True, status == "note")
 
 
 @pytest.mark.parametrize(("free", "status"), [(0.5e9, "broken"), (5e9, "note"), (50e9, "ok")])

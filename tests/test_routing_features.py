@@ -231,6 +231,7 @@ def test_unknown_encoder_names_the_known_ones() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("torch_stays_apart")
 def test_minilm_puts_like_with_like() -> None:
     """The fetched encoder is the real one: paraphrases are nearer than strangers, vectors have length one and 384 numbers."""
     X = PromptFeatures("minilm", length=False, cues=False).fit_transform(

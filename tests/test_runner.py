@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import random
 import signal
@@ -95,6 +96,7 @@ def make_engine(**changes: Any) -> Engine:
         classify=lambda pair, prompt, a, b: Divergence(position=0, gap=1.0, kind="bug"),
         replay=fake_replay,
         calibrate=lambda pair, cell, max_k: (None, costs),
+        verification=lambda pair: 1.2,
         settings=lambda cell: {},
         train=lambda pair, suite, cells, samples, load_samples, say: Trained(),
         score=lambda sample, text, target_text: verdict("pass@1", len(text) % 2 == 0),
@@ -147,6 +149,8 @@ def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest.measured["status"] == "finished"
     assert len(manifest.measured["reference_s"]) >= 3
+    assert [r["after"] for r in manifest.measured["verification"]][:2] == ["loading", "calibration"]
+    assert manifest.measured["verification"][-1] == {"after": "the last cell", "v": 1.2}
     time_s = dict(manifest.measured["time_s"])
     assert {"load", "train", "calibrate", "decode", "replay", "check", "score", "total"} <= set(time_s)
     assert 0 < sum(time_s.values()) - time_s["total"] <= time_s["total"]
@@ -158,6 +162,14 @@ def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
         "dtype": "float32",
     }
     assert (reports_folder(folder) / "report.md").is_file()
+
+
+@pytest.mark.parametrize(("costs", "warned"), [([1.2], False), ([1.2, 2.4, 1.2], False), ([1.2, 2.4], True)])
+def test_a_report_tells_that_verification_became_slower(tmp_path: Path, costs: list[float], warned: bool) -> None:
+    """Drafting that looks slow may be the process's own doing; a rise that a second look does not find again is none."""
+    readings = itertools.chain(costs, itertools.repeat(costs[-1]))
+    folder = run(tmp_path, engine=make_engine(verification=lambda pair: next(readings)))
+    assert ("verification became 2.0x slower" in (reports_folder(folder) / "report.md").read_text(encoding="utf-8")) == warned
 
 
 def test_cells_are_interleaved_and_rotated() -> None:

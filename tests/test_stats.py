@@ -187,6 +187,19 @@ def test_p_value_and_interval_agree() -> None:
             assert estimate.excludes(1.0) == (estimate.p < 0.05)
 
 
+@pytest.mark.parametrize(
+    ("v", "said"),
+    [([], None), ([1.2], None), ([1.2, 1.1, 1.3, 1.45], None), ([1.2, 2.16, 1.2], "1.8x slower"), ([1.2, 1.3, 1.2, 1.6], "1.3x slower")],
+)
+def test_slower_verification_is_told_with_both_costs(v: list[float], said: str | None) -> None:
+    """The worst reading against the first one, and what came before each; noise of a quarter is no news."""
+    found = stats.slower_verification([{"after": f"step {n}", "v": value} for n, value in enumerate(v)])
+    assert len(found) == (said is not None)
+    if said:
+        assert said in found[0]
+        assert f"1.20 after step 0 and {max(v):.2f} after step {v.index(max(v))}" in found[0]
+
+
 def test_instability_names_its_reason() -> None:
     """Noise and drift are told apart, and a steady machine gets no warning."""
     assert stats.instability([1.0, 1.01, 0.99, 1.0]) == []

@@ -117,6 +117,7 @@ def test_states_below_are_those_of_mlx(family: str) -> None:
     np.testing.assert_allclose(step.states(example.tokens[:-1]), cache.states(example), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("torch_stays_apart")
 @pytest.mark.skipif(not ON_CPU, reason="torch computes only where mlx runs on a CPU")
 def test_training_in_torch(tmp_path: Path) -> None:
     """Acceptance rises as replay counts it, the base stays whole, and the states are kept apart from mlx's."""

@@ -167,7 +167,7 @@ def train(job: Job) -> None:
     vocab = distill_fit.vocabulary(ids, len(target["embed"]), context_tokens=job.config.cut.context_tokens)
     shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, ids)
     if start_from:
-        weights = {name: weight.to(target["embed"].device) for name, weight in start.items()}
+        weights = start
     job.fitted.mkdir(parents=True, exist_ok=True)
     np.save(job.fitted / "vocab.npy", ids)
     outputs = _outputs_by_domain(stored)

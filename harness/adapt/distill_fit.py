@@ -24,6 +24,7 @@ from harness.decode.collect import Rollout, Stored, write_durably
 from harness.decode.torch_llama import Shape, Weights
 from harness.errors import HarnessError
 from harness.files import read_text
+from routing.apart import apart
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,7 @@ def prepare(stored: Iterable[Stored]) -> list[Example]:
     ]
 
 
+@apart
 def initial_weights(shape: Shape, target: Weights, cut: CutConfig, vocab: np.ndarray) -> tuple[Shape, Weights]:
     """Weights of the untrained cut: chosen layers, final norm, and the target's output rows of ``vocab``; embeddings not included."""
     import dataclasses
@@ -206,6 +208,7 @@ def rate_at(step: int, steps: int, config: FitConfig) -> float:
     return config.learning_rate * warm * (config.final_fraction + (1 - config.final_fraction) * decay)
 
 
+@apart
 def fit(
     shape: Shape,
     weights: Weights,
@@ -265,6 +268,7 @@ def fit(
     return {name: weights[name].detach() for name in names}
 
 
+@apart
 def load_weights(folder: Path, weights: Weights) -> int:
     """Copy the checkpoint in ``folder`` into ``weights``; return how many updates it has seen."""
     from safetensors import safe_open

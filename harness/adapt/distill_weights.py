@@ -7,21 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from harness.decode.torch_llama import LAYERS, Shape, Weights
+from harness.decode.torch_llama import LAYERS, Shape, Weights, device
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.config import CutSource, parse_source
 from harness.models.cut import TOKEN_MAP, read_cut
+from routing.apart import apart
 
 
 def mlx_weights(shape: Shape, weights: Weights) -> dict[str, mx.array]:
     """Torch weights of the cut under mlx-lm's names, joined projections split."""
+    return {name: mx.array(w) for name, w in _split(shape, weights).items()}
+
+
+@apart
+def _split(shape: Shape, weights: Weights) -> dict[str, np.ndarray]:
     out = {"model.norm.weight": weights["norm"], "lm_head.weight": weights["head"]}
     for i in range(shape.layers):
         for name, parts in LAYERS.items():
             split = weights[f"layers.{i}.{name}"].split(shape.rows(name))
             out |= {f"model.layers.{i}.{part}.weight": w for part, w in zip(parts, split, strict=True)}
-    return {name: mx.array(w.detach().cpu().numpy()) for name, w in out.items()}
+    return {name: w.detach().cpu().numpy() for name, w in out.items()}
 
 
 def read_start(source: str, layers: int) -> tuple[dict[str, Any], np.ndarray, Weights]:
@@ -34,19 +40,25 @@ def read_start(source: str, layers: int) -> tuple[dict[str, Any], np.ndarray, We
     Raises:
         HarnessError: no draft there, or one with another number of blocks.
     """
-    import torch
-
     found = parse_source(source) if source.startswith("shipped:") else CutSource(Path(source))
     assert isinstance(found, CutSource)
     config, arrays = read_cut(found.path)
     if config["layers"] != layers:
         raise HarnessError(f"{source} has {config['layers']} blocks, cut.layers is {layers}", "Set cut.layers to the draft's own number.")
 
+    exact = {name: np.array(array.astype(mx.float32)) for name, array in arrays.items() if name.endswith(".weight")}
+    return config, np.array(arrays[TOKEN_MAP]), _join(exact, layers)
+
+
+@apart
+def _join(arrays: dict[str, np.ndarray], layers: int) -> Weights:
+    import torch
+
     def read(*names: str) -> torch.Tensor:
-        return torch.cat([torch.from_numpy(np.array(arrays[f"{name}.weight"].astype(mx.float32))) for name in names])
+        return torch.cat([torch.from_numpy(arrays[f"{name}.weight"]) for name in names]).to(device())
 
     weights: Weights = {"norm": read("model.norm"), "head": read("lm_head")}
     for i in range(layers):
         at = f"model.layers.{i}"
         weights |= {f"layers.{i}.{name}": read(*(f"{at}.{part}" for part in parts)) for name, parts in LAYERS.items()}
-    return config, np.array(arrays[TOKEN_MAP]), weights
+    return weights

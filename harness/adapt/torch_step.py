@@ -19,6 +19,7 @@ from harness.adapt.surface import adapted_layers
 from harness.adapt.trees import mx
 from harness.decode import torch_llama
 from harness.errors import HarnessError
+from routing.apart import apart
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ class TorchStep:
         self.shape = torch_llama.shape_of(model)
         self.weights = torch_llama.load(model, self.shape, self.dtype)
         self.where = self.weights["embed"].device
-        self.norms = {name: w.float() for name, w in self.weights.items() if "norm" in name}
+        self.norms = _norms(self.weights)
         self.first = self.shape.layers - adapted_layers(model, config.lora)
         self.scale, self.parts = config.lora.scale, config.loss.parts()
 
@@ -50,6 +51,7 @@ class TorchStep:
         """Number format of the products: states computed here differ by it."""
         return str(self.dtype).removeprefix("torch.")
 
+    @apart
     def states(self, tokens: np.ndarray) -> np.ndarray:
         """Hidden states (n, dim) float32 of one sequence (n,) below the lowest trained block."""
         import torch
@@ -71,9 +73,14 @@ class TorchStep:
             share: factor, the inverse of the sum of weights of the update.
             adapter: mlx-lm's names -> arrays.
         """
+        loss, gradients = self._differentiate(batch, prefix, share, {name: np.array(array) for name, array in adapter.items()})
+        return loss, {name: mx.array(gradient) for name, gradient in gradients.items()}
+
+    @apart
+    def _differentiate(self, batch: Batch, prefix: np.ndarray | None, share: float, adapter: dict[str, np.ndarray]) -> tuple[float, dict]:
         import torch
 
-        update = {name: self._tensor(np.array(array)).requires_grad_() for name, array in adapter.items()}
+        update = {name: self._tensor(array).requires_grad_() for name, array in adapter.items()}
         rows = self._tensor(batch.rows).long()
         h = self._embed(batch.tokens) if prefix is None else self._tensor(prefix)
         cos, sin = self._rope(h)
@@ -83,7 +90,7 @@ class TorchStep:
         z = self._norm(h, "norm")
         loss, gradient = self._head(z.detach(), batch, share)
         found = torch.autograd.grad(z, list(update.values()), gradient)
-        return loss, {name: mx.array(array.cpu().numpy()) for name, array in zip(update, found, strict=True)}
+        return loss, {name: array.cpu().numpy() for name, array in zip(update, found, strict=True)}
 
     # --- the model ---
 
@@ -178,6 +185,11 @@ class TorchStep:
         with torch.no_grad():
             logits.mul_(by_normaliser / sums).scatter_add_(1, columns, by_named)
             return loss.item(), logits.to(self.dtype) @ self.weights["embed"]
+
+
+@apart
+def _norms(weights: torch_llama.Weights) -> torch_llama.Weights:
+    return {name: w.float() for name, w in weights.items() if "norm" in name}
 
 
 def weighted(log_q: torch.Tensor, valid: torch.Tensor, p: torch.Tensor, parts: Mapping[str, float]) -> torch.Tensor:

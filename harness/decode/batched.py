@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from harness.decode.collect import Rollout
-from harness.models.blas import mx, nn
+from harness.models.blas import mx, nn, one_stream
 
 # isort: split
 from mlx_lm.generate import BatchGenerator
@@ -36,6 +36,7 @@ class BatchedTarget:
             sampler=make_sampler(temperature),
             completion_batch_size=len(prompts),
             prefill_batch_size=min(len(prompts), 8),
+            **one_stream(),
         )
         try:
             rows = generator.insert([list(p) for p in prompts], [max_tokens] * len(prompts))

@@ -1,13 +1,13 @@
-"""Measure what a draft step and a block verification cost on this machine: c and v(1..K+1)."""
+"""Measure what a draft step and a block verification cost on this machine: c and v(1..K+1), and whether v has risen since."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from harness.models.blas import mx
 
 CONTEXT_TOKENS = 128
 """Cache length the steps are timed at."""
+CHECKED_BLOCK = 5
+"""Tokens of the pass that :func:`verification_cost` times."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +72,12 @@ def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = AUTO_MA
         max_k: blocks of up to ``max_k`` + 1 tokens are timed.
         repeats: timed passes per block size after one warm-up.
     """
-    prompt = [token % 1000 + 100 for token in range(CONTEXT_TOKENS)]
-    target = CachedModel(pair.target)
-    target.prefill(prompt)
+    target = _prefilled(pair.target)
     draft = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
     jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in block_sizes(max_k)}
     if isinstance(draft, ModelDrafter):
-        state = CachedModel(draft.model)
-        state.prefill(prompt)
-        jobs["draft"] = _block(state, 1)
-    times: dict[object, list[float]] = {name: [] for name in jobs}
-    for repeat in range(repeats + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if repeat:
-                times[name].append(time.perf_counter() - start)
+        jobs["draft"] = _block(_prefilled(draft.model), 1)
+    times = interleaved(jobs, repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
     return Calibration(
         target_step_s=median[1],
@@ -92,6 +85,31 @@ def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = AUTO_MA
         block_s=tuple(np.interp(range(1, max_k + 2), block_sizes(max_k), [median[m] for m in block_sizes(max_k)]).tolist()),
         spread=max(_spread(values) for values in times.values()),
     )
+
+
+def verification_cost(model: Any, repeats: int = 5) -> float:
+    """v(5) of a model as it is now, in a fraction of a calibration's time: what shows that verification has become slower."""
+    target = _prefilled(model)
+    times = interleaved({m: _block(target, m) for m in (1, CHECKED_BLOCK)}, repeats)
+    return statistics.median(times[CHECKED_BLOCK]) / statistics.median(times[1])
+
+
+def interleaved(jobs: Mapping[T, Callable[[], None]], repeats: int) -> dict[T, list[float]]:
+    """Seconds of each job, ``repeats`` times in turns after one warm-up."""
+    times: dict[T, list[float]] = {name: [] for name in jobs}
+    for repeat in range(repeats + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if repeat:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _prefilled(model: Any) -> CachedModel:
+    cached = CachedModel(model)
+    cached.prefill([token % 1000 + 100 for token in range(CONTEXT_TOKENS)])
+    return cached
 
 
 def _block(model: CachedModel, m: int) -> Callable[[], None]:

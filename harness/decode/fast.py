@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step
-from harness.models.blas import mx
+from harness.models.blas import mx, one_stream
 
 
 def fast_steps(
@@ -37,12 +37,13 @@ def fast_steps(
         top_k=sampling.top_k,
     )
     ids = mx.array(prompt, dtype=mx.uint32)
+    common = {"max_tokens": max_tokens, "sampler": sampler, **one_stream()}
     if draft is None:
-        plain = generate_step(ids, target, max_tokens=max_tokens, sampler=sampler)
+        plain = generate_step(ids, target, **common)
         stream: Iterator[tuple[int, bool]] = ((int(token), False) for token, _ in plain)
         k = 0
     else:
-        pairs = speculative_generate_step(ids, target, draft, num_draft_tokens=k, max_tokens=max_tokens, sampler=sampler)
+        pairs = speculative_generate_step(ids, target, draft, num_draft_tokens=k, **common)
         stream = ((int(token), bool(from_draft)) for token, _, from_draft in pairs)
     yield from _rounds(stream, k, max_tokens, eos)
 

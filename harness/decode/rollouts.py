@@ -18,6 +18,7 @@ from harness.decode import torch_llama
 from harness.decode.collect import Decoder, Rollout
 from harness.decode.torch_llama import Shape, Weights
 from harness.errors import HarnessError
+from routing.apart import apart
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +87,7 @@ class TorchTarget:
 
     def __call__(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, temperature: float, top_k: int, seed: int) -> list[Rollout]:
         """Continue every prompt; greedy at temperature 0, else sampled with a generator seeded by ``seed``."""
-        import torch
-
-        where = self.weights["embed"].device
-        with torch.inference_mode(), where:
-            rng = torch.Generator(where).manual_seed(seed)
-            return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, rng)
+        return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, seed)
 
 
 def torch_decoder(pair: Pair, dtype: str | None = None) -> Decoder | None:
@@ -112,7 +108,26 @@ def torch_decoder(pair: Pair, dtype: str | None = None) -> Decoder | None:
         return None
 
 
+@apart
 def _decode(
+    shape: Shape,
+    weights: Weights,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    eos: frozenset[int],
+    seed: int,
+) -> list[Rollout]:
+    import torch
+
+    where = weights["embed"].device
+    with torch.inference_mode(), where:
+        rng = torch.Generator(where).manual_seed(seed)
+        return _continue(shape, weights, prompts, max_tokens, temperature, top_k, eos, rng)
+
+
+def _continue(
     shape: Shape,
     weights: Weights,
     prompts: Sequence[Sequence[int]],

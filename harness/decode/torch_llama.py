@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.errors import HarnessError
+from routing.apart import apart
 
 if TYPE_CHECKING:
     import torch
@@ -136,25 +137,39 @@ def shape_of(source: Path | Any, families: Sequence[str] = FAMILIES) -> Shape:
 
 def load(source: Path | Any, shape: Shape, dtype: torch.dtype) -> Weights:
     """Joined weights of ``dtype`` on :func:`device`, from a model folder or a model that mlx-lm has loaded."""
-    import torch
+    return _read_folder(source, shape, dtype) if isinstance(source, Path) else _copy(_arrays(source), shape, dtype)
+
+
+@apart
+def _read_folder(folder: Path, shape: Shape, dtype: torch.dtype) -> Weights:
+    from safetensors import safe_open
 
     where = device()
-    if isinstance(source, Path):
-        from safetensors import safe_open
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        biased = _QUERY_BIAS in file.keys()  # noqa: SIM118
+        return _join(shape, lambda name: file.get_tensor(name).to(where, dtype), biased=biased)
 
-        with safe_open(source / "model.safetensors", framework="pt") as file:
-            biased = _QUERY_BIAS in file.keys()  # noqa: SIM118
-            return _join(shape, lambda name: file.get_tensor(name).to(where, dtype), biased=biased)
+
+def _arrays(model: Any) -> dict[str, np.ndarray]:
+    """The model's weights by mlx-lm's names, not copied, bfloat16 as its bits; mlx evaluates an array only on the thread that made it."""
     from mlx.utils import tree_flatten
 
     from harness.models.blas import mx
 
-    found = dict(tree_flatten(source.parameters()))
+    return {n: np.asarray(w.view(mx.uint16) if w.dtype == mx.bfloat16 else w) for n, w in tree_flatten(model.parameters())}
+
+
+@apart
+def _copy(arrays: dict[str, np.ndarray], shape: Shape, dtype: torch.dtype) -> Weights:
+    import torch
+
+    where = device()
 
     def get(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.array(found[name].astype(mx.float32))).to(where, dtype)
+        found = torch.from_numpy(arrays[name])
+        return (found.view(torch.bfloat16) if found.dtype == torch.uint16 else found).to(where, dtype)
 
-    return _join(shape, get, biased=_QUERY_BIAS in found)
+    return _join(shape, get, biased=_QUERY_BIAS in arrays)
 
 
 def load_llama(folder: Path) -> tuple[Shape, Weights]:

@@ -8,6 +8,7 @@ of, cost little more than those of one row, MKL's up to twice as much. Metal and
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import site
@@ -51,10 +52,23 @@ def preload() -> str | None:
         return None
     # MKL's reproducible mode also splits short blocks better between threads: 2 to 8 rows take about half the time.
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    _share_libgomp()
     os.environ.setdefault("BLIS_NUM_THREADS", os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0))))
     chosen, mkl = os.environ.get("HARNESS_BLAS", ""), find_mkl()
     names = [chosen] if chosen not in ("", "mkl") else [*(BLIS if is_amd() and not chosen else ()), *([str(mkl)] if mkl else [])]
     return next((name for name in names if _loads(name)), None)
+
+
+def _share_libgomp() -> None:
+    """Let MKL compute with libgomp, as torch does, whichever of the two comes first.
+
+    Left alone MKL takes Intel's OpenMP unless torch is there already. That one would run torch's loops as well, and keep the workers of
+    every thread that has ended: see :mod:`routing.apart`.
+    """
+    torch = importlib.util.find_spec("torch")
+    beside = [str(path) for place in (torch.submodule_search_locations or () if torch else ()) for path in Path(place).glob("lib/libgomp*")]
+    if any(_loads(name) for name in ("libgomp.so.1", *beside)):
+        os.environ.setdefault("MKL_THREADING_LAYER", "GNU")
 
 
 def _loads(name: str) -> bool:
@@ -71,7 +85,7 @@ preload()
 import mlx.core as mx  # noqa: E402
 import mlx.nn as nn  # noqa: E402
 
-__all__ = ["blas_name", "by_columns", "find_mkl", "is_amd", "lay_out", "mx", "needs_mkl", "nn", "preload"]
+__all__ = ["blas_name", "by_columns", "find_mkl", "is_amd", "lay_out", "mx", "needs_mkl", "nn", "one_stream", "preload"]
 
 
 class _SymbolInfo(ctypes.Structure):
@@ -97,6 +111,13 @@ def blas_name() -> str:
     if library is None or "mlx" in library.parts or library.name.startswith(("libblas", "libcblas")):
         return "reference"
     return next((name for name in ("mkl", "blis") if library.name.startswith(f"lib{name}")), library.name)
+
+
+def one_stream() -> dict[str, mx.Stream]:
+    """Keyword for mlx-lm's loops: on a CPU, the stream that everything else runs on. Theirs would be a second thread with a second pool of
+    OpenMP threads (see :mod:`routing.apart`), for good; on a GPU they keep their own.
+    """
+    return {"stream": mx.default_stream(mx.cpu)} if mx.default_device() == mx.cpu else {}
 
 
 def _library_of(symbol: str) -> Path | None:

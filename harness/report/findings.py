@@ -30,6 +30,7 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     sentences += training_findings(measured, rows)
     sentences += [f"Warning: {text}" for text in measured.get("warnings", ())]
     sentences += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
+    sentences += [f"Warning: {text}." for text in stats.slower_verification(measured.get("verification", ()))]
     if measured.get("skipped"):
         sentences.append(f"Not run: {', '.join(measured['skipped'])}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
     if measured.get("status") not in (None, "finished"):
