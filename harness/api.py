@@ -86,7 +86,7 @@ def stream(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "generi
     """
     if drafter == "router":
         drafter, k = _choose(pair, prompt)
-        settings.setdefault("k", k)
+        settings["k"] = k if settings.get("k") is None else settings["k"]
     adapter = _adapter_of(pair, drafter)
     steps = decoding.stream(pair, prompt, drafter=_activate(pair, drafter, adapter), **settings)
     return _with_adapter(pair, adapter, steps)
@@ -170,12 +170,12 @@ def _activate(pair: Any, drafter: str | Drafter | None, adapter: str | None) -> 
     return drafter
 
 
-def _choose(pair: Any, prompt: Prompt) -> tuple[str | None, int]:
+def _choose(pair: Any, prompt: Prompt) -> tuple[str | None, int | None]:
     """Return the drafter the pair's router takes for a prompt, and its draft length."""
     from harness.routes import PLAIN, route
 
     routed = route(prompt, router=pair_router(pair), bank=adapter_bank(pair))
-    return (None if routed.drafter == PLAIN else routed.drafter), routed.decision.arm.k or 4
+    return (None if routed.drafter == PLAIN else routed.drafter), routed.decision.arm.k
 
 
 def _with_adapter(pair: Any, adapter: str | None, steps: Iterator[Step]) -> Iterator[Step]:

@@ -172,6 +172,7 @@ def _score(context: Context, sample: Sample, generation: Generation) -> dict[str
 
 def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
     """Take the counts of untimed cells from the baseline's greedy tokens."""
+    _target_ties(context, jobs)
     groups: dict[tuple[str | None, str | None], list[Job]] = {}
     for job in jobs:
         if job.key not in context.store:
@@ -181,28 +182,43 @@ def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
         ks = sorted({job.cell.k for job in group if isinstance(job.cell.k, int)})
         context.trained.activate(adapter)
         source = context.trained.drafter(adapter) if drafter == "adapter" else drafter
+        started = time.perf_counter()
         with context.stages("replay"):
             rows = context.engine.replay(context.pair, trajectories, [source], ks)
+        replay_s = time.perf_counter() - started
         by_key = {(row.sample_id, row.k): row for row in rows}
         finish = {t.sample_id: t for t in trajectories}
         records = [_replayed(job, by_key[job.sample.id, job.cell.k], finish[job.sample.id]) for job in group]
         context.store.extend(records)
         for record in records:
             progress.advance(record)
-        _spot_check(context, group[0], records[0])
+        _spot_check(context, group[0], records[0], replay_s)
 
 
-def _spot_check(context: Context, job: Job, replayed: Record) -> None:
-    """Decode one replayed sample for real; the manifest keeps whether every round's counts are the same."""
+def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
+    """Keep in the manifest how many near-ties of the target each replayed answer has: there another machine may answer otherwise."""
+    known = context.store.manifest.measured.get("target_ties", {})
+    samples = {job.sample.id: job.sample for job in jobs if job.sample.id not in known}
+    if samples:
+        with context.stages("check"):
+            found = context.engine.ties(context.pair, [_trajectory(context, sample) for sample in samples.values()])
+        context.store.update(target_ties={**known, **dict(zip(samples, found, strict=True))})
+
+
+def _spot_check(context: Context, job: Job, replayed: Record, replay_s: float) -> None:
+    """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took."""
     with context.stages("check"):
         decoded = _generate(context, job, context.max_tokens)
     checks = context.store.manifest.measured.get("spot_checks", [])
+    equal = (decoded.accept_lengths, decoded.draft_lengths) == (replayed.accept_lengths, replayed.draft_lengths)
+    near_ties = context.store.manifest.measured["target_ties"][job.sample.id] + ((replayed.extra or {}).get("near_ties") or 0)
     check = {
         "drafter": job.adapter or job.cell.drafter,
         "sample_id": job.sample.id,
         "k": job.cell.k,
-        "equal": (decoded.accept_lengths, decoded.draft_lengths) == (replayed.accept_lengths, replayed.draft_lengths),
-        "near_ties": (replayed.extra or {}).get("near_ties"),
+        "equal": equal and decoded.tokens == context.baselines[job.sample.id],
+        "near_ties": near_ties,
+        "replay_s": replay_s,
     }
     context.store.update(spot_checks=[*checks, check])
 

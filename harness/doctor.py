@@ -44,7 +44,7 @@ class Speed:
 
 
 def examine(hub_timeout_s: float = 3.0) -> list[Check]:
-    """Run every check; a few seconds in all. A check that itself fails is reported as broken."""
+    """Run every check; a few seconds in all, beside reading the converted models. A check that itself fails is reported as broken."""
     checks: list[Callable[[], list[Check]]] = [
         _system,
         _mlx,
@@ -52,6 +52,7 @@ def examine(hub_timeout_s: float = 3.0) -> list[Check]:
         _verification,
         _memory,
         _disk,
+        _models,
         lambda: [check_hub(hub_timeout_s)],
         _sandbox,
     ]
@@ -224,6 +225,13 @@ def _disk() -> list[Check]:
     if not os.access(existing, os.W_OK):
         return [Check(name="disk", status="broken", value=f"{existing} is not writable", advice="Set HARNESS_CACHE to a writable folder.")]
     return [check_disk(shutil.disk_usage(existing).free, folder)]
+
+
+def _models() -> list[Check]:
+    from harness.models.store import changed_models
+
+    changed = [Check(name="models", status="broken", value=problem, advice="Delete that folder.") for problem in changed_models()]
+    return changed or [Check(name="models", status="ok", value="the converted models in the cache are as they were written")]
 
 
 def _sandbox() -> list[Check]:

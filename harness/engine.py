@@ -28,6 +28,8 @@ class Engine:
     """``classify(pair, prompt_tokens, baseline_tokens, other_tokens)``."""
     replay: Callable[[Any, Sequence[Trajectory], Sequence[Any], Sequence[int]], list[Any]]
     """``replay(pair, trajectories, drafters, ks)``; drafters are names or drafter objects."""
+    ties: Callable[[Any, Sequence[Trajectory]], list[int]]
+    """``ties(pair, trajectories)``: per answer, the positions where another machine's kernels may flip the target's favourite."""
     calibrate: Callable[[Any, Cell, int], tuple[Any, dict[str, Any]]]
     """``calibrate(pair, cell, max_k)`` -> costs for ``k: auto`` and the plain facts for the manifest."""
     verification: Callable[[Any], float]
@@ -50,7 +52,7 @@ def real_engine() -> Engine:
     from harness.decode.api import DrafterOptions, generate
     from harness.decode.audit import classify
     from harness.decode.calibrate import verification_cost
-    from harness.decode.replay import replay
+    from harness.decode.replay import forced_passes, replay
     from harness.models.blas import blas_name, mx
     from harness.models.pair import load_pair
     from harness.scoring import score
@@ -59,6 +61,9 @@ def real_engine() -> Engine:
         if cell.layers is None and cell.ngram is None:
             return {}
         return {"options": DrafterOptions(layers=cell.layers, **({} if cell.ngram is None else {"ngram": cell.ngram}))}
+
+    def ties(pair: Any, trajectories: Sequence[Trajectory]) -> list[int]:
+        return [forced.near_ties() for forced in forced_passes(pair.target, None, trajectories)]
 
     def facts() -> dict[str, Any]:
         return {"device": str(mx.default_device()), "blas": blas_name()}
@@ -69,6 +74,7 @@ def real_engine() -> Engine:
         generate=generate,
         classify=classify,
         replay=replay,
+        ties=ties,
         calibrate=_calibrate,
         verification=lambda pair: verification_cost(pair.target),
         settings=settings,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -27,7 +28,7 @@ BATCH_SHARE = 1 / 5
 TRAIN_PASSES = 9
 """Draft passes over an example in one round: three epochs, forward and backward."""
 DEFAULT_PROMPTS = 50
-"""Prompts per domain where a suite names no limit."""
+"""Prompts of a domain that names no limit and whose dataset is not on this machine yet."""
 
 _Positive = Annotated[float, Field(gt=0)]
 
@@ -59,8 +60,8 @@ def remember(pair: str, records: Sequence[Record], c: float | None) -> None:
         "step_s": (sum(r.wall_s or 0.0 for r in plain) - prefill) / emitted,
         "c": c if c is not None else 0.3,
     }
-    path = cache_dir() / "speeds" / f"{pair}.json"
-    write_atomic(path, json.dumps(facts))
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs the next plan its estimate, not this run its report
+        write_atomic(cache_dir() / "speeds" / f"{pair}.json", json.dumps(facts))
 
 
 def read_speed(pair: str) -> dict[str, Any] | None:
@@ -73,10 +74,24 @@ def read_speed(pair: str) -> dict[str, Any] | None:
     return facts if facts["processor"] == machine.machine_facts()["processor"] else None
 
 
-def estimate_s(suite: Suite, cells: Sequence[Cell], speed: dict[str, Any]) -> dict[str, float]:
+def count_prompts(suite: Suite) -> dict[str, int | None]:
+    """How many prompts every domain has, split and limit applied; the limit, or None, where the dataset is not on this machine."""
+    from harness.datasets import load_samples
+
+    counts: dict[str, int | None] = {}
+    for domain, spec in suite.domains.items():
+        counts[domain] = spec.limit
+        with contextlib.suppress(HarnessError):
+            counts[domain] = len(load_samples(spec, domain=domain, seed=suite.seed, offline=True))
+    return counts
+
+
+def estimate_s(
+    suite: Suite, cells: Sequence[Cell], speed: dict[str, Any], counts: Mapping[str, int | None] | None = None
+) -> dict[str, float]:
     """Seconds of decoding, of replay, and of training with its answers; decoding as if drafting brought nothing."""
     answer = speed["prompt_tokens"] * speed["prompt_token_s"] + suite.max_tokens * speed["step_s"]
-    prompts = {domain: spec.limit or DEFAULT_PROMPTS for domain, spec in suite.domains.items()}
+    prompts = {domain: (counts or {}).get(domain) or spec.limit or DEFAULT_PROMPTS for domain, spec in suite.domains.items()}
     timed = sum(prompts[cell.domain] for cell in cells if cell.timed)
     replayed = sum(prompts[cell.domain] for cell in cells if not cell.timed)
     chains = needed_chains(cells, list(suite.domains))
@@ -92,12 +107,12 @@ def estimate_s(suite: Suite, cells: Sequence[Cell], speed: dict[str, Any]) -> di
     }
 
 
-def describe_time(suite: Suite, cells: Sequence[Cell], pair: str) -> str:
+def describe_time(suite: Suite, cells: Sequence[Cell], pair: str, counts: Mapping[str, int | None] | None = None) -> str:
     """One line for the plan."""
     speed = read_speed(pair)
     if speed is None:
         return "time: no run has measured this pair on this machine yet; a run with --limit 1 does"
-    parts = {name: seconds for name, seconds in estimate_s(suite, cells, speed).items() if seconds >= 1}
+    parts = {name: seconds for name, seconds in estimate_s(suite, cells, speed, counts).items() if seconds >= 1}
     text = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
     return f"time: about {_duration(sum(parts.values()))} ({text}) at {1000 * speed['step_s']:.0f} ms per target step"
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
+from harness.limits import LENIENCE, DraftLength, Temperature, WarmTemperature
 from harness.records import Rule
 from harness.yamlfile import Strict
 
@@ -31,8 +32,6 @@ def _distinct(items: tuple[T, ...]) -> tuple[T, ...]:
 NonEmpty = Annotated[tuple[T, ...], Field(min_length=1, max_length=256, strict=False), AfterValidator(_distinct)]
 """A YAML list with at least one item, each of them once."""
 
-DraftLength = Annotated[int, Field(ge=1, le=64)]
-Temperature = Annotated[float, Field(ge=0, le=5)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 
@@ -87,6 +86,11 @@ class Cell:
     """Adaptive training rounds done before this cell; 0 is the untrained draft."""
     recipe: Recipe | None = None
     """How the adapters and the router are made, where the cell needs any."""
+
+    @property
+    def needs_draft(self) -> bool:
+        """True when the pair must have a draft model of its own."""
+        return self.drafter not in (None, "lookup", "early_exit")
 
     @property
     def lossy(self) -> bool:
@@ -318,11 +322,11 @@ class Lenience(Experiment):
     """Lossy acceptance with probability min(1, lenience p/q); labelled lossy everywhere."""
 
     kind: Literal["lenience"]
-    values: NonEmpty[Annotated[float, Field(gt=1, le=1000)]] = (1.5, 2.0)
+    values: NonEmpty[Annotated[float, Field(gt=LENIENCE.low, le=LENIENCE.high)]] = (1.5, 2.0)
     """Lenience factors."""
     k: NonEmpty[DraftLength] = (4,)
     """Draft lengths."""
-    temperatures: NonEmpty[Annotated[float, Field(gt=0, le=5)]] = (1.0,)
+    temperatures: NonEmpty[WarmTemperature] = (1.0,)
     """Sampling temperatures; at 0 lenience changes nothing."""
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:

@@ -14,6 +14,7 @@ import stat
 import tempfile
 import unicodedata
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -27,13 +28,15 @@ JSON_BYTES = 64 * 2**20
 _KEPT = "\n\t\u200c\u200d"
 """Control and format characters that stay: line breaks, and the joiners that Persian, Indic scripts and emoji need."""
 RESTORE = "Restore the file from a copy, or make it again."
+POINTER = b"version https://git-lfs.github.com/"
+"""How the text file begins that git keeps in place of a large one."""
 
 
 def open_regular(path: Path, *, advice: str = RESTORE) -> BinaryIO:
     """Open a regular file for reading, links followed; a pipe, a device or a folder is refused without waiting for it.
 
     Raises:
-        HarnessError: missing, not readable, or not a regular file.
+        HarnessError: missing, not readable, not a regular file, or git-lfs's pointer to one.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
@@ -42,7 +45,12 @@ def open_regular(path: Path, *, advice: str = RESTORE) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise HarnessError(f"cannot read {path}: it is not a regular file", advice)
-    return os.fdopen(handle, "rb")
+    file = os.fdopen(handle, "rb")
+    if file.read(len(POINTER)) == POINTER:
+        file.close()
+        raise HarnessError(f"{path} is a git-lfs pointer, not the file it stands for", f"Run `git lfs pull` in {path.parent}.")
+    file.seek(0)
+    return file
 
 
 def read_bytes(path: Path, *, most: int = TEXT_BYTES, advice: str = RESTORE) -> bytes:
@@ -150,6 +158,21 @@ def _adapter(schema: Any) -> Any:
     return TypeAdapter(schema)
 
 
+@contextlib.contextmanager
+def reading(where: Path | str, *, advice: str = RESTORE) -> Iterator[None]:
+    """Turn whatever a library raises while it reads ``where`` into one sentence.
+
+    Raises:
+        HarnessError: the library failed; ours and a request to stop pass unchanged.
+    """
+    try:
+        yield
+    except (HarnessError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of a Rust library is no Exception
+        raise HarnessError(f"cannot read {where}: {printable(reason(error))}", advice) from None
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Replace ``path`` by ``data``: a reader or a crash sees the old file or the new one; file and folder are synced.
 
@@ -214,7 +237,8 @@ def reason(error: BaseException) -> str:
         return error.strerror[:1].lower() + error.strerror[1:]
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200].strip() or type(error).__name__
 
 
 def _umask() -> int:

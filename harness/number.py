@@ -38,7 +38,8 @@ def normalise(text: str) -> str:
     text = text.translate(_PLAIN).replace("\\$", "$").replace("\\%", "%").replace("\\left", "").replace("\\right", "")
     text = _VULGAR.sub(lambda m: f"{m[1]} {unicodedata.normalize('NFKC', m[2])}".strip().translate(_PLAIN), text)
     text = _SUPERSCRIPT.sub(lambda m: f"^{unicodedata.normalize('NFKC', m[0])}".translate(_PLAIN), text)
-    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), _SEPARATOR.sub(",", text).replace("\\!", ""))
+    text = re.sub(r"\\[,;: ]", " ", _SEPARATOR.sub(",", text)).replace("\\!", "")
+    text = _SPACED.sub(lambda m: m[0].replace(" ", ""), text)
     text = _FRACTION.sub(lambda m: f"{' ' if m.start() and text[m.start() - 1].isdigit() else ''}{m[1] or m[2]}/{m[3] or m[4]} ", text)
     return _CURRENCY.sub("$", _NO_FRACTION.sub(" ", text))
 

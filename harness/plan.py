@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.experiments import Cell
-from harness.records import Sample
-from harness.store import Key, settings_key
+from harness.records import Record, Sample
+from harness.store import Key, Manifest, record_key, settings_key
+from harness.suite import recorded_suite
+from harness.trained import adapter_names, chain_of, needed_chains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class Plan:
     def decodes(self) -> list[Job]:
         """All decode jobs."""
         return [job for _, jobs in self.prompts for job in jobs]
+
+    @property
+    def jobs(self) -> dict[Key, Job]:
+        """Everything, by the key of the record it will write."""
+        return {job.key: job for job in (*self.decodes, *self.replays)}
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
@@ -109,3 +116,36 @@ def _round_robin(samples: Sequence[Sample]) -> list[Sample]:
         by_domain.setdefault(sample.domain, []).append(sample)
     longest = max(map(len, by_domain.values()), default=0)
     return [group[i] for i in range(longest) for group in by_domain.values() if i < len(group)]
+
+
+def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
+    """The plan that a run followed, from its manifest alone and its prompts.
+
+    Raises:
+        HarnessError: the manifest's suite is none of this version.
+    """
+    suite = recorded_suite(manifest.suite)
+    skipped = manifest.measured.get("skipped", ())
+    cells = [c for c in suite.cells() if not (c.mode == "fast" and c.drafter is not None and c.experiment in skipped)]
+    names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.get("adapters", {})
+
+    def adapter(cell: Cell) -> str | None:
+        if cell.drafter != "adapter" or cell.round == 0:
+            return None
+        name = names[chain_of(cell), cell.round or 1]
+        return name if facts.get(name, {}).get("hash") else None
+
+    return make_plan(cells, samples, suite.seed, adapter)
+
+
+def foreign(plan: Plan, records: Sequence[Record]) -> list[str]:
+    """What in the records the plan does not have, a line each: another cell, prompt, seed or domain."""
+    jobs, found = plan.jobs, []
+    for record in records:
+        job = jobs.get(record_key(record))
+        if job is None or (record.domain, record.lossy) != (job.cell.domain, job.cell.lossy):
+            cell = f"{record.experiment} {record.drafter or 'target only'} k={record.k}"
+            found.append(
+                f"{record.sample_id} in {cell} ({record.method}, domain {record.domain}, seed {record.seed}) is not of this run's plan"
+            )
+    return found

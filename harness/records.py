@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
 
 SCHEMA_VERSION = 1
 """Version of every file written. Older files upgrade on read, newer ones are refused."""
 
+Count = Annotated[int, Ge(0), Le(10**9)]
+Length = Annotated[int, Ge(0), Le(4096)]
+"""Tokens that one round drafted or accepted."""
+Time = Annotated[float, Ge(0), Le(1e9)]
+"""Seconds."""
 Rule = Literal["match", "rejection"]
 Finish = Literal["eos", "length", "stopped"]
 """End-of-sequence token, ``max_tokens``, or a caller that asked for an end."""
@@ -184,7 +191,7 @@ class Record:
     """Suite entry the cell belongs to."""
     method: Literal["decode", "replay"]
     """``decode`` was timed; ``replay`` has counts only, its times are None."""
-    mode: str
+    mode: Literal["detailed", "fast"]
     """``detailed`` (this project's loop) or ``fast`` (mlx-lm's loop)."""
     sample_id: str
     domain: str
@@ -197,22 +204,22 @@ class Record:
     temperature: float = 0.0
     seed: int = 0
     lossy: bool = False
-    prompt_tokens: int
-    rounds: int
-    drafted: int
-    accepted: int
-    rejected: int
-    accept_lengths: tuple[int, ...]
-    draft_lengths: tuple[int, ...]
-    emitted: int
+    prompt_tokens: Count
+    rounds: Count
+    drafted: Count
+    accepted: Count
+    rejected: Count
+    accept_lengths: tuple[Length, ...]
+    draft_lengths: tuple[Length, ...]
+    emitted: Count
     finish: Finish
-    prefill_s: float | None = None
-    ttft_s: float | None = None
-    draft_s: float | None = None
-    verify_s: float | None = None
-    route_s: float | None = None
-    swap_s: float | None = None
-    wall_s: float | None = None
+    prefill_s: Time | None = None
+    ttft_s: Time | None = None
+    draft_s: Time | None = None
+    verify_s: Time | None = None
+    route_s: Time | None = None
+    swap_s: Time | None = None
+    wall_s: Annotated[Time, Gt(1e-9)] | None = None
     tokens: tuple[int, ...] | None = None
     """Emitted ids (decoded cells): the losslessness audit recomputes from these."""
     divergence: Divergence | None = None

@@ -268,9 +268,7 @@ def _groups(table: OutcomeTable, samples: Sequence[Sample]) -> np.ndarray:
     return np.array([label[s] for s in table.sample_ids])
 
 
-def evaluate(
-    material: Material, config: RouterConfig, *, kinds: Sequence[str] = (), offline: bool = False, n_boot: int = 2000, **options: Any
-) -> Evaluation:
+def evaluate(material: Material, config: RouterConfig, *, kinds: Sequence[str] = (), offline: bool = False, **options: Any) -> Evaluation:
     """Grouped k-fold evaluation of the configured router beside every baseline.
 
     Args:
@@ -278,7 +276,6 @@ def evaluate(
         config: settings.
         kinds: kinds of router to compare, named so in the table; only the configured one, named ``router``, when empty.
         offline: fetch no encoder.
-        n_boot: bootstrap resamples.
         **options: ``test_prompts`` or ``folds`` of :func:`routing.evaluate.evaluate_routers`.
 
     Raises:
@@ -299,7 +296,6 @@ def evaluate(
             groups=material.groups,
             weights=table.emitted[:, 0, table.ks.index(material.k)],
             n_splits=config.folds,
-            n_boot=n_boot,
             seed=config.seed,
             **options,
         )

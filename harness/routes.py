@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness import files
 from harness.errors import HarnessError
 from harness.paths import cache_dir
 from harness.records import Generation, Sample
@@ -227,10 +228,7 @@ def _content_hash(folder: Path) -> str:
 
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        try:
-            data = (folder / name).read_bytes()
-        except OSError as error:
-            raise HarnessError(f"{folder} holds no adapter: {error}", "Train it again with `harness train`.") from error
+        data = files.read_bytes(folder / name, advice="Train it again with `harness train`.")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
 
@@ -360,7 +358,7 @@ def route_and_decode(
         on_route(routed)
     name = routed.drafter
     drafter = None if name == PLAIN else bank.drafter(None if name == GENERIC else name)
-    answer = generate(pair, prompt, drafter=drafter, k=routed.decision.arm.k or 4 if k is None else k, **settings)
+    answer = generate(pair, prompt, drafter=drafter, k=routed.decision.arm.k if k is None else k, **settings)
     spent = routed.route_s + routed.swap_s
     return dataclasses.replace(
         answer, route_s=routed.route_s, swap_s=routed.swap_s, ttft_s=answer.ttft_s + spent, wall_s=answer.wall_s + spent

@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.estimate import remember
 from harness.experiments import Cell
 from harness.interrupt import StopRequest
-from harness.plan import make_plan
+from harness.plan import Plan, foreign, make_plan, recorded_plan
 from harness.records import Sample
 from harness.stages import Stages
 from harness.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
@@ -64,12 +64,15 @@ def run_suite(
     check_writable(results_dir)
     folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, Path(suite.models).stem, results_dir)
     before = read_manifest(folder) if resume else None
-    if before:
-        _same_before_loading(before, suite)
-    stages = Stages(before.measured.get("time_s") if before else None)
     engine = engine or real_engine()
+    if before:
+        _same_before_loading(before, suite, engine)
+    stages = Stages(before.measured.get("time_s") if before else None)
     with stages("load"):
         samples = _samples(suite, engine, offline)
+        if before:
+            _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
+            _no_foreign(folder, recorded_plan(before, samples))
         warnings = _warn(samples, before, console)
         pair = engine.load_pair(suite.models, offline=offline)
         prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
@@ -88,11 +91,17 @@ def run_suite(
             with stages("train"):
                 context.trained = _train(context, suite, cells, samples, load, stop, console)
             remember_baselines(context, read_records(folder))
-            execute(context, make_plan(cells, samples, suite.seed, context.trained.adapter), stop, console)
-        store.update(status="interrupted" if stop.requested else "finished", time_s=stages.seconds())
+            plan = make_plan(cells, samples, suite.seed, context.trained.adapter)
+            store.update(planned=len(plan.jobs))
+            execute(context, plan, stop, console)
+        if stop.requested:
+            store.update(status="interrupted", time_s=stages.seconds())
+        else:
+            store.finish(time_s=stages.seconds())
         generic = store.manifest.measured.get("calibration", {}).get("generic", {})
         remember(pair.name, read_records(folder), generic.get("c"))
-    _report(folder, console)
+    if len(store):
+        _report(folder, console)
     if stop.requested:
         show(console, f"interrupted; go on with: harness run ... --resume {folder.name}")
         raise KeyboardInterrupt
@@ -165,7 +174,7 @@ def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mappi
         models=_model_facts(pair, engine.dtype(pair)),
         code=machine.code_state(),
         packages=machine.package_versions(),
-        machine={**machine.machine_facts(), **engine.facts()},
+        machine=_machine(engine),
         seeds=(suite.seed,),
         prompts=prompts,
     )
@@ -187,17 +196,39 @@ def _open_store(folder: Path, resume: str | None, manifest: Manifest) -> RunStor
         return RunStore.create(folder, manifest)
     before = read_manifest(folder)
     _same("models", before.models, manifest.models)
-    _same("packages", before.packages, manifest.packages)
     _same_prompts(before.prompts, manifest.prompts)
     return RunStore.resume(folder)
 
 
-def _same_before_loading(before: Manifest, suite: Suite) -> None:
-    """Refuse to resume a run made with another suite or other code."""
+def _machine(engine: Engine) -> dict[str, Any]:
+    return {**machine.machine_facts(), **engine.facts()}
+
+
+def _same_before_loading(before: Manifest, suite: Suite, engine: Engine) -> None:
+    """Refuse to resume a run made with another suite, other code or packages, or on another machine."""
     if before.suite_hash != suite.hash():
         _same("suite", before.suite, suite.resolved())
         raise HarnessError("cannot resume: suite_hash differs", "Start a new run.")
-    _same("code.hash", before.code["hash"], machine.source_hash())
+    _same("code.hash", before.code.get("hash"), machine.source_hash())
+    _same("packages", before.packages, machine.package_versions())
+    now = _machine(engine)
+    for name in sorted({*before.machine, *now} - {"memory_bytes"}):
+        if before.machine.get(name) != now.get(name):
+            raise HarnessError(
+                f"cannot resume: the run was made with {name} {before.machine.get(name)!r}, here it is {now.get(name)!r}; "
+                "clocks of two machines must not mix in one run",
+                "Go on where the run was started, or start a new run here.",
+            )
+
+
+def _no_foreign(folder: Path, plan: Plan) -> None:
+    """Refuse to resume a run that holds records of other cells or prompts than its own."""
+    found = foreign(plan, read_records(folder))
+    if found:
+        raise HarnessError(
+            f"cannot resume: {folder} holds {len(found)} foreign records: {found[0]}",
+            "Restore records.jsonl from a copy, or start a new run.",
+        )
 
 
 def _same_prompts(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -64,14 +64,20 @@ class Swap(TypedDict):
 class SpotCheck(TypedDict):
     """A replayed sample that was decoded too."""
 
+    drafter: str
+    sample_id: str
+    k: int
     equal: bool
     near_ties: int | None
+    replay_s: NotRequired[Duration]
+    """What the replay of its cell took; not in runs of versions that did not store it."""
 
 
 class Measured(TypedDict, total=False):
     """:attr:`harness.store.Manifest.measured`."""
 
-    status: str
+    status: Literal["interrupted", "finished"]
+    planned: Annotated[int, Field(ge=0)]
     calibration: dict[str, Calibration]
     reference_s: list[Duration]
     peak_memory_bytes: int
@@ -81,6 +87,7 @@ class Measured(TypedDict, total=False):
     routers: dict[str, Any]
     swaps: list[Swap]
     spot_checks: list[SpotCheck]
+    target_ties: dict[str, Annotated[int, Field(ge=0)]]
 
 
 class Stages(TypedDict, total=False):
@@ -101,7 +108,7 @@ class Score(TypedDict):
 
     metric: str
     status: Literal["passed", "failed", "unscored"]
-    value: float | None
+    value: Annotated[float, Field(ge=0, le=1)] | None
 
 
 class Extra(TypedDict, total=False):
@@ -110,7 +117,7 @@ class Extra(TypedDict, total=False):
     settings: dict[str, Scalar]
     score: Score | None
     profile: Parts | None
-    near_ties: int | None
+    near_ties: Annotated[int, Field(ge=0)] | None
     choice: str | None
 
 
@@ -128,41 +135,3 @@ class Machine(TypedDict, total=False):
 
     memory_bytes: int
     cores: int | None
-
-
-class Counts(TypedDict):
-    """What a cell did on one prompt, in a gate reference."""
-
-    rounds: Amount
-    drafted: Amount
-    accepted: Amount
-    rejected: Amount
-    emitted: Amount
-    base_s: NotRequired[Amount]
-    cell_s: NotRequired[Amount]
-
-
-class CellName(TypedDict):
-    """The JSON text that names a cell."""
-
-    experiment: str
-    domain: str
-    drafter: str | None
-    adapter: str | None
-    k: int | str | None
-    rule: str
-    temperature: float
-    mode: str
-    method: str
-    settings: NotRequired[dict[str, Scalar]]
-
-
-class Reference(TypedDict):
-    """A gate reference."""
-
-    run: str
-    pair: str
-    suite_hash: str
-    models: dict[str, str | None]
-    machine: dict[str, Scalar]
-    cells: dict[str, dict[str, Counts]]

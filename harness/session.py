@@ -19,6 +19,7 @@ from harness.datasets import load_samples
 from harness.datasets.splits import leaks
 from harness.drafters import BUILT_IN, check_drafter, installed
 from harness.errors import HarnessError
+from harness.models.config import pair_k
 from harness.models.pair import load_pair
 from harness.records import Generation, Sample
 from harness.session_config import ADAPTIVE, DEFAULT, SessionConfig, load_session_config
@@ -99,6 +100,11 @@ class Session:
         """Let other processes open the session."""
         self._lock.close()
 
+    @property
+    def k(self) -> int | str:
+        """Draft length of an answer that asks for none."""
+        return pair_k(self.pair) if self.config.k is None else self.config.k
+
     # --- answers ---
 
     def generate(self, prompt: Prompt, *, drafter: str | None = "", train: bool | None = None, **settings: Any) -> Generation:
@@ -115,7 +121,7 @@ class Session:
         """
         name = self._resolve(self.drafter if drafter == "" else drafter)
         config = self.config
-        chosen: dict[str, Any] = {"k": config.k, "rule": config.rule, "temperature": config.temperature, "max_tokens": config.max_tokens}
+        chosen: dict[str, Any] = {"k": self.k, "rule": config.rule, "temperature": config.temperature, "max_tokens": config.max_tokens}
         chosen |= settings
         if chosen["k"] == "auto" and name is not None:
             chosen.setdefault("costs", self._calibrated(name))

@@ -12,6 +12,7 @@ from harness.adapt.config import TrainingConfig, load_training_config
 from harness.datasets.spec import DatasetSpec
 from harness.drafters import check_drafter
 from harness.errors import HarnessError
+from harness.limits import DraftLength, Temperature
 from harness.models.config import pair_path
 from harness.paths import find_config
 from harness.records import Rule
@@ -32,10 +33,10 @@ class SessionConfig(Strict):
     """Model pair."""
     drafter: str | None = ADAPTIVE
     """``adaptive``, a drafter's name as for ``generate``, or null for plain decoding."""
-    k: Annotated[int, Field(ge=1, le=64)] | Literal["dynamic", "auto"] = 4
-    """Draft length."""
+    k: DraftLength | Literal["dynamic", "auto"] | None = None
+    """Draft length; the pair's own when absent."""
     rule: Rule = "match"
-    temperature: Annotated[float, Field(ge=0, le=5)] = 0.0
+    temperature: Temperature = 0.0
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer."""
     system: str | None = None

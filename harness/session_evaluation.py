@@ -10,6 +10,7 @@ from harness import api
 from harness.datasets import load_samples
 from harness.decode.collect import collect
 from harness.errors import HarnessError
+from harness.models.config import pair_k
 from harness.paths import cache_dir
 from harness.records import Sample, Trajectory
 from harness.stats import Estimate, difference, ratio
@@ -63,7 +64,7 @@ def evaluate(session: Session, samples: Sequence[Sample | str] | None) -> list[E
     if drafter is None or pair.draft is None:
         raise HarnessError("there is no draft to evaluate", "Choose a drafter, and a pair that has a draft.")
     chosen = _samples(session, samples)
-    k = config.k if isinstance(config.k, int) else pair.config.k
+    k = session.k if isinstance(session.k, int) else pair_k(pair)
     folder = cache_dir() / "trajectories" / pair.name
     trajectories = list(collect(pair, chosen, max_tokens=config.evaluation_tokens, batch=BATCH, top_k=TOP_K, out=folder))
     generic = {row.sample_id: row for row in api.replay(pair, trajectories, ["generic"], [k])}

@@ -1,7 +1,8 @@
 """Run folders: ``manifest.json`` says what ran, ``records.jsonl`` holds one checksummed line per finished sample in a cell.
 
 A record is on disk (fsync) before the next sample starts, so a killed run loses no finished sample. One process writes
-to a folder at a time; readers need no lock and skip a half-written last line.
+to a folder at a time; readers need no lock and skip a half-written last line. When a run finishes, its manifest seals the
+records; whoever reads a finished run reads what was sealed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.errors import HarnessError
-from harness.files import read_bytes, read_json, typed, write_atomic
+from harness.files import read_bytes, read_json, sha256, sync_folder, typed, write_atomic
+from harness.invariants import broken
 from harness.lines import decode_line, encode_line, repair_tail
 from harness.lock import take_lock
 from harness.records import SCHEMA_VERSION, Record
@@ -37,6 +39,16 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """Version n -> function that turns a manifest or a record of version n into version n + 1."""
 
 Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What the records of a finished run are."""
+
+    records: int
+    """How many."""
+    sha256: str
+    """SHA-256 of ``records.jsonl``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +78,16 @@ class Manifest:
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Sample id to :func:`prompt_hash`: what stands behind the ids. Empty in runs of versions that did not store it."""
     measured: Mapping[str, Any] = field(default_factory=dict)
-    """Facts learned while running: ``calibration``, ``reference_s``, ``peak_memory_bytes``, ``status``, ``warnings``."""
+    """Facts learned while running: ``calibration``, ``reference_s``, ``peak_memory_bytes``, ``warnings``, ``planned`` (records of the
+    whole run), and ``status``: ``finished`` or ``interrupted``, none while it runs and after it was killed."""
+    seal: Seal | None = None
+    """Set when the run finished; None before, and in runs of versions that did not seal."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def finished(self) -> bool:
+        """True when every planned record was written."""
+        return self.measured.get("status") == "finished"
 
 
 def record_key(record: Record) -> Key:
@@ -139,7 +159,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and upgrade a manifest.
 
     Raises:
-        HarnessError: missing, not JSON, from a newer version, or with fields missing.
+        HarnessError: missing, not JSON, from a newer version, or with fields missing or of a wrong type.
     """
     path = folder / MANIFEST
     if not os.path.lexists(path):
@@ -151,35 +171,68 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def read_run(folder: Path) -> tuple[Manifest, list[Record]]:
+    """Manifest and records of a run that has any; see :func:`read_records`.
+
+    Raises:
+        HarnessError: also where there is no record yet.
+    """
+    manifest, records = _read(folder)
+    if not records:
+        raise HarnessError(f"run {manifest.run} has no records yet", f"Go on with it: harness run ... --resume {manifest.run}.")
+    return manifest, records
+
+
 def read_records(folder: Path) -> list[Record]:
     """All finished records of a run in the order they were written; a half-written last line is skipped.
 
     Raises:
-        HarnessError: a line is damaged (names the lines), or written by a newer version.
+        HarnessError: a line is damaged (names the lines), breaks a rule of :mod:`harness.invariants`, repeats another or is from a
+            newer version; or the run is finished and these are not the records it finished with.
     """
-    path = folder / RECORDS
-    if not os.path.lexists(path):
-        return []
-    content = read_bytes(path, most=RECORDS_BYTES, advice="Check the permissions of the results folder.")
-    records, damaged = [], []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        data = decode_line(line, f"{path} line {number}")
-        if data is None:
-            damaged.append(number)
-        elif not damaged:
-            records.append(_record(data, f"{path} line {number}"))
+    return _read(folder)[1]
+
+
+def _read(folder: Path) -> tuple[Manifest, list[Record]]:
+    manifest, path = read_manifest(folder), folder / RECORDS
+    content = read_bytes(path, most=RECORDS_BYTES, advice=_ADVICE) if os.path.lexists(path) else b""
+    *lines, tail = content.split(b"\n")
+    found = [decode_line(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+    whole = decode_line(tail, f"{path} line {len(lines) + 1}")  # a writer that is killed between a record and its newline leaves this
+    rows = [row for row in (*found, whole) if row is not None]
+    damaged = [number for number, row in enumerate(found, start=1) if row is None]
     if damaged:
-        lines = ", ".join(map(str, damaged[:10])) + (" and more" if len(damaged) > 10 else "")
+        named = ", ".join(map(str, damaged[:10])) + (" and more" if len(damaged) > 10 else "")
+        again = "run the suite again" if manifest.finished else "delete those lines and resume: their samples are decoded again"
+        raise HarnessError(f"{path} is damaged: the checksum of line {named} does not fit", f"Restore the file from a copy, or {again}.")
+    _check_seal(manifest, content, path)
+    records: dict[Key, Record] = {}
+    for number, row in enumerate(rows, start=1):
+        record = _record(row, f"{path} line {number}")
+        if records.setdefault(record_key(record), record) is not record:
+            raise HarnessError(f"{path} line {number} repeats an earlier one: the same sample in the same cell", _ADVICE)
+    return manifest, list(records.values())
+
+
+def _check_seal(manifest: Manifest, content: bytes, path: Path) -> None:
+    """A finished run holds the records that its manifest sealed; runs from before there were seals have none."""
+    if manifest.seal is None and not (manifest.finished and manifest.prompts):
+        return
+    if manifest.seal is None:
+        raise HarnessError(f"{path.parent / MANIFEST} says that the run is finished, but its seal is missing", _ADVICE)
+    if (content.count(b"\n"), hashlib.sha256(content).hexdigest()) != (manifest.seal.records, manifest.seal.sha256):
         raise HarnessError(
-            f"{path} is damaged: the checksum of line {lines} does not fit",
-            "Restore the file from a copy, or delete those lines and resume: their samples are decoded again.",
+            f"{path} was changed after the run finished: it is not the file of {manifest.seal.records} records that the manifest seals",
+            _ADVICE,
         )
-    return records
 
 
 def _record(data: dict[str, Any], where: str) -> Record:
     record: Record = typed(Record, upgrade(data, where), where, advice="Read it with the version that wrote it.")
     typed(Extra, dict(record.extra or {}), f"{where}: extra", advice=_ADVICE)
+    problem = broken(record)
+    if problem:
+        raise HarnessError(f"{where} cannot be true: {problem}", _ADVICE)
     return record
 
 
@@ -225,13 +278,13 @@ class RunStore:
         Raises:
             HarnessError: no run there, damaged, newer version, or another process writes to it.
         """
-        manifest = read_manifest(folder)
+        read_manifest(folder)
         with _disk_errors(folder):
             store = cls(folder, _take_lock(folder))
             try:
-                store._manifest = manifest
                 store.repaired_bytes = repair_tail(folder / RECORDS, folder / TORN)
-                store._done = {record_key(record) for record in read_records(folder)}
+                store._manifest, records = _read(folder)
+                store._done = {record_key(record) for record in records}
                 store._open()
             except BaseException:
                 store.close()
@@ -259,16 +312,23 @@ class RunStore:
 
         Raises:
             HarnessError: the disk is full or gone; records written before stay intact.
-            ValueError: a record with the same key exists.
+            ValueError: a record with the same key exists, or one breaks a rule of :mod:`harness.invariants`.
         """
         lines, keys = [], set[Key]()
         for record in records:
             key = record_key(record)
             if key in self._done or key in keys:
                 raise ValueError(f"record written twice: {key}")
+            problem = broken(record)
+            if problem:
+                raise ValueError(f"record of {record.sample_id} cannot be true: {problem}")
             keys.add(key)
             lines.append(encode_line(record))
         with _disk_errors(self.folder):
+            if self.manifest.seal is not None:
+                self._write_manifest(
+                    dataclasses.replace(self.manifest, seal=None, measured={**self.manifest.measured, "status": "interrupted"})
+                )
             size = os.fstat(self._fd).st_size
             try:
                 _write_all(self._fd, b"".join(lines))
@@ -281,6 +341,13 @@ class RunStore:
     def update(self, **measured: Any) -> None:
         """Add or replace facts under ``measured`` in the manifest."""
         manifest = dataclasses.replace(self.manifest, measured={**self.manifest.measured, **measured})
+        with _disk_errors(self.folder):
+            self._write_manifest(manifest)
+
+    def finish(self, **measured: Any) -> None:
+        """Seal the records: from now on a reader gets these and no others."""
+        seal = Seal(records=len(self), sha256=sha256(self.folder / RECORDS))
+        manifest = dataclasses.replace(self.manifest, seal=seal, measured={**self.manifest.measured, **measured, "status": "finished"})
         with _disk_errors(self.folder):
             self._write_manifest(manifest)
 
@@ -299,7 +366,7 @@ class RunStore:
 
     def _open(self) -> None:
         self._fd = os.open(self.folder / RECORDS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _write_manifest(self, manifest: Manifest) -> None:
         write_atomic(self.folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n")
@@ -339,14 +406,6 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

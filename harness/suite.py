@@ -7,18 +7,18 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from harness.datasets.spec import DatasetSpec, check_dataset
 from harness.datasets.splits import SPLITS
 from harness.errors import HarnessError, did_you_mean
 from harness.experiments import EXPERIMENTS, AnyExperiment, Cell, Label
-from harness.files import sha256
+from harness.files import reason, sha256
 from harness.paths import expand, find_config
 from harness.yamlfile import Problem, Seed, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
 
@@ -58,11 +58,7 @@ class Suite(Strict):
 
     def hash(self) -> str:
         """SHA-256 (hex) of everything that decides what is decoded: descriptions and file locations do not count."""
-        data = self.resolved()
-        del data["description"]
-        for domain in data["domains"].values():
-            del domain["path"]
-        return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return resolved_hash(self.resolved())
 
     def only(self, domains: Sequence[str]) -> Suite:
         """Return the suite restricted to ``domains``; entries left without a domain are dropped.
@@ -83,6 +79,28 @@ class Suite(Strict):
         if not domains or not kept:
             raise HarnessError("--domains leaves nothing to run", f"Name some of: {', '.join(self.domains)}.")
         return self.model_copy(update={"domains": {d: s for d, s in self.domains.items() if d in domains}, "experiments": kept})
+
+
+def resolved_hash(resolved: Mapping[str, Any]) -> str:
+    """:meth:`Suite.hash` of what :meth:`Suite.resolved` returned, as a run's manifest keeps it."""
+    data = {name: value for name, value in resolved.items() if name != "description"}
+    data["domains"] = {name: {key: value for key, value in spec.items() if key != "path"} for name, spec in data["domains"].items()}
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def recorded_suite(resolved: Mapping[str, Any]) -> Suite:
+    """The suite behind what :meth:`Suite.resolved` returned; its dataset files need not exist any more.
+
+    Raises:
+        HarnessError: it does not fit the schema of today's suites.
+    """
+    try:
+        domains = {name: {key: value for key, value in spec.items() if key != "sha256"} for name, spec in resolved["domains"].items()}
+        return Suite.model_validate({**resolved, "domains": domains})
+    except (ValidationError, AttributeError, KeyError) as error:
+        raise HarnessError(
+            f"the manifest's suite is none of this version: {reason(error)}", "Read the run with the version that made it."
+        ) from None
 
 
 def load_suite(
@@ -164,10 +182,14 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> I
     """Yield what the suite names but cannot be read: model pair, datasets of ``domains``, training and router configs."""
     from harness.models.config import read_pair_config
 
-    yield from _try(file, ("models",), lambda: read_pair_config(suite.models))
+    pairs: list[Any] = []
+    yield from _try(file, ("models",), lambda: pairs.append(read_pair_config(suite.models)))
     for name in domains:
         yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name], name))
     for i, entry in enumerate(suite.experiments):
+        cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
+        if pairs and pairs[0].draft is None and any(cell.needs_draft for cell in cells):
+            yield file.problem(("experiments", i), f"{entry.label} needs a draft model, and the pair {suite.models} has none")
         for key in ("training", "router"):
             value = getattr(entry, key, None)
             if value is not None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from harness.files import printable
+from harness.errors import HarnessError
+from harness.files import printable, reason
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+INPUT_CHARACTERS = 2**20
+"""More on standard input than fits any context is refused."""
 
 
 def say(text: object, *, err: bool = False, end: str = "\n") -> None:
@@ -23,6 +27,21 @@ def show(console: Console, what: Any = "", style: str = "", *, end: str = "\n") 
     from rich.text import Text
 
     console.print(Text(printable(what, None), style=style) if isinstance(what, str) else what, end=end, soft_wrap=isinstance(what, str))
+
+
+def read_input(line: bool = False) -> str:
+    """Standard input as text, or its next line; empty at its end.
+
+    Raises:
+        HarnessError: it is not text in the terminal's encoding, or longer than any prompt can be.
+    """
+    try:
+        text = sys.stdin.readline(INPUT_CHARACTERS + 1) if line else sys.stdin.read(INPUT_CHARACTERS + 1)
+    except (UnicodeDecodeError, OSError) as error:
+        raise HarnessError(f"cannot read standard input: {reason(error)}", "Give it UTF-8 text.") from None
+    if len(text) > INPUT_CHARACTERS:
+        raise HarnessError(f"standard input has more than {INPUT_CHARACTERS} characters", "Give a shorter prompt.")
+    return text
 
 
 def forgiving_streams() -> None:

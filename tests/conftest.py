@@ -1,7 +1,9 @@
 """One BLAS thread per test process: the models are tiny, and as many processes run as there are cores. No clock on single examples."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,3 +39,18 @@ def torch_stays_apart() -> Iterator[None]:
     with Watch():
         yield
     assert seen == []
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one run of the fake engine with sampling, replay and two domains, its report beside it; not to be changed."""
+    from test_runner import fake_generate, make_engine, make_suite, run
+
+    experiments = [
+        {"kind": "baseline", "temperatures": [0.0, 1.0]},
+        {"kind": "drafters", "drafters": ["lookup", "early_exit"]},
+        {"kind": "ablation_k", "k": [1, 2, 4]},
+        {"kind": "generic_draft", "name": "sampled", "temperatures": [1.0], "rule": "rejection"},
+    ]
+    engine = make_engine(generate=lambda *a, **k: dataclasses.replace(fake_generate(*a, **k), draft_s=0.01))
+    return run(tmp_path_factory.mktemp("run"), suite=make_suite(limit=6, experiments=experiments), engine=engine)

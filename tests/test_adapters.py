@@ -124,7 +124,7 @@ def test_wrong_adapters_are_refused(tmp_path: Path) -> None:
     other.hash = "something else"
     with pytest.raises(HarnessError, match="trained on draft tiny"):
         AdapterBank(other, {"a": tmp_path / "a"})
-    with pytest.raises(HarnessError, match="holds no adapter"):
+    with pytest.raises(HarnessError, match=r"cannot read .*metadata.json"):
         AdapterBank(draft, {"x": tmp_path / "x"})
     with pytest.raises(HarnessError, match="did you mean 'a'"):
         AdapterBank(draft, {"a": tmp_path / "a"}).activate("aa")
@@ -134,7 +134,7 @@ def test_wrong_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="has 2 layers"):
         AdapterBank(narrow, {"deep": tmp_path / "deep"})
     (tmp_path / "a/adapters.safetensors").write_bytes(b"torn")
-    with pytest.raises(HarnessError, match="no usable adapter"):
+    with pytest.raises(HarnessError, match=r"cannot read .*adapters.safetensors"):
         AdapterBank(draft, {"a": tmp_path / "a"})
     assert sorted(list_adapters(tmp_path)) == ["a", "deep"]
     assert read_info(tmp_path / "deep").name == "deep"

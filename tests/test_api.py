@@ -160,9 +160,9 @@ def test_bad_adapters_are_refused_and_harm_no_other(pair: Any) -> None:
     good, generic = decode(pair, "good"), decode(pair, "generic")
     for name, message in (
         ("foreign", "trained on draft"),
-        ("damaged", "no usable adapter"),
-        ("empty", "no usable adapter"),
-        ("broken", "no adapter"),
+        ("damaged", "cannot read"),
+        ("empty", "cannot read"),
+        ("broken", "not valid JSON"),
     ):
         with pytest.raises(HarnessError, match=message):
             decode(pair, name)

@@ -18,6 +18,7 @@ needs_mkl = pytest.mark.skipif(not blas.needs_mkl() or blas.find_mkl() is None, 
 def run(code: str, library: str = "mkl") -> str:
     """Run ``code`` in a fresh Python, where nothing was imported yet; return what it printed."""
     environment = {**os.environ, "HARNESS_BLAS": library}
+    environment.pop("MKL_THREADING_LAYER", None)
     return subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True, text=True, env=environment
     ).stdout.strip()
@@ -27,6 +28,15 @@ def run(code: str, library: str = "mkl") -> str:
 def test_mkl_answers_for_mlx() -> None:
     """The whole point: about 200 times faster matrix products."""
     assert run("from harness.models import blas; print(blas.blas_name())") == "mkl"
+
+
+@needs_mkl
+def test_mkl_shares_the_threads_of_torch_whichever_comes_first() -> None:
+    """With Intel's OpenMP, which MKL takes before torch is there, every thread that computed in torch would leave its workers behind."""
+    code = "from harness.models.blas import mx; a = mx.ones((256, 256)); mx.eval(a @ a); print(open('/proc/self/maps').read())"
+    loaded = run(code)
+    assert "libmkl_gnu_thread" in loaded
+    assert "libmkl_intel_thread" not in loaded
 
 
 @pytest.mark.skipif(not blas.needs_mkl(), reason="MKL is for Linux x86-64")

@@ -123,7 +123,7 @@ def test_evaluation_is_shown_with_intervals(talk: Any) -> None:
     """/eval compares with the plain draft, which against itself changes nothing."""
     out = talk("/eval")
     assert re.search(r"generic against the plain draft, K = 3", out)
-    assert re.search(r"all +6 prompts +rate (\d\.\d{3}) -> \1 \(\+0\.000 \[\+0\.000, \+0\.000\]\)", out)
+    assert re.search(r"all +6 prompts +rate (\d\.\d{3}) -> \1 \(\+0\.000 \[-(0\.\d{3}), \+\2\]\)", out)
 
 
 def test_a_full_context_is_explained(talk: Any) -> None:

@@ -120,7 +120,7 @@ def test_validate_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "{suite}", "--set", "max_tokens"], "expected KEY=VALUE"),
         (["generate", " "], "the prompt is empty"),
         (["generate", "x", "--drafter", "genric"], "did you mean 'generic'?"),
-        (["generate", "x", "-k", "many"], "-k many"),
+        (["generate", "x", "-k", "many"], "k is 'many'"),
         (["collect", "{suite}", "--out", "x", "--split", "tests"], "did you mean 'test'?"),
         (["collect", "none.jsonl", "--out", "x"], "cannot read none.jsonl: no such file"),
     ],

@@ -291,7 +291,9 @@ def _run(home: Any, folder: Path, *, split: str = "train", hashes: dict[str, str
 
 def _record(sample_id: str, domain: str, drafter: str | None, adapter: str | None, rounds: int, **changes: Any) -> Record:
     k = None if drafter is None else K
-    drafted = 0 if drafter is None else rounds * K
+    drafts = (0 if drafter is None else K,) * rounds
+    full, rest = divmod(20 - rounds, K)
+    accepts = ((K,) * full + (rest,) * (rest > 0) + (0,) * rounds)[:rounds]
     values: dict[str, Any] = {
         "experiment": "e",
         "method": "replay" if adapter else "decode",
@@ -303,11 +305,11 @@ def _record(sample_id: str, domain: str, drafter: str | None, adapter: str | Non
         "k": k,
         "prompt_tokens": 5,
         "rounds": rounds,
-        "drafted": drafted,
+        "drafted": sum(drafts),
         "accepted": 20 - rounds,
-        "rejected": 0,
-        "accept_lengths": (),
-        "draft_lengths": (),
+        "rejected": sum(a < d for a, d in zip(accepts, drafts, strict=True)),
+        "accept_lengths": accepts,
+        "draft_lengths": drafts,
         "emitted": 20,
         "finish": "length",
     }
@@ -407,7 +409,7 @@ def test_a_gap_that_nothing_foresees_is_called_luck(learnable: bool, seed: int) 
         rewards[np.arange(120), [1 + i % 3 for i in range(120)]] += 0.5
     arms = [Arm(name, 4) for name in ("generic", "code", "math", "chat")]
     prompts = [f"prompt {i} of {domain}" for i, domain in enumerate(domains)]
-    evaluation = evaluate_routers(prompts, rewards, arms, {}, domains=domains, n_boot=200)
+    evaluation = evaluate_routers(prompts, rewards, arms, {}, domains=domains)
     assert evaluation.oracle_gap.low > 0
     assert not evaluation.gap_is_noise
     assert ("luck after the fact" in show(report(evaluation, RouterConfig(), 4))) is not learnable

@@ -10,6 +10,7 @@ from tiny import SPECIALS, write_model, write_pair, write_tokenizer
 
 from harness.errors import HarnessError
 from harness.models.compatibility import check_folders, require_compatible, trim_problem
+from harness.models.digest import hash_folder
 from harness.models.families import FAMILIES, suggest
 
 
@@ -68,6 +69,40 @@ def test_other_special_tokens_are_named(folders: tuple[Path, Path]) -> None:
         require_compatible(*folders)
 
 
+@pytest.mark.parametrize(
+    ("target", "draft", "problem"),
+    [
+        (("<|reserved_0|>", "<|reserved_1|>"), ("<|pad|>", "<|reserved_0|>"), None),
+        (("<|reserved_0|>", "<|reserved_1|>"), ("<|reserved_0|>",), None),
+        (("[UNUSED]",), ("<extra>",), None),
+        (("<|reserved_0|>",), ("word",), None),
+        (("word",), ("<|pad|>",), None),
+        (("<|tool|>",), ("<|reserved_0|>",), "token id 3 is '<|tool|>'"),
+        (("<|reserved_0|>",), ("<|tool|>",), None),
+        ((), ("<|tool|>",), None),
+        (("<|tool|>",), (), "special token '<|tool|>' has id 3 for the target and None for the draft"),
+    ],
+)
+def test_names_that_no_text_reaches_may_differ(tmp_path: Path, target: tuple, draft: tuple, problem: str | None) -> None:
+    """Llama 3 and 3.2 share every token that prompts and answers hold, and name reserved ids differently; used markers must agree."""
+    for name, more in (("target", target), ("draft", draft)):
+        folder = write_model(tmp_path / name)
+        write_tokenizer(folder, (*SPECIALS, *more), base=len(SPECIALS) + 2)
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        path.write_text(json.dumps({**settings, "chat_template": settings["chat_template"] + "<|tool|>"}))
+    found = check_folders(tmp_path / "target", tmp_path / "draft").problem
+    assert found is None if problem is None else problem in (found or "")
+
+
+def test_an_added_token_of_plain_text_must_agree(folders: tuple[Path, Path]) -> None:
+    """Runs of spaces are added tokens in some families, and any text reaches them."""
+    for folder, text in zip(folders, ("  ", "   "), strict=True):
+        token = {"id": 259, "content": text, "special": False, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+        edit_tokenizer(folder, lambda data, token=token: data["added_tokens"].append(token))
+    assert "token id 259 is" in (check_folders(*folders).problem or "")
+
+
 def test_other_end_of_sequence_is_named(folders: tuple[Path, Path]) -> None:
     """Same vocabulary, other end token: the base model of an instruct target."""
     path = folders[1] / "tokenizer_config.json"
@@ -95,7 +130,7 @@ def test_another_family_is_refused(tmp_path: Path, folders: tuple[Path, Path]) -
 def test_missing_and_broken_files_are_named(folders: tuple[Path, Path]) -> None:
     """One clear message, no traceback of a JSON library."""
     (folders[1] / "tokenizer.json").write_text("{")
-    with pytest.raises(HarnessError, match="not a readable tokenizer"):
+    with pytest.raises(HarnessError, match=r"tokenizer\.json is not valid JSON"):
         check_folders(*folders)
     (folders[1] / "tokenizer.json").unlink()
     with pytest.raises(HarnessError, match=r"no tokenizer\.json"):
@@ -172,9 +207,12 @@ def test_models_list_suggest_and_pull(tmp_path: Path, capsys: pytest.CaptureFixt
     assert code == 0
     assert [line.split()[0] for line in text.splitlines()] == ["qwen-coder", "qwen2.5-3b", "qwen2.5-7b", "smollm2"]
     assert "93 MB to fetch" in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("(not pinned)")] == ["qwen2.5-3b", "qwen2.5-7b"]
     assert "Qwen/Qwen3-0.6B" in call(capsys, "suggest", "Qwen/Qwen3-8B")[1]
     assert call(capsys, "suggest", "someone/Mystery-7B")[0] == 2
     code, text = call(capsys, "pull", "smollm2", "--offline")
     assert (code, "not in the cache" in text) == (2, True)
     code, text = call(capsys, "pull", str(write_pair(tmp_path / "tiny")))
-    assert (code, text) == (0, f"target: {tmp_path}/tiny/target\ndraft: {tmp_path}/tiny/draft\n")
+    hashes = [hash_folder(tmp_path / "tiny" / role) for role in ("target", "draft")]
+    assert text == f"target: {tmp_path}/tiny/target, sha256 {hashes[0]}\ndraft: {tmp_path}/tiny/draft, sha256 {hashes[1]}\n"
+    assert code == 0

@@ -132,8 +132,8 @@ def other_width(folder: Path) -> None:
         (newer, "newer version"),
         (other_width, "width 128"),
         (lambda folder: (folder / "draft.safetensors").unlink(), "missing"),
-        (lambda folder: (folder / "config.json").unlink(), "holds no draft"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "holds no draft"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
     ],
 )
 def test_unusable_folders_are_refused(folder, target, spoil, message):

@@ -48,18 +48,18 @@ def gguf_name(name: str) -> str:
 
 
 def write_gguf(
-    path: Path, *, arch: str = "llama", quant: str = "F32", head: bool = False, pre: str = "smollm", model: str = "gpt2"
+    path: Path, *, arch: str = "llama", quant: str = "F32", head: bool = False, pre: str = "smollm", model: str = "gpt2", **numbers: int
 ) -> dict[str, np.ndarray]:
-    """Write a tiny GGUF file; return its weights under transformers names, before quantisation."""
+    """Write a tiny GGUF file, ``numbers`` in its metadata; return its weights under transformers names, before quantisation."""
     config = tiny_config(hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     weights = tiny_weights(config)
     if head:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
     writer = gguf.GGUFWriter(str(path), arch)
-    for key, value in (("block_count", 1), ("embedding_length", 64), ("feed_forward_length", 64), ("context_length", 128)):
+    usual = {"block_count": 1, "embedding_length": 64, "feed_forward_length": 64, "context_length": 128}
+    usual |= {"attention.head_count": 4, "attention.head_count_kv": 2}
+    for key, value in {**usual, **numbers}.items():
         writer.add_uint32(f"{arch}.{key}", value)
-    writer.add_uint32(f"{arch}.attention.head_count", 4)
-    writer.add_uint32(f"{arch}.attention.head_count_kv", 2)
     writer.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32(f"{arch}.rope.freq_base", 1e5)
     from tokenizers import pre_tokenizers
@@ -160,5 +160,38 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf")
     data = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "short.gguf").write_bytes(data[: len(data) // 2])
-    with pytest.raises(HarnessError, match="not a readable GGUF"):
+    with pytest.raises(HarnessError, match=r"cannot read .*short.gguf"):
         convert(tmp_path / "short.gguf", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("block_count", n) for n in (0, 2, 4_000_000_000)),
+        *(("embedding_length", n) for n in (0, 63, 128, 4_000_000_000)),
+        *(("feed_forward_length", n) for n in (0, 65, 4_000_000_000)),
+        *(("attention.head_count", n) for n in (0, 3, 64, 4_000_000_000)),
+        *(("attention.head_count_kv", n) for n in (0, 1, 3, 8)),
+        ("context_length", 0),
+        ("rope.dimension_count", 8),
+    ],
+)
+def test_a_number_that_the_tensors_do_not_bear_out_is_refused(tmp_path: Path, key: str, value: int) -> None:
+    """Metadata is checked against bounds and against every tensor's shape before anything is made from it."""
+    write_gguf(tmp_path / "m.gguf", **{key: value})
+    with pytest.raises(HarnessError, match=r"m.gguf") as caught:
+        convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert "\n" not in caught.value.problem
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("at", [8, 16, 24], ids=["tensors", "fields", "first key"])
+@pytest.mark.parametrize("count", [2**16 + 1, 2**40, 2**63])
+def test_a_count_that_no_file_holds_is_refused_at_once(tmp_path: Path, at: int, count: int) -> None:
+    """Counts and lengths are bounded before they are believed."""
+    write_gguf(tmp_path / "m.gguf")
+    data = bytearray((tmp_path / "m.gguf").read_bytes())
+    data[at : at + 8] = count.to_bytes(8, "little")
+    (tmp_path / "m.gguf").write_bytes(data)
+    with pytest.raises(HarnessError, match="cannot read"):
+        convert(tmp_path / "m.gguf", tmp_path / "out")

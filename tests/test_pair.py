@@ -59,11 +59,26 @@ def test_decode_gives_the_text_back(pair: Any, text: str) -> None:
         assert pair.decode([*ids, EOS]) == text
 
 
-@pytest.mark.parametrize("prompt", [[], [-1], [300], [True], [1.5], [{"role": "user"}], [{"content": "x"}]])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *([], [-1], [300], [260], [True], [1.5], ["5"], [2**70], [np.bool_(True)], None, 5, 1.5, b"ab", {"role": "user", "content": "x"}),
+        *([{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": None}], [{"role": 1, "content": "x"}], [{}], "\ud800"),
+    ],
+)
 def test_bad_prompts_are_refused(pair: Any, prompt: Any) -> None:
     """An id outside the vocabulary would read foreign memory or give a puzzling shape error."""
     with pytest.raises(HarnessError):
         pair.encode(prompt)
+
+
+def test_text_whose_ids_the_target_lacks_is_refused(tmp_path: Path) -> None:
+    """A tokenizer may know more tokens than the model has rows; reading beyond them gives anything."""
+    small = tiny_pair(tmp_path, draft=False, vocab_size=100)
+    assert small.encode([99, 5]) == [99, 5]
+    for prompt in ("\u00ff", [100]):
+        with pytest.raises(HarnessError, match="0 to 99"):
+            small.encode(prompt)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(pair: Any) -> None:
@@ -151,7 +166,7 @@ def test_custom_code_is_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "target" / "config.json").read_text())
     (tmp_path / "target" / "config.json").write_text(json.dumps({**config, "model_file": "evil.py"}))
     (tmp_path / "target" / "evil.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(HarnessError, match="does not load"):
+    with pytest.raises(HarnessError, match=r"as a target: .*custom module"):
         load_pair(str(path))
 
 

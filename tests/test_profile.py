@@ -130,7 +130,7 @@ def test_profiled_run_reports_where_the_time_goes(tmp_path: Path, asked: bool) -
     markdown = (reports_folder(folder) / "report.md").read_text()
     html = (reports_folder(folder) / "report.html").read_text()
     assert ("## Where the time goes" in markdown) == ("milliseconds per emitted token" in html) == asked
-    verify(folder, reports_folder(folder) / "report.md")
+    verify(folder, reports_folder(folder))
     if asked:
         section = markdown.split("## Where the time goes")[1].split("\n## ")[0]
         row = [cell.strip() for cell in next(line for line in section.splitlines() if "lookup" in line).split("|")]

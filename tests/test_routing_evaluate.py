@@ -67,7 +67,7 @@ def test_evaluation_matches_brute_force(seed, n_splits) -> None:
     """Baselines of the evaluation recomputed by loops: oracle, random, fixed arms, best fixed of each training part, label baselines."""
     prompts, domains = make_prompts(18, seed)
     rewards = make_rewards(domains, seed)
-    out = evaluate_routers(prompts, rewards, ARMS, {}, domains=domains, n_splits=n_splits, n_boot=20, seed=seed)
+    out = evaluate_routers(prompts, rewards, ARMS, {}, domains=domains, n_splits=n_splits, seed=seed)
     assert sorted(np.concatenate(out.folds)) == list(range(18))
     assert out["oracle"].mean.value == pytest.approx(np.mean([max(r) for r in rewards]))
     assert out["random"].mean.value == pytest.approx(rewards.mean())
@@ -92,7 +92,7 @@ def test_evaluation_matches_brute_force(seed, n_splits) -> None:
 def test_router_recovers_the_gap_where_domains_differ() -> None:
     """On separable domains with little noise most of the oracle gap is there to be had, and intervals must say so."""
     prompts, domains = make_prompts(120)
-    out = evaluate_routers(prompts, make_rewards(domains, noise=0.05), ARMS, {"tfidf": ROUTER}, domains=domains, n_boot=300)
+    out = evaluate_routers(prompts, make_rewards(domains, noise=0.05), ARMS, {"tfidf": ROUTER}, domains=domains)
     assert out["tfidf"].recovery.value > 0.9
     assert 0.8 < out["tfidf"].recovery.low <= out["tfidf"].recovery.value <= out["tfidf"].recovery.high <= 1
     assert out["tfidf"].gain.low > 0
@@ -104,7 +104,7 @@ def test_router_gets_nothing_from_noise() -> None:
     prompts, _ = make_prompts(120)
     rewards = np.random.default_rng(1).normal(2, 0.3, (120, 4))
     memoriser = PromptRouter(PromptFeatures("tfidf"), KNNRouter(n_neighbors=1), fallback=None)
-    out = evaluate_routers(prompts, rewards, ARMS, {"1nn": memoriser}, n_boot=200)
+    out = evaluate_routers(prompts, rewards, ARMS, {"1nn": memoriser})
     assert abs(out["1nn"].recovery.value) < 0.25
 
 
@@ -115,8 +115,8 @@ def test_copies_of_a_prompt_never_straddle_folds() -> None:
     doubled = [p.upper() if i >= 60 else p for i, p in enumerate(prompts * 2)]
     memoriser = PromptRouter(PromptFeatures("tfidf"), KNNRouter(n_neighbors=1), fallback=None)
     twice = np.vstack([rewards, rewards])
-    honest = evaluate_routers(doubled, twice, ARMS, {"1nn": memoriser}, n_boot=20)
-    leaky = evaluate_routers(doubled, twice, ARMS, {"1nn": memoriser}, groups=np.arange(120), n_boot=20)
+    honest = evaluate_routers(doubled, twice, ARMS, {"1nn": memoriser})
+    leaky = evaluate_routers(doubled, twice, ARMS, {"1nn": memoriser}, groups=np.arange(120))
     assert honest.n_groups == 60
     assert honest["1nn"].recovery.value < 0.3 < 0.6 < leaky["1nn"].recovery.value
 
@@ -124,11 +124,11 @@ def test_copies_of_a_prompt_never_straddle_folds() -> None:
 def test_small_gaps_are_called_noise() -> None:
     """When all arms are equal there is nothing to recover, and the report must say so instead of printing a ratio."""
     prompts, _ = make_prompts(30)
-    out = evaluate_routers(prompts, np.full((30, 4), 2.0), ARMS, {}, n_boot=50)
+    out = evaluate_routers(prompts, np.full((30, 4), 2.0), ARMS, {})
     assert out.gap_is_noise
     assert np.isnan(out["random"].recovery.value)
     assert out["random"].pooled is None
-    assert evaluate_routers(prompts, np.full((30, 4), 2.0), ARMS, {}, weights=np.ones(30), n_boot=50)["random"].pooled == pytest.approx(2)
+    assert evaluate_routers(prompts, np.full((30, 4), 2.0), ARMS, {}, weights=np.ones(30))["random"].pooled == pytest.approx(2)
 
 
 def test_intervals_resample_groups_and_cover() -> None:
@@ -138,7 +138,7 @@ def test_intervals_resample_groups_and_cover() -> None:
     alone = clustered(values, np.arange(40), lambda m: m[..., 0])
     copies = clustered(np.repeat(values, 5, axis=0), np.repeat(np.arange(40), 5), lambda m: m[..., 0])
     assert (alone.low, alone.high) == pytest.approx((copies.low, copies.high))
-    intervals = [clustered(rng.standard_normal((60, 1)), np.arange(60), lambda m: m[..., 0], n_boot=500, seed=s) for s in range(500)]
+    intervals = [clustered(rng.standard_normal((60, 1)), np.arange(60), lambda m: m[..., 0]) for s in range(500)]
     assert 0.91 < np.mean([i.low <= 0 <= i.high for i in intervals]) < 0.98
 
 
@@ -150,18 +150,16 @@ def test_wrong_shapes_and_names_are_refused() -> None:
     with pytest.raises(RoutingError, match="one group"):
         evaluate_routers(["a", "a"], np.ones((2, 1)), ["x"], {})
     with pytest.raises(RoutingError, match="no policy 'x'"):
-        evaluate_routers(prompts, make_rewards(domains), ARMS, {}, n_boot=5)["x"]
+        evaluate_routers(prompts, make_rewards(domains), ARMS, {})["x"]
 
 
 def test_arms_may_be_names() -> None:
     """A table without draft lengths needs no Arm objects."""
     prompts, domains = make_prompts(12)
     names = [a.drafter for a in ARMS]
-    out = evaluate_routers(prompts, make_rewards(domains), names, {}, domains=domains, n_boot=5)
+    out = evaluate_routers(prompts, make_rewards(domains), names, {}, domains=domains)
     assert out.arms == tuple(names)
     assert (
         out["domain label"].mean.value
-        == evaluate_routers(prompts, make_rewards(domains), [Arm(n) for n in names], {}, domains=domains, n_boot=5)[
-            "domain label"
-        ].mean.value
+        == evaluate_routers(prompts, make_rewards(domains), [Arm(n) for n in names], {}, domains=domains)["domain label"].mean.value
     )

@@ -18,15 +18,18 @@ import pytest
 from rich.console import Console
 
 from harness import machine
+from harness.cli import main
 from harness.engine import Engine
 from harness.errors import HarnessError
 from harness.experiments import Baseline, Cell, Drafters, GenericDraft, Lenience
 from harness.plan import make_plan
 from harness.records import Divergence, Generation, Record, Sample
+from harness.report import load_run
+from harness.report.findings import unfinished
 from harness.runner import reports_folder, run_suite
 from harness.scoring import sandbox
 from harness.scoring.result import verdict
-from harness.store import read_manifest, read_records, record_key
+from harness.store import RunStore, read_manifest, read_records, record_key
 from harness.suite import Suite
 from harness.trained import Trained
 
@@ -95,6 +98,7 @@ def make_engine(**changes: Any) -> Engine:
         generate=fake_generate,
         classify=lambda pair, prompt, a, b: Divergence(position=0, gap=1.0, kind="bug"),
         replay=fake_replay,
+        ties=lambda pair, trajectories: [0] * len(trajectories),
         calibrate=lambda pair, cell, max_k: (None, costs),
         verification=lambda pair: 1.2,
         settings=lambda cell: {},
@@ -285,6 +289,68 @@ def test_resume_refuses_other_prompts_under_the_same_ids(tmp_path: Path, change:
         run(tmp_path, resume=folder.name, engine=make_engine(load_samples=changed))
 
 
+@pytest.mark.parametrize("name", ["processor", "cores", "threads", "device", "blas"])
+def test_resume_refuses_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Clocks of two machines must not mix under one manifest; a different amount of memory does not matter."""
+    folder = run(tmp_path)
+    facts = {**read_manifest(folder).machine, "memory_bytes": 1}
+    monkeypatch.setattr(machine, "machine_facts", lambda: facts)
+    assert run(tmp_path, resume=folder.name) == folder
+    facts[name] = "another"
+    engine = make_engine(load_pair=lambda name, offline: pytest.fail("loaded"), facts=lambda: {n: facts[n] for n in ("device", "blas")})
+    with pytest.raises(HarnessError, match=f"the run was made with {name} .*, here it is 'another'; clocks of two machines"):
+        run(tmp_path, resume=folder.name, engine=engine)
+
+
+@pytest.mark.parametrize("change", [{"experiment": "mine"}, {"temperature": 0.5}, {"sample_id": "code/99"}, {"seed": 1, "domain": "chat"}])
+def test_resume_refuses_foreign_records(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Records that are none of the suite's would be reported as the run's own; nothing loads before they are found."""
+    with pytest.raises(Boom):
+        run(tmp_path, engine=make_engine(generate=failing(15)))
+    (folder,) = (tmp_path / "results").iterdir()
+    with RunStore.resume(folder) as store:
+        store.append(dataclasses.replace(read_records(folder)[-1], **change))
+    with pytest.raises(HarnessError, match=r"holds 1 foreign records: .* is not of this run's plan"):
+        run(tmp_path, resume=folder.name, engine=make_engine(load_pair=lambda name, offline: pytest.fail("loaded")))
+
+
+def test_a_killed_run_says_how_far_it_got(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ended without a word is unfinished in its report, also right before its end; its last record is not lost."""
+    with pytest.raises(Boom):
+        run(tmp_path, engine=make_engine(generate=failing(15)))
+    (folder,) = (tmp_path / "results").iterdir()
+    done = len(read_records(folder))
+
+    def killed(store: RunStore, **measured: Any) -> None:
+        raise Boom
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "finish", killed)
+        with pytest.raises(Boom):
+            run(tmp_path, resume=folder.name)
+    path = folder / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])  # killed between the record and its newline
+    loaded = load_run(folder)
+    assert 0 < done < len(loaded.records) == 30
+    assert unfinished(loaded.rows, loaded.manifest) == [
+        f"Unfinished: 30 of 30 records; resume with: harness run ... --resume {folder.name}"
+    ]
+    run(tmp_path, resume=folder.name)
+    loaded = load_run(folder)
+    assert (len(loaded.records), unfinished(loaded.rows, loaded.manifest)) == (30, [])
+
+
+def test_an_empty_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed before the first record: there is nothing to report, and the program says so with exit code 2."""
+    with pytest.raises(Boom):
+        run(tmp_path, engine=make_engine(generate=failing(0)))
+    (folder,) = (tmp_path / "results").iterdir()
+    for command in (["report"], ["report", "--verify"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, str(folder)])
+        assert capsys.readouterr().err.startswith(f"error: run {folder.name} has no records yet\n")
+
+
 def test_changed_suite_is_refused_before_any_model_loads(tmp_path: Path) -> None:
     """A wrong resume must not cost minutes of loading."""
     name = run(tmp_path).name
@@ -374,7 +440,7 @@ def test_ctrl_c_finishes_the_sample_and_reports(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "results").iterdir()
     assert 0 < len(read_records(folder)) < 30
     assert read_manifest(folder).measured["status"] == "interrupted"
-    assert "This report is partial" in (tmp_path / "reports" / folder.name / "report.md").read_text()
+    assert "**Unfinished: " in (tmp_path / "reports" / folder.name / "report.md").read_text()
     first = read_manifest(folder).measured["time_s"]
     run(tmp_path, resume=folder.name)
     assert len(read_records(folder)) == 30

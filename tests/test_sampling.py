@@ -84,7 +84,7 @@ def test_filters_equal_a_plain_reference(settings: dict) -> None:
     np.testing.assert_allclose(chain(TARGET, settings), reference(TARGET, **settings), atol=1e-6)
 
 
-def block_outcomes(settings: dict, rule: str, rounds: int, seed: int) -> tuple[np.ndarray, int, int]:
+def block_outcomes(settings: dict, rule: str, rounds: int, seed: int, pair: ToyPair = PAIR) -> tuple[np.ndarray, int, int]:
     """Run ``rounds`` independent 3-token answers with K = 2 by the loop's own pieces.
 
     All rounds of a stage share one vectorised draw: the verdict functions are mapped over rounds with vmap-free batching by keys.
@@ -93,7 +93,7 @@ def block_outcomes(settings: dict, rule: str, rounds: int, seed: int) -> tuple[n
     counts = np.zeros(VOCAB**3)
     accepted = decided = 0
     for i in range(rounds):
-        g = generate(PAIR, [0], drafter="generic", k=2, rule=rule, max_tokens=3, seed=seed + i, **settings)
+        g = generate(pair, [0], drafter="generic", k=2, rule=rule, max_tokens=3, seed=seed + i, **settings)
         a, b, c = g.tokens
         counts[(a * VOCAB + b) * VOCAB + c] += 1
         decided += 1
@@ -232,6 +232,23 @@ def test_pruned_draft_keeps_the_distribution() -> None:
         a, b, c = generate(pair, [0], drafter="generic", k=2, rule="rejection", max_tokens=3, seed=i, **settings).tokens
         counts[(a * VOCAB + b) * VOCAB + c] += 1
     assert chi_square(counts, exact(settings)) > 1e-4
+
+
+@pytest.mark.parametrize("rule", ["match", "rejection"])
+@pytest.mark.parametrize("rows", [4, 5, 7, 60])
+def test_a_draft_of_other_size_keeps_the_distribution(rows: int, rule: str) -> None:
+    """Ids that the target lacks are masked before filters and softmax; those that the draft lacks come from p."""
+    table = np.random.default_rng(rows).normal(3, 1, (rows, rows))  # what lies beyond the target's ids would be drawn most
+    common = min(rows, VOCAB)
+    table[:common, :common] = np.array(DRAFT)[:common, :common]
+    pair = ToyPair(Markov(TARGET), toy_draft(Markov(mx.array(table, dtype=mx.float32))))
+    settings = FILTERS["top_k"]
+    counts, accepted, decided = block_outcomes(settings, rule, 700, seed=5000, pair=pair)
+    assert chi_square(counts, exact(settings)) > 1e-4
+    p, q = chain(TARGET, settings)[0], np.zeros(VOCAB)
+    q[:common] = reference(table[:common, :common], **settings)[0]
+    rate = (p * q).sum() if rule == "match" else np.minimum(p, q).sum()
+    assert stats.binomtest(accepted, decided, rate).pvalue > 1e-4
 
 
 def test_lenience_accepts_more_and_is_labelled() -> None:

@@ -183,11 +183,12 @@ def test_a_dead_program_fails_even_when_the_tests_swallow_errors() -> None:
 @needs_sandbox
 def test_nothing_is_left_running() -> None:
     """After a program that never ends, both process trees are gone."""
+    before = set(psutil.Process().children(recursive=True))
     run_program(program(CHEATS["sleeps_in_call"]), limits=TIGHT)
     deadline = time.monotonic() + 5
-    while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+    while (left := set(psutil.Process().children(recursive=True)) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert left == []
+    assert not left
 
 
 @needs_sandbox
@@ -555,9 +556,10 @@ def test_ctrl_c_kills_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    before = set(psutil.Process().children(recursive=True))
     monkeypatch.setattr(execute._Supervisor, "_watch", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_program(program(CHEATS["sleeps_in_call"]), limits=TIGHT)
-    _, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)
+    _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=5)
     assert alive == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

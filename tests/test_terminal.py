@@ -19,7 +19,7 @@ from test_report import baseline, cell
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.report import load_run, show_table
-from harness.terminal import say, show
+from harness.terminal import read_input, say, show
 
 PACKAGE = Path(__file__).parent.parent / "harness"
 ODD = "a\x1b[31mb\x1b]0;title\x07\r\x9b2J\u202e [red]c[/red] [link=http://x]d[/link] :bomb:"
@@ -31,7 +31,7 @@ def test_everything_is_printed_through_one_module() -> None:
     found = {
         f"{path.relative_to(PACKAGE)}: {line.strip()}"
         for path in PACKAGE.rglob("*.py")
-        if path.name != "terminal.py"
+        if path.name not in ("terminal.py", "template_worker.py")  # a worker's output is read by its parent
         for line in path.read_text(encoding="utf-8").splitlines()
         if re.search(r"(?<![\w.])print\(|typer\.echo\(|click\.echo\(|console\.print\(|sys\.std(out|err)\.write\(", line)
     }
@@ -81,6 +81,17 @@ def test_arguments_are_text(before: list[str], argument: str, capsys: pytest.Cap
         main([*before, argument])
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: argument {len(before) + 1} holds the character ")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"), [(b"\xff", "cannot read standard input"), (b"x" * (2**20 + 1), "more than 1048576 characters")]
+)
+@pytest.mark.parametrize("line", [True, False])
+def test_standard_input_is_bounded_text(given: bytes, problem: str, line: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are no text and input without end are refused."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+    with pytest.raises(HarnessError, match=problem):
+        read_input(line)
 
 
 def test_a_terminal_of_few_letters_shows_escapes() -> None:

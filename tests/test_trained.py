@@ -211,7 +211,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, suite_file: Path) -> No
 def test_training_without_a_draft_says_so(tmp_path: Path, suite_file: Path) -> None:
     """A pair without a draft has nothing to adapt; the advice names the way out."""
     (tmp_path / "pair" / "tiny.yaml").write_text("target:\n  sources: ['path:target']\n")
-    with pytest.raises(HarnessError, match="no draft to adapt"):
+    with pytest.raises(HarnessError, match="domain_adapters needs a draft model"):
         go(tmp_path, suite_file)
 
 

@@ -31,13 +31,20 @@ def test_ids_survive_the_file(ids, tmp_path_factory):
         json.dumps({"schema_version": 1, "ranges": [[-2, 3]]}),
         json.dumps({"schema_version": 1, "ranges": [["a", "b"]]}),
         json.dumps({"schema_version": 99, "ranges": [[0, 3]]}),
+        json.dumps({"schema_version": 1, "ranges": [[0, 10**9]]}),
+        json.dumps({"schema_version": 1, "ranges": [[0, 10**400]]}),
+        json.dumps({"schema_version": 1, "ranges": [[0, 1e9]]}),
+        json.dumps({"schema_version": 1, "ranges": [[0, 5, 9]]}),
+        json.dumps({"schema_version": 1, "ranges": [[True, 5]]}),
+        json.dumps({"schema_version": None, "ranges": [[0, 5]]}),
+        json.dumps({"schema_version": 1, "ranges": {"0": 5}}),
     ],
 )
 def test_broken_files_are_refused(text, tmp_path):
     """A half-written or foreign file must not silently shrink what the draft can say."""
     path = tmp_path / "v.json"
     path.write_text(text)
-    with pytest.raises(HarnessError, match=r"vocabulary|newer"):
+    with pytest.raises(HarnessError, match=r"vocabulary|newer|JSON"):
         read_vocab(path)
-    with pytest.raises(HarnessError, match="no draft vocabulary"):
+    with pytest.raises(HarnessError, match="cannot read"):
         read_vocab(tmp_path / "absent.json")

@@ -53,12 +53,13 @@ def tiny_weights(config: dict[str, Any], seed: int = 0, scale: float = 0.3) -> d
     return {n: (np.ones(s) if len(s) == 1 else rng.normal(0, scale, s)).astype(np.float32) for n, s in shapes.items()}
 
 
-def write_tokenizer(folder: Path, specials: tuple[str, ...] = SPECIALS) -> None:
-    """Write a tokenizer of ``specials`` (ids 0, 1, 2) and the 256 bytes."""
+def write_tokenizer(folder: Path, specials: tuple[str, ...] = SPECIALS, base: int | None = None) -> None:
+    """Write a tokenizer of ``specials`` (ids 0, 1, 2, ...) and the 256 bytes, which begin at ``base`` or right behind them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    texts = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(texts)}, merges=[]))
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {t: i for i, t in enumerate(specials)} | {t: i for i, t in enumerate(letters, start=base or len(specials))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in specials])

@@ -58,6 +58,7 @@ class TinyPair:
     target: nn.Module | None = None
     eos_token_ids: frozenset[int] = frozenset()
     target_hash: str = "tiny-target"
+    context_tokens: int = 4096
 
     def encode(self, prompt: str) -> list[int]:
         """One id per character."""

@@ -5,17 +5,18 @@ Importing it loads no mlx, so that names can be checked before any model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel
+
+from harness import files
 from harness.adapt.config import LoraConfig
 from harness.errors import HarnessError
-from harness.files import read_stored, write_atomic
 from harness.paths import cache_dir
 from harness.records import SCHEMA_VERSION
 
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from harness.adapt.trees import mx
 
 WEIGHTS, CONFIG, METADATA = "adapters.safetensors", "adapter_config.json", "metadata.json"
-_ADVICE = "Train one with `harness train`, or name another folder."
+AGAIN = "Train or import the adapter again."
+
+
+class _Config(BaseModel):
+    """What mlx-lm's ``adapter_config.json`` says; keys of its trainer beside these change nothing here."""
+
+    fine_tune_type: Literal["lora", "dora"] = "lora"
+    """Kind of the update."""
+    num_layers: int
+    """Blocks that carry one, counted from the output; -1 is all of them."""
+    lora_parameters: LoraConfig
+    """Its shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +98,9 @@ def write_adapter(folder: Path, weights: Mapping[str, mx.array], lora: LoraConfi
     if lora.keys is not None:
         parameters["keys"] = sorted(lora.keys)
     config = {"fine_tune_type": "dora" if lora.dora else "lora", "num_layers": num_layers, "lora_parameters": parameters}
-    write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    files.write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     row = {"schema_version": SCHEMA_VERSION, **asdict(info)}
-    write_atomic(folder / METADATA, (json.dumps(row, indent=2) + "\n").encode())
+    files.write_atomic(folder / METADATA, (json.dumps(row, indent=2) + "\n").encode())
 
 
 def weights_hash(folder: Path) -> str:
@@ -97,10 +109,7 @@ def weights_hash(folder: Path) -> str:
     Raises:
         HarnessError: they cannot be read.
     """
-    try:
-        return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    except OSError as error:
-        raise HarnessError(f"cannot read {folder / WEIGHTS}: {error.strerror}", "Train or import the adapter again.") from error
+    return files.sha256(folder / WEIGHTS, advice=AGAIN)
 
 
 def read_info(folder: Path, draft_hash: str | None = None) -> AdapterInfo:
@@ -110,9 +119,7 @@ def read_info(folder: Path, draft_hash: str | None = None) -> AdapterInfo:
         HarnessError: no adapter there, a newer version, or another draft's adapter.
     """
     path = folder / METADATA
-    if not path.is_file():
-        raise HarnessError(f"{folder} holds no adapter", _ADVICE)
-    info: AdapterInfo = read_stored(AdapterInfo, path, advice=_ADVICE)
+    info: AdapterInfo = files.read_stored(AdapterInfo, path, advice="Train one with `harness train`, or name another folder.")
     if draft_hash is not None and info.draft_hash != draft_hash:
         raise HarnessError(
             f"adapter {info.name!r} was trained on draft {info.draft_name} ({info.draft_hash[:12]}), not on this one ({draft_hash[:12]})",
@@ -127,23 +134,13 @@ def read_lora(folder: Path) -> tuple[LoraConfig, dict[str, mx.array]]:
     Raises:
         HarnessError: missing or malformed files.
     """
-    from harness.adapt.trees import mx
+    from harness.models.tensors import load_arrays
 
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        parameters = config["lora_parameters"]
-        lora = LoraConfig(
-            rank=parameters["rank"],
-            scale=float(parameters["scale"]),
-            dropout=float(parameters.get("dropout", 0.0)),
-            num_layers=config["num_layers"],
-            keys=parameters.get("keys"),
-            dora=config.get("fine_tune_type", "lora") == "dora",
-        )
-        weights = mx.load(str(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise HarnessError(f"{folder} holds no usable adapter: {error}", "Train or import it again.") from error
-    return lora, weights
+    path = folder / CONFIG
+    config = files.typed(_Config, files.read_json(path, advice=AGAIN), str(path), advice=AGAIN)
+    shape = config.lora_parameters.model_copy(update={"num_layers": config.num_layers, "dora": config.fine_tune_type == "dora"})
+    lora = files.typed(LoraConfig, shape.model_dump(), str(path), advice=AGAIN)
+    return lora, load_arrays(folder / WEIGHTS, finite=True, advice=AGAIN)[0]
 
 
 def load_into(model: Any, weights: Mapping[str, mx.array], source: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt.adapter_files import WEIGHTS, load_into, read_info, read_lora
+from harness import files
+from harness.adapt.adapter_files import AGAIN, CONFIG, load_into, read_info, read_lora, weights_hash
 from harness.adapt.config import Policy
 from harness.adapt.examples import Example, make_batch
 from harness.adapt.hidden import PrefixCache
@@ -23,8 +24,9 @@ from harness.adapt.measure import output_hidden
 from harness.adapt.surface import attached, check_surface, embed, head, is_adapter, run_blocks
 from harness.adapt.trees import mx, nn, tree_flatten, tree_unflatten
 from harness.decode.drafters import ModelDrafter
-from harness.decode.forward import hidden_states, inner
+from harness.decode.forward import inner
 from harness.errors import HarnessError, did_you_mean
+from harness.models.opened import hidden_states
 
 Modules = dict[str, Any]
 
@@ -76,7 +78,7 @@ class AdapterBank:
         self.active: str | None = None
         self._updates: dict[str, Modules] = {}
         self._built: OrderedDict[str, Modules] = OrderedDict()
-        self._stamps: dict[str, tuple[str, int, int]] = {}
+        self._stamps: dict[str, tuple[str, str, str]] = {}
         for name, folder in folders.items():
             self.put(name, Path(folder))
 
@@ -197,14 +199,9 @@ class AdapterDrafter(ModelDrafter):
         return self._model
 
 
-def _stamp(folder: Path) -> tuple[str, int, int]:
-    """What tells one version of an adapter's weights from another without reading them."""
-    path = folder / WEIGHTS
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise HarnessError(f"{folder} holds no usable adapter: {error}", "Train or import it again.") from error
-    return str(path.resolve()), stat.st_mtime_ns, stat.st_size
+def _stamp(folder: Path) -> tuple[str, str, str]:
+    """What tells one version of an adapter from another: where it lies and what its files hold."""
+    return str(folder.resolve()), weights_hash(folder), files.sha256(folder / CONFIG, advice=AGAIN)
 
 
 def updated_modules(model: Any, folder: Path) -> Modules:

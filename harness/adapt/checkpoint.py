@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness.adapt.trees import mx
 from harness.errors import HarnessError
+from harness.models.tensors import load_arrays
 from harness.records import SCHEMA_VERSION
 
 FILE = "checkpoint.safetensors"
@@ -32,6 +34,20 @@ class Checkpoint:
     """JSON values the trainer keeps: losses, evaluations, seconds."""
 
 
+@dataclass(frozen=True)
+class _State:
+    """What the file's metadata says."""
+
+    schema_version: int
+    """Version of the layout."""
+    fingerprint: str
+    """Run it belongs to."""
+    step: int
+    """Updates done."""
+    progress: dict[str, Any]
+    """The trainer's own."""
+
+
 def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
     """Write the checkpoint of the run that ``fingerprint`` names."""
     groups = {"weights": checkpoint.weights, "best": checkpoint.best, "optimiser": checkpoint.optimiser}
@@ -49,24 +65,22 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        arrays, metadata = mx.load(str(path), return_metadata=True)
-        state = json.loads(metadata["state"])
-        step, progress = int(state["step"]), dict(state["progress"])
-        version, written = state["schema_version"], state["fingerprint"]
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise HarnessError(f"{path} is not a checkpoint: {error}", "Delete it and train anew.") from error
-    if version > SCHEMA_VERSION:
+    advice = "Delete it and train anew."
+    arrays, metadata = load_arrays(path, advice=advice)
+    state = files.typed(_State, files.parse_json(metadata.get("state", ""), str(path), advice=advice), str(path), advice=advice)
+    if state.schema_version > SCHEMA_VERSION:
         raise HarnessError(f"{path} was written by a newer version", "Update the harness, or delete it and train anew.")
-    if written != fingerprint:
+    if state.fingerprint != fingerprint:
         raise HarnessError(
             f"{path} belongs to a run with other data, settings or draft", "Resume with the same ones, or train without resuming."
         )
     groups: dict[str, dict[str, mx.array]] = {"weights": {}, "best": {}, "optimiser": {}}
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
+        if group not in groups:
+            raise HarnessError(f"{path}: {files.printable(name, 100)} belongs to no part of a checkpoint", advice)
         groups[group][rest] = array
-    return Checkpoint(step=step, progress=progress, **groups)
+    return Checkpoint(step=state.step, progress=state.progress, **groups)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str] | None = None) -> None:

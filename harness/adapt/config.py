@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness.limits import WarmTemperature
 from harness.yamlfile import Seed, Strict, load_config
 
 LossPart = Literal["ce", "forward_kl", "reverse_kl", "js"]
@@ -147,7 +148,7 @@ class SynthConfig(Strict):
 
     min_prompts: int = Field(0, ge=0, le=10**6)
     """Training prompts a domain should have; missing ones are synthesised."""
-    temperature: float = Field(0.8, gt=0)
+    temperature: WarmTemperature = 0.8
     max_prompt_tokens: int = Field(128, ge=8, le=10**6)
     min_words: int = Field(4, ge=1, le=10**6)
     similarity: float = Field(0.6, gt=0, le=1)

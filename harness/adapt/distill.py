@@ -32,6 +32,7 @@ from harness.models.pair import Pair
 from harness.progress import NowAndThen
 from harness.records import Sample, Trajectory
 
+_ANEW = "Delete it and run the stage that makes it again."
 STAGES = ("collect", "train", "ship")
 CHUNKS = 4
 """Batches of prompts collected per step: greedy ones first, then the sampled ones."""
@@ -195,7 +196,7 @@ def ship(job: Job) -> list[Score]:
     if not (job.fitted / "checkpoint.safetensors").is_file():
         raise HarnessError(f"no trained draft in {job.fitted}", "Run the train stage first.")
     shape, target = torch_llama.load_llama(job.folder)
-    vocab = np.load(job.fitted / "vocab.npy")
+    vocab = distill_fit.read_vocab_ids(job.fitted / "vocab.npy", len(target["embed"]))
     shape, weights = distill_fit.initial_weights(shape, target, job.config.cut, vocab)
     step = distill_fit.load_weights(job.fitted, weights)
     cut = job.config.cut

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from harness.limits import WarmTemperature
 from harness.yamlfile import Count, Seed, Strict, load_config
 
 
@@ -30,7 +31,7 @@ class RolloutConfig(Strict):
     """Longest trajectory."""
     sampled_share: float = Field(0.25, ge=0, le=1)
     """Share of the prompts answered at ``temperature``; the rest is greedy."""
-    temperature: float = Field(0.7, gt=0, le=5)
+    temperature: WarmTemperature = 0.7
     batch: int = Field(128, ge=1, le=4096)
     """Prompts decoded together."""
     top_k: int = Field(16, ge=1, le=1000)

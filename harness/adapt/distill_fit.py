@@ -7,16 +7,18 @@ The run is a fixed sequence of updates decided by the data and the configuration
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness import files
 from harness.adapt.distill_config import CutConfig, FitConfig
 from harness.adapt.examples import invert
 from harness.decode import torch_llama
@@ -24,6 +26,7 @@ from harness.decode.collect import Rollout, Stored, write_durably
 from harness.decode.torch_llama import Shape, Weights
 from harness.errors import HarnessError
 from harness.files import read_text
+from harness.models.tensors import read_header
 from routing.apart import apart
 
 if TYPE_CHECKING:
@@ -271,12 +274,36 @@ def fit(
 @apart
 def load_weights(folder: Path, weights: Weights) -> int:
     """Copy the checkpoint in ``folder`` into ``weights``; return how many updates it has seen."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "checkpoint.safetensors", framework="pt") as file:
+    with _open_checkpoint(folder) as (file, header):
         for name, weight in weights.items():
             weight.copy_(file.get_tensor(f"w.{name}"))
-        return int(file.metadata()["step"])
+        return int(header["step"])
+
+
+def read_vocab_ids(path: Path, size: int) -> np.ndarray:
+    """The output ids (vocab,) that :mod:`harness.adapt.distill` stored, all below ``size``.
+
+    Raises:
+        HarnessError: damaged, or not such ids.
+    """
+    advice = "Run the train stage again."
+    files.open_regular(path, advice=advice).close()
+    with files.reading(path, advice=advice):
+        ids: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids) or not 0 <= ids.min() <= ids.max() < size:
+        raise HarnessError(f"{path} is no list of token ids below {size}", advice)
+    return np.array(ids)
+
+
+@contextlib.contextmanager
+def _open_checkpoint(folder: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The checkpoint in ``folder`` and its metadata; whatever fails while it is read is one sentence."""
+    from safetensors import safe_open
+
+    path, advice = folder / "checkpoint.safetensors", f"Delete {folder} and run the train stage again."
+    header = read_header(path, advice=advice).metadata
+    with files.reading(path, advice=advice), safe_open(path, framework="pt") as file:
+        yield file, header
 
 
 def _checkpoint(folder: Path, key: dict[str, Any], step: int, names: list[str], weights: Weights, optimizer: torch.optim.Optimizer) -> None:
@@ -292,15 +319,13 @@ def _checkpoint(folder: Path, key: dict[str, Any], step: int, names: list[str], 
 def _resume(folder: Path, key: dict[str, Any], names: list[str], weights: Weights, optimizer: torch.optim.Optimizer) -> int:
     """Load the checkpoint into ``weights`` and ``optimizer``; return the number of finished updates and cut the log to them."""
     import torch
-    from safetensors import safe_open
 
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / "checkpoint.safetensors", folder / "loss.jsonl"
     if not path.is_file():
         log.write_text("")
         return 0
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata()
+    with _open_checkpoint(folder) as (file, header):
         if json.loads(header["key"]) != json.loads(json.dumps(key)):
             raise HarnessError(
                 f"{path} belongs to a run with other data or settings", f"Delete {folder} to start over, or undo the change."

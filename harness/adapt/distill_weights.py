@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness.decode.torch_llama import LAYERS, Shape, Weights, device
 from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.config import CutSource, parse_source
-from harness.models.cut import TOKEN_MAP, read_cut
+from harness.models.cut import AGAIN, TOKEN_MAP, read_cut
 from routing.apart import apart
 
 
@@ -43,18 +44,20 @@ def read_start(source: str, layers: int) -> tuple[dict[str, Any], np.ndarray, We
     found = parse_source(source) if source.startswith("shipped:") else CutSource(Path(source))
     assert isinstance(found, CutSource)
     config, arrays = read_cut(found.path)
-    if config["layers"] != layers:
-        raise HarnessError(f"{source} has {config['layers']} blocks, cut.layers is {layers}", "Set cut.layers to the draft's own number.")
+    if config.layers != layers:
+        raise HarnessError(f"{source} has {config.layers} blocks, cut.layers is {layers}", "Set cut.layers to the draft's own number.")
 
     exact = {name: np.array(array.astype(mx.float32)) for name, array in arrays.items() if name.endswith(".weight")}
-    return config, np.array(arrays[TOKEN_MAP]), _join(exact, layers)
+    return asdict(config), np.array(arrays[TOKEN_MAP]), _join(exact, layers, found.path)
 
 
 @apart
-def _join(arrays: dict[str, np.ndarray], layers: int) -> Weights:
+def _join(arrays: dict[str, np.ndarray], layers: int, path: Path) -> Weights:
     import torch
 
     def read(*names: str) -> torch.Tensor:
+        if lacking := [name for name in names if f"{name}.weight" not in arrays]:
+            raise HarnessError(f"{path} lacks {lacking[0]}.weight", AGAIN)
         return torch.cat([torch.from_numpy(arrays[f"{name}.weight"]) for name in names]).to(device())
 
     weights: Weights = {"norm": read("model.norm"), "head": read("lm_head")}

@@ -86,7 +86,7 @@ def user_turn_prefix(pair: Any, system: str | None) -> list[int]:
     if not pair.tokenizer.has_chat_template:
         raise HarnessError(f"{pair.name!r} has no chat template to sample prompts from", "Give more training prompts instead.")
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": _MARK}]
-    text = pair.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    text = pair.render(messages, add_generation_prompt=False)
     prefix, mark, _ = text.partition(_MARK)
     if not mark or not prefix:
         raise HarnessError(f"the chat template of {pair.name!r} hides the user turn", "Give more training prompts instead.")

@@ -32,6 +32,7 @@ from harness.adapt.surface import adapted_layers, adapter_weights, attached, che
 from harness.adapt.torch_step import TorchStep, torch_step
 from harness.adapt.trees import mx, nn, optim, tree_flatten, tree_map, tree_unflatten
 from harness.errors import HarnessError
+from harness.models.opened import vocabulary_rows
 from harness.records import Trajectory
 from harness.stats import MIN_PROMPTS
 
@@ -119,7 +120,7 @@ class _Run:
         self.out, self.fingerprint = out, fingerprint
         model = draft.model
         self.inverse = _inverse(draft)
-        self.vocab = model.args.vocab_size if draft.token_map is None else len(draft.token_map)
+        self.vocab = vocabulary_rows(model)
         self.cache = self.training_cache = prefix_cache(draft, config, cache_folder)
         self.in_torch = in_torch
         if in_torch is not None and not config.adapt.mine:  # looking for mistakes has computed the states already, in mlx
@@ -339,8 +340,11 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
 
 
 def _inverse(draft: Any) -> np.ndarray | None:
-    vocab = draft.model.args.vocab_size
-    return invert(None if draft.token_map is None else np.array(draft.token_map), vocab)
+    """Draft id of each target id; None where the two are the same."""
+    rows = vocabulary_rows(draft.model)
+    if draft.token_map is not None:
+        return invert(np.array(draft.token_map), draft.model.args.vocab_size)
+    return invert(np.arange(rows), draft.target_rows) if draft.target_rows is not None and draft.target_rows > rows else None
 
 
 def _examples(draft: Any, material: Sequence[Material], config: TrainingConfig) -> tuple[list[Example], int]:

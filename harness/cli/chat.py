@@ -14,7 +14,7 @@ import typer
 
 from harness.cli.generate import OfflineOption
 from harness.errors import HarnessError, did_you_mean
-from harness.terminal import say, show
+from harness.terminal import read_input, say, show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +53,13 @@ def chat(
 
     Example: `harness chat --models smollm2 --show-drafts`
     """
+    from harness.limits import check, written_length
+
+    check(**{name: value for name, value in (("temperature", temperature), ("max_tokens", max_tokens)) if value is not None})
     given = {
         "models": models,
         "drafter": drafter,
-        "k": int(k) if k is not None and k.isdigit() else k,
+        "k": written_length(k),
         "temperature": temperature,
         "max_tokens": max_tokens,
         "system": system,
@@ -111,7 +114,7 @@ class Chat:
         """Return the next line; None at the end of the input."""
         try:
             if not self.interactive:
-                return sys.stdin.readline() or None
+                return read_input(line=True) or None
             import readline  # noqa: F401  arrow keys and history
 
             return input("\n> ")

@@ -18,34 +18,46 @@ def check(
     results: ResultsOption = Path("results"),
     update: Annotated[bool, typer.Option("--update", help="Write the run as the new reference instead of checking.")] = False,
     any_machine: Annotated[
-        bool, typer.Option("--any-machine", help="Accept a reference from other hardware: acceptance by intervals, no times.")
+        bool, typer.Option("--any-machine", help="Accept a reference from other hardware: no times, near-ties may flip.")
+    ] = False,
+    allow_undecided: Annotated[
+        bool, typer.Option("--allow-undecided", help="Pass comparisons that have too few prompts to tell a regression from chance.")
     ] = False,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write the result as JUnit XML.")] = None,
     summary: Annotated[Path | None, typer.Option("--summary", metavar="FILE", help="Also append the result as Markdown.")] = None,
 ) -> None:
-    """Compare a run with a reference: exit 0 without a regression, 1 with one, 2 when the two cannot be compared.
+    """Compare a run with a reference: exit 0 without a regression, 1 with one or undecided, 2 when the two cannot be compared.
 
     Example: `harness check regression-smollm2-20260131-142501 --against results/reference/smollm2.json`
     """
-    from harness import gate
-    from harness.errors import CheckFailed
+    from harness import gate, reference
+    from harness.errors import CheckFailed, HarnessError
     from harness.report import gate_output
     from harness.store import run_folder
 
-    folder = run_folder(results, name)
     if update:
-        gate.write_reference(folder, against)
+        reference.write_reference(run_folder(results, name), against)
         say(f"wrote {against}")
         return
-    verdicts = gate.check(folder, gate.read_reference(against), any_machine=any_machine)
-    text = gate_output.summary(verdicts, folder.name, str(against))
-    gate_output.write(junit, gate_output.junit(verdicts))
+    try:
+        verdicts = gate.check(run_folder(results, name), reference.read_reference(against), any_machine=any_machine)
+    except HarnessError as error:
+        gate_output.write(junit, gate_output.junit([], error=str(error)))
+        gate_output.write(summary, gate_output.summary([], name, str(against), error=str(error)), append=True)
+        raise
+    text = gate_output.summary(verdicts, name, str(against), allow_undecided=allow_undecided)
+    gate_output.write(junit, gate_output.junit(verdicts, allow_undecided=allow_undecided))
     gate_output.write(summary, text, append=True)
     say(text)
-    failed = sum(v.failed for v in verdicts)
+    failed, undecided = sum(v.failed for v in verdicts), sum(v.undecided for v in verdicts)
     if failed:
         raise CheckFailed(
             f"{failed} of {len(verdicts)} comparisons failed", "If the change is intended, write a new reference with --update."
+        )
+    if undecided and not allow_undecided:
+        raise CheckFailed(
+            f"{undecided} of {len(verdicts)} comparisons are undecided: too few prompts to tell a regression from chance",
+            "Run both on more prompts, as many as the table says, or pass them with --allow-undecided.",
         )
 
 

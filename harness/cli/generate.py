@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.decode.pieces import TextPieces
-from harness.terminal import say
+from harness.terminal import read_input, say
 
 if TYPE_CHECKING:
     from harness.records import Generation, Sample
@@ -36,7 +36,7 @@ def generate(
             "-k",
             "--k",
             metavar="N",
-            help="Draft length: a number, dynamic or auto. 4 by default, with --route the router's.",
+            help="Draft length: a number, dynamic or auto. The pair's own by default, with --route the router's.",
             show_default=False,
         ),
     ] = None,
@@ -53,15 +53,15 @@ def generate(
 
     Example: `harness generate "Write a haiku" --drafter lookup -k 4 --max-tokens 64`
     """
-    import sys
 
     from harness.errors import HarnessError
+    from harness.limits import check, written_length
 
     one_of("--mode", mode, ("detailed", "fast"))
     one_of("--rule", rule, ("match", "rejection"))
-    if k is not None and not k.isdigit():
-        one_of("-k", k, ("dynamic", "auto"))
-    text = sys.stdin.read() if prompt == "-" else prompt
+    check(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    length = written_length(k)
+    text = read_input() if prompt == "-" else prompt
     if not text.strip():
         raise HarnessError("the prompt is empty", "Write the prompt in quotes after `harness generate`.")
     chosen = _drafter(models, drafter, adapter, route)
@@ -71,7 +71,6 @@ def generate(
     if chosen == "router":
         api.pair_router(pair, offline=offline)
     printer = _Printer(pair)
-    length: dict[str, Any] = {"k": int(k) if k.isdigit() else k} if k is not None else {}
     result = api.generate(
         pair,
         text,
@@ -82,7 +81,7 @@ def generate(
         max_tokens=max_tokens,
         seed=seed,
         on_step=printer.show,
-        **length,
+        k=length,
     )
     printer.end()
     say(summary(result), err=True)
@@ -182,6 +181,9 @@ def collect(
 
     Example: `harness collect suites/quick.yaml --split train --limit 100 --out trajectories`
     """
+    from harness.limits import check
+
+    check(temperature=temperature, max_tokens=max_tokens, seed=seed)
     samples = read_samples(source, split=split, limit=limit, seed=seed, offline=offline)
     from rich.progress import track
 

@@ -29,7 +29,8 @@ def list_pairs() -> None:
         missing = [model for model in wanted if not is_cached(model, base)]
         size = sum(model.download_mb or 0 for model in missing)
         state = "ready" if not missing else f"{size} MB to fetch" if size else "ready without draft"
-        say(f"{name:<12} {state:<18} {config.description}")
+        loose = " (not pinned)" if any(model.unpinned for model in wanted) else ""
+        say(f"{name:<12} {state:<18} {config.description}{loose}")
 
 
 @models_app.command("pull")
@@ -44,7 +45,7 @@ def pull(
     from harness.models.store import pull_pair
 
     for role, folder in pull_pair(pair, offline=offline).items():
-        say(f"{role}: {folder.path if folder else 'not on this machine'}")
+        say(f"{role}: {folder.path}, sha256 {folder.hash}" if folder else f"{role}: not on this machine")
 
 
 @models_app.command("suggest")
@@ -72,9 +73,9 @@ def check(
     draft: Annotated[str, typer.Argument(metavar="DRAFT", help="Folder, hub name, or pair (its target).")],
     offline: OfflineOption = False,
 ) -> None:
-    """Tell whether a draft shares the target's tokenizer; exit 1 when it does not. Reads no weights.
+    """Tell whether a draft shares the target's tokenizer; exit 1 when it does not. Fetches no weights.
 
-    Example: `harness models check smollm2 qwen-coder`
+    Example: `harness models check Qwen/Qwen2.5-7B-Instruct Qwen/Qwen2.5-0.5B-Instruct`
     """
     from harness.models.compatibility import check_folders
     from harness.models.store import tokenizer_folder
@@ -104,7 +105,7 @@ def vocab(
     from harness.decode.collect import read_shard, shard_names
     from harness.decode.forward import useful_vocab
     from harness.errors import HarnessError
-    from harness.models.compatibility import read_json
+    from harness.models.pair import vocab_size
     from harness.models.store import pull_pair
     from harness.models.vocab import write_vocab
 
@@ -116,7 +117,7 @@ def vocab(
     if not names:
         raise HarnessError(f"no answers in {answers}", f"Write some: `harness collect SUITE --models {pair} --out {answers}`.")
     stored = [s for name in names for s in read_shard(answers, name) or []]
-    ids = useful_vocab((s.trajectory() for s in stored), size, int(read_json(draft.path / "config.json")["vocab_size"]))
+    ids = useful_vocab((s.trajectory() for s in stored), size, min(vocab_size(model.path) for model in folders.values() if model))
     tokens = sum(len(s.rollout.tokens) for s in stored)
     write_vocab(out, ids, f"{size} ids for {pair}, by their probability in {tokens} tokens of {len(stored)} target answers")
     say(f"{len(ids)} ids in {out}")

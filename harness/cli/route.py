@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.generate import OfflineOption, PairOption
-from harness.terminal import say
+from harness.terminal import read_input, say
 
 if TYPE_CHECKING:
     from harness.records import Sample
@@ -194,13 +194,12 @@ def route(
 
     Example: `harness route "Write a function that sorts names"`
     """
-    import sys
     import time
 
     from harness.errors import HarnessError
     from harness.routes import load_router, routing_errors
 
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_input() if prompt == "-" else prompt
     if not text.strip():
         raise HarnessError("the prompt is empty", "Write the prompt in quotes after `harness route`.")
     name = _pair_name(models)

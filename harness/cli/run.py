@@ -30,10 +30,11 @@ def run(
     Example: `harness run suites/quick.yaml --limit 2 --domains code,math --set max_tokens=32`
     """
     from harness.cli.validate import describe, load
-    from harness.estimate import describe_time
+    from harness.estimate import count_prompts, describe_time
 
     loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
-    say("\n".join([*describe(loaded), describe_time(loaded, loaded.cells(), Path(loaded.models).stem)]))
+    counts = count_prompts(loaded)
+    say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), Path(loaded.models).stem, counts)]))
     if plan:
         return
     from rich.console import Console
@@ -47,7 +48,7 @@ def report(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name under the results folder.")],
     results: ResultsOption = Path("results"),
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write to; reports/RUN when absent.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Write nothing; recompute every number of report.md from the records.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Write nothing; check report and records against each other.")] = False,
 ) -> None:
     """Write the Markdown, CSV and HTML report of a run, from its records.
 
@@ -63,9 +64,12 @@ def report(
     console = Console()
     if verify:
         from harness.report.verify import verify as verify_report
+        from harness.store import read_manifest
 
-        checked = verify_report(folder, (out or reports_folder(folder)) / "report.md")
-        say(f"every line of the report follows from the records; {checked} values recomputed a second way")
+        checked = verify_report(folder, out or reports_folder(folder))
+        say(f"every file of the report follows from the records; {checked} values recomputed a second way")
+        if read_manifest(folder).seal is None:
+            say("the records are not sealed: that they are those the run wrote cannot be shown")
         return
     loaded = load_run(folder)
     written = write_reports(loaded, out or reports_folder(folder))

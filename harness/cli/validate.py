@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,19 +54,18 @@ def load(suite: str, *, models: str | None, limit: int | None, domains: str | No
     return load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen)
 
 
-def describe(suite: Suite) -> list[str]:
-    """Return the lines of a short plan: prompts per domain, cells per experiment, answers to decode."""
-    cells = suite.cells()
+def describe(suite: Suite, counts: Mapping[str, int | None] | None = None) -> list[str]:
+    """Return the lines of a short plan: prompts per domain (``counts`` where counted), cells per experiment, answers to decode."""
+    cells, sizes = suite.cells(), {name: (counts or {}).get(name) or spec.limit for name, spec in suite.domains.items()}
     lines = [f"{suite.name}: models {suite.models}, at most {suite.max_tokens} tokens, seed {suite.seed}, hash {suite.hash()[:12]}"]
     for name, spec in suite.domains.items():
-        lines.append(f"  domain {name}: {spec.limit or 'all'} prompts of {spec.path or spec.dataset}, split {spec.split}")
+        lines.append(f"  domain {name}: {sizes[name] or 'all'} prompts of {spec.path or spec.dataset}, split {spec.split}")
     for label, count in Counter(c.experiment for c in cells).items():
         timed = sum(c.timed for c in cells if c.experiment == label)
         lines.append(f"  {label}: {count} cells, {timed} timed")
-    limits = {name: spec.limit for name, spec in suite.domains.items()}
-    if all(limits.values()):
-        answers = sum(limits[c.domain] or 0 for c in cells if c.timed)
-        lines.append(f"{len(cells)} cells, {sum(n or 0 for n in limits.values())} prompts, {answers} timed answers")
+    if all(sizes.values()):
+        answers = sum(sizes[c.domain] or 0 for c in cells if c.timed)
+        lines.append(f"{len(cells)} cells, {sum(n or 0 for n in sizes.values())} prompts, {answers} timed answers")
     else:
         lines.append(f"{len(cells)} cells")
     return lines

@@ -14,13 +14,16 @@ from harness.decode.cached import CachedModel
 from harness.decode.details import Details
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
 from harness.decode.fast import fast_steps
-from harness.decode.forward import EarlyExit, PrunedHead, inner
+from harness.decode.forward import EarlyExit, PrunedHead
 from harness.decode.length import Costs, LengthPolicy, make_policy
 from harness.decode.plain import plain_steps
 from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step, speculative_steps
 from harness.errors import HarnessError, did_you_mean
+from harness.limits import COUNT, check, draft_length, room
 from harness.models.blas import mx
+from harness.models.config import pair_k
+from harness.models.opened import vocabulary_rows
 from harness.records import Finish, Generation, Rule
 
 DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
@@ -45,6 +48,16 @@ class DrafterOptions:
     """Draft model: restrict the output head to these ids (see :func:`harness.decode.forward.useful_vocab`), or to the first ``vocab``
     ids (byte-pair merges are ordered by frequency), and what stands in prompt and answer; None takes what the pair's file says."""
 
+    def __post_init__(self) -> None:
+        counts = ("ngram", "min_ngram", "hybrid_ngram", "hybrid_min_ngram", "layers")
+        for name in counts if self.layers is not None else counts[:-1]:
+            COUNT.check(name, getattr(self, name))
+        if self.vocab is not None and (isinstance(self.vocab, int) or not self.vocab):
+            COUNT.check("vocab", self.vocab)
+        for short, long in (("min_ngram", "ngram"), ("hybrid_min_ngram", "hybrid_ngram")):
+            if getattr(self, short) > getattr(self, long):
+                raise HarnessError(f"{short} is {getattr(self, short)}, {long} {getattr(self, long)}", f"Use a {short} of at most {long}.")
+
 
 def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
     """Turn a drafter's name into a drafter; an object that already is one passes through.
@@ -52,13 +65,18 @@ def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions |
     Raises:
         HarnessError: unknown name, or the pair has no draft model.
     """
-    options = options or DrafterOptions()
-    if not isinstance(drafter, str):
-        return drafter
+    found = _named(pair, drafter, options or DrafterOptions()) if isinstance(drafter, str) else drafter
+    model = found.draft if isinstance(found, HybridDrafter) else found
+    if isinstance(model, ModelDrafter):
+        model.fit(vocabulary_rows(pair.target))
+    return found
+
+
+def _named(pair: Any, drafter: str, options: DrafterOptions) -> Drafter:
     if drafter == "lookup":
         return LookupDrafter(options.ngram, options.min_ngram)
     if drafter == "early_exit":
-        layers = options.layers or max(1, len(inner(pair.target).layers) // 4)
+        layers = options.layers or max(1, len(pair.target.layers) // 4)
         return ModelDrafter(EarlyExit(pair.target, layers), name="early_exit")
     if drafter == "generic":
         return _draft(pair, options)
@@ -73,11 +91,12 @@ def _draft(pair: Any, options: DrafterOptions) -> ModelDrafter:
             f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
         )
     draft = pair.draft
+    draft.fit(vocabulary_rows(pair.target))
     if options.vocab is None or draft.token_map is not None:
         model, token_map = draft.proposer
         return ModelDrafter(model, token_map, name="generic")
-    ids = sorted(set(range(options.vocab) if isinstance(options.vocab, int) else options.vocab))
-    size = draft.model.args.vocab_size
+    size = vocabulary_rows(draft.model)
+    ids = sorted(set(range(min(options.vocab, size + 1)) if isinstance(options.vocab, int) else options.vocab))
     if len(ids) < 2 or ids[0] < 0 or ids[-1] >= size:
         raise HarnessError("the draft's output vocabulary has fewer than two ids or unknown ones", f"Give ids from 0 to {size - 1}.")
     return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
@@ -88,7 +107,7 @@ def stream(
     prompt: str | list[dict] | Sequence[int],
     *,
     drafter: str | Drafter | None = "generic",
-    k: int | str | LengthPolicy = 4,
+    k: int | str | LengthPolicy | None = None,
     rule: Rule = "match",
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -108,13 +127,11 @@ def stream(
     Arguments are those of :func:`generate`.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
-    _check(max_tokens, rule, lenience, sampling, mode, k, detailed)
+    k = _length(pair, k)
+    check(max_tokens=max_tokens, seed=seed, lenience=lenience)
+    _check(rule, lenience, sampling, mode, k, detailed)
     ids = pair.encode(prompt)
-    max_tokens = min(max_tokens, pair.context_tokens - len(ids))
-    if max_tokens < 1:
-        raise HarnessError(
-            f"the prompt has {len(ids)} tokens, the model's context {pair.context_tokens}", "Shorten the prompt by at least one token."
-        )
+    max_tokens = room(pair.context_tokens, len(ids), max_tokens)
     common: dict[str, Any] = {"max_tokens": max_tokens, "eos": pair.eos_token_ids, "sampling": sampling, "seed": seed}
     if mode == "fast":
         draft = None if drafter is None else _full_vocabulary(resolve_drafter(pair, drafter, options))
@@ -150,7 +167,7 @@ def generate(
         stop: once set, the answer ends after the round under way, with ``finish`` ``stopped``.
         **settings: keyword arguments, all optional:
             ``drafter`` None (plain decoding), ``generic`` (default), ``lookup``, ``early_exit``, ``hybrid`` or a drafter object;
-            ``k`` draft length, an int (default 4), ``dynamic``, ``auto`` or a policy object;
+            ``k`` draft length, an int (the pair's own by default), ``dynamic``, ``auto`` or a policy object;
             ``rule`` ``match`` (default) or ``rejection``; ``temperature`` (default 0), ``top_p``, ``top_k``, ``min_p``;
             ``lenience`` above 1 is lossy and needs the rejection rule; ``max_tokens`` (default 256); ``seed`` (default 0);
             ``detailed`` True records :class:`~harness.records.Position` entries; ``mode`` ``detailed`` (this project's loop) or
@@ -178,7 +195,7 @@ def generate(
             break
     wall_s = time.perf_counter() - start
     mx.synchronize()  # plain decoding may have one pass in flight after an end-of-sequence token
-    drafter, k = settings.get("drafter", "generic"), settings.get("k", 4)
+    drafter, k = settings.get("drafter", "generic"), _length(pair, settings.get("k"))
     stopped = stop is not None and stop.is_set()
     return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings, "stopped" if stopped else "length")
 
@@ -219,15 +236,18 @@ def _total(times: list[float | None]) -> float | None:
     return sum(known) if len(known) == len(times) else None
 
 
-def _check(max_tokens: int, rule: str, lenience: float, sampling: Sampling, mode: str, k: Any, detailed: bool) -> None:
-    if max_tokens < 1:
-        raise HarnessError(f"max_tokens is {max_tokens}", "Use at least 1.")
+def _length(pair: Any, k: int | str | LengthPolicy | None) -> int | str | LengthPolicy:
+    """What decides how far to draft: a policy object, or a number or name within its limits; the pair's own number for None."""
+    if k is None:
+        return pair_k(pair)
+    return k if hasattr(k, "max_k") else draft_length(k)  # type: ignore[return-value]
+
+
+def _check(rule: str, lenience: float, sampling: Sampling, mode: str, k: Any, detailed: bool) -> None:
     if rule not in ("match", "rejection"):
         raise HarnessError(f"unknown rule {rule!r}: {did_you_mean(str(rule), ['match', 'rejection'])}")
     if mode not in ("detailed", "fast"):
         raise HarnessError(f"unknown mode {mode!r}: {did_you_mean(str(mode), ['detailed', 'fast'])}")
-    if lenience < 1:
-        raise HarnessError(f"lenience is {lenience}", "Use 1 (exact) or more (lossy).")
     if lenience > 1 and (rule != "rejection" or sampling.greedy):
         raise HarnessError("lenience acts on the rejection rule only", "Add rule='rejection' and a temperature above 0.")
     if mode == "fast" and (not isinstance(k, int) or rule != "match" or detailed):

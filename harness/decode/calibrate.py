@@ -15,6 +15,7 @@ from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, HybridDrafter, ModelDrafter
 from harness.decode.length import AUTO_MAX_K, Costs, expected_tokens, predicted_speedup
 from harness.models.blas import mx
+from harness.models.opened import vocabulary_rows
 
 CONTEXT_TOKENS = 128
 """Cache length the steps are timed at."""
@@ -72,11 +73,12 @@ def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = AUTO_MA
         max_k: blocks of up to ``max_k`` + 1 tokens are timed.
         repeats: timed passes per block size after one warm-up.
     """
-    target = _prefilled(pair.target)
+    length = max(1, min(CONTEXT_TOKENS, pair.context_tokens - max_k - 2))
+    target = _prefilled(pair.target, length)
     draft = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
     jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in block_sizes(max_k)}
     if isinstance(draft, ModelDrafter):
-        jobs["draft"] = _block(_prefilled(draft.model), 1)
+        jobs["draft"] = _block(_prefilled(draft.model, length), 1)
     times = interleaved(jobs, repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
     return Calibration(
@@ -84,6 +86,7 @@ def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = AUTO_MA
         draft_step_s=median.get("draft"),
         block_s=tuple(np.interp(range(1, max_k + 2), block_sizes(max_k), [median[m] for m in block_sizes(max_k)]).tolist()),
         spread=max(_spread(values) for values in times.values()),
+        context_tokens=length,
     )
 
 
@@ -106,18 +109,18 @@ def interleaved(jobs: Mapping[T, Callable[[], None]], repeats: int) -> dict[T, l
     return times
 
 
-def _prefilled(model: Any) -> CachedModel:
+def _prefilled(model: Any, length: int = CONTEXT_TOKENS) -> CachedModel:
     cached = CachedModel(model)
-    cached.prefill([token % 1000 + 100 for token in range(CONTEXT_TOKENS)])
+    cached.prefill([(token % 1000 + 100) % vocabulary_rows(model) for token in range(length)])
     return cached
 
 
 def _block(model: CachedModel, m: int) -> Callable[[], None]:
-    tokens = mx.arange(100, 100 + m, dtype=mx.int32)
+    tokens, length = mx.arange(100, 100 + m, dtype=mx.int32) % vocabulary_rows(model.model), model.offset
 
     def run() -> None:
         mx.eval(mx.argmax(model.forward(tokens), axis=-1))
-        model.trim_to(CONTEXT_TOKENS)
+        model.trim_to(length)
 
     return run
 

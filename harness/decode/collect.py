@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from harness.errors import HarnessError
-from harness.files import parse_json, read_text, reason, this_version, typed
+from harness.files import parse_json, read_text, reading, this_version, typed
+from harness.limits import COUNT, check, room
+from harness.models.tensors import read_header
 from harness.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class _Line(TypedDict):
     finish: Finish
     prompt_tokens: list[int]
     tokens: list[int]
+    max_tokens: NotRequired[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,12 @@ class Rollout:
     """(n, k) int32: most likely ids, most likely first."""
     top_logprobs: np.ndarray
     """(n, k) float16: their log p at temperature 1."""
+
+    def first(self, n: int) -> Rollout:
+        """The first ``n`` tokens, where there are more."""
+        if len(self.tokens) <= n:
+            return self
+        return Rollout(**{name: values[:n] for name, values in vars(self).items()})
 
 
 class Decoder(Protocol):
@@ -87,7 +96,7 @@ def collect(
     Args:
         pair: target, tokenizer and end-of-sequence ids; a draft is not needed.
         samples: prompts; ids must be distinct.
-        max_tokens: limit per trajectory.
+        max_tokens: limit per trajectory; less where the context ends before.
         temperature: 0 is greedy.
         batch: prompts decoded together.
         top_k: log-probabilities kept per position.
@@ -100,21 +109,25 @@ def collect(
     """
     if len({s.id for s in samples}) != len(samples):
         raise HarnessError("two samples share an id", "Give every sample its own id.")
-    for name, value in (("max_tokens", max_tokens), ("batch", batch), ("top_k", top_k)):
-        if value < 1:
-            raise HarnessError(f"{name} is {value}", f"Give a {name} of 1 or more.")
-    if temperature < 0:
-        raise HarnessError(f"temperature is {temperature}", "Give 0 for greedy, or a positive number.")
+    check(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    for name, value in (("batch", batch), ("top_k", top_k)):
+        COUNT.check(name, value)
     settings = {"target": pair.target_hash, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
     encoded = {s.id: pair.encode(s.prompt) for s in samples}
+    rooms = {s.id: room(pair.context_tokens, len(encoded[s.id]), max_tokens) for s in samples}
     for group in plan_batches(samples, encoded, batch):
-        name = _batch_hash(group, encoded, settings)
+        name = _batch_hash(group, encoded, rooms, settings)
         done = read_shard(out, name) if out else None
         if done is None:
             decoder = decoder or default_decoder(pair)
             rollouts = decoder(
-                [encoded[s.id] for s in group], max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=int(name[:8], 16)
+                [encoded[s.id] for s in group],
+                max_tokens=max(rooms[s.id] for s in group),
+                temperature=temperature,
+                top_k=top_k,
+                seed=int(name[:8], 16),
             )
+            rollouts = [rollout.first(rooms[sample.id]) for sample, rollout in zip(group, rollouts, strict=True)]
             done = [
                 Stored(
                     sample_id=sample.id,
@@ -122,7 +135,7 @@ def collect(
                     prompt_tokens=encoded[sample.id],
                     finish="eos" if rollout.tokens[-1] in pair.eos_token_ids else "length",
                     rollout=rollout,
-                    max_tokens=max_tokens,
+                    max_tokens=rooms[sample.id],
                     temperature=temperature,
                 )
                 for sample, rollout in zip(group, rollouts, strict=True)
@@ -199,23 +212,20 @@ def read_shard(folder: Path, name: str) -> list[Stored] | None:
         part = {key: array[start : start + len(tokens)] for key, array in arrays.items()}
         start += len(tokens)
         limits = {"max_tokens": head["max_tokens"], "temperature": head["temperature"]}
-        stored.append(Stored(rollout=Rollout(tokens=tokens, **part), **limits, **line))
+        stored.append(Stored(rollout=Rollout(tokens=tokens, **part), **{**limits, **line}))
     if any(len(array) != start for array in arrays.values()):
         raise HarnessError(f"{path} has {start} tokens, its arrays another number", _ADVICE)
     return stored
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    try:
-        arrays: dict[str, np.ndarray] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise HarnessError(f"cannot read {path}: {reason(error)}", _ADVICE) from None
-    if arrays.keys() != {"logprobs", "top_tokens", "top_logprobs"}:
+    ranks = {name: len(shape) for name, shape in read_header(path, advice=_ADVICE).shapes.items()}
+    if ranks != {"logprobs": 1, "top_tokens": 2, "top_logprobs": 2}:
         raise HarnessError(f"{path} holds other arrays than answers have", _ADVICE)
-    return arrays
+    with reading(path, advice=_ADVICE):
+        return dict(load_file(path))
 
 
 def _read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -246,8 +256,9 @@ def shard_names(folder: Path) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.jsonl"))
 
 
-def _batch_hash(group: Sequence[Sample], encoded: dict[str, list[int]], settings: dict[str, Any]) -> str:
-    key = [settings, [[s.id, s.domain, encoded[s.id]] for s in group]]
+def _batch_hash(group: Sequence[Sample], encoded: dict[str, list[int]], rooms: dict[str, int], settings: dict[str, Any]) -> str:
+    shorter = {s.id: rooms[s.id] for s in group if rooms[s.id] < settings["max_tokens"]}
+    key = [settings, [[s.id, s.domain, encoded[s.id]] for s in group], *([shorter] if shorter else [])]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -259,7 +270,8 @@ def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: di
     lines = [{"schema_version": SCHEMA_VERSION, **settings}]
     for s in stored:
         line = {"sample_id": s.sample_id, "domain": s.domain, "finish": s.finish, "prompt_tokens": s.prompt_tokens}
-        lines.append({**line, "tokens": s.rollout.tokens})
+        shorter = {"max_tokens": s.max_tokens} if s.max_tokens < settings["max_tokens"] else {}
+        lines.append({**line, **shorter, "tokens": s.rollout.tokens})
     write_durably(folder / f"{name}.safetensors", save(arrays))
     write_durably(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
 

@@ -48,7 +48,7 @@ class Details:
             return ()
         rows = logits[:k]
         normaliser = mx.logsumexp(rows.astype(mx.float32), axis=-1)  # (k,)
-        top = top_ids(rows, self.top_k)
+        top = top_ids(rows, min(self.top_k, rows.shape[-1]))
         top_logp = mx.take_along_axis(rows, top, axis=-1) - normaliser[:, None]
         arrays = (rows, normaliser, top, top_logp)
         if proposal.logits is None:
@@ -76,7 +76,7 @@ class Details:
         top, top_logp = arrays[2][:n].tolist(), arrays[3][:n].tolist()
         out = []
         for i in range(n):
-            order = sorted(range(self.top_k), key=lambda j: -top_logp[i][j])
+            order = sorted(range(len(top[i])), key=lambda j: -top_logp[i][j])
             out.append(
                 Position(
                     position=first + i,
@@ -97,7 +97,7 @@ class Details:
             return [None] * n, [None] * n
         rows, normaliser = arrays[4][:n], arrays[5][:n]
         own = [self._id(t) for t in draft]
-        theirs = [self._id(t) for t in tokens]
+        theirs = [i if (i := self._id(t)) is not None and i < rows.shape[-1] else None for t in tokens]
         index = mx.array([[d if d is not None else 0, t if t is not None else 0] for d, t in zip(own, theirs, strict=True)])
         picked = mx.take_along_axis(rows, index, axis=-1)  # (n, 2)
         probability = mx.exp(picked[:, 0] - normaliser)

@@ -14,7 +14,9 @@ from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.forward import PrunedHead, widened
 from harness.decode.sampling import Sampling, ints, log_softmax, processed_logprobs, sample
+from harness.errors import HarnessError
 from harness.models.blas import mx
+from harness.models.opened import fit_vocabulary, vocabulary_rows
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,12 @@ class Proposal:
         return self.tokens.shape[0]
 
     def full_logq(self, vocab: int) -> mx.array | None:
-        """Return ``logq`` over the target's vocabulary (k, vocab); ids the draft does not have get probability 0."""
+        """Return ``logq`` over the target's vocabulary (k, vocab); ids the draft does not have get probability 0.
+
+        It names no id beyond the target's: see :meth:`ModelDrafter.fit`.
+        """
         if self.logq is None or (self.token_map is None and self.logq.shape[1] == vocab):
             return self.logq
-        if self.token_map is None and self.logq.shape[1] > vocab:  # padded embedding rows beyond the target's
-            return self.logq[:, :vocab]
         ids = mx.arange(self.logq.shape[1]) if self.token_map is None else self.token_map
         full = mx.full((self.logq.shape[0], vocab), -mx.inf)
         return mx.put_along_axis(full, mx.broadcast_to(ids[None].astype(mx.int32), self.logq.shape), self.logq, axis=-1)
@@ -107,6 +110,24 @@ class ModelDrafter:
     def model(self):  # type: ignore[no-untyped-def]
         """The draft, ready to run."""
         return self._model
+
+    def fit(self, rows: int) -> None:
+        """Keep to the ids of a target that has ``rows`` of them.
+
+        Raises:
+            HarnessError: a pruned vocabulary names others, or has not as many ids as the draft has outputs.
+        """
+        if self.token_map is None:
+            self._model = fit_vocabulary(self._model, rows)
+            return
+        if isinstance(self._model, PrunedHead) and not self._model.own_head:
+            fit_vocabulary(self._model.inner_model, rows)
+        outputs = len(self.token_map) if isinstance(self._model, PrunedHead) else vocabulary_rows(self._model)
+        if outputs != len(self.token_map) or int(self.token_map.max()) >= rows:
+            raise HarnessError(
+                f"drafter {self.name!r} maps its {outputs} outputs to {len(self.token_map)} ids, up to {int(self.token_map.max())}",
+                f"Map each output to one id of the target, 0 to {rows - 1}.",
+            )
 
     def begin(self, prompt: list[int]) -> None:
         model, self.token_map = widened(self.model, self.token_map, prompt)

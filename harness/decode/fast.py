@@ -8,6 +8,7 @@ from typing import Any
 from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step
 from harness.models.blas import mx, one_stream
+from harness.models.opened import vocabulary_rows
 
 
 def fast_steps(
@@ -34,7 +35,7 @@ def fast_steps(
         temp=sampling.temperature,
         top_p=sampling.top_p if sampling.top_p < 1 else 0.0,
         min_p=sampling.min_p,
-        top_k=sampling.top_k,
+        top_k=sampling.top_k if sampling.top_k < vocabulary_rows(target) else 0,
     )
     ids = mx.array(prompt, dtype=mx.uint32)
     common = {"max_tokens": max_tokens, "sampler": sampler, **one_stream()}

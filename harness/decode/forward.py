@@ -1,4 +1,4 @@
-"""Opening up a causal model of the llama family: embeddings, layers, final norm, output head."""
+"""What drafts with parts of a model: its first layers, its head over some tokens, its head along a known answer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ import numpy as np
 from harness.decode.sampling import ints
 from harness.errors import HarnessError
 from harness.models.blas import by_columns, mx, nn
+from harness.models.opened import (
+    PROBE_ERRORS,
+    Rows,
+    head_logits,
+    hidden_states,
+    open_model,
+    refusal,
+    rows_of,
+    vocabulary_rows,
+)
 from harness.records import Trajectory
 
 
 def inner(model: Any) -> Any:
-    """Return the module that holds ``embed_tokens``, ``layers`` and ``norm``.
+    """Return the module that holds ``embed_tokens``, ``layers`` and ``norm``, for training.
 
     Raises:
         HarnessError: the architecture is laid out differently.
@@ -26,25 +36,9 @@ def inner(model: Any) -> Any:
     if missing:
         raise HarnessError(
             f"{type(model).__module__} has no {', '.join(missing)}",
-            "Early exit, pruned heads and replay need a llama-like model (Llama, SmolLM2, Qwen2, Qwen2.5, Qwen3, Mistral).",
+            "Training needs a llama-like model (Llama, SmolLM2, Qwen2, Qwen2.5, Qwen3, Mistral).",
         )
     return body
-
-
-def head_logits(model: Any, hidden: mx.array) -> mx.array:
-    """Apply the output head to normed hidden states (..., dim) -> (..., vocab)."""
-    if hasattr(model, "head_logits"):
-        return model.head_logits(hidden)
-    if hasattr(model, "lm_head"):
-        return model.lm_head(hidden)
-    return inner(model).embed_tokens.as_linear(hidden)
-
-
-def hidden_states(model: Any, tokens: mx.array, cache: Any = None) -> mx.array:
-    """Return normed hidden states (batch, length, dim) for ``tokens`` (batch, length), without the output head."""
-    if hasattr(model, "hidden_states"):
-        return model.hidden_states(tokens, cache)
-    return model.model(tokens, cache=cache)
 
 
 class EarlyExit(nn.Module):
@@ -53,33 +47,48 @@ class EarlyExit(nn.Module):
     Args:
         model: the target.
         n_layers: layers to keep, 1 up to all but one.
+
+    Raises:
+        HarnessError: another number of layers, or a model that does not run over its first layers alone.
     """
 
     def __init__(self, model: Any, n_layers: int) -> None:
         super().__init__()
-        body = inner(model)
-        total = len(body.layers)
+        total = len(model.layers)
         if not 1 <= n_layers < total:
             raise HarnessError(f"early exit after {n_layers} layers", f"The target has {total} layers: use 1 to {total - 1}.")
+        opened = open_model(model)
+        if opened is None:
+            raise refusal(model, "early exit")
         # A plain holder keeps the target's parameters out of this module's own parameter tree.
-        self._parts = (model, body, list(body.layers[:n_layers]))
+        self._parts = (model, opened.first_layers(n_layers), list(model.layers[:n_layers]))
+        self._probe()
+
+    def _probe(self) -> None:
+        """Run a few tokens with a cache: every kept layer has to see them, and nothing else."""
+        cache, tokens = self.make_cache(), mx.arange(4)[None] % vocabulary_rows(self._parts[0])
+        try:
+            mx.eval(self(tokens, cache))
+            seen = {layer.offset for layer in cache}
+        except PROBE_ERRORS:
+            seen = set()
+        if seen != {4}:
+            raise refusal(self._parts[0], f"early exit after {len(self.layers)} layers")
 
     @property
     def layers(self) -> list:
-        """The kept layers (mlx-lm sizes the cache by them)."""
+        """The kept layers."""
         return self._parts[2]
+
+    def make_cache(self) -> list:
+        """A cache of the kept layers."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return make_prompt_cache(self._parts[0])[: len(self.layers)]
 
     def hidden_states(self, tokens: mx.array, cache: Any = None) -> mx.array:
         """Return normed hidden states after the last kept layer: (batch, length, dim)."""
-        from mlx_lm.models.base import create_attention_mask
-
-        _, body, layers = self._parts
-        h = body.embed_tokens(tokens)
-        cache = cache or [None] * len(layers)
-        mask = create_attention_mask(h, cache[0])
-        for layer, layer_cache in zip(layers, cache, strict=True):
-            h = layer(h, mask, cache=layer_cache)
-        return body.norm(h)
+        return self._parts[1](tokens, cache=cache)
 
     def head_logits(self, hidden: mx.array) -> mx.array:
         """The target's output head."""
@@ -102,10 +111,11 @@ def useful_vocab(trajectories: Iterable[Trajectory], size: int, vocab_size: int)
         raise HarnessError(f"cannot keep {size} of {vocab_size} ids", f"Give a size from 1 to {vocab_size}.")
     mass = np.zeros(vocab_size)
     for t in trajectories:
+        ids, weights = np.array(t.tokens), np.ones(len(t.tokens))
         if t.top_tokens is not None and t.top_logprobs is not None:
-            np.add.at(mass, np.array(t.top_tokens).ravel(), np.exp(np.array(t.top_logprobs, dtype=np.float64).ravel()))
-        else:
-            np.add.at(mass, np.array(t.tokens), 1.0)
+            ids, weights = np.array(t.top_tokens).ravel(), np.exp(np.array(t.top_logprobs, dtype=np.float64).ravel())
+        known = ids < vocab_size
+        np.add.at(mass, ids[known], weights[known])
     return tuple(sorted(np.argsort(-mass, kind="stable")[:size].tolist()))
 
 
@@ -120,17 +130,30 @@ class PrunedHead(nn.Module):
         model: the draft.
         ids: distinct target ids the draft may propose for any prompt.
         own_head: the model's own head has the ids alone, in their order, as that of a cut; rows of other tokens come from its embeddings.
+
+    Raises:
+        HarnessError: an id that the draft lacks, or a draft whose head cannot be restricted.
     """
 
     def __init__(self, model: Any, ids: Sequence[int], *, own_head: bool = False) -> None:
         super().__init__()
-        rows = inner(model).embed_tokens if own_head or not hasattr(model, "lm_head") else model.lm_head
-        self._parts = (model, rows)  # a tuple keeps the draft's parameters out of this module's own
+        opened = open_model(model)
+        if opened is None or opened.head is None:
+            raise refusal(model, "an output head restricted to some tokens")
+        rows = opened.embedding if own_head else opened.head_module
+        if min(ids, default=0) < 0 or max(ids, default=0) >= len(rows.weight):
+            raise HarnessError(f"the draft has no token {max(ids)}", f"Restrict it to ids from 0 to {len(rows.weight) - 1}.")
         self._known = frozenset(ids)
-        self._fixed = None if own_head else by_columns(_rows_of(rows, ids))
-        self._extra: mx.array | None = None
-        if self._fixed is not None:
-            mx.eval(self._fixed)
+        self._own = own_head
+        first: Any = opened.head_module
+        if not own_head:
+            weight, bias = rows_of(rows, ids)
+            first = (by_columns(weight), bias)
+            mx.eval(first[0])
+        # Tuples keep the draft's parameters out of this module's own.
+        self._parts = (model, opened, rows)
+        self._blocks: tuple[Any, ...] = (first,)
+        self._head = (opened.with_head(Rows(first)),)
         self._map = mx.array(ids, dtype=mx.int32)
 
     @property
@@ -141,7 +164,7 @@ class PrunedHead(nn.Module):
     @property
     def own_head(self) -> bool:
         """True where the draft has no rows for other tokens itself."""
-        return self._fixed is None
+        return self._own
 
     @property
     def token_map(self) -> mx.array:
@@ -150,15 +173,16 @@ class PrunedHead(nn.Module):
 
     def widened(self, tokens: Iterable[int]) -> PrunedHead:
         """The same model, its head widened by ``tokens``; new ones come last, in the order in which they come."""
-        extra = [token for token in dict.fromkeys(tokens) if token not in self._known]
+        _, opened, rows = self._parts
+        extra = [token for token in dict.fromkeys(tokens) if token not in self._known and token < len(rows.weight)]
         if not extra:
             return self
         wider = copy.copy(self)
         wider._known = self._known | set(extra)
-        rows = _rows_of(self._parts[1], extra)
-        wider._extra = rows if self._extra is None else mx.concatenate([self._extra, rows])
+        wider._blocks = (*self._blocks[:1], _joined(self._blocks[1:], rows_of(rows, extra)))
+        wider._head = (opened.with_head(Rows(*wider._blocks)),)
         wider._map = mx.concatenate([self._map, mx.array(extra, dtype=mx.int32)])
-        mx.eval(wider._extra, wider._map)
+        mx.eval(wider._blocks[1][0], wider._map)
         return wider
 
     @property
@@ -166,25 +190,30 @@ class PrunedHead(nn.Module):
         """The draft's layers."""
         return self.inner_model.layers
 
+    def make_cache(self) -> list:
+        """The draft's cache."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return make_prompt_cache(self.inner_model)
+
     def hidden_states(self, tokens: mx.array, cache: Any = None) -> mx.array:
         """The draft's normed hidden states (batch, length, dim)."""
         return hidden_states(self.inner_model, tokens, cache)
 
     def head_logits(self, hidden: mx.array) -> mx.array:
         """Logits over the kept ids: (..., kept)."""
-        fixed = head_logits(self.inner_model, hidden) if self._fixed is None else hidden @ self._fixed.T
-        return fixed if self._extra is None else mx.concatenate([fixed, hidden @ self._extra.T], axis=-1)
+        return self._head[0](hidden)
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         return self.head_logits(self.hidden_states(tokens, cache))
 
 
-def _rows_of(head: nn.Module, ids: Sequence[int]) -> mx.array:
-    """Rows ``ids`` of an output head or embedding, in floating point: (len(ids), dim)."""
-    rows = mx.array(ids, dtype=mx.int32)
-    if isinstance(head, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
-        return mx.dequantize(head.weight[rows], head.scales[rows], head.biases[rows], head.group_size, head.bits)
-    return head.weight[rows]
+def _joined(known: tuple, new: tuple) -> tuple:
+    """A block of rows with ``new`` ones at its end; ``known`` is empty or holds the block so far."""
+    if not known:
+        return new
+    (weight, bias), (more, shift) = known[0], new
+    return mx.concatenate([weight, more]), None if bias is None else mx.concatenate([bias, shift])
 
 
 def widened(model: Any, token_map: mx.array | None, tokens: Iterable[int]) -> tuple[Any, mx.array | None]:

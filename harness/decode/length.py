@@ -6,10 +6,12 @@ rounds it uses the running acceptance; inside a round it keeps drafting while th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 from harness.errors import HarnessError
+from harness.limits import COUNT, LENGTH, Limit, draft_length
 
 AUTO_MAX_K = 16
 """Longest draft that ``auto`` weighs: text copied from the prompt comes in long stretches, which lookup proposes for nothing."""
@@ -23,6 +25,11 @@ class Costs:
     """One draft step (0 for lookup)."""
     v: tuple[float, ...]
     """v[m - 1] is a target pass over m tokens; v[0] is 1."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("c", (self.c,)), ("v", self.v)):
+            if not values or not all(0 <= value < math.inf for value in values):
+                raise HarnessError(f"{name} is {getattr(self, name)!r:.100}", "Measured costs are finite and not negative.")
 
     @property
     def max_k(self) -> int:
@@ -68,9 +75,7 @@ class FixedK:
     needs_confidence = False
 
     def __init__(self, k: int) -> None:
-        if k < 0:
-            raise HarnessError(f"k is {k}", "Use 0 or a positive integer, 'dynamic' or 'auto'.")
-        self.k = k
+        self.k = LENGTH.check("k", k)
 
     def max_k(self) -> int:
         return self.k
@@ -96,8 +101,8 @@ class DynamicK:
     needs_confidence = True
 
     def __init__(self, threshold: float = 0.4, limit: int = 8) -> None:
-        if not 0 <= threshold <= 1:
-            raise HarnessError(f"the dynamic threshold is {threshold}", "Use a probability between 0 and 1.")
+        Limit(0, 1).check("the dynamic threshold", threshold)
+        COUNT.check("the dynamic limit", limit)
         self.threshold = threshold
         self.limit = limit
 
@@ -222,12 +227,11 @@ def make_policy(k: int | str, costs: Costs | None = None, *, threshold: float = 
     Raises:
         HarnessError: unknown name, or ``auto`` without measured costs.
     """
-    if isinstance(k, int) and not isinstance(k, bool):
+    k = draft_length(k)
+    if isinstance(k, int):
         return FixedK(k)
     if k == "dynamic":
         return DynamicK(threshold, limit)
-    if k == "auto":
-        if costs is None:
-            raise HarnessError("k = auto needs measured costs", "Run `harness doctor --pair PAIR` once, or let the harness calibrate.")
-        return AutoK(costs)
-    raise HarnessError(f"k is {k!r}", "Use 0 or a positive integer, 'dynamic' or 'auto'.")
+    if costs is None:
+        raise HarnessError("k = auto needs measured costs", "Run `harness doctor --pair PAIR` once, or let the harness calibrate.")
+    return AutoK(costs)

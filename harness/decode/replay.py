@@ -16,10 +16,12 @@ import numpy as np
 
 from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
-from harness.decode.forward import ForcedHead, draft_ids, forced_head, hidden_states
+from harness.decode.forward import ForcedHead, draft_ids, forced_head
 from harness.decode.sampling import Sampling, processed_logprobs
 from harness.errors import HarnessError
+from harness.limits import room
 from harness.models.blas import mx
+from harness.models.opened import hidden_states, open_model
 from harness.records import Trajectory
 
 BATCH_TOKENS = 2048
@@ -80,6 +82,10 @@ class ForcedPass:
     """(n,) float32: top-1 minus top-2 draft logit."""
     logq: np.ndarray | None = None
     """(n,) float32: processed draft log-probability of the target's token, for temperature above 0."""
+
+    def near_ties(self, noise: float = 1e-3) -> int:
+        """Positions where another kernel may flip the favourite: those whose gap is below ``noise``."""
+        return int((self.gap < noise).sum())
 
 
 def simulate(propose: Callable[[int, int], tuple[int, int]], emitted: int, k: int, max_tokens: int) -> Counts:
@@ -225,7 +231,9 @@ def variant_passes(
     """
     lookup = draft_ids(token_map)
     out: list[list[ForcedPass]] = [[] for _ in trajectories]
-    for batch in length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories]):
+    whole = not hasattr(model, "hidden_states") and open_model(model) is None  # its states are logits
+    lengths = [len(t.prompt_tokens) + len(t.tokens) for t in trajectories]
+    for batch in length_batches(lengths, HEAD_ROWS if whole else BATCH_TOKENS):
         rows = [[*trajectories[i].prompt_tokens, *trajectories[i].tokens[:-1]] for i in batch]
         width = max(map(len, rows))
         padded = mx.array([row + [0] * (width - len(row)) for row in rows], dtype=mx.int32)
@@ -243,11 +251,11 @@ def variant_passes(
     return out
 
 
-def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group indices of similar length, about ``BATCH_TOKENS`` padded tokens each, so that padding stays small."""
+def length_batches(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+    """Group indices of similar length, about ``tokens`` padded ones each, so that padding stays small."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and lengths[i] * (len(batch) + 1) > BATCH_TOKENS:
+        if batch and lengths[i] * (len(batch) + 1) > tokens:
             yield batch
             batch = []
         batch.append(i)
@@ -256,13 +264,14 @@ def length_batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _score(head: ForcedHead, hidden: mx.array, t: Trajectory, lookup: dict[int, int] | None, sampling: Sampling | None) -> ForcedPass:
-    ids = [lookup.get(x, -1) if lookup is not None else x for x in t.tokens]
+    ids = [lookup.get(x, -1) for x in t.tokens] if lookup is not None else list(t.tokens)
     matches: list[np.ndarray] = []
     gaps: list[np.ndarray] = []
     logqs: list[np.ndarray] = []
     for start in range(0, len(ids), HEAD_ROWS):
         logits = head.logits(hidden[start : start + HEAD_ROWS], start)
         wanted = mx.array(ids[start : start + HEAD_ROWS], dtype=mx.int32)
+        wanted = mx.where(wanted < logits.shape[-1], wanted, -1)  # a token that the draft lacks
         best = mx.argmax(logits, axis=-1)
         top2 = -mx.partition(-logits, kth=1, axis=-1)[:, :2]
         parts = [best == wanted, (top2[:, 0] - top2[:, 1]).astype(mx.float32)]
@@ -295,7 +304,7 @@ def replay_model(
 
 def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: float = 1e-3) -> ReplayRow:
     """Counts of one drafter on one trajectory at draft length ``k``; gaps below ``noise`` count as near-ties."""
-    ties = int((forced.gap < noise).sum())
+    ties = forced.near_ties(noise)
     if forced.logq is None:
         return _row_of(name, t, k, simulate_match(forced.match, k, t.max_tokens), ties)
     if t.logprobs is None:
@@ -316,6 +325,16 @@ def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: floa
         emitted=len(t.tokens),
         near_ties=ties,
     )
+
+
+def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
+    """What decoding would have made of the trajectory in a context of that many tokens."""
+    n = room(context_tokens, len(t.prompt_tokens), t.max_tokens)
+    if n == t.max_tokens:
+        return t
+    lists = {name: getattr(t, name) for name in ("tokens", "logprobs", "top_tokens", "top_logprobs")}
+    cut = {name: values and values[:n] for name, values in lists.items()}
+    return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "length", **cut)
 
 
 def _row_of(name: str, t: Trajectory, k: int, counts: Counts, near_ties: int = 0) -> ReplayRow:
@@ -350,6 +369,7 @@ def replay(
     from harness.decode.api import resolve_drafter
 
     greedy = sampling is None or sampling.greedy
+    trajectories = [_within_context(t, pair.context_tokens) for t in trajectories]
     rows: list[ReplayRow] = []
     for item in drafters:
         drafter = resolve_drafter(pair, item)
@@ -359,13 +379,14 @@ def replay(
             continue
         if not greedy:
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
-        matches: Sequence[np.ndarray | None] = [None] * len(trajectories)
+        passes: Sequence[ForcedPass | None] = [None] * len(trajectories)
         lookup = drafter
         if isinstance(drafter, HybridDrafter):
             lookup, draft = drafter.lookup, drafter.draft
-            matches = [f.match for f in forced_passes(draft.model, draft.token_map, trajectories, progress=progress)]
+            passes = forced_passes(draft.model, draft.token_map, trajectories, progress=progress)
         if not isinstance(lookup, LookupDrafter):
             raise HarnessError(f"replay cannot follow drafter {name!r}", "Decode those cells instead.")
-        for t, match in zip(trajectories, matches, strict=True):
-            rows += [_row_of(name, t, k, simulate_lookup(lookup, t, k, match)) for k in ks]
+        for t, forced in zip(trajectories, passes, strict=True):
+            match, ties = (None, 0) if forced is None else (forced.match, forced.near_ties())
+            rows += [_row_of(name, t, k, simulate_lookup(lookup, t, k, match), ties) for k in ks]
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.errors import HarnessError
+from harness.limits import LIMITS
 from harness.models.blas import mx
 
 
@@ -22,14 +22,8 @@ class Sampling:
     """Drop tokens less likely than this fraction of the most likely one."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise HarnessError(f"temperature is {self.temperature}", "Use 0 for greedy decoding or a positive number.")
-        if not 0 < self.top_p <= 1:
-            raise HarnessError(f"top_p is {self.top_p}", "Use a number above 0 and up to 1 (1 turns the filter off).")
-        if self.top_k < 0:
-            raise HarnessError(f"top_k is {self.top_k}", "Use 0 (off) or a positive integer.")
-        if not 0 <= self.min_p <= 1:
-            raise HarnessError(f"min_p is {self.min_p}", "Use a number from 0 (off) to 1.")
+        for name in ("temperature", "top_p", "top_k", "min_p"):
+            object.__setattr__(self, name, LIMITS[name].check(name, getattr(self, name)))
 
     @property
     def greedy(self) -> bool:

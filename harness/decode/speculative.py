@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.details import Details
-from harness.decode.drafters import EMPTY, Drafter, HybridDrafter, LookupDrafter, Proposal, Request
+from harness.decode.drafters import EMPTY, Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
 from harness.decode.length import LengthPolicy
 from harness.decode.profile import Laps, NoLaps
 from harness.decode.sampling import Sampling, ints, processed_logprobs, sample
+from harness.errors import HarnessError
 from harness.models.blas import mx
 from harness.records import Position, Profile, Rule
 
@@ -70,6 +71,7 @@ def speculative_steps(
         drafter.begin(prompt)
     prefill_s = time.perf_counter() - start
     laps = Laps() if profile else NoLaps()
+    foreign = not isinstance(drafter, ModelDrafter | LookupDrafter | HybridDrafter)
     emitted, finished = 0, False
     while emitted < max_tokens and not finished:
         start = time.perf_counter()
@@ -99,6 +101,8 @@ def speculative_steps(
             mx.async_eval(proposal.tokens, verdict, *extra)
         laps.end("verify_s")
         draft = ints(proposal.tokens)
+        if foreign and draft and not 0 <= min(draft) <= max(draft) < logits.shape[-1]:
+            raise HarnessError(f"drafter {drafter.name!r} proposed token {max(draft)}", f"The target has ids 0 to {logits.shape[-1] - 1}.")
         drafted_at = time.perf_counter()
         laps.end("sync_s")
         mx.eval(verdict, *extra)

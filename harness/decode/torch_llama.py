@@ -8,7 +8,6 @@ Projections that read the same input are stored joined: ``qkv`` and ``gate_up``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness import files
 from harness.errors import HarnessError
+from harness.models.folder import read_config
+from harness.models.tensors import read_header
+from harness.models.tokenizer_check import FETCH
 from routing.apart import apart
 
 if TYPE_CHECKING:
@@ -130,7 +133,8 @@ def shape_of(source: Path | Any, families: Sequence[str] = FAMILIES) -> Shape:
         HarnessError: as :func:`read_shape`, or quantised weights.
     """
     if isinstance(source, Path):
-        return read_shape(json.loads((source / "config.json").read_text()), families)
+        with files.reading(source / "config.json", advice=FETCH):
+            return read_shape(read_config(source), families)
     quantised = any(hasattr(module, "scales") for module in source.modules())
     return read_shape({**vars(source.args), "quantization": quantised}, families)
 
@@ -145,7 +149,8 @@ def _read_folder(folder: Path, shape: Shape, dtype: torch.dtype) -> Weights:
     from safetensors import safe_open
 
     where = device()
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
+    read_header(path := folder / "model.safetensors")
+    with files.reading(path, advice=FETCH), safe_open(path, framework="pt") as file:
         biased = _QUERY_BIAS in file.keys()  # noqa: SIM118
         return _join(shape, lambda name: file.get_tensor(name).to(where, dtype), biased=biased)
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from harness import api
 from harness.decode.pieces import TextPieces
 from harness.errors import HarnessError, did_you_mean
+from harness.limits import LENGTH, Limit, draft_length
 from harness.session_config import ADAPTIVE
 
 if TYPE_CHECKING:
     from harness.records import Generation
     from harness.session import Session
 
-MAX_K, MAX_TOKENS = 16, 2048
+MAX_K, MAX_TOKENS = int(LENGTH.high), 2048
 WARM_UP_TOKENS = 8
 PLAIN = "none"
 """Name of plain decoding on the page."""
@@ -32,7 +33,8 @@ class AnswerRequest:
     prompt: str
     drafter: str | None = ADAPTIVE
     """A name of :meth:`harness.session.Session.drafters`; None is plain decoding."""
-    k: int | str = 4
+    k: int | str
+    """Draft length; the session's where the page names none."""
     max_tokens: int = 256
     compare: bool = False
     """Decode without a draft afterwards, to compare."""
@@ -47,24 +49,21 @@ class AnswerRequest:
         if unknown := body.keys() - {f.name for f in dataclasses.fields(cls)}:
             raise HarnessError(f"unknown field {min(unknown)!r}")
         config = session.config
-        values = {"drafter": session.drafter, "k": config.k, "max_tokens": config.max_tokens, "compare": False, **body}
+        values = {"drafter": session.drafter, "k": session.k, "max_tokens": config.max_tokens, "compare": False, **body}
         prompt, drafter, k = values.get("prompt"), values["drafter"], values["k"]
         if not isinstance(prompt, str) or not prompt.strip():
             raise HarnessError("the prompt is empty", "Write something.")
         known = [*session.drafters(), PLAIN]
         if drafter is not None and drafter not in known:
             raise HarnessError(f"no drafter {drafter!r}: {did_you_mean(str(drafter), known)}")
-        if k not in ("dynamic", "auto") and not _whole(k, MAX_K):
-            raise HarnessError(f"k is {k!r}", f"Give 1 to {MAX_K}, dynamic or auto.")
-        if not _whole(values["max_tokens"], MAX_TOKENS):
-            raise HarnessError(f"max_tokens is {values['max_tokens']!r}", f"Give 1 to {MAX_TOKENS}.")
+        if isinstance(k, str):
+            draft_length(k)
+        else:
+            Limit(1, MAX_K, whole=True).check("k", k)
+        Limit(1, MAX_TOKENS, whole=True).check("max_tokens", values["max_tokens"])
         if not isinstance(values["compare"], bool):
             raise HarnessError(f"compare is {values['compare']!r}", "Give true or false.")
         return cls(**{**values, "drafter": None if drafter == PLAIN else drafter})
-
-
-def _whole(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def warm_up(session: Session) -> None:

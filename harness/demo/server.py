@@ -121,7 +121,7 @@ class DemoServer(ThreadingHTTPServer):
             "pair": session.pair.name,
             "drafter": session.drafter,
             "drafters": session.drafters(),
-            "k": session.config.k,
+            "k": session.k,
             "max_tokens": session.config.max_tokens,
             "stats": dataclasses.asdict(session.stats()),
         }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness.errors import HarnessError
+from harness.models.folder import read_config, text_config
+from harness.models.tokenizer_check import FETCH, check_tokenizer
 
 PROBE = (
     "def area(r: float) -> float:\n    return 3.14159 * r ** 2  # π·r²\n\n"
@@ -34,6 +38,8 @@ class _Files:
     tokenizer: Any
     eos: str | None
     vocab_size: int | None
+    used: frozenset[str]
+    """Marker tokens that stand in prompts and end answers: those of its settings and of its chat template."""
 
 
 def check_folders(target: Path, draft: Path) -> Compatibility:
@@ -43,7 +49,8 @@ def check_folders(target: Path, draft: Path) -> Compatibility:
         HarnessError: a folder has no readable tokenizer.json or config.json.
     """
     one, two = _read(target), _read(draft)
-    problem = _vocabulary(one.tokenizer, two.tokenizer) or _specials(one, two) or _round_trip(one.tokenizer, two.tokenizer)
+    with files.reading(f"the tokenizers of {target} and {draft}", advice=FETCH):
+        problem = _vocabulary(one, two) or _specials(one, two) or _round_trip(one.tokenizer, two.tokenizer)
     notes = []
     if one.vocab_size != two.vocab_size:
         notes.append(f"output layers are padded differently: target {one.vocab_size} rows, draft {two.vocab_size}")
@@ -78,44 +85,50 @@ def trim_problem(model: Any, role: str) -> str | None:
 def _read(folder: Path) -> _Files:
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    path, more = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not os.path.lexists(path):
         raise HarnessError(f"{folder} has no tokenizer.json", "Save the model's fast tokenizer into the folder.")
-    try:
+    check_tokenizer(folder)
+    with files.reading(path, advice=FETCH):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise HarnessError(f"{path} is not a readable tokenizer ({error})", "Fetch the model again.") from error
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    eos = settings.get("eos_token")
-    config = read_json(folder / "config.json")
-    size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    return _Files(tokenizer, eos["content"] if isinstance(eos, dict) else eos, size)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    settings = files.read_json(more, advice=FETCH) if os.path.lexists(more) else {}
+    eos = _content(settings.get("eos_token"))
+    if eos is not None and not isinstance(eos, str):
+        raise HarnessError(f"{more}: eos_token is no text", FETCH)
+    template = folder / "chat_template.jinja"
+    text = str(settings.get("chat_template")) + (files.read_text(template, advice=FETCH) if os.path.lexists(template) else "")
+    named = [_content(settings.get(f"{kind}_token")) for kind in ("bos", "eos", "unk", "cls", "sep")]
+    used = frozenset(t for t in _markers(tokenizer) if t in named or t in text)
+    return _Files(tokenizer, eos, text_config(read_config(folder), folder / "config.json").get("vocab_size"), used)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def _content(token: Any) -> Any:
+    """Text of a token as tokenizer_config.json writes it."""
+    return token.get("content") if isinstance(token, dict) else token
 
-    Raises:
-        HarnessError: missing or malformed file.
+
+def _markers(tokenizer: Any) -> dict[str, int]:
+    """Added tokens that text reaches only by naming them: special ones, and names in brackets; text -> id."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {t.content: i for i, t in added.items() if t.special or re.fullmatch(r"<.*>|\[.*\]", t.content)}
+
+
+def _vocabulary(target: _Files, draft: _Files) -> str | None:
+    """First id that stands for different tokens, over the ids both know.
+
+    A marker that neither prompts nor answers of the target hold, such as a reserved one, may have another name.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"cannot read {path}: {error}", "Fetch the model again.") from error
-    if not isinstance(data, dict):
-        raise HarnessError(f"{path} holds no JSON object", "Fetch the model again.")
-    return data
-
-
-def _vocabulary(target: Any, draft: Any) -> str | None:
-    """First id that stands for different tokens, over the ids both know."""
-    one, two = ({i: text for text, i in t.get_vocab(with_added_tokens=True).items()} for t in (target, draft))
+    one, two = ({i: text for text, i in f.tokenizer.get_vocab(with_added_tokens=True).items()} for f in (target, draft))
     shared = sorted(one.keys() & two.keys())
     # A shared range this short means other models, whatever the shared ids say.
     if len(shared) < 0.9 * max(len(one), len(two)):
         return f"vocabulary sizes differ too much ({len(one)} and {len(two)} tokens)"
+    idle = _markers(target.tokenizer).keys() - target.used
+    markers = _markers(draft.tokenizer)
     for i in shared:
-        if one[i] != two[i]:
+        if one[i] != two[i] and not (one[i] in idle and two[i] in markers):
             return f"token id {i} is {one[i]!r} for the target and {two[i]!r} for the draft"
     return None
 
@@ -123,10 +136,10 @@ def _vocabulary(target: Any, draft: Any) -> str | None:
 def _specials(target: _Files, draft: _Files) -> str | None:
     if target.eos != draft.eos:
         return f"the end-of-sequence token is {target.eos!r} for the target and {draft.eos!r} for the draft"
-    one, two = ({t.content: i for i, t in f.tokenizer.get_added_tokens_decoder().items() if t.special} for f in (target, draft))
-    for name in sorted(one.keys() | two.keys()):
-        if one.get(name) != two.get(name):
-            return f"special token {name!r} has id {one.get(name)} for the target and {two.get(name)} for the draft"
+    for name in sorted(target.used):
+        one, two = (f.tokenizer.token_to_id(name) for f in (target, draft))
+        if one != two:
+            return f"special token {name!r} has id {one} for the target and {two} for the draft"
     return None
 
 

@@ -6,20 +6,22 @@ weight, scales, biases). They are dequantised on loading: the cut is small, and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import files
 from harness.errors import HarnessError
 from harness.models.blas import lay_out, mx, nn
 
 # isort: split
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
+
+from harness.models.tensors import load_arrays
 
 if TYPE_CHECKING:
     from harness.models.pair import Draft
@@ -28,6 +30,33 @@ SCHEMA_VERSION = 1
 """Version of the folder's layout."""
 WEIGHTS = "draft.safetensors"
 TOKEN_MAP = "token_map"
+AGAIN = "Reinstall the package, or run `harness distill` to make the draft again."
+
+
+@dataclass(frozen=True)
+class CutInfo:
+    """What ``config.json`` of a cut says, as far as it is read."""
+
+    name: str
+    """Name of the draft."""
+    target_hash: str
+    """Target it was trained for."""
+    layers: int
+    """Blocks."""
+    vocab: int
+    """Output ids."""
+    hidden: int
+    """Width of the target."""
+    quantised: dict[str, tuple[int, int]]
+    """Kind of layer -> bits and weights per scale."""
+    sha256: str
+    """Of the weights."""
+    context_tokens: bool = False
+    """It was trained to propose tokens of prompt and answer too."""
+    base: str | None = None
+    """Pair it was distilled from."""
+    steps: int | None = None
+    """Updates it was trained with."""
 
 
 class CutModel(llama.Model):
@@ -96,7 +125,7 @@ def save_cut(
         "vocab": len(token_map),
         "hidden": weights["model.norm.weight"].shape[0],
         "quantised": {kind: list(form) for kind, form in quantise.items()},
-        "sha256": _sha256(folder / WEIGHTS),
+        "sha256": files.sha256(folder / WEIGHTS),
         **(about or {}),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -113,27 +142,29 @@ def load_cut(folder: Path, target: nn.Module) -> Draft:
 
     config, arrays = read_cut(folder)
     args = getattr(target, "args", None)
-    if getattr(target, "model_type", None) != "llama" or args is None or args.hidden_size != config["hidden"]:
+    if getattr(target, "model_type", None) != "llama" or args is None or args.hidden_size != config.hidden:
         raise HarnessError(
-            f"the draft in {folder} belongs to a Llama target of width {config['hidden']}", "Use it with the pair it was made for."
+            f"the draft in {folder} belongs to a Llama target of width {config.hidden}", "Use it with the pair it was made for."
         )
     token_map = arrays.pop(TOKEN_MAP)
-    if int(token_map.max()) >= args.vocab_size:
+    if not 0 <= int(token_map.min()) <= int(token_map.max()) < args.vocab_size:
         raise HarnessError(f"the draft in {folder} names tokens that the target lacks", "Use it with the pair it was made for.")
-    model = CutModel(target, config["layers"], config["vocab"])
+    model = CutModel(target, config.layers, config.vocab)
+    for key, expected in model.own_weights().items():
+        if key not in arrays:
+            raise HarnessError(f"{folder / WEIGHTS} lacks {key}", AGAIN)
+        if arrays[key].shape != expected.shape:
+            raise HarnessError(f"{folder / WEIGHTS}: {key} is {arrays[key].shape}, the target's shape asks for {expected.shape}", AGAIN)
     dtype = target.model.norm.weight.dtype
     model.load_weights([(key, w.astype(dtype)) for key, w in arrays.items()], strict=False)
-    missing = set(model.own_weights()) - set(arrays)
-    if missing:
-        raise HarnessError(f"{folder / WEIGHTS} lacks {sorted(missing)[0]}", "Reinstall the package, or run `harness distill` again.")
     model.eval()
     lay_out(model)
     mx.eval(model.own_weights())
-    vocab = tuple(token_map.tolist()) if config.get("context_tokens") else None
-    return Draft(model=model, token_map=token_map, hash=config["sha256"], name=config["name"], vocab=vocab)
+    vocab = tuple(token_map.tolist()) if config.context_tokens else None
+    return Draft(model=model, token_map=token_map, hash=config.sha256, name=config.name, vocab=vocab)
 
 
-def read_cut(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
+def read_cut(folder: Path) -> tuple[CutInfo, dict[str, mx.array]]:
     """Configuration of a cut, and its weights in floating point together with :data:`TOKEN_MAP`.
 
     Raises:
@@ -141,29 +172,35 @@ def read_cut(folder: Path) -> tuple[dict[str, Any], dict[str, mx.array]]:
     """
     config = read_cut_config(folder)
     path = folder / WEIGHTS
-    if not path.is_file() or _sha256(path) != config["sha256"]:
-        raise HarnessError(f"{path} is missing or damaged", "Reinstall the package, or run `harness distill` again.")
-    return config, _dequantise(mx.load(str(path)), config)
+    if not path.is_file() or files.sha256(path, advice=AGAIN) != config.sha256:
+        raise HarnessError(f"{path} is missing or damaged", AGAIN)
+    stored = load_arrays(path, finite=True, advice=AGAIN)[0]
+    token_map = stored.get(TOKEN_MAP)
+    if token_map is None or token_map.shape != (config.vocab,) or token_map.dtype != mx.int32:
+        raise HarnessError(f"{path}: {TOKEN_MAP} is not {config.vocab} token ids", AGAIN)
+    with files.reading(path, advice=AGAIN):
+        arrays = _dequantise(stored, config.quantised)
+        mx.eval(arrays)
+    layers = {name.split(".")[2] for name in arrays if name.startswith("model.layers.")}
+    if len(layers) != config.layers:
+        raise HarnessError(f"{path} holds {len(layers)} layers, config.json says {config.layers}", AGAIN)
+    return config, arrays
 
 
-def read_cut_config(folder: Path) -> dict[str, Any]:
+def read_cut_config(folder: Path) -> CutInfo:
     """``config.json`` of a cut.
 
     Raises:
         HarnessError: no cut there, unreadable, or written by a newer version.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        newer = config["schema_version"] > SCHEMA_VERSION
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HarnessError(f"{folder} holds no draft: {error}", "Run `harness distill` to make one.") from error
-    if newer:
-        raise HarnessError(f"{path} was written by a newer version", "Upgrade the harness.")
-    return config
+    data = files.this_version(files.read_json(path, advice=AGAIN), str(path), advice=AGAIN)
+    known = {field.name for field in fields(CutInfo)}
+    info: CutInfo = files.typed(CutInfo, {key: value for key, value in data.items() if key in known}, str(path), advice=AGAIN)
+    return info
 
 
-def _dequantise(arrays: Mapping[str, mx.array], config: Mapping[str, Any]) -> dict[str, mx.array]:
+def _dequantise(arrays: Mapping[str, mx.array], quantised: Mapping[str, tuple[int, int]]) -> dict[str, mx.array]:
     """Weights by name, in floating point."""
     weights = {}
     for key, array in arrays.items():
@@ -171,11 +208,7 @@ def _dequantise(arrays: Mapping[str, mx.array], config: Mapping[str, Any]) -> di
             continue
         if f"{key}.scales" in arrays:
             scales, biases = (arrays[f"{key}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
-            bits, group_size = config["quantised"][key.split(".")[-2]]
+            bits, group_size = quantised[key.split(".")[-2]]
             array = mx.dequantize(array, scales, biases, group_size=group_size, bits=bits)
         weights[key] = array
     return weights
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,15 +8,18 @@ products only. Tensors stream one slab of rows at a time, so memory stays far be
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness import files
 from harness.errors import HarnessError
+from harness.models.gguf_file import OTHER, GgufFile, GgufTensor, read_gguf
 from harness.models.gguf_tokenizer import end_tokens, write_tokenizer
 
 _SLAB_BYTES = 64 * 2**20
@@ -43,13 +46,16 @@ _BLOCK_NAMES = {
 }
 
 
+_MOST_LAYERS, _MOST_WIDTH, _MOST_POSITIONS = 4096, 2**20, 2**31
+"""More than any model has: bounds on what a file may ask for before it is believed."""
+
+
 @dataclass(frozen=True)
 class _Tensor:
     """One output tensor: where it comes from and how to read it."""
 
     name: str
-    shape: tuple[int, ...]
-    source: Any
+    source: GgufTensor
     heads: int
     """Attention heads whose rows need de-interleaving; 0 leaves the rows alone."""
 
@@ -62,137 +68,123 @@ def convert(gguf_path: Path, folder: Path, progress: Callable[[int, int], None] 
     Raises:
         HarnessError: not a GGUF file, cut short, or an architecture, tensor or tokenizer this converter does not know.
     """
-    reader = open_gguf(gguf_path)
-    fields = dict(reader.fields.items())
-    architecture = _read(fields, "general.architecture", gguf_path)
+    gguf = read_gguf(gguf_path)
+    architecture = gguf.text("general.architecture")
     if architecture not in _PERMUTED:
         raise HarnessError(
             f"{gguf_path}: GGUF architecture {architecture!r} is not supported (supported: {', '.join(_PERMUTED)})",
             "Use the model's safetensors form (a hub: or path: source).",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    tied = _shares_embedding(reader)
-    config = _config(fields, architecture, gguf_path, tied)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tokenizer(fields, folder)
-    write_safetensors(folder / "model.safetensors", list(_plan(reader, config, architecture, gguf_path, tied)), progress)
+    config = _config(gguf, architecture)
+    _check_shapes(gguf, config)
+    with files.reading(gguf_path, advice=OTHER):
+        config["tie_word_embeddings"] = _shares_embedding(gguf.tensors)
+        plan = list(_plan(gguf, config, architecture))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_tokenizer(gguf, folder)
+        write_safetensors(folder / "model.safetensors", plan, progress)
 
 
-def open_gguf(path: Path) -> Any:
-    """Open a GGUF file (memory-mapped).
+def _config(gguf: GgufFile, architecture: str) -> dict[str, Any]:
+    """Return the transformers-style config of the model, ``tie_word_embeddings`` left out."""
 
-    Raises:
-        HarnessError: the file is missing, no GGUF, or shorter than its header says.
-    """
-    from gguf import GGUFReader
+    def whole(key: str, most: int, default: int | None = None) -> int:
+        return gguf.whole(f"{architecture}.{key}", most=most, default=default)
 
-    if not path.is_file():
-        raise HarnessError(f"no such file: {path}", "Check the path.")
-    try:
-        return GGUFReader(str(path))
-    except Exception as error:
-        raise HarnessError(f"{path} is not a readable GGUF file ({error})", "Delete it and fetch it again.") from error
-
-
-def _read(fields: dict[str, Any], key: str, path: Path) -> Any:
-    if key not in fields:
-        raise HarnessError(f"{path}: GGUF field {key!r} is missing", "Use another file of the same model.")
-    return fields[key].contents()
-
-
-def _config(fields: dict[str, Any], architecture: str, path: Path, tied: bool) -> dict[str, Any]:
-    """Return the transformers-style config of the model."""
-    if f"{architecture}.rope.scaling.type" in fields:
-        raise HarnessError(
-            f"{path}: scaled rotary positions are not supported", "Use the model's safetensors form (a hub: or path: source)."
-        )
-
-    def get(key: str) -> Any:
-        return _read(fields, f"{architecture}.{key}", path)
-
-    heads = int(get("attention.head_count"))
-    kv_key = f"{architecture}.attention.head_count_kv"
-    theta_key = f"{architecture}.rope.freq_base"
+    width, heads = whole("embedding_length", _MOST_WIDTH), whole("attention.head_count", _MOST_WIDTH)
+    kv_heads = whole("attention.head_count_kv", _MOST_WIDTH, default=heads)
+    turned = whole("rope.dimension_count", _MOST_WIDTH, default=width // heads)
+    if f"{architecture}.rope.scaling.type" in gguf.fields:
+        raise HarnessError(f"{gguf.path}: scaled rotary positions are not supported", OTHER)
+    if width % heads or heads % kv_heads or (width // heads) % 2 or turned != width // heads:
+        raise HarnessError(f"{gguf.path}: {heads} heads, {kv_heads} key heads, width {width}, rotation {turned} do not fit", OTHER)
     return {
         "model_type": architecture,
         "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[architecture]],
-        "hidden_size": int(get("embedding_length")),
-        "num_hidden_layers": int(get("block_count")),
-        "intermediate_size": int(get("feed_forward_length")),
+        "hidden_size": width,
+        "num_hidden_layers": whole("block_count", _MOST_LAYERS),
+        "intermediate_size": whole("feed_forward_length", _MOST_WIDTH),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(fields[kv_key].contents()) if kv_key in fields else heads,
+        "num_key_value_heads": kv_heads,
         # Stored as float32: the shortest decimal that reads back to the same float32 is the value the authors wrote.
-        "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
-        "vocab_size": len(fields["tokenizer.ggml.tokens"].data),
-        "max_position_embeddings": int(get("context_length")),
-        "rope_theta": float(fields[theta_key].contents()) if theta_key in fields else 10000.0,
-        "tie_word_embeddings": tied,
+        "rms_norm_eps": float(str(np.float32(gguf.number(f"{architecture}.attention.layer_norm_rms_epsilon")))),
+        "vocab_size": len(gguf.items("tokenizer.ggml.tokens", str)),
+        "max_position_embeddings": whole("context_length", _MOST_POSITIONS),
+        "rope_theta": gguf.number(f"{architecture}.rope.freq_base", default=10000.0),
+        "tie_word_embeddings": False,
         "hidden_act": "silu",
         "dtype": "float32",
-        "eos_token_id": end_tokens(fields),
+        "eos_token_id": end_tokens(gguf),
     }
 
 
-def _shares_embedding(reader: Any) -> bool:
+def _check_shapes(gguf: GgufFile, config: dict[str, Any]) -> None:
+    """Every tensor of the architecture is there, no other one is, and each has the shape that the metadata asks for."""
+    width, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    kv = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    block = {"attn_norm": (width,), "ffn_norm": (width,), "attn_q": (width, width), "attn_k": (kv, width), "attn_v": (kv, width),
+             "attn_output": (width, width), "ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner)}  # fmt: skip
+    needed = {"token_embd.weight": (vocab, width), "output_norm.weight": (width,)}
+    needed |= {f"blk.{i}.{n}.weight": shape for i in range(config["num_hidden_layers"]) for n, shape in block.items()}
+    if missing := next((name for name in needed if name not in gguf.tensors), None):
+        raise HarnessError(f"{gguf.path}: GGUF tensor {missing!r} is missing", OTHER)
+    biases = {f"blk.{i}.{n}.bias": shape[:1] for i in range(config["num_hidden_layers"]) for n, shape in block.items()}
+    known = needed | biases | {"output.weight": (vocab, width)}
+    for name, tensor in gguf.tensors.items():
+        if tensor.shape != known.get(name):
+            shown = f"has shape {tensor.shape}, expected {known[name]}" if name in known else "is unknown here"
+            raise HarnessError(f"{gguf.path}: GGUF tensor {files.printable(name, 100)!r} {shown}", OTHER)
+
+
+def _shares_embedding(tensors: Mapping[str, GgufTensor]) -> bool:
     """Tell whether the output head is the embedding: no head stored, or the same matrix quantised a second time.
 
     Some GGUF files of tied models carry a second, finer quantised copy as ``output.weight``. Rows of two roundings of one
     matrix are almost parallel (cosine above 0.97); rows of unrelated matrices are not.
     """
-    tensors = {t.name: t for t in reader.tensors}
     if "output.weight" not in tensors:
         return True
     head, embedding = tensors["output.weight"], tensors["token_embd.weight"]
-    if tuple(head.shape) != tuple(embedding.shape):
-        return False
-    rows = np.linspace(0, int(head.shape[1]) - 1, 64).astype(int)
-    a, b = (np.concatenate([_rows(t, r, r + 1) for r in rows]) for t in (head, embedding))
+    rows = np.linspace(0, head.shape[0] - 1, 64).astype(int)
+    a, b = (np.concatenate([t.rows(r, r + 1) for r in rows]) for t in (head, embedding))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = (a * b).sum(axis=1)[norms > 0] / norms[norms > 0]
     return bool(cosine.size) and float(np.median(cosine)) > 0.97
 
 
-def _plan(reader: Any, config: dict[str, Any], architecture: str, path: Path, tied: bool) -> Iterator[_Tensor]:
+def _plan(gguf: GgufFile, config: dict[str, Any], architecture: str) -> Iterator[_Tensor]:
     """Yield every output tensor. A tied model keeps one matrix: the finer copy where the file has two."""
-    has_head = any(t.name == "output.weight" for t in reader.tensors)
-    for tensor in reader.tensors:
+    tied, has_head = config["tie_word_embeddings"], "output.weight" in gguf.tensors
+    for tensor in gguf.tensors.values():
         if tied and has_head and tensor.name == "token_embd.weight":
             continue
-        name = _TOP_NAMES["token_embd.weight"] if tied and tensor.name == "output.weight" else _name(tensor.name, path)
+        name = _TOP_NAMES["token_embd.weight"] if tied and tensor.name == "output.weight" else _name(tensor.name)
         heads = 0
         if _PERMUTED[architecture] and ".q_proj" in name:
             heads = config["num_attention_heads"]
         if _PERMUTED[architecture] and ".k_proj" in name:
             heads = config["num_key_value_heads"]
-        yield _Tensor(name, tuple(int(n) for n in reversed(tensor.shape)), tensor, heads)
+        yield _Tensor(name, tensor, heads)
 
 
-def _name(gguf_name: str, path: Path) -> str:
+def _name(gguf_name: str) -> str:
     """Translate ``blk.3.attn_q.weight`` to ``model.layers.3.self_attn.q_proj.weight``."""
     if gguf_name in _TOP_NAMES:
         return _TOP_NAMES[gguf_name]
-    parts = gguf_name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK_NAMES:
-        return f"model.layers.{parts[1]}.{_BLOCK_NAMES[parts[2]]}.{parts[3]}"
-    raise HarnessError(f"{path}: unknown GGUF tensor {gguf_name!r}", "Use the model's safetensors form (a hub: or path: source).")
-
-
-def _rows(tensor: Any, start: int, stop: int) -> np.ndarray:
-    """Dequantise rows ``start:stop`` of a 2-D tensor (rows, columns), or a whole 1-D one, to float32."""
-    from gguf.quants import dequantize
-
-    return np.ascontiguousarray(dequantize(tensor.data[start:stop], tensor.tensor_type), dtype=np.float32)
+    _, layer, part, kind = gguf_name.split(".")
+    return f"model.layers.{layer}.{_BLOCK_NAMES[part]}.{kind}"
 
 
 def _slabs(tensor: _Tensor) -> Iterator[np.ndarray]:
     """Yield the float32 values of one tensor in row order, a slab at a time."""
+    shape = tensor.source.shape
     if tensor.heads:
-        yield unpermute(_rows(tensor.source, 0, tensor.shape[0]), tensor.heads)
+        yield unpermute(tensor.source.rows(0, shape[0]), tensor.heads)
         return
-    width = int(np.prod(tensor.shape[1:])) * 4
-    step = max(1, _SLAB_BYTES // width)
-    for start in range(0, tensor.shape[0], step):
-        yield _rows(tensor.source, start, start + step)
+    step = max(1, _SLAB_BYTES // (4 * math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield tensor.source.rows(start, start + step)
 
 
 def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -205,8 +197,8 @@ def write_safetensors(path: Path, tensors: list[_Tensor], progress: Callable[[in
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
     for tensor in tensors:
-        size = int(np.prod(tensor.shape)) * 4
-        header[tensor.name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        size = 4 * math.prod(tensor.source.shape)
+        header[tensor.name] = {"dtype": "F32", "shape": list(tensor.source.shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.models.gguf_file import OTHER, GgufFile
 
 _CONTROL, _USER_DEFINED = 3, 4
 """GGUF token types that are matched whole, before BPE."""
@@ -18,16 +19,23 @@ _QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[
 _LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def end_tokens(fields: dict[str, Any]) -> list[int]:
+def end_tokens(gguf: GgufFile) -> list[int]:
     """Return the ids that end generation: the file's end-of-sequence token first, then the family's other end tokens."""
-    tokens = fields["tokenizer.ggml.tokens"].contents()
-    kinds = fields["tokenizer.ggml.token_type"].contents()
-    eos = int(fields["tokenizer.ggml.eos_token_id"].contents())
+    tokens, kinds = _tokens(gguf)
+    eos = gguf.whole("tokenizer.ggml.eos_token_id", least=0, most=len(tokens) - 1)
     others = [i for i, (text, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == _CONTROL and text in _END_NAMES and i != eos]
     return [eos, *others]
 
 
-def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
+def _tokens(gguf: GgufFile) -> tuple[list[str], list[int]]:
+    """Texts and kinds of all tokens."""
+    tokens, kinds = gguf.items("tokenizer.ggml.tokens", str), gguf.items("tokenizer.ggml.token_type", int)
+    if not len(kinds) == len(tokens) == len(set(tokens)):
+        raise HarnessError(f"{gguf.path}: {len(tokens)} tokens, {len(set(tokens))} of them distinct, {len(kinds)} token types", OTHER)
+    return tokens, kinds
+
+
+def write_tokenizer(gguf: GgufFile, folder: Path) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``.
 
     Raises:
@@ -35,13 +43,11 @@ def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
-    model = fields["tokenizer.ggml.model"].contents()
-    pre = fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else "default"
+    model, pre = gguf.text("tokenizer.ggml.model"), gguf.text("tokenizer.ggml.pre", default="default")
     if model != "gpt2":
         raise HarnessError(f"GGUF tokenizer {model!r} is not supported (only byte-level BPE)", "Use the model's safetensors form.")
-    tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
-    kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
-    merges = [tuple(line.split(" ", 1)) for line in fields["tokenizer.ggml.merges"].contents()]
+    tokens, kinds = _tokens(gguf)
+    merges = [tuple(line.split(" ", 1)) for line in gguf.items("tokenizer.ggml.merges", str)]
     tokenizer = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(tokens)}, merges=merges))
     tokenizer.normalizer, tokenizer.pre_tokenizer = _splitter(pre)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,7 +58,7 @@ def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
     ]
     tokenizer.add_tokens(whole)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = _tokenizer_config(fields, tokens)
+    config = _tokenizer_config(gguf, tokens)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -73,13 +79,13 @@ def _splitter(pre: str) -> tuple[Any, Any]:
     raise HarnessError(f"GGUF pre-tokenizer {pre!r} is not supported", "Use the model's safetensors form (a hub: or path: source).")
 
 
-def _tokenizer_config(fields: dict[str, Any], tokens: list[str]) -> dict[str, Any]:
+def _tokenizer_config(gguf: GgufFile, tokens: list[str]) -> dict[str, Any]:
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, "add_bos_token": False}
     for name in ("bos", "eos", "unknown", "padding"):
         key = f"tokenizer.ggml.{name}_token_id"
-        if key in fields:
+        if key in gguf.fields:
             short = {"unknown": "unk", "padding": "pad"}.get(name, name)
-            config[f"{short}_token"] = tokens[int(fields[key].contents())]
-    if "tokenizer.chat_template" in fields:
-        config["chat_template"] = fields["tokenizer.chat_template"].contents()
+            config[f"{short}_token"] = tokens[gguf.whole(key, least=0, most=len(tokens) - 1)]
+    if "tokenizer.chat_template" in gguf.fields:
+        config["chat_template"] = gguf.text("tokenizer.chat_template")
     return config

@@ -5,17 +5,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from harness import files
 from harness.errors import HarnessError
 from harness.models.blas import lay_out, mx, nn
-from harness.models.compatibility import read_json, require_compatible, trim_problem
+from harness.models.compatibility import require_compatible, trim_problem
 from harness.models.config import PairConfig, PathSource, local_folder_problem, pair_path, read_pair_config
+from harness.models.folder import check_model, read_config, text_config, whole
+from harness.models.opened import fit_vocabulary, vocabulary_rows
 from harness.models.sources import Progress
 from harness.models.store import ModelFolder, locate
+from harness.models.tokenizer_check import FETCH
 from harness.models.vocab import read_vocab
 
 
@@ -33,6 +38,17 @@ class Draft:
     """Where it came from, for reports."""
     vocab: tuple[int, ...] | None = None
     """Target ids that drafting is restricted to, besides those of prompt and answer; None is whatever the model's own head names."""
+    target_rows: int | None = None
+    """How many ids the target has, once :meth:`fit` knows."""
+
+    def fit(self, rows: int) -> None:
+        """Keep to the ids of a target that has ``rows`` of them: what the model names beyond them is cut off, once and for all."""
+        if self.target_rows == rows:
+            return
+        self.target_rows = rows
+        if self.token_map is None:
+            self.model = fit_vocabulary(self.model, rows)
+            vars(self).pop("proposer", None)
 
     @functools.cached_property
     def proposer(self) -> tuple[nn.Module, mx.array | None]:
@@ -79,8 +95,11 @@ class Pair:
         Raises:
             HarnessError: empty prompt, malformed message, id outside the vocabulary, or more tokens than the context.
         """
+        if not isinstance(prompt, Iterable) or isinstance(prompt, Mapping | bytes):
+            raise HarnessError(f"the prompt is {prompt!r:.100}", "Pass text, a list of messages, or token ids.")
         items = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        ids = self._templated(items) if items and isinstance(items[0], dict) else self._checked_ids(items)
+        with files.reading(f"the prompt with the tokenizer of {self.name!r}", advice="Check the prompt, or use another model."):
+            ids = self._checked_ids(self._templated(items) if items and isinstance(items[0], dict) else items)
         if not ids:
             raise HarnessError("the prompt is empty", "Give at least one token.")
         if len(ids) > self.context_tokens:
@@ -92,26 +111,35 @@ class Pair:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Turn token ids into text, special tokens left out."""
-        return str(self.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True))
+        with files.reading(f"the answer with the tokenizer of {self.name!r}", advice="Use another model."):
+            return str(self.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True))
 
     def _checked_ids(self, prompt: list[Any]) -> list[int]:
-        size = len(self.tokenizer)
+        size = min(len(self.tokenizer), vocabulary_rows(self.target))
         for token in prompt:
-            if isinstance(token, bool) or not hasattr(token, "__index__") or not 0 <= int(token) < size:
-                raise HarnessError(f"{token!r} is no token id of {self.name!r} (0 to {size - 1})", "Pass text, or ids of this tokenizer.")
+            if not isinstance(token, Integral) or isinstance(token, bool) or not 0 <= int(token) < size:
+                problem = f"{token!r:.100} is no token id of {self.name!r} (0 to {size - 1})"
+                raise HarnessError(problem, "Pass text, or ids that tokenizer and target both know.")
         return [int(token) for token in prompt]
 
     def _templated(self, messages: list[Any]) -> list[int]:
-        if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
-            raise HarnessError("a message list needs dicts with the keys role and content", "Write [{'role': 'user', 'content': '...'}].")
+        if not all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages):
+            problem = "a message list needs dicts with a text under each of the keys role and content"
+            raise HarnessError(problem, "Write [{'role': 'user', 'content': '...'}].")
         if not self.tokenizer.has_chat_template:
             return list(self.tokenizer.encode("\n".join(m["content"] for m in messages)))
-        try:
-            return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-        except Exception as error:  # templates raise their own errors for roles they refuse
-            raise HarnessError(
-                f"the chat template of {self.name!r} refused the messages: {error}", "Check the roles and their order."
-            ) from error
+        return list(self.tokenizer.encode(self.render(messages), add_special_tokens=False))
+
+    def render(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """Text of messages under the chat template, on the date ``template_date``.
+
+        Raises:
+            HarnessError: as :func:`harness.models.templates.render`.
+        """
+        from harness.models import templates
+
+        today = self.config.template_date
+        return templates.render(self.tokenizer, messages, today=today, add_generation_prompt=add_generation_prompt, name=self.name)
 
 
 def load_pair(name_or_path: str, *, offline: bool = False, draft: bool = True, progress: Progress | None = None) -> Pair:
@@ -150,7 +178,7 @@ def _vocab(path: Path, config: PairConfig, draft_folder: ModelFolder | None) -> 
     """The ids of ``draft_vocab``, checked against the draft's own vocabulary."""
     if config.draft_vocab is None or draft_folder is None or draft_folder.is_cut:
         return None
-    vocab, size = read_vocab(path.parent / config.draft_vocab), int(read_json(draft_folder.path / "config.json")["vocab_size"])
+    vocab, size = read_vocab(path.parent / config.draft_vocab), vocab_size(draft_folder.path)
     if vocab[-1] >= size:
         raise HarnessError(f"{config.draft_vocab} names token {vocab[-1]}, the draft has {size}", "Make it again: `harness models vocab`.")
     return vocab
@@ -159,14 +187,12 @@ def _vocab(path: Path, config: PairConfig, draft_folder: ModelFolder | None) -> 
 def _load(
     name: str, config: PairConfig, target_folder: ModelFolder, draft_folder: ModelFolder | None, vocab: tuple[int, ...] | None
 ) -> Pair:
-    from mlx_lm.tokenizer_utils import load as load_tokenizer
-
     target, settings = load_weights(target_folder, config.dtype, "target")
     draft = _load_draft(draft_folder, config, target, vocab) if draft_folder else None
-    tokenizer = load_tokenizer(target_folder.path, {"trust_remote_code": False}, eos_token_ids=settings.get("eos_token_id"))
-    contexts = [_context(target, settings)]
+    tokenizer = load_tokenizer(target_folder.path, settings.get("eos_token_id"))
+    contexts = [_context(target, target_folder.path)]
     if draft is not None and draft_folder is not None and not draft_folder.is_cut:
-        contexts.append(_context(draft.model, read_json(draft_folder.path / "config.json")))
+        contexts.append(_context(draft.model, draft_folder.path))
     return Pair(
         name=name,
         config=config,
@@ -174,9 +200,21 @@ def _load(
         draft=draft,
         tokenizer=tokenizer,
         target_hash=target_folder.hash,
-        eos_token_ids=frozenset(tokenizer.eos_token_ids),
+        eos_token_ids=frozenset(token for token in tokenizer.eos_token_ids if token is not None),
         context_tokens=min(contexts),
     )
+
+
+def load_tokenizer(folder: Path, eos: Any) -> Any:
+    """mlx-lm's TokenizerWrapper of a checked model folder; ``eos`` is the configuration's ``eos_token_id``.
+
+    Raises:
+        HarnessError: files that the library cannot read.
+    """
+    from mlx_lm.tokenizer_utils import load
+
+    with files.reading(f"the tokenizer in {folder}", advice=FETCH):
+        return load(folder, {"trust_remote_code": False}, eos_token_ids=eos)
 
 
 def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, vocab: tuple[int, ...] | None) -> Draft:
@@ -185,7 +223,11 @@ def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, voca
 
         return load_cut(folder.path, target)
     model, _ = load_weights(folder, config.dtype, "draft")
-    return Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, vocab=vocab)
+    draft = Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, vocab=vocab)
+    draft.fit(vocabulary_rows(target))
+    if vocab is not None:
+        _ = draft.proposer  # a head that cannot be restricted is refused before anything is decoded
+    return draft
 
 
 def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -196,18 +238,20 @@ def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module,
     """
     from mlx_lm.utils import load_model
 
-    try:
+    check_model(folder.path)
+    with files.reading(f"{folder.path} as a {role}", advice=FETCH):
         model, settings = load_model(folder.path, lazy=True)
-    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
-        raise HarnessError(f"{folder.path} does not load as a {role}: {error}", "Fetch it again, or choose another model.") from error
     if problem := trim_problem(model, role):
         raise HarnessError(problem, "Speculative decoding needs plain attention caches; choose another model.")
     if dtype == "auto":
         dtype = "float32" if mx.default_device() == mx.cpu else "stored"
     model = model if dtype == "stored" else _cast(model, getattr(mx, dtype))
     lay_out(model)
-    mx.eval(model.parameters())
     model.eval()
+    with files.reading(f"{folder.path} as a {role}", advice=FETCH):
+        mx.eval(model.parameters())
+        if mx.isnan(model(mx.array([[0]]))).any().item():
+            raise HarnessError(f"the {role} in {folder.path} gives logits that are not numbers", FETCH)
     return model, settings
 
 
@@ -220,11 +264,17 @@ def _cast(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     return model
 
 
-def _context(model: nn.Module, settings: dict[str, Any]) -> int:
+def vocab_size(folder: Path) -> int:
+    """Rows of a model's output, as its config.json says."""
+    path = folder / "config.json"
+    return whole(text_config(read_config(folder), path), "vocab_size", path)
+
+
+def _context(model: nn.Module, folder: Path) -> int:
     """Positions the model was made for, or the window of its shortest rotating cache: beyond it nothing can be trimmed."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    text = settings.get("text_config", settings)
-    positions = int(text.get("max_position_embeddings", 4096))
+    path = folder / "config.json"
+    positions = whole(text_config(read_config(folder), path), "max_position_embeddings", path, default=4096)
     windows = [layer.max_size for layer in make_prompt_cache(model) if getattr(layer, "max_size", None)]
     return min([positions, *windows])

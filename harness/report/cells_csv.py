@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.report.escape import spreadsheet
-from harness.report.summary import CellRow
+from harness.report.summary import CellRow, corrected_speedups
 from harness.stats import Estimate
 from harness.store import settings_key
 
@@ -22,7 +22,7 @@ _LATENCIES = ("ttft_s", "token_s", "total_s")
 
 def render_csv(rows: Sequence[CellRow]) -> str:
     """One line per cell with every number of :class:`~harness.report.summary.CellRow` at full precision."""
-    records = [_flat(row) for row in rows]
+    records = [_flat(row, speedup) for row, speedup in zip(rows, corrected_speedups(rows), strict=True)]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(records[0]) if records else list(_PLAIN), lineterminator="\n")
     writer.writeheader()
@@ -30,14 +30,14 @@ def render_csv(rows: Sequence[CellRow]) -> str:
     return out.getvalue()
 
 
-def _flat(row: CellRow) -> dict[str, Any]:
+def _flat(row: CellRow, speedup: Estimate | None) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(row, name) for name in _PLAIN}
     values["settings"] = settings_key(row.settings) if row.settings else None
     for name in _ESTIMATES:
         estimate: Estimate | None = getattr(row, name)
         for part in ("value", "low", "high"):
             values[name if part == "value" else f"{name}_{part}"] = getattr(estimate, part) if estimate else None
-    values["speedup_detectable"] = row.speedup.detectable if row.speedup else None
+    values["speedup_detectable"] = speedup.detectable if speedup else None
     for name in _LATENCIES:
         times = getattr(row, name) or (None, None, None)
         for level, value in zip((50, 90, 99), times, strict=True):

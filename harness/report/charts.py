@@ -181,7 +181,8 @@ def _tau_over_k(rows: Sequence[CellRow]) -> Figure | None:
     if not values:
         return None
     chart = _lines(values, "K:Q", "draft length K", "tokens per target pass")
-    return Figure("Tokens per target pass over the draft length", "Longer drafts pay while this still climbs.", chart)
+    caption = "A longer draft pays only while this climbs faster than what drafting and verifying one more token costs."
+    return Figure("Tokens per target pass over the draft length", caption, chart)
 
 
 def _lines(values: Values, x: str, x_title: str, y_title: str) -> Any:

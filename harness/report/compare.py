@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness import stats
-from harness.gate import Cells, cells_of, describe
+from harness.records import Record
+from harness.reference import Answer, cell_name, cells_of
 from harness.report.escape import markdown
 from harness.report.markdown import markdown_table
 from harness.report.tables import MISSING, Table
@@ -27,19 +28,30 @@ def compare(folder_a: Path, folder_b: Path) -> str:
         HarnessError: a run cannot be read.
     """
     a, b = read_manifest(folder_a), read_manifest(folder_b)
-    cells_a, cells_b = cells_of(read_records(folder_a)), cells_of(read_records(folder_b))
+    records_a, records_b = read_records(folder_a), read_records(folder_b)
+    cells_a, cells_b = cells_of(records_a), cells_of(records_b)
     fields = tuple(_changed_fields(a, b))
     parts = [f"# {markdown(a.run)} and {markdown(b.run)}", "## What the runs are"]
     parts.append(markdown_table(Table("", ("field", "A", "B"), fields, 3)) if fields else "Same suite, models, code, packages and machine.")
+    prompts_a, prompts_b = _prompts(a, records_a), _prompts(b, records_b)
+    shared = {sample for sample, prompt in prompts_a.items() if prompts_b.get(sample) == prompt}
     both = [name for name in cells_a if name in cells_b]
-    rows = tuple(row for name in both if (row := _row(name, cells_a, cells_b)) is not None)
+    rows = tuple(row for name in both if (row := _row(name, cells_a[name], cells_b[name], shared)) is not None)
     headers = ("cell", "prompts", "rate A", "rate B", "B - A [95%]", "speedup B / A [95%]")
     parts += ["## Cells in both", markdown_table(Table("", headers, rows, 1)) if rows else "None that drafts."]
+    others = sorted({*prompts_a} & {*prompts_b} - shared)
+    if others:
+        parts += ["## Other prompts under the same ids, not compared", "\n".join(f"- {markdown(_short(sample))}" for sample in others)]
     for title, own, other in (("A", cells_a, cells_b), ("B", cells_b, cells_a)):
-        alone = [describe(name) for name in own if name not in other]
+        alone = [str(cell_name(name)) for name in own if name not in other]
         if alone:
             parts += [f"## Only in {title}", "\n".join(f"- {markdown(name)}" for name in alone)]
     return "\n\n".join(parts) + "\n"
+
+
+def _prompts(manifest: Manifest, records: Iterable[Record]) -> dict[str, str]:
+    """Sample id to what tells its prompt from another: its hash, or its length in runs that stored none."""
+    return {r.sample_id: manifest.prompts.get(r.sample_id, f"{r.prompt_tokens} tokens") for r in records}
 
 
 def _changed_fields(a: Manifest, b: Manifest) -> Iterator[tuple[str, str, str]]:
@@ -64,21 +76,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _row(name: str, cells_a: Cells, cells_b: Cells) -> tuple[str, ...] | None:
-    a, b = cells_a[name], cells_b[name]
-    common = [s for s in a if s in b]
-    columns = [np.array([cell[s][count] for s in common], float) for cell in (a, b) for count in ("accepted", "drafted")]
-    if not common or not columns[1].sum() or not columns[3].sum():
+def _row(name: str, cell_a: Mapping[str, Answer], cell_b: Mapping[str, Answer], shared: Set[str]) -> tuple[str, ...] | None:
+    a, b = ([cell[s] for s in cell_a if s in cell_b and s in shared] for cell in (cell_a, cell_b))
+    counts = [([x.accepted for x in side], [x.drafted for x in side]) for side in (a, b)]
+    if not all(sum(drafted) for _, drafted in counts):
         return None
-    change = stats.difference((columns[2], columns[3]), (columns[0], columns[1]))
-    rates = [f"{columns[i].sum() / columns[i + 1].sum():.3f}" for i in (0, 2)]
-    return describe(name), str(len(common)), *rates, _interval(change, "+.3f"), _interval(_speed(a, b, common), ".2f")
+    change = stats.difference(counts[1], counts[0])
+    rates = [f"{sum(accepted) / sum(drafted):.3f}" for accepted, drafted in counts]
+    return str(cell_name(name)), str(len(a)), *rates, _interval(change, "+.3f"), _interval(_speed(a, b), ".2f")
 
 
-def _speed(a: Mapping[str, Any], b: Mapping[str, Any], samples: list[str]) -> Estimate | None:
-    if not all("cell_s" in cell[s] for cell in (a, b) for s in samples):
+def _speed(a: Sequence[Answer], b: Sequence[Answer]) -> Estimate | None:
+    times = [[(x.base_s, x.cell_s) for x in side if x.base_s and x.cell_s] for side in (a, b)]
+    if not all(len(side) == len(a) for side in times):
         return None
-    new, old = ([np.array([cell[s][key] for s in samples], float) for key in ("base_s", "cell_s")] for cell in (b, a))
+    new, old = (np.array(side).T for side in reversed(times))
     return stats.relative((new[0], new[1]), (old[0], old[1]))
 
 

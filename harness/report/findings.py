@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import stats
-from harness.report.summary import ALL, CellRow
+from harness.report.summary import ALL, CellRow, corrected_speedups
 from harness.report.tables import interval, number
 from harness.report.training import training_findings
+from harness.stats import Estimate
+from harness.store import Manifest
 
 ALPHA = 0.05
 """Family-wise error of the speed claims of one report (Holm)."""
@@ -33,15 +35,22 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     sentences += [f"Warning: {text}." for text in stats.slower_verification(measured.get("verification", ()))]
     if measured.get("skipped"):
         sentences.append(f"Not run: {', '.join(measured['skipped'])}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
-    if measured.get("status") not in (None, "finished"):
-        sentences.append(f"This report is partial: the run is {measured['status']}.")
     return sentences
+
+
+def unfinished(rows: Sequence[CellRow], manifest: Manifest) -> list[str]:
+    """What stands above everything else in the report of a run that was killed or interrupted; nothing for a finished one."""
+    done, planned = sum(row.n for row in rows if row.domain != ALL), manifest.measured.get("planned")
+    if manifest.finished:
+        return []
+    part = f"{done} of {planned} records" if planned else f"{done} records"
+    return [f"Unfinished: {part}; resume with: harness run ... --resume {manifest.run}"]
 
 
 def _speed(rows: Sequence[CellRow]) -> list[str]:
     cells = [row for row in rows if row.speedup is not None]
-    adjusted = stats.holm([row.speedup.p if row.speedup else None for row in cells])
-    sentences = {id(row): _speed_sentence(row, p, len(cells)) for row, p in zip(cells, adjusted, strict=True)}
+    speedups = [estimate for estimate in corrected_speedups(cells) if estimate is not None]
+    sentences = {id(row): _speed_sentence(row, speedup, len(cells)) for row, speedup in zip(cells, speedups, strict=True)}
     domains = sorted(dict.fromkeys(r.domain for r in cells), key=lambda d: d != ALL)
     if len(domains) == 1 and len(cells) <= MANY:
         return [text[0].upper() + text[1:] for text in sentences.values()]
@@ -49,10 +58,16 @@ def _speed(rows: Sequence[CellRow]) -> list[str]:
     best = [max((r for r in exact if r.domain == d), key=_speedup_value) for d in domains if any(r.domain == d for r in exact)]
     slow = [
         f"{_name(row)} on {_where(row)} {interval(row.speedup, 2, 'x')}"
-        for row, p in zip(cells, adjusted, strict=True)
-        if p is not None and p < ALPHA and _speedup_value(row) < 1
+        for row, speedup in zip(cells, speedups, strict=True)
+        if speedup.p is not None and speedup.p < ALPHA and speedup.value < 1
     ]
-    return [f"Fastest: {sentences[id(row)]}" for row in best] + ([f"Slower than the target alone: {'; '.join(slow)}."] if slow else [])
+    first = [f"Fastest: {sentences[id(row)]}" if _speedup_value(row) > 1 else _nothing_faster(row) for row in best]
+    return first + ([f"Slower than the target alone: {'; '.join(slow)}."] if slow else [])
+
+
+def _nothing_faster(row: CellRow) -> str:
+    closest = f"{_name(row)} came closest at {interval(row.speedup, 2, 'x')}, n = {row.n}"
+    return f"On {_where(row)}, nothing ran faster than the target alone: {closest}."
 
 
 def _speedup_value(row: CellRow) -> float:
@@ -67,9 +82,9 @@ def _name(row: CellRow) -> str:
     return f"{row.label}{'' if row.k is None else f' (K = {row.k})'}{f' at T = {row.temperature:g}' if row.temperature else ''}"
 
 
-def _speed_sentence(row: CellRow, p: float | None, cells: int) -> str:
-    speedup = row.speedup
-    assert speedup is not None
+def _speed_sentence(row: CellRow, speedup: Estimate, cells: int) -> str:
+    """``speedup`` is the row's, corrected for the number of cells."""
+    p = speedup.p
     if p is None:
         return f"on {_where(row)}, {_name(row)} ran at {speedup.value:.2f}x the target alone; n = {speedup.n} is too few for an interval."
     if p >= ALPHA and speedup.excludes(1.0):
@@ -101,17 +116,22 @@ def _lossless(rows: Sequence[CellRow]) -> list[str]:
 
 
 def _replayed(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
-    """What replay cost beside decoding the same cells, estimated from the target's own speed on each domain and the predicted speedups."""
-    seconds = (measured.get("time_s") or {}).get("replay")
+    """What replay cost beside decoding the same cells, estimated from the target's own speed on each domain and the predicted speedups.
+
+    Only cells whose replay was timed count: a process that was killed took its clock with it.
+    """
+    seconds = {check["drafter"]: check["replay_s"] for check in measured.get("spot_checks", ()) if "replay_s" in check}
     plain = [r for r in rows if r.drafter is None and r.temperature == 0 and r.method == "decode"]
     base = {r.domain: r.tokens / r.tok_s / r.n for r in plain if r.tok_s}
-    cells = [r for r in rows if r.method == "replay" and r.domain in base and r.domain != ALL]
-    if not seconds or not cells:
+    replays = [r for r in rows if r.method == "replay" and r.domain != ALL]
+    cells = [r for r in replays if r.domain in base and (r.adapter or r.drafter) in seconds]
+    if not cells:
         return []
+    took = sum(seconds[name] for name in {r.adapter or r.drafter for r in cells})
     decoding = sum(base[r.domain] * r.n / (r.predicted or 1.0) for r in cells)
     some, them = (f"{len(cells)} cells", "them") if len(cells) > 1 else ("1 cell", "it")
-    ratio = decoding / seconds
-    return [f"{some} came from replay in {seconds:.0f} s; decoding {them} would take about {decoding:.0f} s, {ratio:.0f} times as long."]
+    ratio = f", {decoding / took:.0f} times as long" if took >= 1 else ""
+    return [f"{some} came from replay in {took:.1f} s; decoding {them} would take about {decoding:.0f} s{ratio}."]
 
 
 def _quality(rows: Sequence[CellRow]) -> list[str]:

@@ -17,15 +17,20 @@ from harness.report.tables import Table
 _NO_XML = re.compile("[\ufffe\uffff]")
 
 
-def junit(verdicts: Sequence[Verdict]) -> str:
-    """JUnit XML with one test case per comparison."""
-    failures = sum(v.failed for v in verdicts)
-    suite = ET.Element("testsuite", name="harness check", tests=str(len(verdicts)), failures=str(failures), errors="0", skipped="0")
-    for v in verdicts:
+def junit(verdicts: Sequence[Verdict], *, error: str = "", allow_undecided: bool = False) -> str:
+    """JUnit XML with one test case per comparison; an ``error`` that left nothing to compare is one more."""
+    failing = [v.failed or (v.undecided and not allow_undecided) for v in verdicts]
+    skipped = sum(v.undecided for v in verdicts) if allow_undecided else 0
+    counts = {"tests": len(verdicts) + bool(error), "failures": sum(failing), "errors": int(bool(error)), "skipped": skipped}
+    suite = ET.Element("testsuite", {"name": "harness check", **{key: str(n) for key, n in counts.items()}})
+    for v, fails in zip(verdicts, failing, strict=True):
         case = ET.SubElement(suite, "testcase", classname=f"harness.{v.what}", name=_xml(v.cell))
-        if v.failed:
-            failure = ET.SubElement(case, "failure", message=_xml(f"{v.outcome}: {v.detail}"))
-            failure.text = _xml(v.detail)
+        if fails or v.undecided:
+            element = ET.SubElement(case, "failure" if fails else "skipped", message=_xml(f"{v.outcome}: {v.detail}"))
+            element.text = _xml(v.detail)
+    if error:
+        case = ET.SubElement(suite, "testcase", classname="harness.check", name="comparable")
+        ET.SubElement(case, "error", message=_xml(error))
     ET.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
 
@@ -35,15 +40,21 @@ def _xml(text: str) -> str:
     return _NO_XML.sub("?", printable(text))
 
 
-def summary(verdicts: Sequence[Verdict], run: str, reference: str) -> str:
-    """Markdown: the verdict in one line, then every comparison, failures first."""
-    failed = [v for v in verdicts if v.failed]
+def summary(verdicts: Sequence[Verdict], run: str, reference: str, *, error: str = "", allow_undecided: bool = False) -> str:
+    """Markdown: the verdict in one line, then every comparison, failures first; or the ``error`` that left nothing to compare."""
+    title = f"## {markdown(run)} against {markdown(reference)}\n\n"
+    if error:
+        quoted = "\n".join(f"    {line}" for line in printable(error).splitlines())
+        return f"{title}**nothing was compared**\n\n{quoted}\n"
+    failed, undecided = [v for v in verdicts if v.failed], [v for v in verdicts if v.undecided]
     total = f"{len(verdicts)} comparison{'s' if len(verdicts) != 1 else ''}"
-    head = f"**{len(failed)} of {total} failed**" if failed else f"**{total}, no regression**"
-    ordered = failed + [v for v in verdicts if not v.failed]
-    rows = tuple((v.cell, v.what, v.outcome, v.detail) for v in ordered)
+    head = f"{len(failed)} of {total} failed" if failed else f"{total}, no regression"
+    if undecided:
+        head += f", {len(undecided)} undecided" + (" (allowed)" if allow_undecided else "")
+    rest = [v for v in verdicts if not v.failed and not v.undecided]
+    rows = tuple((v.cell, v.what, v.outcome, v.detail) for v in (*failed, *undecided, *rest))
     table = markdown_table(Table("", ("cell", "compared", "outcome", "detail"), rows, 4))
-    return f"## {markdown(run)} against {markdown(reference)}\n\n{head}\n\n{table}\n"
+    return f"{title}**{head}**\n\n{table}\n"
 
 
 def write(path: Path | None, text: str, *, append: bool = False) -> None:

@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from harness.files import write_atomic
 from harness.paths import cache_dir
 from harness.report import tables
 from harness.report.charts import Figure, figures
 from harness.report.details import details
 from harness.report.escape import html
-from harness.report.findings import findings
+from harness.report.findings import findings, unfinished
 from harness.report.markdown import title as report_title
 from harness.report.profile import profile_figure
 from harness.report.summary import CellRow
 from harness.report.tables import Table
-from harness.store import Manifest, write_atomic
+from harness.store import Manifest
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dfe4ea; --accent: #2f6fb3; }
@@ -27,7 +28,7 @@ body { margin: 0; color: var(--ink); background: #f5f7f9; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 main { max-width: 1280px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 0 0 4px; }
-p.sub, p.caption { color: var(--soft); margin: 0 0 16px; } p.caption { font-size: 14px; }
+p.sub, p.caption { color: var(--soft); margin: 0 0 16px; } p.caption { font-size: 14px; } p.warn { font-weight: 600; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px; margin: 20px 0; overflow-x: auto; }
 ul { margin: 0; padding-left: 20px; } li { margin: 4px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
@@ -74,6 +75,7 @@ def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Ma
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{html(report_title(manifest))}</title><style>{_STYLE}</style></head><body><main>"
         f'<h1>{html(report_title(manifest))}</h1><p class="sub">{html(_subtitle(manifest))}</p>'
+        + "".join(f'<p class="warn">{html(sentence)}</p>' for sentence in unfinished(rows, manifest))
         + first + "".join(sections)
         + f"</main><script>{_vega()}</script><script>{script}</script></body></html>\n"
     )  # fmt: skip

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from harness.report import tables
 from harness.report.details import details
 from harness.report.escape import markdown
-from harness.report.findings import findings
+from harness.report.findings import findings, unfinished
 from harness.report.summary import CellRow
 from harness.report.tables import Table
 from harness.stages import own_share
@@ -27,6 +27,7 @@ def render(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping
     """
     parts = [
         f"# {markdown(title(manifest))}",
+        *(f"**{markdown(sentence)}**" for sentence in unfinished(rows, manifest)),
         markdown_table(tables.first_table(rows)),
         "\n".join(f"- {markdown(sentence)}" for sentence in findings(rows, manifest.measured)),
         "## How to read it",
@@ -40,7 +41,8 @@ def render(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping
 
 LEGEND = """Rate is accepted / drafted tokens, alpha accepted / (accepted + rejections), tau emitted tokens per target pass, all from
 pooled counts. Speedup is the target's own wall time over the cell's, paired per prompt, prompt processing included. Brackets are 95%
-intervals over prompts (studentised bootstrap); claims of speed are corrected for the number of cells (Holm). `–` is missing."""
+intervals over prompts (jackknife; score intervals of rates and tau, logarithms of speedups); claims of speed and detectable differences
+are corrected for the number of cells (Holm). `–` is missing."""
 
 
 def title(manifest: Manifest) -> str:
@@ -75,6 +77,8 @@ def _facts(manifest: Manifest) -> str:
         "code": f"{code.get('version')} {str(code.get('commit'))[:12]}{' with local changes' if code.get('dirty') else ''}",
         "packages": ", ".join(f"{name} {version}" for name, version in manifest.packages.items()),
     }
+    sealed = manifest.seal
+    facts["records"] = f"{sealed.records}, sealed with SHA-256 {sealed.sha256[:12]}" if sealed else "not sealed"
     if measured.get("peak_memory_bytes"):
         facts["peak memory"] = f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB"
     if measured.get("time_s"):

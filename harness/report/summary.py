@@ -187,7 +187,8 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
         rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),
         rate=stats.ratio(accepted, drafted, most=1.0) if drafts else None,
         rate_per_prompt=float(np.mean(accepted[some] / drafted[some])) if drafts and some.any() else None,
-        alpha=stats.ratio(accepted, accepted + rejected, most=1.0) if drafts else None, tau=stats.ratio(emitted, rounds),
+        alpha=stats.ratio(accepted, accepted + rejected, most=1.0) if drafts else None,
+        tau=stats.ratio(emitted, rounds, least=1.0, most=1.0 + longest_draft(group)),
         tok_s=float(emitted.sum() / sum(w for w in walls if w is not None)) if timed else None,
         speedup=speedup, unpaired=unpaired, compared=sum(r.compared for r in group),
         divergences=tuple((r.sample_id, r.divergence) for r in group if r.divergence is not None),
@@ -214,11 +215,20 @@ def _speedup(group: Sequence[Record], baselines: Mapping[Any, Record]) -> tuple[
     if not pairs:
         return None, len(prompts)
     base_s, base_tokens, cell_s, cell_tokens = np.array(pairs, float).T
-    if group[0].temperature > 0:
-        estimate = stats.relative((base_s, base_tokens), (cell_s, cell_tokens))
-    else:
-        estimate = stats.ratio(base_s, cell_s, null=1.0)
+    sampled = group[0].temperature > 0
+    estimate = stats.relative((base_s, base_tokens), (cell_s, cell_tokens)) if sampled else stats.ratio(base_s, cell_s)
     return estimate, len(prompts) - len(pairs)
+
+
+def longest_draft(group: Sequence[Record]) -> int:
+    """Tokens that a round can draft: K, or the most seen where the length is chosen while decoding."""
+    k = group[0].k
+    return k if isinstance(k, int) else max((d for r in group for d in r.draft_lengths), default=0)
+
+
+def corrected_speedups(rows: Sequence[CellRow]) -> list[Estimate | None]:
+    """Speedups of rows with p-values and detectable differences corrected for how many of them have one."""
+    return stats.corrected([row.speedup for row in rows])
 
 
 def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float | None, ...], tuple[int, ...]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.files import printable
-from harness.report.summary import ALL, CellRow
+from harness.report.summary import ALL, CellRow, corrected_speedups
 from harness.stats import Estimate
 
 if TYPE_CHECKING:
@@ -168,14 +168,16 @@ def _at(values: Sequence[float | None], j: int) -> str:
 
 def speed_table(rows: Sequence[CellRow]) -> Table:
     """Predicted and measured speedup, loop efficiency."""
+    shown = [row for row in timed_rows(rows) if row.speedup]
+    detectable = {id(row): e.detectable if e else None for row, e in zip(shown, corrected_speedups(shown), strict=True)}
     columns: list[Column] = [
         ("measured", lambda r: interval(r.speedup, 2, "x")),
         ("predicted", lambda r: number(r.predicted, 2, "x")),
         ("loop efficiency", lambda r: number(r.efficiency, 2)),
-        ("detectable difference", lambda r: number(r.speedup.detectable if r.speedup else None, 2, "x")),
+        ("detectable difference", lambda r: number(detectable[id(r)], 2, "x")),
         ("prompts left out", lambda r: str(r.unpaired)),
     ]
-    return cell_table("Measured and predicted speedup", [row for row in timed_rows(rows) if row.speedup], columns)
+    return cell_table("Measured and predicted speedup", shown, columns)
 
 
 def latency_table(rows: Sequence[CellRow]) -> Table:

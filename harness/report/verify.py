@@ -1,46 +1,62 @@
-"""Check a report against the raw records: every line again, and every point value by a second, plain computation."""
+"""Check a report against the raw records, every file again and every point value by a second computation, and the records themselves."""
 
 from __future__ import annotations
 
-import difflib
-import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from harness.errors import CheckFailed
-from harness.files import read_text
-from harness.report import load_run
+from harness.errors import CheckFailed, HarnessError
+from harness.files import read_bytes, read_text
+from harness.lines import decode_line
+from harness.report import make_run, report_texts
 from harness.report.escape import cells
-from harness.report.markdown import render
-from harness.report.router import compare_router
+from harness.report.integrity import contradictions, first_difference
 from harness.report.summary import ALL, CellRow
 from harness.report.tables import MISSING, ON, first_rows, timed_rows
-from harness.store import RECORDS
+from harness.store import RECORDS, read_run
 
 Raw = Mapping[str, Any]
 
 
-def verify(folder: Path, report: Path) -> int:
-    """Recompute every number of a Markdown report from ``records.jsonl``.
+def verify(folder: Path, out: Path) -> int:
+    """Recompute a run's report from its records, and check that manifest, plan and records do not contradict each other.
 
-    The whole text is rendered again from the records, intervals included, and must be equal. Counts, rates, speeds and speedups
-    of the first table and of the acceptance table are also recomputed from the JSON lines without the code of the summary.
+    Every file in ``out`` is made again from the records, intervals and charts included, and must be equal. Counts, rates, speeds and
+    speedups of the first table and of the acceptance table are also recomputed from the JSON lines without the code of the summary.
 
     Returns:
         How many values the second computation checked.
 
     Raises:
-        CheckFailed: a value differs; names the first lines.
-        HarnessError: the report or the run cannot be read.
+        CheckFailed: something differs; names the first places.
+        HarnessError: the run cannot be read.
     """
-    text = read_text(report, advice=f"Write it first: harness report {folder.name}.")
-    run = load_run(folder)
-    rows = run.rows
-    wrong = _different_lines(text, render(rows, run.manifest, compare_router(run.records)))
-    raw = [json.loads(line) for line in (folder / RECORDS).read_bytes().split(b"\n")[:-1]]
-    tables = _tables(text)
+    manifest, records = read_run(folder)
+    false = contradictions(manifest, records)
+    if false:
+        raise CheckFailed(f"the records of {folder} cannot be what the run made:\n{_first(false)}", "Restore the run's folder from a copy.")
+    run = make_run(manifest, records)
+    texts = report_texts(run)
+    wrong = differences(texts, out)
+    problems, checked = recompute(texts["report.md"], run.rows, folder)
+    if wrong or problems:
+        lines = _first([*problems, *wrong])
+        raise CheckFailed(
+            f"the report in {out} does not follow from {folder / RECORDS}:\n{lines}", "Write the report again, or restore the records."
+        )
+    return checked
+
+
+def recompute(report: str, rows: Sequence[CellRow], folder: Path) -> tuple[list[str], int]:
+    """Compute the first table and the acceptance table of a Markdown report a second way; what is wrong, and how many were checked."""
+    content = read_bytes(folder / RECORDS)
+    raw = [row for line in content.split(b"\n") if (row := decode_line(line)) is not None]
+    tables = _tables(report)
     problems, checked = _check_cells(tables[0], first_rows(rows), raw)
     own = [row for row in timed_rows(rows) if row.domain != ALL]
     drafted = [row for row in rows if row.drafter is not None]
@@ -48,15 +64,39 @@ def verify(folder: Path, report: Path) -> int:
         for table in [t for t in tables[1:] if t and header in t[0]]:
             more, count = _check_cells(table, shown, raw)
             problems, checked = problems + more, checked + count
-    if wrong or problems:
-        first = "\n".join([*problems, *wrong][:10])
-        raise CheckFailed(f"{report} does not follow from {folder / RECORDS}:\n{first}", "Write the report again, or restore the records.")
-    return checked
+    return problems, checked
 
 
-def _different_lines(written: str, computed: str) -> list[str]:
-    lines = difflib.unified_diff(written.splitlines(), computed.splitlines(), "report", "records", lineterm="", n=0)
-    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+def differences(texts: Mapping[str, str], out: Path) -> list[str]:
+    """Where the files in ``out`` first differ from what they should hold (file name to text), a line for each that does."""
+    return [line for name, text in texts.items() if (line := _different(out / name, text)) is not None]
+
+
+def _first(lines: Sequence[str]) -> str:
+    return "\n".join([*lines[:10], *([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])])
+
+
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
+
+
+def _different(path: Path, computed: str) -> str | None:
+    """Where a written file first differs from what the records give; the last bits of long decimals depend on the machine's numpy."""
+    try:
+        written = read_text(path)
+    except HarnessError as error:
+        return error.problem
+    at = 0
+    for here, there in zip_longest(_NUMBER.split(written), _NUMBER.split(computed), fillvalue=""):
+        if here != there and not ("." in here and "." in there and _close(here, there)):
+            same = first_difference(here, there) or 0
+            line, start = written.count("\n", 0, at + same) + 1, max(0, same - 20)
+            return f"{path} line {line} has {here[start : same + 60]!r} where the records give {there[start : same + 60]!r}"
+        at += len(here)
+    return None
+
+
+def _close(a: str, b: str) -> bool:
+    return _NUMBER.fullmatch(a) is not None and _NUMBER.fullmatch(b) is not None and math.isclose(float(a), float(b), rel_tol=1e-9)
 
 
 def _tables(text: str) -> list[list[dict[str, str]]]:
@@ -72,7 +112,7 @@ def _tables(text: str) -> list[list[dict[str, str]]]:
             headers = texts
             found.append([])
         elif not set(line) <= set("|:- "):
-            found[-1].append(dict(zip(headers, texts, strict=False)))
+            found[-1].append(dict(zip(headers, texts, strict=True)))
     return found
 
 

@@ -204,8 +204,9 @@ class _Supervisor:
         """The tests' process ended without a word."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._tester.wait(5)
-        if self._ready and _killed(self._tester):
-            return "failed", "the tests ran out of CPU time on the values the program returned"
+        if self._ready:
+            why = "ran out of CPU time" if _killed(self._tester) else f"ended with status {self._tester.poll()}"
+            return "failed", f"the tests {why} on the values the program returned"
         notes = " ".join(dict.fromkeys(filter(None, map(_said, (self._candidate, self._tester)))))
         return "unscored", f"the sandbox failed (status {self._tester.returncode}): {printable(notes)}"
 

@@ -19,9 +19,10 @@ _TRIES = 100
 """Marks that are looked at."""
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]*:?[ \t]*")
 _HEADING = re.compile(r"\d+[.):]\s+\S")
+_LIST = re.compile(r"1[.):]\s.*?\b2[.):]\s", re.DOTALL)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 _PHRASE = re.compile(r"answers?\s*(?:(?P<verb>(?:is|are|was|will be|would be|equals|comes to)\b|[=≈])\s*:?|[:\n→]|->)\s*", re.IGNORECASE)
-_LEAD = re.compile(r"(?:[\s:({\[\\]|(?:about|approximately|exactly|just|only|therefore|thus|then|[a-z]\s*=)(?=\W))*", re.IGNORECASE)
+_LEAD = re.compile(r"(?:[\s:({}\[\\=≈]|(?:about|approximately|exactly|just|only|therefore|thus|then|[a-z]\s*=)(?=\W))*", re.IGNORECASE)
 _OPERATOR = re.compile(r"\s*(?:[^\W\d]+\s+){0,3}(?:[=≈]|[-+*/×x]\s*[$(]?\d|\\(?:times|cdot|div)\b)")
 _CLAUSE_END = re.compile(r"[.!?](?=\s|$)")
 _FURTHER = re.compile(r"[.!?=]\s*\S")
@@ -58,7 +59,7 @@ def final_number(text: str) -> Fraction | None:
 
 def _behind_hashes(text: str) -> Iterator[Fraction]:
     for mark in islice(_HASHES.finditer(text), _TRIES):
-        part = text[mark.end() : mark.end() + _SCOPE].split("\n")[0].split("####")[0]
+        part = _without_lead(text[mark.end() : mark.end() + _SCOPE].split("\n")[0].split("####")[0])
         if not _HEADING.match(part):
             yield from _conclusion(part, certain=True)
 
@@ -81,12 +82,19 @@ def _closing_brace(part: str) -> int:
 
 def _behind_phrase(text: str) -> Iterator[Fraction]:
     for mark in reversed(deque(_PHRASE.finditer(text), maxlen=_TRIES)):
-        line = text[mark.end() : mark.end() + _SCOPE].lstrip().split("\n")[0]
-        lead = _LEAD.match(line)
-        part = line[lead.end() if lead else 0 :]
+        below = text[mark.end() : mark.end() + _SCOPE]
+        part = _without_lead(below.split("\n")[0])
+        if _HEADING.match(part) if "\n" in mark[0] else _LIST.match(below):  # steps
+            continue
         yield from _conclusion(part, certain=mark["verb"] is not None)
         if mark["verb"] and next(numbers(part), (0, 1))[1]:  # the answer is a sentence
             yield from _result(_CLAUSE_END.split(part)[0])
+
+
+def _without_lead(part: str) -> str:
+    """What stands before an answer's number taken away: brackets, "about", ``x =``."""
+    lead = _LEAD.match(part)
+    return part[lead.end() if lead else 0 :]
 
 
 def _conclusion(part: str, *, certain: bool) -> Iterator[Fraction]:

@@ -12,11 +12,13 @@ from harness.scoring.thinking import final_part
 
 KEYS = ("prompt", "test", "entry_point")
 """What ``Sample.reference`` must hold."""
+MAX_ANSWER = 200_000
+"""Characters of an answer that are looked at."""
 
 
 def score_code(reference: Mapping[str, str], text: str, *, limits: Limits | None = None) -> Score:
     """Score ``text``, a chat answer or a raw completion, against the problem in ``reference`` (see :data:`KEYS`)."""
-    answer = final_part(text)
+    answer = final_part(text)[:MAX_ANSWER]
     if not answer.strip():
         return verdict("pass@1", False, "the answer is empty")
     outcome = run_program(Program(source=answer, **{key: reference[key] for key in KEYS}), limits=limits)

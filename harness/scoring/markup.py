@@ -12,7 +12,7 @@ from typing import NamedTuple
 MAX_CHARS = 32_000
 """Longer answers are cut here: no solution is that long."""
 _TOKEN = re.compile(r"""\\.|\"""|'''|["'#()\[\]{}]""")
-_CODE = re.compile(r"(?:def|async|class|import|from)\s|@\w|\w+ *= *lambda")
+_CODE = re.compile(r"(?:def|async|class|import|from|return)\s|@\w|\w+ *= *lambda")
 _CONTINUES = re.compile(r"[)\]}#]|(?:elif|else|except|finally)\b")
 _CHAT_TOKENS = re.compile(r"(?:<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>|\s)+\Z")
 _INVISIBLE = {0x0: None, 0xFEFF: None, 0x200B: None, 0xA0: " "}
@@ -52,7 +52,7 @@ def _mark(line: str) -> tuple[str, str, str] | None:
 def opening(line: str) -> Fence | None:
     """The fence that a line opens: at its start, behind a list mark, or with nothing but its language at the end of a sentence."""
     parts = _mark(line)
-    if parts is None or (parts[1][0] == "`" and "`" in parts[2]):
+    if parts is None or (parts[1][0] == "`" and "`" in parts[2]) or parts[2].rstrip().endswith("~~~"):
         return None
     before, mark, behind = parts
     words = behind.split(None, 1)
@@ -94,7 +94,7 @@ def one_line_blocks(line: str) -> Iterator[str]:
 
 
 def unquoted(lines: list[str], fence: Fence) -> list[str]:
-    return [re.sub(r"^[ \t]*>[ \t]?", "", line) for line in lines] if fence.quoted else lines
+    return [re.sub(r"^[ \t]*(?:>[ \t]?)+", "", line) for line in lines] if fence.quoted else lines
 
 
 def quote_state(line: str, quote: str | None, depth: int = 0) -> tuple[str | None, int, bool]:

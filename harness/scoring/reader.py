@@ -14,7 +14,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
-from itertools import dropwhile, takewhile, zip_longest
+from itertools import chain, dropwhile, takewhile, zip_longest
 from typing import NamedTuple
 
 from harness.scoring.markup import (
@@ -93,8 +93,9 @@ class _Reader:
             at += 1
             if fence is None:
                 outside.append(line)
-                if f"{self._entry}" in line:
+                if self._entry in line or "return " in line:
                     blocks += one_line_blocks(line)
+                if self._entry in line:
                     spans += [span for _, span in _CODE_SPAN.findall(line)]
                 continue
             block, at = self._block(lines, at, fence)
@@ -166,11 +167,9 @@ class _Reader:
     def _program(self, chosen: list[Piece], groups: list[list[Piece]]) -> str:
         """The prompt's head, what ``chosen`` needs of the other groups, and ``chosen`` without stubs of the function."""
         kept = [piece for piece in chosen if not (self._defines(piece) and _is_stub(piece.node))]
-        own = {piece.node.name for piece in kept if isinstance(piece.node, ast.FunctionDef | ast.ClassDef)} - {self._entry}
-        later = [piece for pieces in groups[groups.index(chosen) + 1 :] for piece in pieces]
-        kept += [
-            piece for piece in later if isinstance(piece.node, ast.FunctionDef | ast.ClassDef) and piece.node.name in own
-        ]  # corrections
+        own = set[str]().union(*(_bound(piece.node) for piece in kept if _is_definition(piece))) - {self._entry}
+        later = chain.from_iterable(groups[groups.index(chosen) + 1 :])
+        kept += [piece for piece in later if _is_definition(piece) and _bound(piece.node) <= own]  # corrected helpers
         code = "".join(f"{piece.source}\n" for piece in kept)
         return _futures_first(f"{self._head}\n{self._needed(f'{self._head}{code}', groups)}{code}")
 
@@ -201,10 +200,13 @@ class _Reader:
     def _needed(self, code: str, groups: list[list[Piece]]) -> str:
         """Source of the statements in ``groups`` that ``code`` needs names from, in order, and of what those need."""
         pieces = [piece for group in groups for piece in group if not self._defines(piece)]
-        pool = {name: i for i, piece in enumerate(pieces) for name in _bound(piece.node)}
+        pool: dict[str, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            for name in _touched(piece.node):
+                pool[name] = [*(j for j in pool.get(name, ()) if not (_is_definition(piece) and _is_definition(pieces[j]))), i]
         wanted, found = _free(code) | {"*"}, set[int]()
         while names := wanted & pool.keys():
-            new = {pool.pop(name) for name in names} - found
+            new = set(chain.from_iterable(pool.pop(name) for name in names)) - found
             found |= new
             wanted = wanted.union(*(_free(pieces[i].source) for i in new))
         return "".join(f"{pieces[i].source}\n" for i in sorted(found))
@@ -287,6 +289,10 @@ def _can_import(node: ast.stmt) -> bool:
     return any(module.partition(".")[0] in sys.stdlib_module_names for module in modules)
 
 
+def _is_definition(piece: Piece) -> bool:
+    return isinstance(piece.node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
 def _is_stub(node: ast.stmt) -> bool:
     """A function without a body: a docstring, ``pass``, ``...`` or ``raise NotImplementedError``."""
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and all(
@@ -321,6 +327,19 @@ def _bound(statement: ast.stmt) -> set[str]:
             names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
+    return names
+
+
+def _touched(statement: ast.stmt) -> set[str]:
+    """The names a statement gives a value to, or changes the value of: ``t[1] = 2``, ``t.append(3)``."""
+    names = _bound(statement)
+    for node in [] if isinstance(statement, ast.FunctionDef | ast.ClassDef) else _own([statement]):
+        place: ast.AST | None = node if isinstance(getattr(node, "ctx", None), ast.Store) else None
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            place = node.value.func
+        while isinstance(place, ast.Attribute | ast.Subscript):
+            place = place.value
+            names |= {place.id} if isinstance(place, ast.Name) else set()
     return names
 
 

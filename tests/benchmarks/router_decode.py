@@ -92,12 +92,12 @@ def table(results: dict[str, list[Generation]], k: int) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, runs in results.items():
         tau = sum(g.emitted for g in runs) / sum(g.rounds for g in runs)
-        speedup = stats.ratio(walls[PLAIN], walls[name], null=1.0)
+        speedup = stats.ratio(walls[PLAIN], walls[name])
         rows[name] = {"wall_s": walls[name], "tau": tau, "speedup": speedup and dataclasses.asdict(speedup), "different": different[name]}
         rate = sum(g.emitted for g in runs) / sum(walls[name])
         print(f"| {name} | {rate:.2f} | {common.text(speedup)} | {tau:.3f} | {different[name]} |")
     routed = results[ROUTER]
-    against = {name: stats.ratio(walls[name], walls[ROUTER], null=1.0) for name in dict.fromkeys((best, GENERIC))}
+    against = {name: stats.ratio(walls[name], walls[ROUTER]) for name in dict.fromkeys((best, GENERIC))}
     print()
     for name, estimate in against.items():
         label = f"best fixed ({name})" if name == best else name

@@ -47,7 +47,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--replay-scrambled", action="store_true", help="answer the exchanged wording too; else its counts are the original's"
     )
     parser.add_argument("--mixed", type=int, default=0, help="prompts of two domains to answer and replay")
-    parser.add_argument("--boot", type=int, default=2000, help="bootstrap resamples")
     return parser.parse_args(argv)
 
 
@@ -126,7 +125,7 @@ def tables(args: argparse.Namespace, samples: Sequence[Sample], config: RouterCo
     sections: dict[str, Any] = {}
 
     def add(title: str, material: Material, **options: Any) -> None:
-        section(title, report(evaluate(material, config, n_boot=args.boot, **options), config, args.k), sections)
+        section(title, report(evaluate(material, config, **options), config, args.k), sections)
 
     add("Prompts as they are, every kind of router", plain, kinds=args.kinds, folds=folds)
     if args.replay_scrambled:

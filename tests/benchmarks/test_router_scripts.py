@@ -59,7 +59,7 @@ def test_table_script(options: list[str], tmp_path: Path, capsys: pytest.Capture
     """All four tables come out, every kind of router in the first, and the shifted ones are judged on the shifted prompts only."""
     file = Path(options[1]).parent.parent / "p.jsonl"
     out = tmp_path / "table.json"
-    settings = [*options, "--file", str(file), "--splits", "test", "validation", "--config", "tfidf", "-k", str(K), "--boot", "50"]
+    settings = [*options, "--file", str(file), "--splits", "test", "validation", "--config", "tfidf", "-k", str(K)]
     settings += ["--set", "router=knn", "folds=3", "components=4", "--kinds", "knn", "logistic", "--mixed", "7", "--out", str(out)]
     router_table.main([*settings, "--replay-scrambled"])
     raw = json.loads(out.read_text())

@@ -46,8 +46,8 @@ def test_scrambled_prompts_are_asked_but_not_trained_on() -> None:
     prompts, domains = make_prompts(120)
     rewards = make_rewards(domains, noise=0.05)
     scrambled = scramble_templates(prompts, domains)
-    out = evaluate_routers(prompts, rewards, ARMS, {"tfidf": ROUTER}, test_prompts=scrambled, n_boot=50)
-    plain = evaluate_routers(prompts, rewards, ARMS, {"tfidf": ROUTER}, n_boot=50)
+    out = evaluate_routers(prompts, rewards, ARMS, {"tfidf": ROUTER}, test_prompts=scrambled)
+    plain = evaluate_routers(prompts, rewards, ARMS, {"tfidf": ROUTER})
     assert out["tfidf"].recovery.value < plain["tfidf"].recovery.value
 
 
@@ -60,7 +60,7 @@ def test_held_out_domains_are_never_trained_on() -> None:
         assert len({domains[i] for i in test}) == 1
         assert not {domains[i] for i in test} & {domains[i] for i in train}
     prompts, _ = make_prompts(30)
-    out = evaluate_routers(prompts, make_rewards(domains), ARMS, {"t": ROUTER}, domains=domains, folds=folds, n_boot=20)
+    out = evaluate_routers(prompts, make_rewards(domains), ARMS, {"t": ROUTER}, domains=domains, folds=folds)
     assert out.n_prompts == 30
     with pytest.raises(RoutingError, match="two domains"):
         held_out_domains(["code"] * 4)
