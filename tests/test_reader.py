@@ -232,7 +232,6 @@ ANSWERS = {
     "prompt_repeated_then_body": PROMPT + "    return n + 1\n",
     "tuple_assign": "solve, x = (lambda n: n + 1), 2",
     "overload": "```python\nfrom typing import overload\n@overload\ndef solve(n: int) -> int: ...\n@overload\ndef solve(n: str) -> str: ...\ndef solve(n):\n    return n + 1\n```",  # noqa: E501
-    "unused_third_party_from": "```python\nfrom numpy import array\nimport pandas as pd, math\ndef solve(n):\n    return n + 1\n```",
 }
 """Answers that are right, in shapes that models give."""
 
@@ -347,9 +346,12 @@ def test_reading_takes_time_in_proportion(reader: str) -> None:
         READERS[reader](text)
         return time.process_time() - started
 
-    for part in LONG:
+    def in_proportion(part: str) -> bool:
         short, long = (seconds((part * size)[:size]) for size in (1_500, 6_000))
-        assert long < 0.2 + 8 * short, part
+        return long < 0.2 + 8 * short
+
+    for part in LONG:  # a busy neighbour slows one measurement, not three
+        assert any(in_proportion(part) for _ in range(3)), part
 
 
 @needs_sandbox
