@@ -8,18 +8,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from harness.core.version import __version__
+
 if TYPE_CHECKING:
     from harness.api import generate, load_pair, replay, stream
-    from harness.session import Session
-
-__version__ = "0.1.0"
+    from harness.session.session import Session
 
 _LAZY = {
     "load_pair": "harness.api",
     "generate": "harness.api",
     "stream": "harness.api",
     "replay": "harness.api",
-    "Session": "harness.session",
+    "Session": "harness.session.session",
 }
 __all__ = ["Session", "__version__", "generate", "load_pair", "replay", "stream"]
 

@@ -1,4 +1,4 @@
-"""The public calls: as :mod:`harness.decode.api`'s, where ``drafter`` may also be an installed adapter's name or ``router``.
+"""The public calls: as :mod:`harness.decode.generation`'s, where ``drafter`` may also be an installed adapter's name or ``router``.
 
 Adapters of one pair share its draft, whose weights a swap changes: run one answer of a pair at a time.
 """
@@ -10,14 +10,14 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt.adapters import AdapterBank
-from harness.decode import api as decoding
+from harness.adapt.adapters.names import BUILT_IN, check_drafter, installed
+from harness.adapt.training.bank import AdapterBank
+from harness.core.errors import HarnessError
+from harness.core.records import Generation, Trajectory
+from harness.decode import generation as decoding
 from harness.decode import replay as replaying
 from harness.decode.drafters import Drafter
-from harness.drafters import BUILT_IN, check_drafter, installed
-from harness.errors import HarnessError
 from harness.models.pair import Pair, load_pair
-from harness.records import Generation, Trajectory
 
 if TYPE_CHECKING:
     from harness.decode.replay import ReplayRow
@@ -61,7 +61,7 @@ def pair_router(pair: Any, *, offline: bool = False) -> PromptRouter:
     Raises:
         HarnessError: no router, a damaged one, or other adapters than it was trained with.
     """
-    from harness.routes import GENERIC, PLAIN, load_router, router_path
+    from harness.adapt.routers.routed import GENERIC, PLAIN, load_router, router_path
 
     bank = adapter_bank(pair)
     folders = installed(pair.name)
@@ -100,18 +100,18 @@ def generate(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "gene
         prompt: a string (chat template applied), a list of chat messages, or token ids.
         drafter: None (plain decoding), ``generic``, ``lookup``, ``early_exit``, ``hybrid``, the name of an installed adapter,
             ``router`` (the pair's router chooses for this prompt), or a drafter object.
-        **settings: as in :func:`harness.decode.api.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``, ``detailed``,
-            ``mode``, ``on_step``, ``stop`` and more.
+        **settings: as in :func:`harness.decode.generation.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``,
+            ``detailed``, ``mode``, ``on_step``, ``stop`` and more.
 
     Returns:
-        A frozen :class:`~harness.records.Generation`. With an adapter ``swap_s`` is the time of putting it in, with the router
+        A frozen :class:`~harness.core.records.Generation`. With an adapter ``swap_s`` is the time of putting it in, with the router
         ``route_s`` that of choosing too; both count in ``ttft_s`` and ``wall_s``.
 
     Raises:
         HarnessError: unknown drafter (names the nearest), a damaged or foreign adapter, no router, or bad settings.
     """
     if drafter == "router":
-        from harness.routes import route_and_decode
+        from harness.adapt.routers.routed import route_and_decode
 
         router = pair_router(pair)
         return route_and_decode(pair, prompt, router=router, bank=adapter_bank(pair), **settings)
@@ -172,7 +172,7 @@ def _activate(pair: Any, drafter: str | Drafter | None, adapter: str | None) -> 
 
 def _choose(pair: Any, prompt: Prompt) -> tuple[str | None, int | None]:
     """Return the drafter the pair's router takes for a prompt, and its draft length."""
-    from harness.routes import PLAIN, route
+    from harness.adapt.routers.routed import PLAIN, route
 
     routed = route(prompt, router=pair_router(pair), bank=adapter_bank(pair))
     return (None if routed.drafter == PLAIN else routed.drafter), routed.decision.arm.k

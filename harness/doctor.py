@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.paths import cache_dir
+from harness.core.paths import cache_dir
 from routing.apart import apart
 
 Status = Literal["ok", "note", "broken"]
@@ -228,7 +228,7 @@ def _disk() -> list[Check]:
 
 
 def _models() -> list[Check]:
-    from harness.models.store import changed_models
+    from harness.models.weights import changed_models
 
     changed = [Check(name="models", status="broken", value=problem, advice="Delete that folder.") for problem in changed_models()]
     return changed or [Check(name="models", status="ok", value="the converted models in the cache are as they were written")]

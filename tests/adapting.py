@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt.config import TrainingConfig
-from harness.adapt.trees import mx, nn, tree_flatten
-from harness.models.pair import Draft
-from harness.records import Trajectory
+from harness.adapt.training_config import TrainingConfig
+from harness.core.records import Trajectory
+from harness.models.draft import Draft
+from harness.models.mlx_names import mx, nn, tree_flatten
 
 VOCAB = 48
 

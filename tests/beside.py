@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from adapting import quick_config
 
-from harness.adapt.examples import from_stored, make_batch
-from harness.adapt.surface import adapter_weights, attached
-from harness.adapt.torch_step import TorchStep
+from harness.adapt.adapters.surface import adapter_weights, attached
+from harness.adapt.training.examples import from_stored, make_batch
+from harness.adapt.training.torch_step import TorchStep
+from harness.answers.collect import Stored
+from harness.answers.torch_batch import TorchTarget
 from harness.decode.calibrate import verification_cost
-from harness.decode.collect import Stored
 from harness.decode.fast import fast_steps
-from harness.decode.rollouts import TorchTarget
 from harness.decode.sampling import Sampling
 from harness.models.blas import blas_name, mx
 from routing.encoder import load_encoder

@@ -15,7 +15,7 @@ from typing import Any
 
 PROGRAM = """
 import sys
-import harness.adapt.campaign, harness.decode.batched, harness.models.pair
+import harness.adapt.training.campaign, harness.answers.mlx_batch, harness.models.pair
 from harness.cli import main
 print("ready", flush=True)
 main(sys.argv[1:])

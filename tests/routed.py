@@ -9,10 +9,10 @@ from typing import Any
 
 from adapting import quick_config
 
-from harness.adapt.adapter_files import AdapterInfo, write_adapter
-from harness.adapt.surface import adapted_layers, adapter_weights, attached
-from harness.adapt.trees import mx
-from harness.records import Sample
+from harness.adapt.adapters.folder import AdapterInfo, write_adapter
+from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
+from harness.core.records import Sample
+from harness.models.mlx_names import mx
 
 K = 3
 WORDS = {

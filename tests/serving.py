@@ -10,9 +10,9 @@ import yaml
 from adapting import quick_config
 
 from harness import api
-from harness.adapt.adapter_files import AdapterInfo, adapter_folder, write_adapter
-from harness.adapt.surface import adapted_layers, adapter_weights, attached
-from harness.adapt.trees import mx
+from harness.adapt.adapters.folder import AdapterInfo, adapter_folder, write_adapter
+from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
+from harness.models.mlx_names import mx
 
 PROMPTS = [f"question number {i * 37} about topic {i}" for i in range(24)]
 """Prompts that resemble no shipped one."""

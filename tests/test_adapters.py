@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_draft
 
-from harness.adapt import adapters
-from harness.adapt.adapter_files import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
-from harness.adapt.adapters import AdapterBank, fusing_error
-from harness.adapt.checkpoint import save_arrays
-from harness.adapt.examples import from_trajectory
-from harness.adapt.studies import replay_bank
-from harness.adapt.surface import adapted_layers, adapter_weights, attached
-from harness.adapt.trees import mx, tree_flatten
+from harness.adapt.adapters.folder import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
+from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
+from harness.adapt.training import bank as bank_module
+from harness.adapt.training.bank import AdapterBank, fusing_error
+from harness.adapt.training.examples import from_trajectory
+from harness.adapt.training.studies import replay_bank
+from harness.core.errors import HarnessError
 from harness.decode.replay import length_batches, replay_model
-from harness.errors import HarnessError
+from harness.models.mlx_names import mx, tree_flatten
+from harness.models.tensors import save_arrays
 
 TOKENS = list(range(12))
 
@@ -183,8 +183,8 @@ def test_drafters_replayed_together_are_those_replayed_alone(
         alone += replay_model(name or "generic", *draft.proposer, trajectories, [2, 3])
     assert len({(row.k, row.accepted) for row in alone}) > 10, "the adapters differ"
     shared: list[int] = []
-    real = adapters.run_blocks
-    monkeypatch.setattr(adapters, "run_blocks", lambda blocks, hidden: shared.append(len(blocks)) or real(blocks, hidden))
+    real = bank_module.run_blocks
+    monkeypatch.setattr(bank_module, "run_blocks", lambda blocks, hidden: shared.append(len(blocks)) or real(blocks, hidden))
     assert replay_bank(bank, trajectories, [2, 3]) == alone
     batches = len(list(length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories])))
     assert sorted(shared) == sorted(([3 - layers] + [layers] * 3) * batches if layers < 3 else [])
@@ -195,8 +195,8 @@ def test_drafters_of_a_bank_agree_with_replay(tmp_path: Path) -> None:
     """Drafters of one bank used in turn: each answer is drafted with its own adapter, and decoding counts what replay counts."""
     from tiny import tiny_pair
 
-    from harness.decode.api import generate
-    from harness.records import Trajectory
+    from harness.core.records import Trajectory
+    from harness.decode.generation import generate
 
     pair = tiny_pair(tmp_path / "pair")
     lora = quick_config(lora={"rank": 4, "num_layers": 2}).lora

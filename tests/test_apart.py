@@ -21,12 +21,12 @@ from routing.apart import apart
 ROOT = Path(__file__).parent.parent
 TORCH = {"torch", "sentence_transformers"}
 COMPUTES = {
-    "harness/adapt/distill_fit.py": {"output_logits", "batch_loss"},
-    "harness/adapt/distill_weights.py": set(),
-    "harness/adapt/torch_step.py": {"weighted"},
+    "harness/distill/fit.py": {"output_logits", "batch_loss"},
+    "harness/distill/cut_weights.py": set(),
+    "harness/adapt/training/torch_step.py": {"weighted"},
     "harness/cli/distill.py": {"distill"},
-    "harness/decode/rollouts.py": {"torch_decoder"},
-    "harness/decode/torch_llama.py": {"device", "fast_dtype", "load_llama", "rope_tables", "rotate", "mlp", "norm"},
+    "harness/answers/torch_batch.py": {"torch_decoder"},
+    "harness/answers/torch_llama.py": {"device", "fast_dtype", "load_llama", "rope_tables", "rotate", "mlp", "norm"},
     "harness/doctor.py": set(),
     "routing/encoder.py": set(),
 }

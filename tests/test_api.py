@@ -15,11 +15,11 @@ from tiny import tiny_pair
 
 import harness
 from harness import api
-from harness.adapt.adapter_files import METADATA, WEIGHTS
-from harness.adapt.adapters import AdapterBank
+from harness.adapt.adapters.folder import METADATA, WEIGHTS
+from harness.adapt.training.bank import AdapterBank
+from harness.core.errors import HarnessError
+from harness.core.records import Trajectory
 from harness.decode.drafters import ModelDrafter
-from harness.errors import HarnessError
-from harness.records import Trajectory
 
 PROMPT = "tell me about the sea and the wind"
 
@@ -218,7 +218,7 @@ def routed(pair: Any) -> Any:
     """A router that knows two adapters; prompts with 'alpha' go to one, others to the other."""
     import numpy as np
 
-    from harness import routes
+    from harness.adapt.routers import routed
     from routing.features import PromptFeatures
     from routing.outcomes import Arm
     from routing.policy import PromptRouter
@@ -234,7 +234,7 @@ def routed(pair: Any) -> Any:
         fallback="generic@3",
         min_confidence=0.0,
     ).fit(prompts, rewards)
-    routes.save_router(router, routes.router_path(pair.name), run_id="test", adapter_hashes=routes.hash_adapters(folders))
+    routed.save_router(router, routed.router_path(pair.name), run_id="test", adapter_hashes=routed.hash_adapters(folders))
     return pair
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_failures import a_case
 
-from harness.adapt.buffer import ReplayBuffer, mix
-from harness.errors import HarnessError
+from harness.adapt.training.buffer import ReplayBuffer, mix
+from harness.core.errors import HarnessError
 
 
 def ids(buffer: ReplayBuffer) -> list[str]:
@@ -70,7 +70,7 @@ def test_journal_is_compacted(tmp_path: Path) -> None:
 
 def test_sample_is_uniform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Early and late cases are kept equally often (algorithm R): 600 buffers of 3 out of 12, each case near 1/4."""
-    monkeypatch.setattr("harness.adapt.jsonl.append", lambda path, rows: None)
+    monkeypatch.setattr("harness.core.journal.append", lambda path, rows: None)
     cases = [a_case(i) for i in range(12)]
     kept = dict.fromkeys((c.id for c in cases), 0)
     for seed in range(600):

@@ -20,7 +20,7 @@ from test_cli import HEAVY, fresh, run
 from tiny import tiny_pair, write_pair
 
 from harness.cli.chat import DRAFTED, Chat
-from harness.session import Session
+from harness.session.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def talk(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def stored(home: Path, tmp_path: Path) -> Any:
     """The session's failure cases, read again."""
-    from harness.adapt.failures import FailureStore
+    from harness.adapt.training.failures import FailureStore
 
     (path,) = (tmp_path / "cache" / "sessions").rglob("failures.jsonl")
     return FailureStore(path).cases()

@@ -16,7 +16,7 @@ import pytest
 
 from harness import __version__
 from harness.cli import COMMANDS, load_command, main
-from harness.errors import CheckFailed, HarnessError
+from harness.core.errors import CheckFailed, HarnessError
 
 HEAVY = ("mlx", "torch", "transformers", "datasets", "sklearn", "numpy", "pandas", "scipy")
 
@@ -181,9 +181,9 @@ def fake_runner(monkeypatch: pytest.MonkeyPatch, error: BaseException | None = N
         if error:
             raise error
 
-    module = ModuleType("harness.runner")
+    module = ModuleType("harness.run.runner")
     module.run_suite = run_suite  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "harness.runner", module)
+    monkeypatch.setitem(sys.modules, "harness.run.runner", module)
     return calls
 
 
@@ -225,9 +225,9 @@ def test_report_of_a_missing_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_interrupt_of_the_whole_process_exits_130(suite: Path) -> None:
     """Ctrl-C in a terminal, as a signal to a real process."""
     code = (
-        "import sys, types, time\nmodule = types.ModuleType('harness.runner')\n"
+        "import sys, types, time\nmodule = types.ModuleType('harness.run.runner')\n"
         "def run_suite(*a, **k):\n    print('ready', flush=True)\n    time.sleep(60)\n"
-        "module.run_suite = run_suite\nsys.modules['harness.runner'] = module\n"
+        "module.run_suite = run_suite\nsys.modules['harness.run.runner'] = module\n"
         f"from harness.cli import main\nmain(['run', {str(suite)!r}, '--results', {str(suite.parent / 'r')!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from routed import WORDS, adapters, random_adapter, write_prompts
 
+from harness.adapt.routers.fitting import report, show
+from harness.adapt.routers.routed import RouterConfig, load_router
 from harness.cli import COMMANDS, main
 from harness.cli import route as commands
-from harness.models.config import read_pair_config
-from harness.records import Record
-from harness.route_training import report, show
-from harness.routes import RouterConfig, load_router
-from harness.store import Manifest, RunStore
+from harness.core.records import Record
+from harness.models.pair_config import read_pair_config
+from harness.results.store import Manifest, RunStore
 from routing.evaluate import evaluate_routers
 from routing.outcomes import Arm
 
@@ -121,9 +121,9 @@ def test_table_compares_the_router_with_every_baseline(home: Any) -> None:
 
 def test_table_counts_are_those_of_decoding(home: Any) -> None:
     """The table's tau per adapter must be what decoding with that adapter gives, pooled over the same prompts."""
-    from harness.adapt.adapters import AdapterBank
+    from harness.adapt.training.bank import AdapterBank
     from harness.cli.generate import read_samples
-    from harness.decode.api import generate
+    from harness.decode.generation import generate
     from harness.models.pair import load_pair
 
     pair = load_pair(home.models)
@@ -138,7 +138,7 @@ def test_table_counts_are_those_of_decoding(home: Any) -> None:
 
 def test_training_again_gives_the_same_router_from_the_cache(home: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Same prompts, same seed: same file to the byte, and the target answers nothing twice."""
-    import harness.decode.collect
+    import harness.answers.collect
 
     def decoder(_: Any) -> None:
         raise AssertionError("the target was asked again")
@@ -148,7 +148,7 @@ def test_training_again_gives_the_same_router_from_the_cache(home: Any, monkeypa
     assert (tmp_path / "again.safetensors").read_bytes() == first
     assert "oracle gap" in again
     assert "LogisticRouter, saved to" in again
-    monkeypatch.setattr(harness.decode.collect, "default_decoder", lambda pair: decoder)
+    monkeypatch.setattr(harness.answers.collect, "default_decoder", lambda pair: decoder)
     assert "not saved" in invoke("train-router", *home.arguments, "--table-only")
     own = [a for a in home.arguments if a not in ("-k", str(K))]
     assert json.loads(invoke("train-router", *own, "--table-only", "--json"))["k"] == read_pair_config(home.models).k != K

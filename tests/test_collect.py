@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tiny_llama import TinyPair
 
-from harness.decode import rollouts, torch_llama
-from harness.decode.batched import BatchedTarget
-from harness.decode.collect import Rollout, collect, default_decoder, plan_batches, read_shard, shard_names
-from harness.decode.rollouts import TorchTarget
-from harness.errors import HarnessError
+from harness.answers import torch_batch, torch_llama
+from harness.answers.collect import collect, default_decoder, plan_batches, read_shard, shard_names
+from harness.answers.mlx_batch import BatchedTarget
+from harness.answers.rollout import Rollout
+from harness.answers.torch_batch import TorchTarget
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
 from harness.models.blas import mx, nn
-from harness.records import Sample
 
 EOS = frozenset({7})
 
@@ -200,17 +201,17 @@ def test_answers_come_from_the_faster_decoder(target, monkeypatch):
     """On a CPU torch answers; a copy too large for that, or a model it does not cover, leaves it to mlx."""
     one = TinyPair(target=target[1], eos_token_ids=EOS)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    assert isinstance(rollouts.torch_decoder(one), TorchTarget) == on_cpu
+    assert isinstance(torch_batch.torch_decoder(one), TorchTarget) == on_cpu
     scaled = tiny_llama.make_qwen2()
     scaled.args.tie_word_embeddings = False
-    assert rollouts.torch_decoder(TinyPair(target=scaled)) is None
+    assert torch_batch.torch_decoder(TinyPair(target=scaled)) is None
     nn.quantize(scaled, group_size=32)
     scaled.args.tie_word_embeddings = True
-    assert rollouts.torch_decoder(TinyPair(target=scaled)) is None
+    assert torch_batch.torch_decoder(TinyPair(target=scaled)) is None
     assert isinstance(default_decoder(TinyPair(target=scaled)), BatchedTarget)
     assert isinstance(default_decoder(one), TorchTarget) == on_cpu
     monkeypatch.setattr(torch_llama, "MEMORY_SHARE", 0.0)
-    assert rollouts.torch_decoder(one) is None
+    assert torch_batch.torch_decoder(one) is None
 
 
 @pytest.mark.usefixtures("torch_stays_apart")
@@ -230,7 +231,7 @@ def test_sampling_is_seeded(target, kind):
 
 def choose(head, hidden, temperature=0.0, top_k=1, seed=0):
     """One step of the torch decoder with this output head."""
-    return rollouts._choose({"embed": head}, hidden, temperature, top_k, torch.Generator().manual_seed(seed))
+    return torch_batch._choose({"embed": head}, hidden, temperature, top_k, torch.Generator().manual_seed(seed))
 
 
 @given(st.integers(1, 300), st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.0, 0.7]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import SPECIALS, write_model, write_pair, write_tokenizer
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.models.compatibility import check_folders, require_compatible, trim_problem
 from harness.models.digest import hash_folder
 from harness.models.families import FAMILIES, suggest

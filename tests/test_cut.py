@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_llama
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.models.blas import mx
 from harness.models.cut import CutModel, load_cut, save_cut
 

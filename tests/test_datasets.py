@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
 from harness.datasets import DATASETS, DatasetSpec, check_dataset, load_samples
-from harness.datasets.jsonl import read_jsonl
+from harness.datasets.jsonl_file import read_jsonl
 from harness.datasets.splits import leaks
-from harness.errors import HarnessError
-from harness.records import Sample
 
 
 @pytest.fixture(autouse=True)

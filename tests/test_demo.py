@@ -28,10 +28,10 @@ from serving import PROMPTS, install_adapter, session_file
 from tiny import tiny_pair
 
 from harness import api
-from harness.demo.answers import MAX_K, warm_up
-from harness.demo.server import MAX_BODY_BYTES, PAGE, TOKEN_HEADER, DemoServer
-from harness.errors import HarnessError
-from harness.session import Session
+from harness.cli.demo_answers import MAX_K, warm_up
+from harness.cli.demo_server import MAX_BODY_BYTES, PAGE, TOKEN_HEADER, DemoServer
+from harness.core.errors import HarnessError
+from harness.session.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ MALFORMED = [
 @pytest.fixture
 def impatient(server: DemoServer, monkeypatch: pytest.MonkeyPatch) -> DemoServer:
     """The server with a short time for every request."""
-    monkeypatch.setattr("harness.demo.server.READ_S", 1.0)
+    monkeypatch.setattr("harness.cli.demo_server.READ_S", 1.0)
     return server
 
 
@@ -363,7 +363,7 @@ def test_what_decoding_refuses_reaches_the_page(server: DemoServer) -> None:
 
 def test_unknown_pages(server: DemoServer) -> None:
     """No files are served."""
-    for method, path in (("GET", "/../../etc/passwd"), ("GET", "/page.html"), ("POST", "/train")):
+    for method, path in (("GET", "/../../etc/passwd"), ("GET", "/demo.html"), ("POST", "/train")):
         assert ask(server, method, path, {} if method == "POST" else None)[0].status == 404
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.decode.details import BLOCK, top_ids
+from harness.decode.positions import BLOCK, top_ids
 from harness.models.blas import mx
 
 

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from tiny import write_pair
 from tiny_llama import TinyPair
 
-from harness.adapt import distill, distill_data, distill_fit, distill_weights
-from harness.adapt.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
-from harness.adapt.distill_fit import Example
+from harness.answers import torch_llama
+from harness.answers.collect import Stored, read_answers
+from harness.answers.rollout import Rollout
 from harness.cli import main
-from harness.decode import torch_llama
-from harness.decode.collect import Rollout, Stored, read_answers
-from harness.decode.forward import PrunedHead
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
+from harness.distill import cut_weights, fit, pipeline, prompts
+from harness.distill.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
+from harness.distill.fit import Example
 from harness.models.blas import mx
 from harness.models.cut import CutModel, load_cut
-from harness.records import Sample
+from harness.models.forward import PrunedHead
 
 torch = pytest.importorskip("torch")
 
@@ -78,13 +79,13 @@ def test_torch_and_mlx_cuts_agree(target, context_tokens):
         top_p=np.ones((4, 1), np.float32),
     )
     other = Example(**{**example.__dict__, "tokens": np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32), "prompt": 5})
-    cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, last=1, vocab=8), vocab)
+    cut_shape, cut = fit.initial_weights(shape, weights, CutConfig(layers=2, last=1, vocab=8), vocab)
     batch = [example, other]
-    head = distill_fit.vocabulary(vocab, 96, context_tokens=context_tokens).head(batch)
+    head = fit.vocabulary(vocab, 96, context_tokens=context_tokens).head(batch)
     with torch.no_grad():
-        ours = distill_fit.output_logits(cut_shape, cut, weights["embed"], batch, head).cpu().numpy()
+        ours = fit.output_logits(cut_shape, cut, weights["embed"], batch, head).cpu().numpy()
     twin = CutModel(model, 2, 8)
-    twin.load_weights(list(distill_weights.mlx_weights(cut_shape, cut).items()), strict=False)
+    twin.load_weights(list(cut_weights.mlx_weights(cut_shape, cut).items()), strict=False)
     drafting = PrunedHead(twin, vocab.tolist(), own_head=True).widened(head.extra.tolist())
     assert [int(head.index[i]) for i in drafting.token_map.tolist()] == list(range(ours.shape[1]))
     parts = [np.array(drafting(mx.array(e.tokens[None, :-1])))[0, e.prompt - 1 :] for e in batch]
@@ -100,7 +101,7 @@ def test_vocabulary_keeps_likely_and_required_ids():
     for s in trajectories:
         np.add.at(mass, s.rollout.top_tokens, np.exp(s.rollout.top_logprobs.astype(np.float64)))
     rare = int(np.argmin(mass))
-    vocab = distill_fit.choose_vocab((s.rollout for s in trajectories), 20, 96, [rare])
+    vocab = fit.choose_vocab((s.rollout for s in trajectories), 20, 96, [rare])
     assert len(vocab) == 20
     assert rare in vocab
     assert (np.diff(vocab) > 0).all()
@@ -110,15 +111,15 @@ def test_vocabulary_keeps_likely_and_required_ids():
 def test_too_few_tokens_for_the_head_are_refused():
     """A head larger than what was seen would hold rows nobody trained."""
     with pytest.raises(HarnessError, match="distinct tokens"):
-        distill_fit.choose_vocab([stored(1)[0].rollout], 90, 96, [])
+        fit.choose_vocab([stored(1)[0].rollout], 90, 96, [])
 
 
 @pytest.mark.parametrize("context_tokens", [False, True])
 def test_loss_is_the_mix_it_says(context_tokens):
     """Against a plain computation: top-k rescaled over what the draft can say, positions whose label it cannot say left out."""
     rng = np.random.default_rng(0)
-    examples = distill_fit.prepare(stored(6))
-    head = distill_fit.vocabulary(np.arange(0, 96, 2, dtype=np.int32), 96, context_tokens=context_tokens).head(examples)
+    examples = fit.prepare(stored(6))
+    head = fit.vocabulary(np.arange(0, 96, 2, dtype=np.int32), 96, context_tokens=context_tokens).head(examples)
     said = {*range(0, 96, 2), *(t for e in examples for t in e.tokens[: e.prompt].tolist() if context_tokens)}
     order = {t: i for i, t in enumerate([*range(0, 96, 2), *sorted(t for t in said if t % 2)])}
     n = sum(len(e.labels) for e in examples)
@@ -132,7 +133,7 @@ def test_loss_is_the_mix_it_says(context_tokens):
                 soft = -sum(q * logp[i, t] for t, q in known.items()) / sum(known.values())
                 terms.append(0.3 * -logp[i, order[label]] + 0.7 * soft)
             i += 1
-    assert distill_fit.batch_loss(logits, examples, head, 0.7).item() == pytest.approx(np.mean(terms), rel=1e-4)
+    assert fit.batch_loss(logits, examples, head, 0.7).item() == pytest.approx(np.mean(terms), rel=1e-4)
     assert any(label not in said for e in examples for label in e.labels.tolist())
     assert (len(said) > 48) == context_tokens
 
@@ -141,10 +142,10 @@ def test_loss_is_the_mix_it_says(context_tokens):
 @settings(max_examples=30, deadline=None)
 def test_every_epoch_sees_every_example_once(n, budget, epochs):
     """The plan of updates loses nothing, repeats nothing within an epoch, and keeps to the token budget."""
-    examples = distill_fit.prepare(stored(n))
+    examples = fit.prepare(stored(n))
     config = FitConfig(epochs=epochs, batch_tokens=budget)
-    updates = distill_fit.plan_updates(examples, config)
-    assert updates == distill_fit.plan_updates(examples, config)
+    updates = fit.plan_updates(examples, config)
+    assert updates == fit.plan_updates(examples, config)
     assert all(len(u) == 1 or len(u) * max(len(examples[i].tokens) for i in u) <= budget for u in updates)
     seen = [i for u in updates for i in u]
     whole = int(epochs)
@@ -155,36 +156,34 @@ def test_every_epoch_sees_every_example_once(n, budget, epochs):
 def test_rate_warms_up_and_decays():
     """Warm-up from near zero to the peak, then down to the final fraction."""
     config = FitConfig(learning_rate=0.1, warmup_steps=10, final_fraction=0.2)
-    rates = [distill_fit.rate_at(i, 1000, config) for i in range(1000)]
+    rates = [fit.rate_at(i, 1000, config) for i in range(1000)]
     assert rates[0] == pytest.approx(0.01, rel=0.01)
     assert max(rates) == pytest.approx(0.1, rel=0.01)
     assert rates[-1] == pytest.approx(0.02, rel=0.01)
 
 
-def fit(folder, where, report=None, **changes):
+def fitted(folder, where, report=None, **changes):
     """Train the tiny cut on random data."""
     shape, weights = torch_llama.load_llama(folder)
     ids = np.arange(96, dtype=np.int32)
-    cut_shape, cut = distill_fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), ids)
-    examples, vocab = distill_fit.prepare(stored(30)), distill_fit.vocabulary(ids, 96, context_tokens=True)
+    cut_shape, cut = fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), ids)
+    examples, vocab = fit.prepare(stored(30)), fit.vocabulary(ids, 96, context_tokens=True)
     config = TINY.fit.model_copy(update=changes)
-    return distill_fit.fit(cut_shape, cut, weights["embed"], examples, vocab, config, where, report), len(
-        distill_fit.plan_updates(examples, config)
-    )
+    return fit.fit(cut_shape, cut, weights["embed"], examples, vocab, config, where, report), len(fit.plan_updates(examples, config))
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 7])
 def test_killed_training_resumes_to_the_same_weights(target, tmp_path, stop_after):
     """Whatever the moment of the kill, the resumed run ends with the weights and the log of an uninterrupted one."""
-    whole, steps = fit(target[0], tmp_path / "whole")
+    whole, steps = fitted(target[0], tmp_path / "whole")
 
     def kill(row):
         if row["step"] == stop_after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(target[0], tmp_path / "cut", kill)
-    resumed, _ = fit(target[0], tmp_path / "cut")
+        fitted(target[0], tmp_path / "cut", kill)
+    resumed, _ = fitted(target[0], tmp_path / "cut")
     for name, weight in whole.items():
         torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)
     logs = [[json.loads(line) for line in (tmp_path / run / "loss.jsonl").read_text().splitlines()] for run in ("whole", "cut")]
@@ -194,15 +193,15 @@ def test_killed_training_resumes_to_the_same_weights(target, tmp_path, stop_afte
 
 def test_a_checkpoint_of_other_settings_is_refused(target, tmp_path):
     """Going on with other settings would mix two runs into one card."""
-    fit(target[0], tmp_path / "run")
+    fitted(target[0], tmp_path / "run")
     with pytest.raises(HarnessError, match="other data or settings"):
-        fit(target[0], tmp_path / "run", learning_rate=0.1)
+        fitted(target[0], tmp_path / "run", learning_rate=0.1)
 
 
 def test_training_lowers_the_loss(target, tmp_path):
     """The plainest sign that gradients reach the weights: random labels are learned by heart."""
     rows = []
-    fit(target[0], tmp_path / "run", rows.append, epochs=60.0, learning_rate=0.01)
+    fitted(target[0], tmp_path / "run", rows.append, epochs=60.0, learning_rate=0.01)
     assert np.mean([r["loss"] for r in rows[-5:]]) < 0.6 * np.mean([r["loss"] for r in rows[:5]])
 
 
@@ -215,10 +214,10 @@ def bank(n, domain, split="train"):
 def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
     """collect -> train -> ship: a folder that loads, whose card and scores name what was done; a second run repeats nothing."""
     folder, model = target
-    monkeypatch.setattr(distill, "training_samples", lambda config: bank(12, "chat") + bank(12, "code"))
-    monkeypatch.setattr(distill, "held_out_samples", lambda config, n: bank(n, "chat", "validation") + bank(n, "code", "validation"))
+    monkeypatch.setattr(pipeline, "training_samples", lambda config: bank(12, "chat") + bank(12, "code"))
+    monkeypatch.setattr(pipeline, "held_out_samples", lambda config, n: bank(n, "chat", "validation") + bank(n, "code", "validation"))
     notes = []
-    job = distill.Job(
+    job = pipeline.Job(
         config=TINY,
         pair=TinyPair(target=model, eos_token_ids=frozenset({7})),
         folder=folder,
@@ -227,7 +226,7 @@ def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
         command="harness distill tiny.yaml",
         note=notes.append,
     )
-    scores = distill.distill(job)
+    scores = pipeline.distill(job)
     draft = load_cut(tmp_path / "draft", model)
     assert draft.model(mx.array([[1, 2, 3]])).shape == (1, 3, 24)
     text = (tmp_path / "draft/card.md").read_text()
@@ -237,7 +236,7 @@ def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
     assert all(0 <= s.accepted <= s.drafted and s.emitted >= s.rounds for s in scores)
     steps = sum(n.startswith("step") for n in notes)
     before = (tmp_path / "draft/draft.safetensors").read_bytes()
-    assert distill.distill(job) == scores
+    assert pipeline.distill(job) == scores
     assert sum(n.startswith("step") for n in notes) == steps
     assert (tmp_path / "draft/draft.safetensors").read_bytes() == before
 
@@ -246,19 +245,19 @@ def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
 def test_a_finished_draft_is_trained_on(target, tmp_path, monkeypatch):
     """Starting from a draft means its vocabulary and, up to the bits it was stored with, its weights; the card names it."""
     folder, model = target
-    monkeypatch.setattr(distill, "training_samples", lambda config: bank(12, "chat"))
-    monkeypatch.setattr(distill, "held_out_samples", lambda config, n: bank(n, "chat", "validation"))
+    monkeypatch.setattr(pipeline, "training_samples", lambda config: bank(12, "chat"))
+    monkeypatch.setattr(pipeline, "held_out_samples", lambda config, n: bank(n, "chat", "validation"))
 
     def job(name, **fit):
         config = TINY.model_copy(update={"fit": TINY.fit.model_copy(update=fit)})
         pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
-        return distill.Job(
+        return pipeline.Job(
             config=config, pair=pair, folder=folder, work=tmp_path / name, out=tmp_path / f"{name}-out", command="", note=lambda line: None
         )
 
-    distill.distill(job("first"))
+    pipeline.distill(job("first"))
     first = load_cut(tmp_path / "first-out", model)
-    distill.distill(job("second", start_from=str(tmp_path / "first-out"), learning_rate=1e-9, warmup_steps=0))
+    pipeline.distill(job("second", start_from=str(tmp_path / "first-out"), learning_rate=1e-9, warmup_steps=0))
     second = load_cut(tmp_path / "second-out", model)
     assert second.token_map.tolist() == first.token_map.tolist()
     tokens = mx.array([[3, 9, 27]])
@@ -266,16 +265,16 @@ def test_a_finished_draft_is_trained_on(target, tmp_path, monkeypatch):
     assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
     assert first.hash in (tmp_path / "second-out/card.md").read_text()
     with pytest.raises(HarnessError, match=r"2 blocks, cut\.layers is 1"):
-        distill_weights.read_start(str(tmp_path / "first-out"), 1)
+        cut_weights.read_start(str(tmp_path / "first-out"), 1)
     with pytest.raises(HarnessError, match=r"cannot read .*config.json"):
-        distill_weights.read_start(str(tmp_path / "nowhere"), 2)
+        cut_weights.read_start(str(tmp_path / "nowhere"), 2)
 
 
 def test_prompts_of_an_earlier_run_are_skipped(monkeypatch):
     """A second collection must bring new answers; the skipped prompts are exactly the first ones of the same list."""
-    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: [])
-    whole = distill_data.training_samples(RolloutConfig(prompts={"chat": 12, "code": 8}))
-    rest = distill_data.training_samples(RolloutConfig(prompts={"chat": 12, "code": 8}, skip={"chat": 5}))
+    monkeypatch.setattr(prompts, "_dataset_samples", lambda config, domain, split: [])
+    whole = prompts.training_samples(RolloutConfig(prompts={"chat": 12, "code": 8}))
+    rest = prompts.training_samples(RolloutConfig(prompts={"chat": 12, "code": 8}, skip={"chat": 5}))
     chat = [s.id for s in whole if s.domain == "chat"]
     assert [s.id for s in rest if s.domain == "chat"] == chat[5:]
     assert sum(s.domain == "code" for s in rest) == 8
@@ -284,20 +283,20 @@ def test_prompts_of_an_earlier_run_are_skipped(monkeypatch):
 def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
     """Each further answer has an id of its own, templates are left out, and all of them are sampled: no answer is a copy."""
     own = {"chat": bank(3, "chat", "train"), "code": bank(2, "code", "train")}
-    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: own[domain] if split == "train" else [])
+    monkeypatch.setattr(prompts, "_dataset_samples", lambda config, domain, split: own[domain] if split == "train" else [])
     config = RolloutConfig(prompts={"chat": 8, "code": 2}, skip={"chat": 8, "code": 2}, more_answers={"chat": 3, "code": 1})
-    again = distill_data.repeated_samples(config)
+    again = prompts.repeated_samples(config)
     wanted = {f"chat/train/{i}#{n}" for i in range(3) for n in (1, 2, 3)} | {"code/train/0#1", "code/train/1#1"}
     assert len(again) == len(wanted)
     assert {s.id for s in again} == wanted
-    assert distill_data.training_samples(config) == []
-    assert distill_data.repeated_samples(RolloutConfig(prompts={"chat": 3})) == []
+    assert prompts.training_samples(config) == []
+    assert prompts.repeated_samples(RolloutConfig(prompts={"chat": 3})) == []
     folder, model = target
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
     settings = TINY.model_copy(update={"rollouts": config.model_copy(update={"max_tokens": 8, "batch": 4, "top_k": 4, "temperature": 2.0})})
     notes = []
-    job = distill.Job(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="", note=notes.append)
-    distill.collect_rollouts(job)
+    job = pipeline.Job(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="", note=notes.append)
+    pipeline.collect_rollouts(job)
     assert notes[-1].startswith("collected 11 of 11 answers")
     stored = list(read_answers(job.rollouts, job.pair.target_hash))
     assert {s.temperature for s in stored} == {2.0}
@@ -306,22 +305,22 @@ def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
 
 def test_the_target_writes_prompts_of_its_own(target, tmp_path, monkeypatch):
     """They are asked for without the ones known and the evaluation's, answered like the others, and not written twice."""
-    monkeypatch.setattr(distill, "training_samples", lambda config: bank(3, "chat"))
-    monkeypatch.setattr(distill, "evaluation_samples", lambda config, domains: bank(2, *domains, "test"))
+    monkeypatch.setattr(pipeline, "training_samples", lambda config: bank(3, "chat"))
+    monkeypatch.setattr(pipeline, "evaluation_samples", lambda config, domains: bank(2, *domains, "test"))
     asked = []
 
     def write(pair, count, *, domain, known, evaluation, rows, seed, **rest):
         asked.append((count, domain, [s.id for s in known], [s.id for s in evaluation], rows))
         return [Sample(id=f"synthetic/{i}", domain=domain, prompt=f"own {i}", source="synthetic", split="train") for i in range(count)]
 
-    monkeypatch.setattr(distill, "synthesise", write)
+    monkeypatch.setattr(pipeline, "synthesise", write)
     folder, model = target
     settings = TINY.model_copy(update={"rollouts": RolloutConfig(prompts={"chat": 3}, written={"chat": 5}, max_tokens=4, batch=4, top_k=2)})
     notes = []
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
     for work in (tmp_path / "work", tmp_path / "work"):
-        job = distill.Job(config=settings, pair=pair, folder=folder, work=work, out=tmp_path, command="", note=notes.append)
-        distill.collect_rollouts(job)
+        job = pipeline.Job(config=settings, pair=pair, folder=folder, work=work, out=tmp_path, command="", note=notes.append)
+        pipeline.collect_rollouts(job)
     assert asked == [(5, "chat", ["chat/train/0", "chat/train/1", "chat/train/2"], ["chat/test/0", "chat/test/1"], 4)]
     assert notes[-1].startswith("collected 8 of 8 answers")
     stored = {s.sample_id: s.prompt_tokens for s in read_answers(job.rollouts, pair.target_hash)}
@@ -334,15 +333,15 @@ def test_a_target_that_cannot_be_cut_answers_all_the_same(target, tmp_path):
     folder, model = target
     (folder / "config.json").write_text(json.dumps({**tiny_llama.CONFIG, "model_type": "qwen2"}))
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
-    job = distill.Job(config=TINY, pair=pair, folder=folder, work=tmp_path / "w", out=tmp_path, command="", note=lambda line: None)
+    job = pipeline.Job(config=TINY, pair=pair, folder=folder, work=tmp_path / "w", out=tmp_path, command="", note=lambda line: None)
     with pytest.raises(HarnessError, match="plain llama models"):
-        distill.distill(job)
+        pipeline.distill(job)
     assert not (tmp_path / "w").exists()
 
 
 def test_stages_need_the_one_before(target, tmp_path):
     """Training without rollouts, shipping without training and a misspelt stage stop with advice."""
-    job = distill.Job(
+    job = pipeline.Job(
         config=TINY,
         pair=TinyPair(target=target[1]),
         folder=target[0],
@@ -352,18 +351,18 @@ def test_stages_need_the_one_before(target, tmp_path):
         note=print,
     )
     with pytest.raises(HarnessError, match="no answers"):
-        distill.distill(job, ["train"])
+        pipeline.distill(job, ["train"])
     with pytest.raises(HarnessError, match="no trained draft"):
-        distill.distill(job, ["ship"])
+        pipeline.distill(job, ["ship"])
     with pytest.raises(HarnessError, match="no stage 'fit'"):
-        distill.distill(job, ["fit"])
+        pipeline.distill(job, ["fit"])
 
 
 def test_domains_are_mixed_from_the_start(monkeypatch):
     """A collection that is cut short has seen every domain in proportion."""
     sizes = {"chat": 40, "code": 20, "structured": 10}
-    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: [])
-    samples = distill_data.training_samples(RolloutConfig(prompts=sizes))
+    monkeypatch.setattr(prompts, "_dataset_samples", lambda config, domain, split: [])
+    samples = prompts.training_samples(RolloutConfig(prompts=sizes))
     for length in (14, 35, 70):
         for domain, size in sizes.items():
             share = sum(s.domain == domain for s in samples[:length])
@@ -373,17 +372,17 @@ def test_domains_are_mixed_from_the_start(monkeypatch):
 
 def test_prompts_near_evaluation_are_dropped(monkeypatch):
     """A training prompt that repeats an evaluation prompt must not reach the target, let alone the draft."""
-    bank_prompts = distill_data.prompts("chat", 5, 0)
+    bank_prompts = prompts.prompts("chat", 5, 0)
     leak = Sample(id="eval/0", domain="chat", prompt=bank_prompts[2].upper(), split="test")
-    monkeypatch.setattr(distill_data, "_dataset_samples", lambda config, domain, split: [leak] if split == "test" else [])
-    got = distill_data.training_samples(RolloutConfig(prompts={"chat": 5}))
+    monkeypatch.setattr(prompts, "_dataset_samples", lambda config, domain, split: [leak] if split == "test" else [])
+    got = prompts.training_samples(RolloutConfig(prompts={"chat": 5}))
     assert [s.prompt for s in got] == [p for i, p in enumerate(bank_prompts) if i != 2]
 
 
 @given(st.integers(0, 300), st.floats(0, 1))
 def test_sampled_share(n, share):
     """Every prompt is answered once, and about the wanted share of them is sampled."""
-    greedy, sampled = distill_data.split_by_temperature([Sample(id=str(i), domain="x", prompt="p") for i in range(n)], share)
+    greedy, sampled = prompts.split_by_temperature([Sample(id=str(i), domain="x", prompt="p") for i in range(n)], share)
     assert len(greedy) + len(sampled) == n
     assert abs(len(sampled) - n * share) <= 1
 

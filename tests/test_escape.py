@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_gate import draws, stored
 
-from harness.files import printable
-from harness.gate import Verdict
+from harness.core.files import printable
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare
@@ -25,6 +24,7 @@ from harness.report.gate_output import junit, summary
 from harness.report.html import render_html
 from harness.report.markdown import render
 from harness.report.verify import recompute
+from harness.results.gate import Verdict
 
 GITHUB = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 """GitHub's Markdown, raw HTML on, as far as this renderer has it; addresses that become links by themselves are looked for by hand."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness import estimate
-from harness.estimate import describe_time, estimate_s, read_speed, remember
-from harness.records import Record
-from harness.suite import Suite
+from harness.core.records import Record
+from harness.run import estimate
+from harness.run.estimate import describe_time, estimate_s, read_speed, remember
+from harness.suite.suite import Suite
 
 SPEED = {"prompt_tokens": 100.0, "prompt_token_s": 0.01, "step_s": 0.1, "c": 0.2}
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.adapt.failures import Case, Disagreement, FailureStore, case_from_dict, case_from_generation, case_to_dict, is_failure
-from harness.adapt.tracker import AcceptanceTracker
-from harness.errors import HarnessError
-from harness.records import Generation, Position, Sample
+from harness.adapt.training.failures import Case, Disagreement, FailureStore, case_from_dict, case_from_generation, case_to_dict, is_failure
+from harness.adapt.training.tracker import AcceptanceTracker
+from harness.core.errors import HarnessError
+from harness.core.records import Generation, Position, Sample
 
 
 def a_case(number: int = 0, **changes: Any) -> Case:

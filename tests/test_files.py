@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 
 
 @pytest.mark.parametrize(

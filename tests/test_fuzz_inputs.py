@@ -19,31 +19,31 @@ from hypothesis import strategies as st
 from test_buffer import a_case
 from test_gate import draws, stored
 
-from harness.adapt.adapter_files import read_info
-from harness.adapt.buffer import ReplayBuffer
-from harness.adapt.config import load_training_config
-from harness.adapt.distill_config import load_distill_config
-from harness.adapt.failures import FailureStore, case_to_dict
-from harness.adapt.rounds import read_rounds
-from harness.adapt.tracker import AcceptanceTracker
+from harness.adapt.adapters.folder import read_info
+from harness.adapt.routers.routed import load_router_config
+from harness.adapt.training.buffer import ReplayBuffer
+from harness.adapt.training.failures import FailureStore, case_to_dict
+from harness.adapt.training.rounds import read_rounds
+from harness.adapt.training.tracker import AcceptanceTracker
+from harness.adapt.training_config import load_training_config
 from harness.cli import main
+from harness.core.errors import HarnessError
+from harness.core.files import printable
 from harness.datasets import DatasetSpec, check_dataset, load_samples
-from harness.errors import HarnessError
-from harness.estimate import read_speed
-from harness.files import printable
-from harness.gate import check, make_reference
-from harness.models.config import read_pair_config
-from harness.reference import read_reference
+from harness.distill.distill_config import load_distill_config
+from harness.models.pair_config import read_pair_config
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare
 from harness.report.gate_output import junit, summary
 from harness.report.markdown import render
-from harness.report.router import compare_router
-from harness.routes import load_router_config
-from harness.session_config import load_session_config
-from harness.session_state import read_totals
-from harness.suite import load_suite
+from harness.results.gate import check, make_reference
+from harness.results.reference import read_reference
+from harness.results.router_rows import compare_router
+from harness.run.estimate import read_speed
+from harness.session.session_config import load_session_config
+from harness.session.session_state import read_totals
+from harness.suite.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 
@@ -209,7 +209,7 @@ def test_records(run: Path, folder: Path, data: st.DataObject) -> None:
 
 
 def _sealed(row: Any) -> bytes:
-    """A line with the checksum that :func:`harness.lines.encode_line` would write."""
+    """A line with the checksum that :func:`harness.results.record_lines.encode_line` would write."""
     body = as_json(row)
     return body[:-1] + b',"checksum":"%08x"}\n' % zlib.crc32(body[:-1])
 

@@ -28,12 +28,12 @@ from test_peft import lora_arrays, write_peft
 from test_sources import quiet, write_wheel
 from tiny import TEMPLATE, tiny_config, write_model
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 from harness.models.blas import mx
-from harness.models.config import PairConfig
 from harness.models.pair import Pair, load_tokenizer, load_weights
-from harness.models.store import ModelFolder
+from harness.models.pair_config import PairConfig
+from harness.models.weights import ModelFolder
 from routing.errors import RoutingError
 
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
@@ -123,7 +123,7 @@ def read_adapter(root: Path) -> None:
     """Put it on a draft and run it."""
     from adapting import forward
 
-    from harness.adapt.adapters import AdapterBank
+    from harness.adapt.training.bank import AdapterBank
 
     bank = AdapterBank(draft := tiny_draft(), {"a": root / "a"})
     bank.activate("a")
@@ -132,7 +132,7 @@ def read_adapter(root: Path) -> None:
 
 def read_peft(root: Path) -> None:
     """Import it."""
-    from harness.adapt.peft import import_peft
+    from harness.adapt.adapters.peft import import_peft
 
     import_peft(root / "peft", fresh(root / "out"), tiny_draft())
 
@@ -218,8 +218,8 @@ def make_cut(root: Path) -> None:
 
 def read_cut_folder(root: Path) -> None:
     """Load it for its target, its checksum put right so that what lies behind it is reached."""
-    from harness.adapt.distill_fit import read_vocab_ids
-    from harness.decode.torch_llama import load_llama
+    from harness.answers.torch_llama import load_llama
+    from harness.distill.fit import read_vocab_ids
     from harness.models.cut import load_cut
 
     weights, config = root / "cut/draft.safetensors", root / "cut/config.json"
@@ -237,8 +237,9 @@ def read_cut_folder(root: Path) -> None:
 
 def make_state(root: Path) -> None:
     """A checkpoint of an adapter's training, and a shard of answers."""
-    from harness.adapt.checkpoint import Checkpoint, save
-    from harness.decode.collect import Rollout, Stored, _write_shard
+    from harness.adapt.training.checkpoint import Checkpoint, save
+    from harness.answers.collect import Stored, _write_shard
+    from harness.answers.rollout import Rollout
 
     arrays = {"a": mx.ones((2, 3))}
     save(root, Checkpoint(step=3, weights=arrays, best={}, optimiser=arrays, progress={"losses": [1.0]}), "f")
@@ -251,8 +252,8 @@ def make_state(root: Path) -> None:
 
 def read_state(root: Path) -> None:
     """Resume from both."""
-    from harness.adapt.checkpoint import load
-    from harness.decode.collect import read_answers
+    from harness.adapt.training.checkpoint import load
+    from harness.answers.collect import read_answers
 
     load(root, "f")
     [stored.trajectory() for stored in read_answers(root, "t")]

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from test_report import baseline, cell
 from test_store import make_manifest
 
+from harness.core.errors import HarnessError
+from harness.core.records import Divergence, Record
 from harness.decode.replay import simulate_match
-from harness.errors import HarnessError
-from harness.gate import Verdict, check
-from harness.records import Divergence, Record
-from harness.reference import REFERENCE_VERSION, Prompt, Reference, make_reference, read_reference, write_reference
 from harness.report.compare import compare
 from harness.report.gate_output import junit, summary
-from harness.store import RunStore
+from harness.results.gate import Verdict, check
+from harness.results.reference import REFERENCE_VERSION, Prompt, Reference, make_reference, read_reference, write_reference
+from harness.results.store import RunStore
 
 MACHINE = {"processor": "cpu", "machine": "x86_64", "system": "Linux", "cores": 2, "device": "cpu", "blas": "mkl"}
 

@@ -17,13 +17,13 @@ import yaml
 from rich.console import Console
 from test_gate import broken_up, exit_code, refused
 
+from harness.core.records import Divergence, Record
 from harness.decode import drafters, replay, speculative
 from harness.decode.cached import CachedModel
-from harness.engine import Engine, real_engine
-from harness.records import Divergence, Record
-from harness.runner import run_suite
-from harness.store import RunStore, read_manifest, read_records
-from harness.suite import load_suite
+from harness.results.store import RunStore, read_manifest, read_records
+from harness.run.engine import Engine, real_engine
+from harness.run.runner import run_suite
+from harness.suite.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 TEXTS = {

@@ -11,7 +11,8 @@ from serving import install_adapter
 from test_cli import run
 from tiny import tiny_pair
 
-from harness import api, routes
+from harness import api
+from harness.adapt.routers import routed
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_adapter_and_router_print_the_same_answer(pair: Any, tmp_path: Path, cap
     router = PromptRouter(PromptFeatures("none"), KNNRouter(), arms=(Arm("generic", 2), Arm("poems", 2)), fallback=None)
     router.fit(prompts, np.tile([1.0, 2.0], (12, 1)))
     folders = {"poems": api.installed(pair.name)["poems"]}
-    routes.save_router(router, routes.router_path(pair.name), run_id="t", adapter_hashes=routes.hash_adapters(folders))
+    routed.save_router(router, routed.router_path(pair.name), run_id="t", adapter_hashes=routed.hash_adapters(folders))
     common = ["generate", "poem number 3", "--models", str(tmp_path / "tiny.yaml"), "--max-tokens", "16"]
     expected = api.generate(pair, "poem number 3", drafter=None, max_tokens=16).text
     printed = {}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tiny import SPECIALS, TEMPLATE, tiny_config, tiny_weights
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.models.gguf import convert, unpermute
 
 _NAMES = {

@@ -11,11 +11,11 @@ import pytest
 from adapting import quick_config, target_trajectories
 from tiny import tiny_pair
 
-from harness.adapt.adapters import AdapterBank
-from harness.adapt.learner import Learner
-from harness.decode.api import generate
-from harness.errors import HarnessError
-from harness.records import Sample
+from harness.adapt.training.bank import AdapterBank
+from harness.adapt.training.learner import Learner
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
+from harness.decode.generation import generate
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_test_prompts_are_kept_for_analysis_only(served: Any, tmp_path: Path) ->
 
 def test_recorded_probabilities_become_targets(served: Any, tmp_path: Path) -> None:
     """The target's probabilities of the generation arrive at the disagreement they belong to."""
-    from harness.adapt.examples import from_case
+    from harness.adapt.training.examples import from_case
 
     pair, generations = served
     case = learner(pair, tmp_path).observe(*generations[0])

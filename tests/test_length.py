@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.core.errors import HarnessError
 from harness.decode.length import AutoK, Costs, DynamicK, FixedK, expected_tokens, make_policy, predicted_speedup
-from harness.errors import HarnessError
 
 CHEAP = Costs(c=0.1, v=(1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35))
 CLIFF = Costs(c=0.37, v=(1.0, 1.10, 1.16, 2.08, 2.18, 2.3, 2.4, 2.5, 2.6))

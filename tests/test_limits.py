@@ -15,16 +15,16 @@ from test_cli import run
 from toy import toy_pair
 
 from harness import api
-from harness.decode.api import DrafterOptions, generate, stream
-from harness.decode.collect import collect
+from harness.answers.collect import collect
+from harness.cli.demo_answers import AnswerRequest
+from harness.core.errors import HarnessError
+from harness.core.limits import LIMITS, room, written_length
+from harness.core.records import Sample
+from harness.decode.generation import DrafterOptions, generate, stream
 from harness.decode.length import Costs, DynamicK
 from harness.decode.sampling import Sampling
-from harness.demo.answers import AnswerRequest
-from harness.errors import HarnessError
-from harness.experiments import Lenience
-from harness.limits import LIMITS, room, written_length
-from harness.records import Sample
-from harness.session_config import SessionConfig
+from harness.session.session_config import SessionConfig
+from harness.suite.experiments import Lenience
 
 PAIR = toy_pair()
 NO_NUMBERS = (math.nan, math.inf, -math.inf, True, "1", None, [1], 1j)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.adapt.losses import LOSSES, Bins, weighted_loss
-from harness.adapt.trees import mx
+from harness.adapt.training.losses import LOSSES, Bins, weighted_loss
+from harness.models.mlx_names import mx
 
 V = 7
 

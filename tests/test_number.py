@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.number import parse_number, shown
+from harness.core.number import parse_number, shown
 
 NUMBERS = {
     "1/2": "1/2",

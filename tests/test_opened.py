@@ -11,15 +11,15 @@ from mlx.utils import tree_map
 from mlx_lm.models import llama
 from toy import ToyPair, toy_draft, toy_model
 
-from harness.adapt.surface import check_surface
-from harness.decode.api import DrafterOptions, generate, resolve_drafter
+from harness.adapt.adapters.surface import check_surface
+from harness.core.errors import HarnessError
+from harness.core.records import Trajectory
 from harness.decode.cached import CachedModel
-from harness.decode.forward import EarlyExit, PrunedHead
+from harness.decode.generation import DrafterOptions, generate, resolve_drafter
 from harness.decode.replay import replay
-from harness.errors import HarnessError
 from harness.models.blas import mx, nn
+from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import close, head_logits, hidden_states, open_model
-from harness.records import Trajectory
 
 TOKENS = mx.array([[3, 9, 5, 1, 60, 2]])
 NO_PRUNED_HEAD = {"minicpm", "gpt_neox", "seed_oss"}

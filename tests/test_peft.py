@@ -10,10 +10,10 @@ import pytest
 from adapting import forward, tiny_draft
 from test_adapters import TOKENS, random_adapter
 
-from harness.adapt.adapters import AdapterBank
-from harness.adapt.peft import export_peft, import_peft
-from harness.adapt.trees import mx
-from harness.errors import HarnessError
+from harness.adapt.adapters.peft import export_peft, import_peft
+from harness.adapt.training.bank import AdapterBank
+from harness.core.errors import HarnessError
+from harness.models.mlx_names import mx
 
 
 @pytest.mark.parametrize(("layers", "dora", "keys"), [(2, False, None), (3, True, None), (1, False, ["self_attn.q_proj", "mlp.up_proj"])])

@@ -12,17 +12,17 @@ import pytest
 from test_runner import fake_generate, make_engine, run
 from toy import ToyPair, toy_pair
 
+from harness.core.files import typed
+from harness.core.records import Generation, Profile, to_dict
 from harness.decode import plain, speculative
-from harness.decode.api import generate, resolve_drafter, stream
 from harness.decode.cached import CachedModel
+from harness.decode.generation import generate, resolve_drafter, stream
 from harness.decode.length import FixedK
-from harness.decode.profile import Laps
-from harness.files import typed
-from harness.records import Generation, Profile, to_dict
+from harness.decode.timing import Laps
 from harness.report import summarise
 from harness.report.verify import verify
-from harness.runner import reports_folder
-from harness.store import read_records
+from harness.results.store import read_records
+from harness.run.runner import reports_folder
 
 PROMPT = list(range(2, 20))
 PARTS = ("draft_s", "verify_s", "sync_s", "host_s")

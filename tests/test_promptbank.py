@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from harness.core.errors import HarnessError
 from harness.datasets import bank_code
 from harness.datasets.promptbank import GENERATORS, prompts
-from harness.errors import HarnessError
 
 EXPECTED_FIRST_LINES = {
     "chat": "Write a poem about a lost umbrella in about 80 words.",

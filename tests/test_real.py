@@ -38,8 +38,8 @@ def test_smoke_suite_end_to_end(tmp_path: Path) -> None:
 def test_replay_equals_decoding_on_a_real_model() -> None:
     """Counts from stored answers are those of real decoding, K by K, with a draft that is sometimes right."""
     from harness import generate, load_pair, replay
-    from harness.decode.api import DrafterOptions, resolve_drafter
-    from harness.records import Trajectory
+    from harness.core.records import Trajectory
+    from harness.decode.generation import DrafterOptions, resolve_drafter
 
     pair = load_pair("smollm2")
     drafter = resolve_drafter(pair, "early_exit", DrafterOptions(layers=29))

@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from test_runner import make_suite, quiet, run
 from test_store import make_manifest, make_record
 
-from harness.records import Divergence, Record
+from harness.core.records import Divergence, Record
+from harness.core.walltime import Stages, own_share
 from harness.report import Run, load_run, report_texts, show_table, summarise, write_reports
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare
 from harness.report.findings import findings
 from harness.report.html import render_html
 from harness.report.markdown import render
-from harness.report.profile import stage_table
-from harness.report.router import compare_router, oracle_gap_recovery
-from harness.report.summary import ALL
+from harness.report.profile_tables import stage_table
 from harness.report.tables import MISSING, domain_table, first_table
-from harness.report.training import training_table
-from harness.runner import reports_folder
-from harness.stages import Stages, own_share
+from harness.report.training_tables import training_table
+from harness.results.router_rows import compare_router, oracle_gap_recovery
+from harness.results.summary import ALL
+from harness.run.runner import reports_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -398,7 +398,7 @@ def test_an_unfinished_run_says_so_first(measured: dict[str, Any], part: str) ->
 def test_stages_add_up_and_an_inner_one_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """3 s of decoding with 2 s of checking inside, 5 s of replay that an interrupted run had before, 1 s of nothing."""
     clock = iter([0.0, 0.0, 1.0, 3.0, 3.0, 4.0])
-    monkeypatch.setattr("harness.stages.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("harness.core.walltime.time.perf_counter", lambda: next(clock))
     stages = Stages({"replay": 5.0, "total": 6.0})
     with stages("decode"), stages("check"):
         pass

@@ -12,25 +12,25 @@ import pytest
 from adapting import forward, quick_config, target_trajectories, tiny_draft
 from tiny import tiny_pair
 
-import harness.progress
-from harness.adapt import rounds, trainer
-from harness.adapt.adapters import AdapterBank
-from harness.adapt.campaign import Prompts, train_pair
-from harness.adapt.config import load_training_config
-from harness.adapt.examples import data_hash, from_case, from_stored, from_trajectory
-from harness.adapt.failures import FailureStore
-from harness.adapt.hidden import fill, prefix_cache
-from harness.adapt.rounds import Known, RoundRecord, cases_from_replay, install, read_rounds, run_rounds
-from harness.adapt.studies import break_even, forgetting, rank_ablation, replay_bank
-from harness.adapt.synth import synthesise, user_turn_prefix
-from harness.adapt.trainer import train_adapter
+import harness.core.progress
+from harness.adapt.training import rounds, trainer
+from harness.adapt.training.bank import AdapterBank
+from harness.adapt.training.campaign import Prompts, train_pair
+from harness.adapt.training.examples import data_hash, from_case, from_stored, from_trajectory
+from harness.adapt.training.failures import FailureStore
+from harness.adapt.training.hidden import fill, prefix_cache
+from harness.adapt.training.rounds import Known, RoundRecord, cases_from_replay, install, read_rounds, run_rounds
+from harness.adapt.training.studies import break_even, forgetting, rank_ablation, replay_bank
+from harness.adapt.training.synth import synthesise, user_turn_prefix
+from harness.adapt.training.trainer import train_adapter
+from harness.adapt.training_config import load_training_config
+from harness.answers.collect import collect, read_answers
 from harness.cli.train import summary
-from harness.decode.collect import collect, read_answers
+from harness.core.errors import HarnessError
+from harness.core.progress import counted
+from harness.core.records import Sample
+from harness.core.stats import Estimate
 from harness.decode.replay import replay_model
-from harness.errors import HarnessError
-from harness.progress import counted
-from harness.records import Sample
-from harness.stats import Estimate
 
 QUICK = {"optim": {"epochs": 2}, "adapt": {"threshold": 0.3}}
 
@@ -216,7 +216,7 @@ def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch:
     assert len(lines) == 3
     assert list(counted(range(3), 3, "answers", lines.append)) == [0, 1, 2]
     assert len(lines) == 3, "what goes fast says nothing"
-    monkeypatch.setattr(harness.progress, "NOTE_EVERY_S", 0.0)
+    monkeypatch.setattr(harness.core.progress, "NOTE_EVERY_S", 0.0)
     assert list(counted(iter("abc"), 3, "answers", lines.append)) == ["a", "b", "c"]
     assert lines[3:] == ["  1 of 3 answers", "  2 of 3 answers"]
     leaking = dataclasses.replace(split, test=[dataclasses.replace(split.train[0], id="test/copy", split="test")])
@@ -280,7 +280,7 @@ class Scripted:
         self.pair, self.texts, self.ended, self.seeds = pair, texts, ended, []
 
     def __call__(self, prefixes: Any, *, max_tokens: int, temperature: float, top_k: int, seed: int) -> list[Any]:
-        from harness.decode.collect import Rollout
+        from harness.answers.rollout import Rollout
 
         self.seeds.append(seed)
         end = [min(self.pair.eos_token_ids)] if self.ended else []

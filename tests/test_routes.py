@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 from routed import K, adapters, prompts, random_adapter
 
-from harness.adapt.adapters import AdapterBank
-from harness.adapt.studies import replay_bank
-from harness.decode.api import generate
-from harness.decode.length import Costs
-from harness.decode.replay import ReplayRow
-from harness.errors import HarnessError
-from harness.records import Sample
-from harness.routes import (
+from harness.adapt.routers.routed import (
     GENERIC,
     Routed,
     RouterConfig,
@@ -37,6 +30,13 @@ from harness.routes import (
     routing_errors,
     save_router,
 )
+from harness.adapt.training.bank import AdapterBank
+from harness.adapt.training.studies import replay_bank
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
+from harness.decode.generation import generate
+from harness.decode.length import Costs
+from harness.decode.replay import ReplayRow
 from routing.errors import RoutingError
 from routing.outcomes import Arm
 
@@ -73,7 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_importing_the_bridge_is_light() -> None:
     """Suites check router configs: that must not load mlx, torch, scikit-learn or even numpy."""
     code = (
-        "import sys\nfrom harness.routes import load_router_config\nload_router_config('default')\n"
+        "import sys\nfrom harness.adapt.routers.routed import load_router_config\nload_router_config('default')\n"
         "print([m for m in ('mlx', 'torch', 'sklearn', 'numpy', 'scipy', 'transformers') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -125,7 +125,7 @@ def test_table_holds_the_replayed_counts() -> None:
 
 def test_table_of_a_real_replay(world: Any) -> None:
     """Rows of an adapter bank go in as they are, and the plain draft's come out under its own name."""
-    from harness.decode.collect import collect
+    from harness.answers.collect import collect
 
     pair, bank, _, _ = world
     samples = prompts(4)

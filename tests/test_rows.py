@@ -12,18 +12,18 @@ from test_opened import answers
 from tiny import write_model
 from toy import ToyPair, toy_draft
 
-from harness.adapt.trainer import _inverse
-from harness.decode.api import DrafterOptions, generate, resolve_drafter
+from harness.adapt.training.trainer import _inverse
+from harness.core.errors import HarnessError
+from harness.core.records import Trajectory
 from harness.decode.calibrate import calibrate
 from harness.decode.drafters import ModelDrafter
-from harness.decode.forward import PrunedHead
+from harness.decode.generation import DrafterOptions, generate, resolve_drafter
 from harness.decode.replay import forced_passes
 from harness.decode.sampling import Sampling, log_softmax
-from harness.errors import HarnessError
 from harness.models.blas import mx, nn
+from harness.models.forward import PrunedHead
 from harness.models.opened import Fitted, vocabulary_rows
 from harness.models.pair import load_pair
-from harness.records import Trajectory
 
 SIZES = [(64, 64), (64, 65), (64, 96), (64, 2000), (65, 64), (96, 40)]
 """(target rows, draft rows)."""

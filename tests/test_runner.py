@@ -17,21 +17,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import machine
 from harness.cli import main
-from harness.engine import Engine
-from harness.errors import HarnessError
-from harness.experiments import Baseline, Cell, Drafters, GenericDraft, Lenience
-from harness.plan import make_plan
-from harness.records import Divergence, Generation, Record, Sample
+from harness.core import machine
+from harness.core.errors import HarnessError
+from harness.core.records import Divergence, Generation, Record, Sample
 from harness.report import load_run
 from harness.report.findings import unfinished
-from harness.runner import reports_folder, run_suite
+from harness.results.store import RunStore, read_manifest, read_records, record_key
+from harness.run.engine import Engine
+from harness.run.runner import reports_folder, run_suite
+from harness.run.trained import Trained
 from harness.scoring import sandbox
 from harness.scoring.result import verdict
-from harness.store import RunStore, read_manifest, read_records, record_key
-from harness.suite import Suite
-from harness.trained import Trained
+from harness.suite.experiments import Baseline, Cell, Drafters, GenericDraft, Lenience
+from harness.suite.plan import make_plan
+from harness.suite.suite import Suite
 
 TIMES = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "wall_s")
 
@@ -469,20 +469,21 @@ def test_manifest_facts_are_plain_json() -> None:
 
 def test_source_hash_follows_the_code(tmp_path: Path) -> None:
     """Any change in a file that makes records changes the hash; reports do not."""
-    (tmp_path / "h" / "decode").mkdir(parents=True)
-    (tmp_path / "h" / "report").mkdir()
-    (tmp_path / "h" / "decode" / "a.py").write_text("x = 1")
-    before = machine.source_hash(tmp_path / "h")
-    (tmp_path / "h" / "report" / "b.py").write_text("x = 1")
-    assert machine.source_hash(tmp_path / "h") == before
-    (tmp_path / "h" / "decode" / "a.py").write_text("x = 2")
-    assert machine.source_hash(tmp_path / "h") != before
+    for name in ("harness/decode", "harness/report", "routing"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "harness/decode/a.py").write_text("x = 1")
+    seen = [machine.source_hash(tmp_path)]
+    (tmp_path / "harness/report/b.py").write_text("x = 1")
+    assert machine.source_hash(tmp_path) == seen[0]
+    for name in ("harness/decode/a.py", "harness/decode/new.py", "harness/at_the_top.py", "routing/c.py"):
+        (tmp_path / name).write_text("x = 2")
+        seen.append(machine.source_hash(tmp_path))
+    assert len(set(seen)) == 5
 
 
 def test_git_state_outside_a_checkout_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An installed wheel has no commit: None, not a made-up value."""
-    monkeypatch.setattr(machine, "_ROOT", tmp_path / "harness")
-    (tmp_path / "harness").mkdir()
+    monkeypatch.setattr(machine, "_ROOT", tmp_path)
     assert machine.code_state()["commit"] is None
     assert machine.code_state()["dirty"] is None
 

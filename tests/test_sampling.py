@@ -16,7 +16,7 @@ from toy import ToyPair, toy_draft
 
 from harness.decode import accept, drafters, speculative
 from harness.decode.accept import accept_rejection
-from harness.decode.api import generate
+from harness.decode.generation import generate
 from harness.decode.replay import expected_counts
 from harness.decode.sampling import Sampling, processed_logprobs
 from harness.models.blas import mx

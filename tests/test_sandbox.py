@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.records import Sample
+from harness.core.records import Sample
 from harness.scoring import execute, sandbox, seccomp, warning, worker
 from harness.scoring.box import Box, Limits, interpreter
 from harness.scoring.execute import Outcome, Program, run_in

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.records import Sample
+from harness.core.records import Sample
 from harness.scoring import agreement, final_number, sandbox_status, score
 from harness.scoring.agreement import score_agreement
 from harness.scoring.gsm8k import score_number

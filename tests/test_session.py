@@ -15,10 +15,10 @@ from serving import PROMPTS, install_adapter, session_file
 from tiny import tiny_pair
 
 from harness import Session, api
-from harness.adapt.adapter_files import adapter_folder, read_info
+from harness.adapt.adapters.folder import adapter_folder, read_info
+from harness.core.errors import HarnessError
 from harness.datasets import DatasetSpec, load_samples
-from harness.errors import HarnessError
-from harness.session_config import SessionConfig, load_session_config
+from harness.session.session_config import SessionConfig, load_session_config
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def test_routes_without_decoding(opened: Any) -> None:
 def test_mistakes_show_before_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, message: str) -> None:
     """Loading takes seconds to minutes; a typing error must not cost that."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("harness.session.load_pair", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("harness.session.session.load_pair", lambda *_, **__: pytest.fail("a model was loaded"))
     path = session_file(tmp_path, **{"models": "smollm2", **changes})
     with pytest.raises(HarnessError, match=message):
         Session.from_config(path)
@@ -288,7 +288,7 @@ def test_the_shipped_file_is_complete() -> None:
     config.check()
     assert set(config.evaluation) == {"chat", "code", "math"}
     code = (
-        "import os, sys; os.chdir('/'); from harness.session_config import load_session_config; load_session_config().check();"
+        "import os, sys; os.chdir('/'); from harness.session.session_config import load_session_config; load_session_config().check();"
         "print([m for m in ('mlx', 'torch') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

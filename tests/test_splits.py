@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
 from harness.datasets.splits import (
     SPLITS,
     THRESHOLD,
@@ -23,8 +25,6 @@ from harness.datasets.splits import (
     refuse_leaks,
     split_of,
 )
-from harness.errors import HarnessError
-from harness.records import Sample
 
 WORDS = [f"w{i}" for i in range(400)]
 

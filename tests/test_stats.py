@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harness import stats
+from harness.core import stats
 from routing.intervals import clustered
 
 positive = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 60)), min_size=1, max_size=30)

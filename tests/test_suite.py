@@ -12,10 +12,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.errors import HarnessError
-from harness.experiments import EXPERIMENTS
-from harness.paths import shipped_root
-from harness.suite import Suite, json_schema, load_suite
+from harness.core.errors import HarnessError
+from harness.core.paths import shipped_root
+from harness.suite.experiments import EXPERIMENTS
+from harness.suite.suite import Suite, json_schema, load_suite
 
 SHIPPED = sorted((shipped_root() / "suites").glob("*.yaml"))
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tiny import TEMPLATE, tiny_pair, write_pair
 
-from harness.adapt.synth import user_turn_prefix
-from harness.errors import HarnessError
+from harness.adapt.training.synth import user_turn_prefix
+from harness.core.errors import HarnessError
 from harness.models import templates
 from harness.models.pair import load_pair
 

@@ -17,9 +17,9 @@ from test_gate import stored
 from test_report import baseline, cell
 
 from harness.cli import main
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
+from harness.core.terminal import read_input, say, show
 from harness.report import load_run, show_table
-from harness.terminal import read_input, say, show
 
 PACKAGE = Path(__file__).parent.parent / "harness"
 ODD = "a\x1b[31mb\x1b]0;title\x07\r\x9b2J\u202e [red]c[/red] [link=http://x]d[/link] :bomb:"
@@ -96,7 +96,7 @@ def test_standard_input_is_bounded_text(given: bytes, problem: str, line: bool, 
 
 def test_a_terminal_of_few_letters_shows_escapes() -> None:
     """Output in an encoding that lacks a character must not end in a traceback."""
-    code = "from harness.cli import main\nfrom harness.terminal import say\nmain([], lambda *a, **k: say('\\u2013 \\u4e2d \\ud800'))"
+    code = "from harness.cli import main\nfrom harness.core.terminal import say\nmain([], lambda *a, **k: say('\\u2013 \\u4e2d \\ud800'))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, check=False
     )

@@ -10,17 +10,17 @@ import pytest
 import tiny_llama
 from adapting import VOCAB, difference, quick_config, target_trajectories, tiny_draft
 
-from harness.adapt.config import TrainingConfig
-from harness.adapt.examples import Batch, from_trajectory, make_batch
-from harness.adapt.hidden import PrefixCache
-from harness.adapt.losses import weighted_loss
-from harness.adapt.measure import output_hidden
-from harness.adapt.surface import adapter_weights, attached, head
-from harness.adapt.torch_step import TorchStep, torch_step
-from harness.adapt.trainer import train_adapter
-from harness.adapt.trees import mx, nn, tree_flatten, tree_map
-from harness.decode import torch_llama
+from harness.adapt.adapters.surface import adapter_weights, attached, head
+from harness.adapt.training.examples import Batch, from_trajectory, make_batch
+from harness.adapt.training.hidden import PrefixCache
+from harness.adapt.training.losses import weighted_loss
+from harness.adapt.training.measure import output_hidden
+from harness.adapt.training.torch_step import TorchStep, torch_step
+from harness.adapt.training.trainer import train_adapter
+from harness.adapt.training_config import TrainingConfig
+from harness.answers import torch_llama
 from harness.decode.replay import replay_model
+from harness.models.mlx_names import mx, nn, tree_flatten, tree_map
 
 SHARE = 0.1
 ON_CPU = mx.default_device().type == mx.DeviceType.cpu
@@ -78,7 +78,7 @@ def test_gradients_are_those_of_mlx(family: str, lora: dict, loss: dict, pieces:
     import torch
 
     if pieces:
-        monkeypatch.setattr("harness.adapt.losses.LOGIT_BYTES", 4 * VOCAB * 7)
+        monkeypatch.setattr("harness.adapt.training.losses.LOGIT_BYTES", 4 * VOCAB * 7)
     config = quick_config(lora={"rank": 4, **lora}, loss=loss)
     (value, grads), (found, own) = both(draft_of(family), config, torch.float32)
     assert found == pytest.approx(value, rel=1e-5)

@@ -14,16 +14,16 @@ import tiny
 import yaml
 from rich.console import Console
 
-from harness import machine
-from harness.cache import cache_key, pair_facts
-from harness.engine import real_engine
-from harness.errors import HarnessError
-from harness.experiments import Cell, Recipe
-from harness.records import Record
-from harness.runner import reports_folder, run_suite
-from harness.store import read_manifest, read_records
-from harness.suite import load_suite
-from harness.trained import Chain, adapter_names, needed_chains
+from harness.core import machine
+from harness.core.errors import HarnessError
+from harness.core.records import Record
+from harness.models.address import cache_key, pair_facts
+from harness.results.store import read_manifest, read_records
+from harness.run.engine import real_engine
+from harness.run.runner import reports_folder, run_suite
+from harness.suite.chains import Chain, adapter_names, needed_chains
+from harness.suite.experiments import Cell, Recipe
+from harness.suite.suite import load_suite
 
 RECIPE = Recipe(training="default", samples=20)
 VERBS = ("add", "sort", "name", "count", "paint", "move", "open", "read", "lift", "draw")

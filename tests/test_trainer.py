@@ -17,16 +17,16 @@ import pytest
 from adapting import VOCAB, difference, forward, quick_config, target_trajectories, tiny_draft, tiny_llama
 from scipy.special import softmax
 
-from harness import stats
-from harness.adapt.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
-from harness.adapt.hidden import PrefixCache, fill
-from harness.adapt.losses import weighted_loss
-from harness.adapt.measure import acceptance, favourites, output_hidden
-from harness.adapt.surface import adapter_weights, attached, check_surface, head, run_blocks
-from harness.adapt.trainer import _Run, learning_rate, train_adapter
-from harness.adapt.trees import mx, nn, tree_flatten
+from harness.adapt.adapters.surface import adapter_weights, attached, check_surface, head, run_blocks
+from harness.adapt.training.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
+from harness.adapt.training.hidden import PrefixCache, fill
+from harness.adapt.training.losses import weighted_loss
+from harness.adapt.training.measure import acceptance, favourites, output_hidden
+from harness.adapt.training.trainer import _Run, learning_rate, train_adapter
+from harness.core import stats
+from harness.core.errors import HarnessError
 from harness.decode.replay import replay_model
-from harness.errors import HarnessError
+from harness.models.mlx_names import mx, nn, tree_flatten
 
 TRAIN = 48
 LORA = {"rank": 8, "scale": 2.0, "num_layers": 2}
@@ -163,7 +163,7 @@ def test_padding_and_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     together = np.array(head(draft.model, output_hidden(cache, make_batch([short, long]))))[: len(alone)]
     np.testing.assert_allclose(alone, together, atol=1e-4)
     check_surface(draft.model)
-    import harness.adapt.surface as surface
+    import harness.adapt.adapters.surface as surface
 
     def unmasked(blocks: list[Any], hidden: mx.array) -> mx.array:
         for block in blocks:
@@ -193,7 +193,7 @@ def test_loss_curve_equals_mlx_lm(tmp_path: Path, data: Any) -> None:
     """Plain cross-entropy, same batches, same start: our losses are mlx-lm's own."""
     from mlx_lm.tuner.trainer import default_loss
 
-    from harness.adapt.trees import optim
+    from harness.models.mlx_names import optim
 
     config = quick_config(lora=LORA, loss={"kind": "ce"}).replace(
         optim={"epochs": 2, "learning_rate": 0.003, "warmup_steps": 0, "final_fraction": 1.0, "clip_norm": 0.0}
@@ -226,7 +226,7 @@ def test_memory_savers_change_nothing(tmp_path: Path, data: Any, monkeypatch: py
         losses.append(train_adapter(tiny_draft(), data[0], config, validation=data[1], out=out, cache_folder=tmp_path / "h").losses)
     np.testing.assert_allclose(losses[1], losses[0], atol=1e-4)
     np.testing.assert_allclose(losses[2], losses[0], atol=1e-4)
-    monkeypatch.setattr("harness.adapt.losses.LOGIT_BYTES", 4 * VOCAB * 100)  # 100 of 768 rows at a time
+    monkeypatch.setattr("harness.adapt.training.losses.LOGIT_BYTES", 4 * VOCAB * 100)  # 100 of 768 rows at a time
     common: dict[str, Any] = {"validation": data[1], "cache_folder": tmp_path / "h"}
     np.testing.assert_allclose(train_adapter(tiny_draft(), data[0], base, out=tmp_path / "d", **common).losses, losses[0], atol=1e-4)
 
@@ -326,7 +326,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from adapting import quick_config, target_trajectories, tiny_draft
-from harness.adapt.trainer import train_adapter
+from harness.adapt.training.trainer import train_adapter
 out = Path(sys.argv[1])
 config = quick_config(lora={lora!r}).replace(optim={{"epochs": 6}}, checkpoint_every=1)
 result = train_adapter(tiny_draft(), target_trajectories(48), config, validation=target_trajectories(24, first=500), out=out / "a",
@@ -476,7 +476,7 @@ def test_cut_of_a_target(tmp_path: Path, data: Any) -> None:
     cut.model.layers = tiny_llama(0, noise=0.3).model.layers[:2]
     cut.lm_head.weight = target.model.embed_tokens.weight[kept]
     check_surface(cut)
-    from harness.models.pair import Draft
+    from harness.models.draft import Draft
 
     draft = Draft(model=cut, token_map=kept, hash="cut", name="cut")
     config = quick_config(lora={"rank": 4, "num_layers": 1})

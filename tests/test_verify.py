@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from harness.cli import main
-from harness.errors import CheckFailed, HarnessError
+from harness.core.errors import CheckFailed, HarnessError
 from harness.report import load_run, report_texts, write_reports
 from harness.report.verify import differences, verify
-from harness.runner import reports_folder
+from harness.run.runner import reports_folder
 
 ROOT = Path(__file__).parent.parent
 Rows = list[dict[str, Any]]
@@ -237,7 +237,7 @@ def test_changed_report_files_are_caught(finished: Path, tmp_path: Path) -> None
 
 def test_second_computation_catches_a_wrong_summary(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """If the summary itself were wrong, the report would still render alike; the plain recomputation must notice."""
-    from harness import stats
+    from harness.core import stats
 
     real = stats.ratio
     monkeypatch.setattr(stats, "ratio", lambda top, bottom, **k: real([t * 1.01 for t in top], bottom, **k))

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.core.errors import HarnessError
 from harness.datasets.arithmetic import Draw, evaluate, fill_steps, money, number
 from harness.datasets.wordproblems import TEMPLATES, WordProblem, generate
-from harness.errors import HarnessError
 
 MANY = generate(len(TEMPLATES) * 12, seed=5)
 _EQUATION = re.compile(r"((?:[\d.()]+ ?[-+*/] ?)+[\d.()]+)(?: \* 100)? = (\d+(?:\.\d+)?)")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from harness.errors import HarnessError
-from harness.yamlfile import Strict, apply_overrides, read_yaml, set_value, show_path, validate
+from harness.core.errors import HarnessError
+from harness.core.yamlfile import Strict, apply_overrides, read_yaml, set_value, show_path, validate
 
 
 class Cat(Strict):

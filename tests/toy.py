@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.models.blas import mx, nn
-from harness.models.pair import Draft
+from harness.models.draft import Draft
 
 
 def toy_model(*, vocab: int = 64, layers: int = 2, dim: int = 32, seed: int = 0, scale: float = 1.0) -> nn.Module:

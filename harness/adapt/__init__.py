@@ -1,0 +1,1 @@
+"""Drafts that learn: adapters, their training, and routers over them."""

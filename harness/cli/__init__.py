@@ -12,9 +12,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from harness.errors import HarnessError
-from harness.files import odd_character, reason
-from harness.terminal import forgiving_streams, say
+from harness.core.errors import HarnessError
+from harness.core.files import odd_character, reason
+from harness.core.terminal import forgiving_streams, say
 
 # name: (module:function or module:Typer app, one line of help). A new command is one new line.
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.generate import OfflineOption
-from harness.errors import HarnessError, did_you_mean
-from harness.terminal import read_input, say, show
+from harness.core.errors import HarnessError, did_you_mean
+from harness.core.terminal import read_input, say, show
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.records import Generation
-    from harness.session import Session
+    from harness.core.records import Generation
+    from harness.session.session import Session
 
 COMMANDS = {
     "/stats": "what the session has counted so far",
@@ -53,7 +53,7 @@ def chat(
 
     Example: `harness chat --models smollm2 --show-drafts`
     """
-    from harness.limits import check, written_length
+    from harness.core.limits import check, written_length
 
     check(**{name: value for name, value in (("temperature", temperature), ("max_tokens", max_tokens)) if value is not None})
     given = {
@@ -74,11 +74,11 @@ def chat(
 
 def open_session(path: str, changes: dict[str, Any], *, offline: bool) -> Session:
     """Open a session; mistakes in the file or in ``changes`` show before mlx is imported."""
-    from harness.session_config import load_session_config
+    from harness.session.session_config import load_session_config
 
     load_session_config(path).replace(**changes).check()
     say("loading the models", err=True)
-    from harness.session import Session
+    from harness.session.session import Session
 
     return Session.from_config(path, offline=offline, **changes)
 

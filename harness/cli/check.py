@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.terminal import say
+from harness.core.terminal import say
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
 
@@ -30,10 +30,10 @@ def check(
 
     Example: `harness check regression-smollm2-20260131-142501 --against results/reference/smollm2.json`
     """
-    from harness import gate, reference
-    from harness.errors import CheckFailed, HarnessError
+    from harness.core.errors import CheckFailed, HarnessError
     from harness.report import gate_output
-    from harness.store import run_folder
+    from harness.results import gate, reference
+    from harness.results.store import run_folder
 
     if update:
         reference.write_reference(run_folder(results, name), against)
@@ -71,6 +71,6 @@ def compare(
     Example: `harness compare quick-smollm2-20260131-142501 quick-smollm2-20260201-090000`
     """
     from harness.report.compare import compare as compare_runs
-    from harness.store import run_folder
+    from harness.results.store import run_folder
 
     say(compare_runs(run_folder(results, a), run_folder(results, b)))

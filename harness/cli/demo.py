@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.generate import OfflineOption
-from harness.terminal import say
+from harness.core.terminal import say
 
 
 def demo(
@@ -29,8 +29,8 @@ def demo(
 
     given = {"models": models, "drafter": drafter, "train_automatically": train}
     with open_session(session, {name: value for name, value in given.items() if value is not None}, offline=offline) as opened:
-        from harness.demo.answers import warm_up
-        from harness.demo.server import DemoServer
+        from harness.cli.demo_answers import warm_up
+        from harness.cli.demo_server import DemoServer
 
         server = DemoServer(opened, port)
         warm_up(opened)

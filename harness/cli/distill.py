@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.terminal import say
+from harness.core.terminal import say
 
 
 def distill(
@@ -29,15 +29,15 @@ def distill(
     import shlex
     import sys
 
-    from harness.adapt.distill_config import load_distill_config
-    from harness.paths import cache_dir
+    from harness.core.paths import cache_dir
+    from harness.distill.distill_config import load_distill_config
 
     overrides = [*(set_ or []), *([f"rollouts.gsm8k_path={gsm8k}"] if gsm8k else [])]
     settings = load_distill_config(config, overrides)
-    from harness.adapt.distill import Job
-    from harness.adapt.distill import distill as build
+    from harness.distill.pipeline import Job
+    from harness.distill.pipeline import distill as build
     from harness.models.pair import load_pair
-    from harness.models.store import pull_pair
+    from harness.models.weights import pull_pair
 
     folder = pull_pair(settings.pair, offline=offline)["target"]
     assert folder is not None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harness.terminal import say
+from harness.core.terminal import say
 
 
 def doctor(
@@ -32,8 +32,8 @@ def doctor(
 
 def _calibrate(name: str, offline: bool) -> None:
     """Print c, v(m) and the predicted speedup per K of a pair."""
-    from harness.decode.api import resolve_drafter
     from harness.decode.calibrate import calibrate
+    from harness.decode.generation import resolve_drafter
     from harness.models.pair import load_pair
 
     pair = load_pair(name, offline=offline)

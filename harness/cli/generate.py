@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.core.terminal import read_input, say
 from harness.decode.pieces import TextPieces
-from harness.terminal import read_input, say
 
 if TYPE_CHECKING:
-    from harness.records import Generation, Sample
+    from harness.core.records import Generation, Sample
 
 PairOption = Annotated[str, typer.Option("--models", metavar="PAIR", help="Model pair: a name in configs/models or a path.")]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")]
@@ -54,8 +54,8 @@ def generate(
     Example: `harness generate "Write a haiku" --drafter lookup -k 4 --max-tokens 64`
     """
 
-    from harness.errors import HarnessError
-    from harness.limits import check, written_length
+    from harness.core.errors import HarnessError
+    from harness.core.limits import check, written_length
 
     one_of("--mode", mode, ("detailed", "fast"))
     one_of("--rule", rule, ("match", "rejection"))
@@ -93,9 +93,9 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     Raises:
         HarnessError: two of them, an unknown name, or no router.
     """
-    from harness.drafters import BUILT_IN, installed
-    from harness.errors import HarnessError, did_you_mean
-    from harness.models.config import pair_path
+    from harness.adapt.adapters.names import BUILT_IN, installed
+    from harness.core.errors import HarnessError, did_you_mean
+    from harness.models.pair_config import pair_path
 
     if sum([drafter is not None, adapter is not None, route]) > 1:
         raise HarnessError("--drafter, --adapter and --route exclude each other", "Give one of them.")
@@ -104,7 +104,7 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
         return None if drafter == "none" else drafter
     pair_name = pair_path(models).stem
     if route:
-        from harness.routes import router_path
+        from harness.adapt.routers.routed import router_path
 
         if not router_path(pair_name).is_file():
             raise HarnessError(f"no router for pair {pair_name!r}", "Train one with `harness train-router`.")
@@ -125,7 +125,7 @@ def one_of(flag: str, value: str, known: Sequence[str]) -> None:
         HarnessError: ``value`` is not in ``known``; names the nearest.
     """
     if value not in known:
-        from harness.errors import HarnessError, did_you_mean
+        from harness.core.errors import HarnessError, did_you_mean
 
         raise HarnessError(f"{flag} {value}: {did_you_mean(value, list(known))}", f"Use one of: {', '.join(known)}.")
 
@@ -181,15 +181,15 @@ def collect(
 
     Example: `harness collect suites/quick.yaml --split train --limit 100 --out trajectories`
     """
-    from harness.limits import check
+    from harness.core.limits import check
 
     check(temperature=temperature, max_tokens=max_tokens, seed=seed)
     samples = read_samples(source, split=split, limit=limit, seed=seed, offline=offline)
     from rich.progress import track
 
-    from harness.decode.collect import collect as rollouts
+    from harness.answers.collect import collect as rollouts
     from harness.models.pair import load_pair
-    from harness.store import check_writable
+    from harness.results.store import check_writable
 
     check_writable(out)
     pair = load_pair(models, offline=offline, draft=False)
@@ -201,7 +201,7 @@ def collect(
 def read_samples(source: str, *, split: str, limit: int | None, seed: int, offline: bool) -> Sequence[Sample]:
     """Load the prompts of a suite's domains, or of one JSONL file."""
     from harness.datasets import DatasetSpec, load_samples
-    from harness.suite import load_suite
+    from harness.suite.suite import load_suite
 
     one_of("--split", split, ("train", "validation", "test", "all"))
     specs: dict[str | None, DatasetSpec] = {}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.terminal import say
+from harness.core.terminal import say
 
 models_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -20,8 +20,8 @@ def list_pairs() -> None:
 
     Example: `harness models list`
     """
-    from harness.models.config import pair_path, shipped_pairs
-    from harness.models.store import is_cached
+    from harness.models.pair_config import pair_path, shipped_pairs
+    from harness.models.weights import is_cached
 
     for name, config in shipped_pairs():
         base = pair_path(name).parent
@@ -42,7 +42,7 @@ def pull(
 
     Example: `harness models pull smollm2`
     """
-    from harness.models.store import pull_pair
+    from harness.models.weights import pull_pair
 
     for role, folder in pull_pair(pair, offline=offline).items():
         say(f"{role}: {folder.path}, sha256 {folder.hash}" if folder else f"{role}: not on this machine")
@@ -54,7 +54,7 @@ def suggest_draft(target: Annotated[str, typer.Argument(metavar="TARGET", help="
 
     Example: `harness models suggest Qwen/Qwen2.5-7B-Instruct`
     """
-    from harness.errors import HarnessError
+    from harness.core.errors import HarnessError
     from harness.models.families import FAMILIES, suggest
 
     found = suggest(target)
@@ -78,7 +78,7 @@ def check(
     Example: `harness models check Qwen/Qwen2.5-7B-Instruct Qwen/Qwen2.5-0.5B-Instruct`
     """
     from harness.models.compatibility import check_folders
-    from harness.models.store import tokenizer_folder
+    from harness.models.weights import tokenizer_folder
 
     result = check_folders(tokenizer_folder(target, offline=offline), tokenizer_folder(draft, offline=offline))
     for note in result.notes:
@@ -102,12 +102,12 @@ def vocab(
 
     Example: `harness models vocab qwen-coder --from answers --out qwen-coder.vocab.json`
     """
-    from harness.decode.collect import read_shard, shard_names
-    from harness.decode.forward import useful_vocab
-    from harness.errors import HarnessError
+    from harness.answers.collect import read_shard, shard_names
+    from harness.core.errors import HarnessError
+    from harness.models.forward import useful_vocab
     from harness.models.pair import vocab_size
-    from harness.models.store import pull_pair
     from harness.models.vocab import write_vocab
+    from harness.models.weights import pull_pair
 
     folders = pull_pair(pair, offline=offline)
     draft = folders.get("draft")

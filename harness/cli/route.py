@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.generate import OfflineOption, PairOption
-from harness.terminal import read_input, say
+from harness.core.terminal import read_input, say
 
 if TYPE_CHECKING:
-    from harness.records import Sample
-    from harness.route_training import Material
+    from harness.adapt.routers.fitting import Material
+    from harness.core.records import Sample
     from routing.policy import Decision, PromptRouter
 
 AdaptersOption = Annotated[Path | None, typer.Option("--adapters", metavar="DIR", help="Folder of adapters; else the installed ones.")]
@@ -51,7 +51,7 @@ def train_router(
 
     Example: `harness train-router suites/full.yaml --limit 100 -k 4`
     """
-    from harness.routes import fit_router, load_router_config, router_path, save_router
+    from harness.adapt.routers.routed import fit_router, load_router_config, router_path, save_router
 
     settings = load_router_config(config, set_ or [])
     allow_test = table_only or evaluation_prompts
@@ -61,12 +61,12 @@ def train_router(
         name, k = _pair_name(models or "smollm2"), k or _own_k(models or "smollm2")
         folders = _adapters(name, adapters)
         samples = _prompts(source, split, limit, skip, allow_test, offline)
+        from harness.adapt.routers.fitting import replay_material
         from harness.models.pair import load_pair
-        from harness.route_training import replay_material
 
         pair, speed = load_pair(models or "smollm2", offline=offline), settings.reward == "speedup"
         material = replay_material(pair, samples, folders, k=k, max_tokens=max_tokens, batch=batch, calibrated=speed, notify=_say)
-    from harness.route_training import describe, evaluate, install_adapters, report, show
+    from harness.adapt.routers.fitting import describe, evaluate, install_adapters, report, show
 
     _say(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
     evaluation = evaluate(material, settings, offline=offline)
@@ -90,16 +90,16 @@ def _say(line: str) -> None:
 
 
 def _is_run(source: str, results: Path) -> bool:
-    from harness.store import MANIFEST
+    from harness.results.store import MANIFEST
 
     return any((folder / MANIFEST).is_file() for folder in (results / source, Path(source)))
 
 
 def _adapters(pair_name: str, folder: Path | None) -> Mapping[str, Path]:
     """Name -> folder of the adapters to choose from; refused when there is none."""
-    from harness.adapt.adapter_files import list_adapters
-    from harness.drafters import installed
-    from harness.errors import HarnessError
+    from harness.adapt.adapters.folder import list_adapters
+    from harness.adapt.adapters.names import installed
+    from harness.core.errors import HarnessError
 
     found = installed(pair_name) if folder is None else list_adapters(folder)
     if not found:
@@ -110,7 +110,7 @@ def _adapters(pair_name: str, folder: Path | None) -> Mapping[str, Path]:
 
 def _pair_name(models: str) -> str:
     """Name of a pair whose file exists and is valid; nothing is loaded."""
-    from harness.models.config import pair_path, read_pair_config
+    from harness.models.pair_config import pair_path, read_pair_config
 
     read_pair_config(models)
     return pair_path(models).stem
@@ -118,7 +118,7 @@ def _pair_name(models: str) -> str:
 
 def _own_k(models: str) -> int:
     """Draft length that the pair's file names."""
-    from harness.models.config import read_pair_config
+    from harness.models.pair_config import read_pair_config
 
     return read_pair_config(models).k
 
@@ -132,8 +132,8 @@ def _measured_k(ks: Sequence[int | str | None]) -> int:
 def _prompts(source: str, split: str, limit: int, skip: int, allow_test: bool, offline: bool) -> Sequence[Sample]:
     """``limit`` prompts per domain of a split, after the first ``skip``; test prompts, and prompts close to one, are refused."""
     from harness.cli.generate import read_samples
+    from harness.core.errors import HarnessError
     from harness.datasets.splits import refuse_leaks
-    from harness.errors import HarnessError
 
     left_out = {s.id for s in read_samples(source, split=split, limit=skip, seed=0, offline=offline)} if skip else set()
     read = read_samples(source, split=split, limit=skip + limit, seed=0, offline=offline)
@@ -148,7 +148,7 @@ def _prompts(source: str, split: str, limit: int, skip: int, allow_test: bool, o
 
 
 def _refuse_test(samples: Sequence[Sample]) -> None:
-    from harness.errors import HarnessError
+    from harness.core.errors import HarnessError
 
     test = [s for s in samples if s.split == "test"]
     if test:
@@ -161,9 +161,9 @@ def _refuse_test(samples: Sequence[Sample]) -> None:
 def _from_run(
     source: str, results: Path, models: str | None, adapters: Path | None, k: int | None, allow_test: bool, offline: bool
 ) -> tuple[str, int, Material]:
-    from harness.drafters import installed
-    from harness.route_training import recorded_material, run_adapters, run_samples
-    from harness.store import read_manifest, read_records, run_folder
+    from harness.adapt.adapters.names import installed
+    from harness.adapt.routers.fitting import recorded_material, run_adapters, run_samples
+    from harness.results.store import read_manifest, read_records, run_folder
 
     folder = run_folder(results, source)
     manifest = read_manifest(folder)
@@ -196,8 +196,8 @@ def route(
     """
     import time
 
-    from harness.errors import HarnessError
-    from harness.routes import load_router, routing_errors
+    from harness.adapt.routers.routed import load_router, routing_errors
+    from harness.core.errors import HarnessError
 
     text = read_input() if prompt == "-" else prompt
     if not text.strip():

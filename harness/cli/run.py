@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.validate import DomainsOption, LimitOption, ModelsOption, SetOption
-from harness.terminal import say
+from harness.core.terminal import say
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
 
@@ -30,7 +30,7 @@ def run(
     Example: `harness run suites/quick.yaml --limit 2 --domains code,math --set max_tokens=32`
     """
     from harness.cli.validate import describe, load
-    from harness.estimate import count_prompts, describe_time
+    from harness.run.estimate import count_prompts, describe_time
 
     loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
     counts = count_prompts(loaded)
@@ -39,7 +39,7 @@ def run(
         return
     from rich.console import Console
 
-    from harness.runner import run_suite
+    from harness.run.runner import run_suite
 
     run_suite(loaded, results_dir=results, resume=resume, offline=offline, profile=profile, console=Console())
 
@@ -57,14 +57,14 @@ def report(
     from rich.console import Console
 
     from harness.report import load_run, show_table, write_reports
-    from harness.runner import reports_folder
-    from harness.store import run_folder
+    from harness.results.store import run_folder
+    from harness.run.runner import reports_folder
 
     folder = run_folder(results, name)
     console = Console()
     if verify:
         from harness.report.verify import verify as verify_report
-        from harness.store import read_manifest
+        from harness.results.store import read_manifest
 
         checked = verify_report(folder, out or reports_folder(folder))
         say(f"every file of the report follows from the records; {checked} values recomputed a second way")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.generate import OfflineOption, PairOption
-from harness.terminal import say
+from harness.core.terminal import say
 
 if TYPE_CHECKING:
-    from harness.adapt.campaign import Campaign, Prompts
+    from harness.adapt.training.campaign import Campaign, Prompts
 
 
 def train(
@@ -40,12 +40,12 @@ def train(
 
     Example: `harness train suites/full.yaml --domain code --rank 8 --rounds 2`
     """
-    from harness.adapt.config import load_training_config
+    from harness.adapt.training_config import load_training_config
 
     settings = load_training_config(config, set_ or [])
     settings = settings if rank is None else settings.replace(lora={"rank": rank})
     prompts = read_prompts(source, limit=limit, offline=offline)
-    from harness.adapt.campaign import train_pair
+    from harness.adapt.training.campaign import train_pair
     from harness.models.pair import load_pair
 
     pair = load_pair(models, offline=offline)
@@ -77,7 +77,7 @@ def train(
 
 def read_prompts(source: str, *, limit: int | None, offline: bool) -> Prompts:
     """Load the prompts of a suite or a file by split; validation is not limited."""
-    from harness.adapt.campaign import Prompts
+    from harness.adapt.training.campaign import Prompts
     from harness.cli.generate import read_samples
 
     train, validation, test = (

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.terminal import say
+from harness.core.terminal import say
 
 if TYPE_CHECKING:
-    from harness.suite import Suite
+    from harness.suite.suite import Suite
 
 # Options that `validate` and `run` share.
 ModelsOption = Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Model pair instead of the suite's.")]
@@ -34,8 +34,8 @@ def validate(
 
     Example: `harness validate suites/quick.yaml --set max_tokens=32`
     """
-    from harness.errors import HarnessError
-    from harness.suite import json_schema
+    from harness.core.errors import HarnessError
+    from harness.suite.suite import json_schema
 
     if schema:
         say(json_schema(), end="")
@@ -48,7 +48,7 @@ def validate(
 
 def load(suite: str, *, models: str | None, limit: int | None, domains: str | None, overrides: list[str] | None) -> Suite:
     """Load a suite with the options that `validate` and `run` share."""
-    from harness.suite import load_suite
+    from harness.suite.suite import load_suite
 
     chosen = None if domains is None else [d.strip() for d in domains.split(",") if d.strip()]
     return load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen)

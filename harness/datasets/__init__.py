@@ -1,16 +1,34 @@
-"""Prompts: every dataset behind one :class:`~harness.records.Sample`, with leak-free splits."""
+"""Prompts: every dataset behind one :class:`~harness.core.records.Sample`, with leak-free splits."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
-from harness.datasets.spec import DATASETS, DatasetSpec, check_dataset
-from harness.errors import HarnessError
-from harness.records import Sample
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
+from harness.datasets.spec import DATASETS, DatasetSpec
 
 __all__ = ["DATASETS", "DatasetSpec", "check_dataset", "load_samples"]
+
+
+def check_dataset(spec: DatasetSpec, domain: str | None = None) -> None:
+    """Check without loading that the dataset can be read for ``domain``: file present and well formed, optional package installed.
+
+    Raises:
+        HarnessError: names the file and line, or the package to install.
+    """
+    from harness.datasets import gsm8k, local
+
+    if spec.dataset == "gsm_symbolic" and importlib.util.find_spec("reasoning_gym") is None:
+        raise HarnessError("dataset gsm_symbolic needs the package reasoning-gym", "Run `pip install 'specdraft-harness[reasoning-gym]'`.")
+    if spec.dataset == "gsm8k" and spec.path:
+        gsm8k.read_rows(Path(spec.path))
+    elif spec.dataset in ("local", "chat", "structured"):
+        local.read_rows(spec, domain)
 
 
 def load_samples(spec: DatasetSpec, *, domain: str | None = None, seed: int = 0, offline: bool = False) -> list[Sample]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
 from harness.datasets.spec import DEFAULT_SIZE, DatasetSpec
 from harness.datasets.splits import GROUP_KEY, assign_splits
 from harness.datasets.table import from_rows
-from harness.errors import HarnessError
-from harness.records import Sample
 
 _INSTRUCTION = "Solve the problem step by step. End with one line: The answer is <number>."
 

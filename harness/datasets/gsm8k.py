@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from harness.core.errors import HarnessError
+from harness.core.number import parse_number, shown
+from harness.core.records import Sample
 from harness.datasets.generated import ask
-from harness.datasets.jsonl import read_jsonl
+from harness.datasets.jsonl_file import read_jsonl
 from harness.datasets.spec import DatasetSpec
 from harness.datasets.splits import assign_splits
 from harness.datasets.table import from_hub, from_rows
-from harness.errors import HarnessError
-from harness.number import parse_number, shown
-from harness.records import Sample
 
 _HUB_SHARES = (0.9, 0.1, 0.0)
 """The hub's train part gives train and validation; its test part stays the test split."""

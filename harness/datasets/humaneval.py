@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.datasets.jsonl import read_jsonl
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
+from harness.datasets.jsonl_file import read_jsonl
 from harness.datasets.spec import DatasetSpec
 from harness.datasets.splits import assign_splits
 from harness.datasets.table import from_rows
-from harness.errors import HarnessError
-from harness.records import Sample
 
 _INSTRUCTION = "Complete the following Python function. Reply with the whole function, imports included, in one ```python code block."
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.datasets.jsonl import read_jsonl
+from harness.core.errors import HarnessError
+from harness.core.files import printable
+from harness.core.number import parse_number
+from harness.core.records import Sample
+from harness.datasets.jsonl_file import read_jsonl
 from harness.datasets.spec import DATASETS, DatasetSpec, shipped_file
 from harness.datasets.splits import assign_splits
 from harness.datasets.table import from_rows
-from harness.errors import HarnessError
-from harness.files import printable
-from harness.number import parse_number
-from harness.records import Sample
 
 NAME_CHARACTERS = 200
 """Longest id or domain."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from harness.core.errors import HarnessError, did_you_mean
 from harness.datasets import bank_chat, bank_code, bank_structured
-from harness.errors import HarnessError, did_you_mean
 
 GENERATORS: dict[str, Callable[[random.Random], str]] = {
     "chat": bank_chat.draw,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from harness.errors import HarnessError
-from harness.yamlfile import Strict
+from harness.core.yamlfile import Strict
 
 DatasetName = Literal["humaneval", "gsm8k", "wordproblems", "gsm_symbolic", "chat", "structured", "local"]
 Split = Literal["train", "validation", "test", "all"]
@@ -71,19 +69,3 @@ DATASETS: dict[str, DatasetInfo] = {
 def shipped_file(name: str) -> Path:
     """Path of a dataset that ships with the package (``chat``, ``structured``)."""
     return Path(__file__).parent / "data" / f"{name}.jsonl"
-
-
-def check_dataset(spec: DatasetSpec, domain: str | None = None) -> None:
-    """Check without loading that the dataset can be read for ``domain``: file present and well formed, optional package installed.
-
-    Raises:
-        HarnessError: names the file and line, or the package to install.
-    """
-    from harness.datasets import gsm8k, local
-
-    if spec.dataset == "gsm_symbolic" and importlib.util.find_spec("reasoning_gym") is None:
-        raise HarnessError("dataset gsm_symbolic needs the package reasoning-gym", "Run `pip install 'specdraft-harness[reasoning-gym]'`.")
-    if spec.dataset == "gsm8k" and spec.path:
-        gsm8k.read_rows(Path(spec.path))
-    elif spec.dataset in ("local", "chat", "structured"):
-        local.read_rows(spec, domain)

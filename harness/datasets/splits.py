@@ -16,8 +16,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from harness.errors import HarnessError
-from harness.records import Sample
+from harness.core.errors import HarnessError
+from harness.core.records import Sample
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.6, 0.1, 0.3)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.paths import cache_dir
+from harness.core.errors import HarnessError
+from harness.core.paths import cache_dir
 
 
 def _library() -> Any:

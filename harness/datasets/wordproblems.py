@@ -6,9 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.core.errors import HarnessError
 from harness.datasets import problems_measure, problems_money, problems_people
 from harness.datasets.arithmetic import Draw, Problem, fill_steps, number
-from harness.errors import HarnessError
 
 _TEMPLATES: tuple[Callable[[Draw], Problem], ...] = (*problems_money.TEMPLATES, *problems_measure.TEMPLATES, *problems_people.TEMPLATES)
 TEMPLATES: dict[str, Callable[[Draw], Problem]] = {template.__name__: template for template in _TEMPLATES}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.core.records import Divergence
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
 from harness.models.blas import mx
-from harness.records import Divergence
 
 NOISE_FACTOR = 8.0
 """A gap counts as a tie below this multiple of the largest difference seen between block and step kernels."""

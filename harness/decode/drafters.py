@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from harness.core.errors import HarnessError
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.forward import PrunedHead, widened
-from harness.decode.sampling import Sampling, ints, log_softmax, processed_logprobs, sample
-from harness.errors import HarnessError
-from harness.models.blas import mx
+from harness.decode.sampling import Sampling, log_softmax, processed_logprobs, sample
+from harness.models.blas import ints, mx
+from harness.models.forward import PrunedHead, widened
 from harness.models.opened import fit_vocabulary, vocabulary_rows
 
 
@@ -94,7 +94,7 @@ class ModelDrafter:
     Args:
         model: the draft; its logits cover its own vocabulary.
         token_map: (draft vocab,) target id of each draft id when the draft's vocabulary is pruned; None is the identity. A
-            :class:`~harness.decode.forward.PrunedHead` brings its own, which follows the context.
+            :class:`~harness.models.forward.PrunedHead` brings its own, which follows the context.
         name: name in reports.
     """
 

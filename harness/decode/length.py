@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.errors import HarnessError
-from harness.limits import COUNT, LENGTH, Limit, draft_length
+from harness.core.errors import HarnessError
+from harness.core.limits import COUNT, LENGTH, Limit, draft_length
 
 AUTO_MAX_K = 16
 """Longest draft that ``auto`` weighs: text copied from the prompt comes in long stretches, which lookup proposes for nothing."""

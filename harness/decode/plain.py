@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 
 from harness.decode.cached import CachedModel
-from harness.decode.profile import Laps, NoLaps
 from harness.decode.sampling import Sampling, processed_logprobs, sample
 from harness.decode.speculative import Step
+from harness.decode.timing import Laps, NoLaps
 from harness.models.blas import mx
 
 

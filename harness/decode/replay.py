@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from harness.core.errors import HarnessError
+from harness.core.limits import room
+from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
-from harness.decode.forward import ForcedHead, draft_ids, forced_head
 from harness.decode.sampling import Sampling, processed_logprobs
-from harness.errors import HarnessError
-from harness.limits import room
 from harness.models.blas import mx
+from harness.models.forward import ForcedHead, draft_ids, forced_head
 from harness.models.opened import hidden_states, open_model
-from harness.records import Trajectory
 
 BATCH_TOKENS = 2048
 """Padded tokens per teacher-forced batch."""
@@ -354,8 +354,9 @@ def replay(
 
     Args:
         pair: a loaded :class:`harness.models.pair.Pair`.
-        trajectories: from :func:`harness.decode.collect.collect` or from baseline generations.
-        drafters: names as in :func:`harness.decode.api.generate`: ``generic``, ``early_exit``, ``lookup``, ``hybrid``, or drafter objects.
+        trajectories: from :func:`harness.answers.collect.collect` or from baseline generations.
+        drafters: names as in :func:`harness.decode.generation.generate`: ``generic``, ``early_exit``, ``lookup``,
+            ``hybrid``, or drafter objects.
         ks: draft lengths.
         sampling: temperature and filters the trajectories were drawn with; None is greedy.
         progress: called with the number of trajectories finished per drafter.
@@ -366,7 +367,7 @@ def replay(
     Raises:
         HarnessError: an unknown kind of drafter, lookup under sampling, or sampled trajectories without log-probabilities.
     """
-    from harness.decode.api import resolve_drafter
+    from harness.decode.generation import resolve_drafter
 
     greedy = sampling is None or sampling.greedy
     trajectories = [_within_context(t, pair.context_tokens) for t in trajectories]

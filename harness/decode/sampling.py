@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.limits import LIMITS
+from harness.core.limits import LIMITS
 from harness.models.blas import mx
 
 
@@ -57,11 +57,6 @@ def processed_logprobs(logits: mx.array, sampling: Sampling) -> mx.array:
     if 0 < sampling.top_k < logp.shape[-1]:
         logp = apply_top_k(logp, sampling.top_k)
     return log_softmax(logp / sampling.temperature)
-
-
-def ints(array: mx.array) -> list[int]:
-    """Read a one-dimensional integer array to the host."""
-    return array.tolist()
 
 
 def sample(logp: mx.array, key: mx.array | None) -> mx.array:

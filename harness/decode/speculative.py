@@ -10,16 +10,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from harness.core.errors import HarnessError
+from harness.core.records import Position, Profile, Rule
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.details import Details
 from harness.decode.drafters import EMPTY, Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
 from harness.decode.length import LengthPolicy
-from harness.decode.profile import Laps, NoLaps
-from harness.decode.sampling import Sampling, ints, processed_logprobs, sample
-from harness.errors import HarnessError
-from harness.models.blas import mx
-from harness.records import Position, Profile, Rule
+from harness.decode.positions import Details
+from harness.decode.sampling import Sampling, processed_logprobs, sample
+from harness.decode.timing import Laps, NoLaps
+from harness.models.blas import ints, mx
 
 QUEUE_AHEAD = mx.default_device() == mx.Device(mx.gpu)
 """On a GPU the verification is queued behind the draft before the draft is read, so the device never idles between them. The CPU

@@ -147,3 +147,8 @@ def lay_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight = by_columns(module.weight)
+
+
+def ints(array: mx.array) -> list[int]:
+    """Read a one-dimensional integer array to the host."""
+    return array.tolist()

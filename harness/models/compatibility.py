@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 from harness.models.folder import read_config, text_config
 from harness.models.tokenizer_check import FETCH, check_tokenizer
 

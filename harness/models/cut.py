@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 from harness.models.blas import lay_out, mx, nn
 
 # isort: split
@@ -24,7 +24,7 @@ from mlx_lm.models import llama
 from harness.models.tensors import load_arrays
 
 if TYPE_CHECKING:
-    from harness.models.pair import Draft
+    from harness.models.draft import Draft
 
 SCHEMA_VERSION = 1
 """Version of the folder's layout."""
@@ -138,7 +138,7 @@ def load_cut(folder: Path, target: nn.Module) -> Draft:
     Raises:
         HarnessError: files missing, damaged, of a newer version, or made for a target of another shape.
     """
-    from harness.models.pair import Draft
+    from harness.models.draft import Draft
 
     config, arrays = read_cut(folder)
     args = getattr(target, "args", None)

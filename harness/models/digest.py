@@ -9,8 +9,8 @@ import re
 import time
 from pathlib import Path
 
-from harness import files
-from harness.paths import cache_dir
+from harness.core import files
+from harness.core.paths import cache_dir
 
 SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 """Files that a loader can read: weights, configuration, tokenizer, templates. All of them decide what a model says."""

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 from harness.models.digest import model_files
 from harness.models.tensors import read_header
 from harness.models.tokenizer_check import FETCH, check_tokenizer

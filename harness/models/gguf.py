@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 from harness.models.gguf_file import OTHER, GgufFile, GgufTensor, read_gguf
 from harness.models.gguf_tokenizer import end_tokens, write_tokenizer
 

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 
 OTHER = "Use another file of the same model, or its safetensors form (a hub: or path: source)."
 MOST_ITEMS = 4 * 2**20

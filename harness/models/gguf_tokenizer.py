@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.models.gguf_file import OTHER, GgufFile
 
 _CONTROL, _USER_DEFINED = 3, 4

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.core.errors import HarnessError
 from harness.models.blas import mx, nn
+from harness.models.mlx_names import tree_flatten
 
 PROBE_TOKENS = 8
 """Tokens the parts are compared on."""
@@ -250,3 +251,11 @@ def refusal(model: Any, what: str) -> HarnessError:
         f"{what} of {kind!r} would not be that of the model: its parts do not give its logits",
         "Use the draft without it, lookup, or another model.",
     )
+
+
+def number_format(target: nn.Module) -> str:
+    """``float32`` and so on; with quantised weights the format of the scales, marked ``quantised``."""
+    parameters = dict(tree_flatten(target.parameters()))
+    floats = [str(value.dtype).removeprefix("mlx.core.") for value in parameters.values()]
+    kinds = sorted({name for name in floats if "float" in name})
+    return "+".join(kinds) + (" quantised" if any("int" in name for name in floats) else "")

@@ -2,68 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 from harness.models.blas import lay_out, mx, nn
 from harness.models.compatibility import require_compatible, trim_problem
-from harness.models.config import PairConfig, PathSource, local_folder_problem, pair_path, read_pair_config
+from harness.models.draft import Draft
 from harness.models.folder import check_model, read_config, text_config, whole
-from harness.models.opened import fit_vocabulary, vocabulary_rows
+from harness.models.opened import vocabulary_rows
+from harness.models.pair_config import PairConfig, PathSource, local_folder_problem, pair_path, read_pair_config
 from harness.models.sources import Progress
-from harness.models.store import ModelFolder, locate
 from harness.models.tokenizer_check import FETCH
 from harness.models.vocab import read_vocab
-
-
-@dataclass
-class Draft:
-    """A model that proposes tokens for a target."""
-
-    model: nn.Module
-    """``model(tokens (1, n), cache=cache)`` returns logits (1, n, V_draft); has ``.layers``."""
-    token_map: mx.array | None
-    """(V_draft,) int32: draft id to target id where the draft's output vocabulary is pruned; None is the identity."""
-    hash: str
-    """SHA-256 that identifies the weights."""
-    name: str
-    """Where it came from, for reports."""
-    vocab: tuple[int, ...] | None = None
-    """Target ids that drafting is restricted to, besides those of prompt and answer; None is whatever the model's own head names."""
-    target_rows: int | None = None
-    """How many ids the target has, once :meth:`fit` knows."""
-
-    def fit(self, rows: int) -> None:
-        """Keep to the ids of a target that has ``rows`` of them: what the model names beyond them is cut off, once and for all."""
-        if self.target_rows == rows:
-            return
-        self.target_rows = rows
-        if self.token_map is None:
-            self.model = fit_vocabulary(self.model, rows)
-            vars(self).pop("proposer", None)
-
-    @functools.cached_property
-    def proposer(self) -> tuple[nn.Module, mx.array | None]:
-        """What drafts, and its token map: the model, its head restricted to ``vocab`` where the pair asks for that."""
-        from harness.decode.forward import PrunedHead
-
-        if self.vocab is None:
-            return self.model, self.token_map
-        head = PrunedHead(self.model, self.vocab, own_head=self.token_map is not None)
-        return head, head.token_map
-
-    @property
-    def vocab_hash(self) -> str | None:
-        """SHA-256 of ``vocab``."""
-        return None if self.vocab is None else hashlib.sha256(json.dumps(self.vocab).encode()).hexdigest()
+from harness.models.weights import ModelFolder, locate
 
 
 @dataclass
@@ -154,7 +110,7 @@ def load_pair(name_or_path: str, *, offline: bool = False, draft: bool = True, p
     Raises:
         HarnessError: unknown pair, unusable file, no source delivers, target and draft do not fit. All before weights are read.
     """
-    from harness.models.progress import show_progress
+    from harness.models.fetching import show_progress
 
     name_or_path = str(name_or_path)
     config, path = read_pair_config(name_or_path), pair_path(name_or_path)

@@ -17,9 +17,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from harness import files
-from harness.errors import HarnessError
-from harness.models.config import HubSource, WheelSource
+from harness.core import files
+from harness.core.errors import HarnessError
+from harness.models.pair_config import HubSource, WheelSource
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (what is being done, bytes done, bytes in all or None)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import files
+from harness.core import files
 
 if TYPE_CHECKING:
     from harness.models.blas import mx
@@ -48,7 +50,7 @@ def load_arrays(path: Path, *, finite: bool = False, advice: str = DAMAGED) -> t
     Raises:
         HarnessError: as :func:`read_header`, a type of number that mlx lacks, or a value that is not finite.
     """
-    from harness.errors import HarnessError
+    from harness.core.errors import HarnessError
     from harness.models.blas import mx
 
     metadata = read_header(path, advice=advice).metadata
@@ -58,3 +60,15 @@ def load_arrays(path: Path, *, finite: bool = False, advice: str = DAMAGED) -> t
     if bad:
         raise HarnessError(f"{path}: {files.printable(bad[0], 100)} holds values that are not finite numbers", advice)
     return arrays, metadata
+
+
+def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors atomically and sync them to disk, in the order of names: the same arrays give the same bytes and hash."""
+    from harness.models.blas import mx
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    mx.save_safetensors(str(part), dict(sorted(arrays.items())), metadata or {})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)

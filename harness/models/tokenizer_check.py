@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from harness import files
-from harness.errors import HarnessError
+from harness.core import files
+from harness.core.errors import HarnessError
 
 FETCH = "Fetch the model again, or choose another one."
 MOST_GROWTH = 10_000

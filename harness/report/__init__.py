@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
-from harness.files import write_atomic
-from harness.records import Record
-from harness.report.summary import CellRow, summarise
-from harness.store import Manifest, read_run
-from harness.terminal import show
+from harness.core.errors import HarnessError
+from harness.core.files import write_atomic
+from harness.core.records import Record
+from harness.core.terminal import show
+from harness.results.store import Manifest, read_run
+from harness.results.summary import CellRow, summarise
 
 __all__ = ["CellRow", "Run", "load_run", "report_texts", "show_table", "summarise", "write_reports"]
 
@@ -36,7 +36,7 @@ def load_run(folder: Path) -> Run:
 
 
 def make_run(manifest: Manifest, records: Sequence[Record]) -> Run:
-    """Summarise what :func:`harness.store.read_run` returned."""
+    """Summarise what :func:`harness.results.store.read_run` returned."""
     return Run(manifest, records, summarise(records, manifest.measured.get("calibration")))
 
 
@@ -45,7 +45,7 @@ def report_texts(run: Run) -> dict[str, str]:
     from harness.report.cells_csv import render_csv
     from harness.report.html import render_html
     from harness.report.markdown import render
-    from harness.report.router import compare_router
+    from harness.results.router_rows import compare_router
 
     router = compare_router(run.records)
     return {

@@ -7,10 +7,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from harness.core.stats import Estimate
 from harness.report.escape import spreadsheet
-from harness.report.summary import CellRow, corrected_speedups
-from harness.stats import Estimate
-from harness.store import settings_key
+from harness.results.store import settings_key
+from harness.results.summary import CellRow, corrected_speedups
 
 _PLAIN = (
     "experiment", "domain", "drafter", "adapter", "k", "rule", "temperature", "mode", "method", "lossy", "n", "tokens", "rounds",
@@ -21,7 +21,7 @@ _LATENCIES = ("ttft_s", "token_s", "total_s")
 
 
 def render_csv(rows: Sequence[CellRow]) -> str:
-    """One line per cell with every number of :class:`~harness.report.summary.CellRow` at full precision."""
+    """One line per cell with every number of :class:`~harness.results.summary.CellRow` at full precision."""
     records = [_flat(row, speedup) for row, speedup in zip(rows, corrected_speedups(rows), strict=True)]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(records[0]) if records else list(_PLAIN), lineterminator="\n")

@@ -8,8 +8,8 @@ from typing import Any
 
 import altair as alt
 
-from harness.report.summary import ALL, CellRow
-from harness.stats import Estimate
+from harness.core.stats import Estimate
+from harness.results.summary import ALL, CellRow
 
 WIDTH = 840
 PANEL = 330
@@ -37,8 +37,8 @@ def figures(rows: Sequence[CellRow], router: Sequence[Mapping[str, Any]] = ()) -
     """Every figure the rows have data for, in reading order.
 
     Args:
-        rows: from :func:`harness.report.summary.summarise`.
-        router: from :func:`harness.report.router.compare_router`.
+        rows: from :func:`harness.results.summary.summarise`.
+        router: from :func:`harness.results.router_rows.compare_router`.
     """
     own = [row for row in rows if row.domain != ALL]
     several = len({row.domain for row in own}) > 1

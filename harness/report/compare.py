@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from harness import stats
-from harness.records import Record
-from harness.reference import Answer, cell_name, cells_of
+from harness.core import stats
+from harness.core.records import Record
+from harness.core.stats import Estimate
 from harness.report.escape import markdown
 from harness.report.markdown import markdown_table
 from harness.report.tables import MISSING, Table
-from harness.stats import Estimate
-from harness.store import Manifest, read_manifest, read_records
+from harness.results.reference import Answer, cell_name, cells_of
+from harness.results.store import Manifest, read_manifest, read_records
 
 _IDENTITY = ("pair", "suite", "suite_hash", "models", "code", "packages", "machine", "seeds")
 

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.report import tables
-from harness.report.profile import profile_table, stage_table
-from harness.report.summary import CellRow
+from harness.report.profile_tables import profile_table, stage_table
 from harness.report.tables import Table
-from harness.report.training import router_table, swap_table, training_table
+from harness.report.training_tables import router_table, swap_table, training_table
+from harness.results.summary import CellRow
 
 
 def details(rows: Sequence[CellRow], measured: Mapping[str, Any], router: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Every further table that has lines.
 
     Args:
-        rows: from :func:`harness.report.summary.summarise`.
+        rows: from :func:`harness.results.summary.summarise`.
         measured: the manifest's ``measured``.
-        router: from :func:`harness.report.router.compare_router`.
+        router: from :func:`harness.results.router_rows.compare_router`.
     """
     found = [
         tables.divergence_table(rows),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import stats
-from harness.report.summary import ALL, CellRow, corrected_speedups
+from harness.core import stats
+from harness.core.stats import Estimate
 from harness.report.tables import interval, number
-from harness.report.training import training_findings
-from harness.stats import Estimate
-from harness.store import Manifest
+from harness.report.training_tables import training_findings
+from harness.results.store import Manifest
+from harness.results.summary import ALL, CellRow, corrected_speedups
 
 ALPHA = 0.05
 """Family-wise error of the speed claims of one report (Holm)."""
@@ -22,7 +22,7 @@ def findings(rows: Sequence[CellRow], measured: Mapping[str, Any]) -> list[str]:
     """Sentences for the first screen of a report.
 
     Args:
-        rows: from :func:`harness.report.summary.summarise`.
+        rows: from :func:`harness.results.summary.summarise`.
         measured: the manifest's ``measured``.
     """
     sentences = _speed(rows)

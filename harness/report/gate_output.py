@@ -7,12 +7,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.errors import HarnessError
-from harness.files import printable
-from harness.gate import Verdict
+from harness.core.errors import HarnessError
+from harness.core.files import printable
 from harness.report.escape import markdown
 from harness.report.markdown import markdown_table
 from harness.report.tables import Table
+from harness.results.gate import Verdict
 
 _NO_XML = re.compile("[\ufffe\uffff]")
 

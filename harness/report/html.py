@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from harness.files import write_atomic
-from harness.paths import cache_dir
+from harness.core.files import write_atomic
+from harness.core.paths import cache_dir
 from harness.report import tables
 from harness.report.charts import Figure, figures
 from harness.report.details import details
 from harness.report.escape import html
 from harness.report.findings import findings, unfinished
 from harness.report.markdown import title as report_title
-from harness.report.profile import profile_figure
-from harness.report.summary import CellRow
+from harness.report.profile_tables import profile_figure
 from harness.report.tables import Table
-from harness.store import Manifest
+from harness.results.store import Manifest
+from harness.results.summary import CellRow
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dfe4ea; --accent: #2f6fb3; }
@@ -56,9 +56,9 @@ def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Ma
     """The page as text.
 
     Args:
-        rows: from :func:`harness.report.summary.summarise`.
+        rows: from :func:`harness.results.summary.summarise`.
         manifest: of the run.
-        router: from :func:`harness.report.router.compare_router`.
+        router: from :func:`harness.results.router_rows.compare_router`.
     """
     charts = [figure for figure in (*figures(rows, router), profile_figure(rows)) if figure is not None]
     specs = [{**figure.chart.to_dict(), "config": _CONFIG} for figure in charts]

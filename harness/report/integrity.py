@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from harness.plan import foreign, recorded_plan
-from harness.records import Record, Sample
-from harness.store import Manifest, record_key
-from harness.suite import recorded_suite, resolved_hash
+from harness.core.records import Record, Sample
+from harness.results.store import Manifest, record_key
+from harness.suite.plan import foreign, recorded_plan
+from harness.suite.suite import recorded_suite, resolved_hash
 
 
 def contradictions(manifest: Manifest, records: Sequence[Record]) -> list[str]:

@@ -7,23 +7,23 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.core.walltime import own_share
 from harness.report import tables
 from harness.report.details import details
 from harness.report.escape import markdown
 from harness.report.findings import findings, unfinished
-from harness.report.summary import CellRow
 from harness.report.tables import Table
-from harness.stages import own_share
-from harness.store import Manifest
+from harness.results.store import Manifest
+from harness.results.summary import CellRow
 
 
 def render(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping[str, Any]] = ()) -> str:
     """The whole report as GitHub Markdown; the same records give the same text.
 
     Args:
-        rows: from :func:`harness.report.summary.summarise`.
+        rows: from :func:`harness.results.summary.summarise`.
         manifest: of the run.
-        router: from :func:`harness.report.router.compare_router`.
+        router: from :func:`harness.results.router_rows.compare_router`.
     """
     parts = [
         f"# {markdown(title(manifest))}",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.files import printable
-from harness.report.summary import ALL, CellRow, corrected_speedups
-from harness.stats import Estimate
+from harness.core.files import printable
+from harness.core.stats import Estimate
+from harness.results.summary import ALL, CellRow, corrected_speedups
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -10,15 +10,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from harness.errors import CheckFailed, HarnessError
-from harness.files import read_bytes, read_text
-from harness.lines import decode_line
+from harness.core.errors import CheckFailed, HarnessError
+from harness.core.files import read_bytes, read_text
 from harness.report import make_run, report_texts
 from harness.report.escape import cells
 from harness.report.integrity import contradictions, first_difference
-from harness.report.summary import ALL, CellRow
 from harness.report.tables import MISSING, ON, first_rows, timed_rows
-from harness.store import RECORDS, read_run
+from harness.results.record_lines import decode_line
+from harness.results.store import RECORDS, read_run
+from harness.results.summary import ALL, CellRow
 
 Raw = Mapping[str, Any]
 

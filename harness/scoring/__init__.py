@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.records import Sample
+from harness.core.records import Sample
 from harness.scoring.agreement import Agreement, agreement, score_agreement
 from harness.scoring.box import Limits
 from harness.scoring.gsm8k import final_number, score_number

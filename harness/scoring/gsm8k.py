@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, islice
 
-from harness.number import normalise, numbers, parse_number, shown
+from harness.core.number import normalise, numbers, parse_number, shown
 from harness.scoring.result import Score, unscored, verdict
 from harness.scoring.thinking import final_part
 

@@ -17,17 +17,17 @@ from typing import Any
 import common
 from tabulate import tabulate
 
-from harness import stats
-from harness.adapt.adapter_files import list_adapters
-from harness.adapt.adapters import AdapterBank
-from harness.adapt.config import AdaptConfig
-from harness.adapt.studies import replay_bank
-from harness.decode.collect import collect, read_answers
+from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.names import installed
+from harness.adapt.training.bank import AdapterBank
+from harness.adapt.training.studies import replay_bank
+from harness.adapt.training_config import AdaptConfig
+from harness.answers.collect import collect, read_answers
+from harness.core import stats
+from harness.core.paths import cache_dir
+from harness.core.records import Trajectory
 from harness.decode.replay import ReplayRow
-from harness.drafters import installed
 from harness.models.pair import load_pair
-from harness.paths import cache_dir
-from harness.records import Trajectory
 
 PLAIN = "generic"
 METRICS = {

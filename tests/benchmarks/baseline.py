@@ -9,8 +9,8 @@ import time
 
 import common
 
-from harness import stats
-from harness.decode.api import generate
+from harness.core import stats
+from harness.decode.generation import generate
 from harness.models.blas import mx
 from harness.models.pair import Pair, load_pair
 

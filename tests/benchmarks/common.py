@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness.core.records import Generation, Sample, Trajectory
+from harness.core.stats import Estimate
 from harness.datasets import DatasetSpec, load_samples
-from harness.records import Generation, Sample, Trajectory
-from harness.stats import Estimate
 
 T = TypeVar("T")
 

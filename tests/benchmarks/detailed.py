@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import common
 
-from harness import stats
-from harness.decode.api import generate
+from harness.core import stats
+from harness.decode.generation import generate
 from harness.models.pair import load_pair
 
 

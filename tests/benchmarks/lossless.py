@@ -14,10 +14,10 @@ from typing import Any
 
 import common
 
-from harness.adapt import jsonl
-from harness.decode.api import generate
+from harness.core import journal
+from harness.core.errors import HarnessError
 from harness.decode.audit import classify
-from harness.errors import HarnessError
+from harness.decode.generation import generate
 from harness.models.pair import load_pair
 
 Case = dict[str, Any]
@@ -31,10 +31,10 @@ def finished(out: Path | None, settings: dict[str, Any]) -> list[Case]:
     """
     if out is None:
         return []
-    jsonl.repair_tail(out)
-    head, *cases = [*jsonl.read(out)] or [None]
+    journal.repair_tail(out)
+    head, *cases = [*journal.read(out)] or [None]
     if head is None:
-        jsonl.append(out, [settings])
+        journal.append(out, [settings])
     elif head != settings:
         raise HarnessError(f"{out} was made with other settings: {head}", "Repeat those, or name another file.")
     return cases
@@ -56,7 +56,7 @@ def run(pair: Any, args: Any, done: list[Case]) -> list[Case]:
             if found is not None:
                 case |= {"position": found.position, "gap": found.gap, "kind": found.kind}
             if args.out is not None:
-                jsonl.append(args.out, [case])
+                journal.append(args.out, [case])
             cases.append(case)
         print(f"{sample.id}: {len(cases)} cases, {sum('kind' in c for c in cases)} differ", flush=True)
     return cases

@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 import common
 
-from harness import stats
-from harness.decode.api import generate, resolve_drafter
+from harness.core import stats
+from harness.core.records import Generation, Sample, Trajectory
 from harness.decode.audit import classify, leading_gap
 from harness.decode.drafters import HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.generation import generate, resolve_drafter
 from harness.decode.replay import ReplayRow, forced_passes, replay
 from harness.decode.sampling import Sampling
 from harness.models.pair import load_pair
-from harness.records import Generation, Sample, Trajectory
 
 COUNTS = ("rounds", "drafted", "accepted", "rejected", "emitted", "accept_lengths", "draft_lengths")
 

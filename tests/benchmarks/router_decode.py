@@ -16,15 +16,15 @@ from typing import Any
 
 import common
 
-from harness import stats
-from harness.adapt.adapter_files import list_adapters
-from harness.adapt.adapters import AdapterBank
-from harness.decode.api import generate
-from harness.drafters import installed
-from harness.errors import HarnessError
+from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.names import installed
+from harness.adapt.routers.routed import GENERIC, PLAIN, load_router, route_and_decode
+from harness.adapt.training.bank import AdapterBank
+from harness.core import stats
+from harness.core.errors import HarnessError
+from harness.core.records import Generation
+from harness.decode.generation import generate
 from harness.models.pair import load_pair
-from harness.records import Generation
-from harness.routes import GENERIC, PLAIN, load_router, route_and_decode
 
 ROUTER = "router"
 Contender = Callable[[str], Generation]

@@ -18,11 +18,11 @@ from typing import Any
 
 import common
 
-from harness.adapt.adapter_files import list_adapters
-from harness.adapt.adapters import AdapterBank
-from harness.drafters import installed
-from harness.routes import load_router, route_and_decode
-from harness.stats import percentiles
+from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.names import installed
+from harness.adapt.routers.routed import load_router, route_and_decode
+from harness.adapt.training.bank import AdapterBank
+from harness.core.stats import percentiles
 
 POLICIES = ("unfused", "cached", "fuse")
 
@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def open_router(args: argparse.Namespace) -> Any:
     """The pair's router, its adapters checked, and their folders."""
-    from harness.models.config import pair_path
+    from harness.models.pair_config import pair_path
 
     name = pair_path(args.models).stem
     folders = list_adapters(args.adapters) if args.adapters else installed(name)

@@ -18,13 +18,13 @@ import common
 import numpy as np
 from shift import held_out_domains, mix_domains, scramble_templates
 
-from harness.adapt.adapter_files import list_adapters
+from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.names import installed
+from harness.adapt.routers.fitting import Material, evaluate, replay_material, report, show
+from harness.adapt.routers.routed import RouterConfig, load_router_config
+from harness.core.records import Sample
 from harness.datasets.splits import cluster_labels
-from harness.drafters import installed
 from harness.models.pair import load_pair
-from harness.records import Sample
-from harness.route_training import Material, evaluate, replay_material, report, show
-from harness.routes import RouterConfig, load_router_config
 from routing.routers import grouped_folds
 
 KINDS = ("auto", "logistic", "mlp", "boosting", "knn")

@@ -13,11 +13,11 @@ from typing import Any
 
 import common
 
-from harness import stats
-from harness.decode.api import DrafterOptions, generate, resolve_drafter
+from harness.core import stats
+from harness.core.records import Generation
 from harness.decode.calibrate import Calibration, calibrate
+from harness.decode.generation import DrafterOptions, generate, resolve_drafter
 from harness.models.pair import load_pair
-from harness.records import Generation
 
 RAW = ("emitted", "rounds", "drafted", "accepted", "accept_lengths", "draft_lengths", "prefill_s", "draft_s", "verify_s", "wall_s")
 """What ``--out`` keeps of every answer."""

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from toy import near_copy, toy_model
 
+from harness.core.records import Trajectory
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import LookupDrafter
 from harness.decode.replay import expected_counts, forced_passes, simulate_lookup, simulate_match
 from harness.decode.sampling import log_softmax
 from harness.models.blas import mx
-from harness.records import Trajectory
 
 VOCAB = 2048
 KS = range(1, 9)

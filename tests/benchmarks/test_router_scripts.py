@@ -17,10 +17,10 @@ import router_table
 from routed import adapters, prompts, write_prompts
 from tiny import tiny_pair
 
-from harness.decode.collect import collect
+from harness.adapt.routers.fitting import Material
+from harness.adapt.routers.routed import fit_router, hash_adapters, load_router_config, outcome_table, router_path, save_router
+from harness.answers.collect import collect
 from harness.models.pair import load_pair
-from harness.route_training import Material
-from harness.routes import fit_router, hash_adapters, load_router_config, outcome_table, router_path, save_router
 from routing.routers import grouped_folds
 
 K = 3

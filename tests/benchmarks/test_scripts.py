@@ -16,8 +16,8 @@ import training
 from adapting import VOCAB, quick_config, target_trajectories, tiny_draft
 from tiny import write_pair
 
-from harness.adapt.examples import from_trajectory
-from harness.errors import HarnessError
+from harness.adapt.training.examples import from_trajectory
+from harness.core.errors import HarnessError
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,15 @@ from typing import Any
 import common
 import numpy as np
 
-from harness import stats
-from harness.adapt.config import TrainingConfig
-from harness.adapt.examples import Example, epoch_batches
-from harness.adapt.surface import adapter_weights, attached
-from harness.adapt.torch_step import torch_step
-from harness.adapt.trainer import _examples, _Run
-from harness.adapt.trees import mx, nn, optim
-from harness.decode.collect import collect
-from harness.errors import HarnessError
+from harness.adapt.adapters.surface import adapter_weights, attached
+from harness.adapt.training.examples import Example, epoch_batches
+from harness.adapt.training.torch_step import torch_step
+from harness.adapt.training.trainer import _examples, _Run
+from harness.adapt.training_config import TrainingConfig
+from harness.answers.collect import collect
+from harness.core import stats
+from harness.core.errors import HarnessError
+from harness.models.mlx_names import mx, nn, optim
 from harness.models.pair import load_pair
 
 PAD_TO = 32

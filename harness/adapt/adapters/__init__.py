@@ -1,0 +1,1 @@
+"""Adapters on disk and in a draft: folders, names, LoRA put on and taken off, PEFT."""

@@ -1,0 +1,1 @@
+"""From outcomes of drafters to a fitted router and routed decoding."""

@@ -1,0 +1,1 @@
+"""From the cases a draft got wrong to a trained adapter."""

@@ -1,0 +1,279 @@
+"""Adapter bank: several adapters for one draft, swapped under one of three policies, every swap timed.
+
+Each policy builds modules from the draft's pristine layers, which are kept, so nothing drifts and leaving an adapter restores the draft
+bit for bit. Key-value caches made before a swap belong to the old weights: start a new answer after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.adapt.adapters.folder import AGAIN, CONFIG, load_into, read_info, read_lora, weights_hash
+from harness.adapt.adapters.surface import attached, check_surface, embed, head, is_adapter, run_blocks
+from harness.adapt.training.examples import Example, make_batch
+from harness.adapt.training.hidden import PrefixCache
+from harness.adapt.training.measure import output_hidden
+from harness.adapt.training_config import Policy
+from harness.core import files
+from harness.core.errors import HarnessError, did_you_mean
+from harness.decode.drafters import ModelDrafter
+from harness.models.forward import inner
+from harness.models.mlx_names import mx, nn, tree_flatten, tree_unflatten
+from harness.models.opened import hidden_states
+
+Modules = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """One change of adapter."""
+
+    adapter: str | None
+    """What is active afterwards; None is the plain draft."""
+    policy: Policy
+    """How."""
+    swap_s: float
+    """Seconds until the new weights were ready."""
+    held_bytes: int
+    """Memory of all adapter weights that the bank holds afterwards, beyond the draft's own."""
+    hit: bool
+    """True when nothing had to be built."""
+
+
+class AdapterBank:
+    """Adapters of one draft.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`; its model is changed in place and restored by ``activate(None)``.
+        folders: adapter name -> folder.
+        policy: ``fuse`` builds fused weights from the pristine ones at each swap and keeps one set; ``cached`` keeps fused sets within
+            ``budget_bytes``, least recently used out first; ``unfused`` keeps only the small update matrices and adds them at run time.
+        budget_bytes: memory for fused sets under ``cached``; the active one is always kept.
+        requantise: store fused weights of a quantised draft in its own quantised form: smaller, but rounded
+            (see :func:`fusing_error`). False keeps them in floating point.
+
+    Raises:
+        HarnessError: an adapter is missing, damaged, or belongs to another draft.
+    """
+
+    def __init__(
+        self,
+        draft: Any,
+        folders: Mapping[str, Path],
+        *,
+        policy: Policy = "unfused",
+        budget_bytes: int = 2_000_000_000,
+        requantise: bool = False,
+    ) -> None:
+        self.draft, self.policy, self.budget_bytes, self.requantise = draft, policy, budget_bytes, requantise
+        self.infos = {name: read_info(Path(folder), draft.hash) for name, folder in folders.items()}
+        self.swaps: list[Swap] = []
+        self.active: str | None = None
+        self._updates: dict[str, Modules] = {}
+        self._built: OrderedDict[str, Modules] = OrderedDict()
+        self._stamps: dict[str, tuple[str, str, str]] = {}
+        for name, folder in folders.items():
+            self.put(name, Path(folder))
+
+    @property
+    def names(self) -> list[str]:
+        """Adapter names."""
+        return sorted(self._updates)
+
+    def put(self, name: str, folder: Path) -> None:
+        """Add an adapter, or replace the one of that name where its files changed; the plain draft is active after that.
+
+        Raises:
+            HarnessError: the adapter is missing, damaged, or belongs to another draft; the bank keeps what it had.
+        """
+        info = read_info(folder, self.draft.hash)
+        stamp = _stamp(folder)
+        if self._stamps.get(name) == stamp:
+            return
+        self._install(None)  # updates are built around the draft's own layers
+        self._updates[name] = updated_modules(self.draft.model, folder)
+        self._built.pop(name, None)
+        self.infos[name], self._stamps[name] = info, stamp
+
+    def activate(self, name: str | None) -> Swap:
+        """Make an adapter active, None for the plain draft; the swap is recorded in ``swaps``.
+
+        Raises:
+            HarnessError: no adapter of that name.
+        """
+        if name is not None and name not in self._updates:
+            raise HarnessError(f"no adapter {name!r}: {did_you_mean(name, self.names)}", "Train it with `harness train`.")
+        began = time.perf_counter()
+        hit = name == self.active or name is None or self.policy == "unfused" or name in self._built
+        if name != self.active:
+            self._install(name)
+            self._evict()
+        swap = Swap(adapter=name, policy=self.policy, swap_s=time.perf_counter() - began, held_bytes=self.held_bytes(), hit=hit)
+        self.swaps.append(swap)
+        return swap
+
+    def drafter(self, name: str | None) -> AdapterDrafter:
+        """Return a drafter for :func:`harness.decode.generation.generate` that makes its adapter active when it is used."""
+        return AdapterDrafter(self, name)
+
+    def states(self, tokens: mx.array, names: Sequence[str | None], depth: int) -> Iterator[mx.array]:
+        """Yield normed hidden states (B, L, dim) of tokens (B, L) under each adapter, which stays active until the next.
+
+        The first ``depth`` blocks, of :meth:`shared_blocks`, are run once for all of them.
+        """
+        model = self.draft.model
+        below = run_blocks(model.layers[:depth], embed(model, tokens)) if depth else None
+        for name in names:
+            self.activate(name)
+            yield hidden_states(model, tokens) if below is None else inner(model).norm(run_blocks(model.layers[depth:], below))
+
+    def shared_blocks(self) -> int:
+        """Number of blocks that no adapter of the bank changes; 0 where the draft cannot be run block by block."""
+        lowest = min((int(path.split("layers.")[1].split(".")[0]) for m in self._updates.values() for path in m), default=0)
+        if lowest:
+            try:
+                check_surface(self.draft.model)
+            except HarnessError:
+                return 0
+        return lowest
+
+    def held_bytes(self) -> int:
+        """Memory of update matrices and fused sets."""
+        updates = sum(_own_bytes(module) for modules in self._updates.values() for module in modules.values())
+        return updates + sum(_set_bytes(modules) for modules in self._built.values())
+
+    def _modules(self, name: str) -> Modules:
+        if self.policy == "unfused":
+            return self._updates[name]
+        if name not in self._built:
+            built = {path: fuse(module, requantise=self.requantise) for path, module in self._updates[name].items()}
+            mx.eval([module.parameters() for module in built.values()])
+            self._built[name] = built
+        self._built.move_to_end(name)
+        return self._built[name]
+
+    def _install(self, name: str | None) -> None:
+        """Put back the pristine layers, then those of the adapter."""
+        pristine = {path: module.linear for path, module in self._updates[self.active].items()} if self.active is not None else {}
+        modules = self._modules(name) if name is not None else {}
+        for layers in (pristine, modules):
+            if layers:
+                self.draft.model.update_modules(tree_unflatten(list(layers.items())))
+        self.active = name
+
+    def _evict(self) -> None:
+        if self.policy == "fuse":
+            self._built = OrderedDict((n, m) for n, m in self._built.items() if n == self.active)
+        while sum(_set_bytes(m) for m in self._built.values()) > self.budget_bytes:
+            oldest = next((n for n in self._built if n != self.active), None)
+            if oldest is None:
+                return
+            del self._built[oldest]
+
+
+class AdapterDrafter(ModelDrafter):
+    """The draft with one adapter of a bank.
+
+    Args:
+        bank: the bank.
+        adapter: name; None is the plain draft, ``generic``.
+    """
+
+    def __init__(self, bank: AdapterBank, adapter: str | None) -> None:
+        model, token_map = bank.draft.proposer
+        super().__init__(model, token_map, name=adapter or "generic")
+        self.bank, self.adapter = bank, adapter
+
+    @property
+    def model(self) -> Any:
+        """The draft with the adapter made active: whatever asks for the model, an answer or a replay, gets this adapter."""
+        if self.bank.active != self.adapter:
+            self.bank.activate(self.adapter)
+        return self._model
+
+
+def _stamp(folder: Path) -> tuple[str, str, str]:
+    """What tells one version of an adapter from another: where it lies and what its files hold."""
+    return str(folder.resolve()), weights_hash(folder), files.sha256(folder / CONFIG, advice=AGAIN)
+
+
+def updated_modules(model: Any, folder: Path) -> Modules:
+    """Return path -> update module of an adapter, built around the model's own layers; the model is left as it was."""
+    lora, weights = read_lora(folder)
+    with attached(model, lora):
+        load_into(model, weights, folder)
+        modules = {path: module for path, module in model.named_modules() if is_adapter(module)}
+        mx.eval([module.parameters() for module in modules.values()])
+    for module in modules.values():
+        module.eval()
+    return modules
+
+
+def fuse(module: Any, *, requantise: bool = False) -> Any:
+    """Return one plain layer equal to the update module; its base stays untouched."""
+    return module.fuse(dequantize=not requantise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusingError:
+    """How far fused weights are from adding the update at run time."""
+
+    form: str
+    """``fused`` (floating point) or ``requantised``."""
+    max_logit_difference: float
+    """Largest absolute difference of a logit at an answer position."""
+    favourites_changed: int
+    """Answer positions whose most likely token changed."""
+    positions: int
+    """Answer positions compared."""
+
+
+def fusing_error(draft: Any, folder: Path, examples: Sequence[Example]) -> list[FusingError]:
+    """Compare fused and re-quantised weights with the unfused adapter on the answer positions of ``examples``.
+
+    The draft is left as it was. A draft without quantised layers has only the ``fused`` form.
+    """
+    model = draft.model
+    updates = updated_modules(model, folder)
+    pristine = {path: module.linear for path, module in updates.items()}
+    quantised = any(isinstance(module, nn.QuantizedLinear) for module in pristine.values())
+    forms = {"unfused": updates, "fused": {p: fuse(m) for p, m in updates.items()}}
+    if quantised:
+        forms["requantised"] = {p: fuse(m, requantise=True) for p, m in updates.items()}
+    logits = {}
+    for form, modules in forms.items():
+        model.update_modules(tree_unflatten(list(modules.items())))
+        logits[form] = _logits(model, examples)
+    model.update_modules(tree_unflatten(list(pristine.items())))
+    reference = logits.pop("unfused")
+    return [
+        FusingError(
+            form=form,
+            max_logit_difference=float(np.abs(values - reference).max()),
+            favourites_changed=int((values.argmax(-1) != reference.argmax(-1)).sum()),
+            positions=len(reference),
+        )
+        for form, values in logits.items()
+    ]
+
+
+def _logits(model: Any, examples: Sequence[Example]) -> np.ndarray:
+    cache = PrefixCache(model, 0, folder=None, model_hash="")
+    rows = [head(model, output_hidden(cache, make_batch([e], keep_unreachable=True))).astype(mx.float32) for e in examples]
+    return np.concatenate([np.array(r) for r in rows])
+
+
+def _own_bytes(module: Any) -> int:
+    """Memory of an update module without its base."""
+    return sum(array.nbytes for name, array in tree_flatten(module.parameters()) if not name.startswith("linear."))
+
+
+def _set_bytes(modules: Modules) -> int:
+    return sum(array.nbytes for module in modules.values() for _, array in tree_flatten(module.parameters()))

@@ -1,0 +1,259 @@
+"""Batched target trajectories with top-k log-probabilities, written in shards that survive a kill at any moment.
+
+A shard is a pair of files named after a hash of what went in: ``<hash>.safetensors`` (arrays) is written first, ``<hash>.jsonl``
+(ids and tokens, one trajectory a line) last, each under a temporary name and then renamed. A shard exists once its jsonl does, so
+an interrupted run loses at most the batch it was working on, and the resumed one gives the same shards as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from typing_extensions import NotRequired, TypedDict
+
+from harness.answers.rollout import Decoder, Rollout
+from harness.core.errors import HarnessError
+from harness.core.files import parse_json, read_text, reading, this_version, typed
+from harness.core.limits import COUNT, check, room
+from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
+from harness.models.tensors import read_header
+
+if TYPE_CHECKING:
+    from harness.models.pair import Pair
+
+_ADVICE = "Delete the shard and collect again, or restore it."
+
+
+class _Head(TypedDict):
+    """Settings that a shard's answers were made with."""
+
+    target: str
+    max_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+
+class _Line(TypedDict):
+    """One answer of a shard, its arrays apart."""
+
+    sample_id: str
+    domain: str
+    finish: Finish
+    prompt_tokens: list[int]
+    tokens: list[int]
+    max_tokens: NotRequired[int]
+
+
+def collect(
+    pair: Pair,
+    samples: Sequence[Sample],
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    batch: int = 64,
+    top_k: int = 16,
+    out: Path | None = None,
+    seed: int = 0,
+    decoder: Decoder | None = None,
+) -> Iterator[Trajectory]:
+    """Yield one trajectory per sample, batch by batch, in the order of :func:`plan_batches`.
+
+    Args:
+        pair: target, tokenizer and end-of-sequence ids; a draft is not needed.
+        samples: prompts; ids must be distinct.
+        max_tokens: limit per trajectory; less where the context ends before.
+        temperature: 0 is greedy.
+        batch: prompts decoded together.
+        top_k: log-probabilities kept per position.
+        out: folder of shards; finished batches found there are read back instead of decoded. None keeps nothing.
+        seed: seed of sampling at temperature > 0.
+        decoder: how a batch is decoded; :func:`default_decoder` by default.
+
+    Raises:
+        HarnessError: repeated sample ids, a bad number, a prompt that does not fit, or shards of another target.
+    """
+    if len({s.id for s in samples}) != len(samples):
+        raise HarnessError("two samples share an id", "Give every sample its own id.")
+    check(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    for name, value in (("batch", batch), ("top_k", top_k)):
+        COUNT.check(name, value)
+    settings = {"target": pair.target_hash, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+    encoded = {s.id: pair.encode(s.prompt) for s in samples}
+    rooms = {s.id: room(pair.context_tokens, len(encoded[s.id]), max_tokens) for s in samples}
+    for group in plan_batches(samples, encoded, batch):
+        name = _batch_hash(group, encoded, rooms, settings)
+        done = read_shard(out, name) if out else None
+        if done is None:
+            decoder = decoder or default_decoder(pair)
+            rollouts = decoder(
+                [encoded[s.id] for s in group],
+                max_tokens=max(rooms[s.id] for s in group),
+                temperature=temperature,
+                top_k=top_k,
+                seed=int(name[:8], 16),
+            )
+            rollouts = [rollout.first(rooms[sample.id]) for sample, rollout in zip(group, rollouts, strict=True)]
+            done = [
+                Stored(
+                    sample_id=sample.id,
+                    domain=sample.domain,
+                    prompt_tokens=encoded[sample.id],
+                    finish="eos" if rollout.tokens[-1] in pair.eos_token_ids else "length",
+                    rollout=rollout,
+                    max_tokens=rooms[sample.id],
+                    temperature=temperature,
+                )
+                for sample, rollout in zip(group, rollouts, strict=True)
+            ]
+            if out:
+                _write_shard(out, name, done, settings)
+        yield from (stored.trajectory() for stored in done)
+
+
+def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch: int) -> list[list[Sample]]:
+    """Group samples into batches of similar prompt length, so that little is padded; the same plan for the same input.
+
+    Samples are sorted within windows of 8 batches, and the batches of one window keep its samples' order in ``samples`` roughly:
+    a run that is cut short has seen all domains of the first samples.
+    """
+    window = 8 * batch
+    groups: list[list[Sample]] = []
+    for start in range(0, len(samples), window):
+        part = sorted(samples[start : start + window], key=lambda s: (len(encoded[s.id]), s.id))
+        groups += [part[i : i + batch] for i in range(0, len(part), batch)]
+    return groups
+
+
+def default_decoder(pair: Pair) -> Decoder:
+    """mlx-lm's batched generation, which knows every model; on a CPU torch in float32 where it can, about twice as fast."""
+    from harness.answers.mlx_batch import BatchedTarget
+    from harness.answers.torch_batch import torch_decoder
+
+    return torch_decoder(pair, "float32") or BatchedTarget(pair.target, pair.eos_token_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One trajectory of a shard, arrays kept as arrays: what training reads."""
+
+    sample_id: str
+    domain: str
+    prompt_tokens: list[int]
+    finish: Finish
+    rollout: Rollout
+    max_tokens: int
+    temperature: float
+
+    def trajectory(self) -> Trajectory:
+        """The same as a record."""
+        return Trajectory(
+            sample_id=self.sample_id,
+            domain=self.domain,
+            prompt_tokens=tuple(self.prompt_tokens),
+            tokens=tuple(self.rollout.tokens),
+            finish=self.finish,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            logprobs=tuple(self.rollout.logprobs.tolist()),
+            top_tokens=tuple(map(tuple, self.rollout.top_tokens.tolist())),
+            top_logprobs=tuple(map(tuple, self.rollout.top_logprobs.tolist())),
+        )
+
+
+def read_shard(folder: Path, name: str) -> list[Stored] | None:
+    """Trajectories of one shard in ``folder``, or None when it was not finished.
+
+    Raises:
+        HarnessError: written by a newer version.
+    """
+    path = folder / f"{name}.jsonl"
+    if not path.is_file():
+        return None
+    arrays = _read_arrays(folder / f"{name}.safetensors")
+    head, lines = _read_lines(path)
+    stored, start = [], 0
+    for line in lines:
+        tokens = line.pop("tokens")
+        part = {key: array[start : start + len(tokens)] for key, array in arrays.items()}
+        start += len(tokens)
+        limits = {"max_tokens": head["max_tokens"], "temperature": head["temperature"]}
+        stored.append(Stored(rollout=Rollout(tokens=tokens, **part), **{**limits, **line}))
+    if any(len(array) != start for array in arrays.values()):
+        raise HarnessError(f"{path} has {start} tokens, its arrays another number", _ADVICE)
+    return stored
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    ranks = {name: len(shape) for name, shape in read_header(path, advice=_ADVICE).shapes.items()}
+    if ranks != {"logprobs": 1, "top_tokens": 2, "top_logprobs": 2}:
+        raise HarnessError(f"{path} holds other arrays than answers have", _ADVICE)
+    with reading(path, advice=_ADVICE):
+        return dict(load_file(path))
+
+
+def _read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Settings and answers of a shard's JSON lines."""
+    rows = [parse_json(line, f"{path}:{i}") for i, line in enumerate(read_text(path, most=2**31).splitlines(), 1)]
+    head = typed(_Head, this_version(rows[0] if rows else {}, str(path), advice=_ADVICE), str(path), advice=_ADVICE)
+    return head, [typed(_Line, row, f"{path}:{i}", advice=_ADVICE) for i, row in enumerate(rows[1:], 2)]
+
+
+def read_answers(folder: Path, target_hash: str) -> Iterator[Stored]:
+    """Yield every trajectory in a folder of :func:`collect`.
+
+    Raises:
+        HarnessError: none there, answers of another target, or written by a newer version.
+    """
+    names = shard_names(folder)
+    if not names:
+        raise HarnessError(f"no answers in {folder}", "Collect some with `harness collect` or the first stage of `harness distill`.")
+    for name in names:
+        path = folder / f"{name}.jsonl"
+        if _read_lines(path)[0].get("target") != target_hash:
+            raise HarnessError(f"{path} holds answers of another target", "Give the folder of answers of this pair's target.")
+        yield from read_shard(folder, name) or []
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Names of the finished shards in ``folder``, sorted."""
+    return sorted(p.stem for p in folder.glob("*.jsonl"))
+
+
+def _batch_hash(group: Sequence[Sample], encoded: dict[str, list[int]], rooms: dict[str, int], settings: dict[str, Any]) -> str:
+    shorter = {s.id: rooms[s.id] for s in group if rooms[s.id] < settings["max_tokens"]}
+    key = [settings, [[s.id, s.domain, encoded[s.id]] for s in group], *([shorter] if shorter else [])]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: dict[str, Any]) -> None:
+    from safetensors.numpy import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {key: np.concatenate([getattr(s.rollout, key) for s in stored]) for key in ("logprobs", "top_tokens", "top_logprobs")}
+    lines = [{"schema_version": SCHEMA_VERSION, **settings}]
+    for s in stored:
+        line = {"sample_id": s.sample_id, "domain": s.domain, "finish": s.finish, "prompt_tokens": s.prompt_tokens}
+        shorter = {"max_tokens": s.max_tokens} if s.max_tokens < settings["max_tokens"] else {}
+        lines.append({**line, **shorter, "tokens": s.rollout.tokens})
+    write_durably(folder / f"{name}.safetensors", save(arrays))
+    write_durably(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def write_durably(path: Path, data: bytes, sync: Callable[[int], None] = os.fsync) -> None:
+    """Write a whole file so that it is there complete or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        sync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,97 @@
+"""Progress of a run: a bar with the time left on a terminal, one plain line per sample elsewhere; and of long loops inside training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from harness.core.files import printable
+from harness.core.records import Record
+from harness.core.terminal import show
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+T = TypeVar("T")
+
+NOTE_EVERY_S = 20.0
+"""Seconds between the notes of one loop."""
+
+
+class NowAndThen:
+    """Says yes at most once per :data:`NOTE_EVERY_S` seconds; the first time after as long, or at once."""
+
+    def __init__(self, *, at_once: bool = False) -> None:
+        self._last = -math.inf if at_once else time.monotonic()
+
+    def due(self, always: bool = False) -> bool:
+        """Is it time for a note? ``always`` makes it so."""
+        now = time.monotonic()
+        if always or now - self._last >= NOTE_EVERY_S:
+            self._last = now
+            return True
+        return False
+
+
+def counted(items: Iterable[T], total: int, what: str, note: Callable[[str], None] | None) -> Iterator[T]:
+    """Pass ``items`` on and note now and then how many of the ``total`` are done: nothing where it goes fast."""
+    timer = NowAndThen()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if note and number < total and timer.due():
+            note(f"  {number} of {total} {what}")
+
+
+class Progress:
+    """Counts finished records.
+
+    Args:
+        console: where to show it.
+        total: records still to make.
+        done: records found from before.
+    """
+
+    def __init__(self, console: Console, *, total: int, done: int = 0) -> None:
+        self._console, self._total, self._count = console, total, 0
+        self._bar: Any = None
+        self._task: Any = None
+        if done and total:
+            show(console, f"{done} records are there already, {total} to go")
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal and self._total:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=self._console)
+            self._bar.start()
+            self._task = self._bar.add_task("decoding", total=self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, record: Record) -> None:
+        """Show one more finished record."""
+        self._count += 1
+        name = f"{record.drafter or 'target only'}{'' if record.k is None else f' k={record.k}'}"
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, description=printable(f"{record.domain} {name}"))
+            return
+        time_taken = "" if record.wall_s is None else f" in {record.wall_s:.2f} s"
+        tau = record.emitted / record.rounds if record.rounds else 0
+        show(
+            self._console,
+            f"[{self._count}/{self._total}] {record.sample_id} {name}: {record.emitted} tokens{time_taken}, {tau:.2f} per target pass",
+        )

@@ -1,0 +1,266 @@
+"""The public decoding calls: ``generate`` and ``stream``."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.core.errors import HarnessError, did_you_mean
+from harness.core.limits import COUNT, check, draft_length, room
+from harness.core.records import Finish, Generation, Rule
+from harness.decode.cached import CachedModel
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.fast import fast_steps
+from harness.decode.length import Costs, LengthPolicy, make_policy
+from harness.decode.plain import plain_steps
+from harness.decode.positions import Details
+from harness.decode.sampling import Sampling
+from harness.decode.speculative import Step, speculative_steps
+from harness.models.blas import mx
+from harness.models.forward import EarlyExit, PrunedHead
+from harness.models.opened import vocabulary_rows
+from harness.models.pair_config import pair_k
+
+DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
+"""Names every pair has, adapters aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterOptions:
+    """Settings of the drafters that have any."""
+
+    ngram: int = 3
+    """Lookup: longest suffix to look up."""
+    min_ngram: int = 2
+    """Lookup: shortest suffix that may propose."""
+    hybrid_ngram: int = 8
+    """Hybrid: longest suffix to look up; a longer match is more often right."""
+    hybrid_min_ngram: int = 3
+    """Hybrid: shortest suffix for which lookup replaces the draft."""
+    layers: int | None = None
+    """Early exit: layers of the target to keep; None takes a quarter."""
+    vocab: int | tuple[int, ...] | None = None
+    """Draft model: restrict the output head to these ids (see :func:`harness.models.forward.useful_vocab`), or to the first ``vocab``
+    ids (byte-pair merges are ordered by frequency), and what stands in prompt and answer; None takes what the pair's file says."""
+
+    def __post_init__(self) -> None:
+        counts = ("ngram", "min_ngram", "hybrid_ngram", "hybrid_min_ngram", "layers")
+        for name in counts if self.layers is not None else counts[:-1]:
+            COUNT.check(name, getattr(self, name))
+        if self.vocab is not None and (isinstance(self.vocab, int) or not self.vocab):
+            COUNT.check("vocab", self.vocab)
+        for short, long in (("min_ngram", "ngram"), ("hybrid_min_ngram", "hybrid_ngram")):
+            if getattr(self, short) > getattr(self, long):
+                raise HarnessError(f"{short} is {getattr(self, short)}, {long} {getattr(self, long)}", f"Use a {short} of at most {long}.")
+
+
+def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
+    """Turn a drafter's name into a drafter; an object that already is one passes through.
+
+    Raises:
+        HarnessError: unknown name, or the pair has no draft model.
+    """
+    found = _named(pair, drafter, options or DrafterOptions()) if isinstance(drafter, str) else drafter
+    model = found.draft if isinstance(found, HybridDrafter) else found
+    if isinstance(model, ModelDrafter):
+        model.fit(vocabulary_rows(pair.target))
+    return found
+
+
+def _named(pair: Any, drafter: str, options: DrafterOptions) -> Drafter:
+    if drafter == "lookup":
+        return LookupDrafter(options.ngram, options.min_ngram)
+    if drafter == "early_exit":
+        layers = options.layers or max(1, len(pair.target.layers) // 4)
+        return ModelDrafter(EarlyExit(pair.target, layers), name="early_exit")
+    if drafter == "generic":
+        return _draft(pair, options)
+    if drafter == "hybrid":
+        return HybridDrafter(LookupDrafter(options.hybrid_ngram, options.hybrid_min_ngram), _draft(pair, options))
+    raise HarnessError(f"unknown drafter {drafter!r}: {did_you_mean(drafter, list(DRAFTERS))}", "Adapters are passed as drafter objects.")
+
+
+def _draft(pair: Any, options: DrafterOptions) -> ModelDrafter:
+    if pair.draft is None:
+        raise HarnessError(
+            f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
+        )
+    draft = pair.draft
+    draft.fit(vocabulary_rows(pair.target))
+    if options.vocab is None or draft.token_map is not None:
+        model, token_map = draft.proposer
+        return ModelDrafter(model, token_map, name="generic")
+    size = vocabulary_rows(draft.model)
+    ids = sorted(set(range(min(options.vocab, size + 1)) if isinstance(options.vocab, int) else options.vocab))
+    if len(ids) < 2 or ids[0] < 0 or ids[-1] >= size:
+        raise HarnessError("the draft's output vocabulary has fewer than two ids or unknown ones", f"Give ids from 0 to {size - 1}.")
+    return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
+
+
+def stream(
+    pair: Any,
+    prompt: str | list[dict] | Sequence[int],
+    *,
+    drafter: str | Drafter | None = "generic",
+    k: int | str | LengthPolicy | None = None,
+    rule: Rule = "match",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    lenience: float = 1.0,
+    max_tokens: int = 256,
+    seed: int = 0,
+    detailed: bool = False,
+    mode: Literal["detailed", "fast"] = "detailed",
+    options: DrafterOptions | None = None,
+    costs: Costs | None = None,
+    profile: bool = False,
+) -> Iterator[Step]:
+    """Decode ``prompt`` and yield one :class:`~harness.decode.speculative.Step` per target pass.
+
+    Arguments are those of :func:`generate`.
+    """
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+    k = _length(pair, k)
+    check(max_tokens=max_tokens, seed=seed, lenience=lenience)
+    _check(rule, lenience, sampling, mode, k, detailed)
+    ids = pair.encode(prompt)
+    max_tokens = room(pair.context_tokens, len(ids), max_tokens)
+    common: dict[str, Any] = {"max_tokens": max_tokens, "eos": pair.eos_token_ids, "sampling": sampling, "seed": seed}
+    if mode == "fast":
+        draft = None if drafter is None else _full_vocabulary(resolve_drafter(pair, drafter, options))
+        return fast_steps(pair.target, draft, ids, k=k if isinstance(k, int) else 0, **common)
+    if drafter is None:
+        return plain_steps(CachedModel(pair.target), ids, profile=profile, **common)
+    chosen = resolve_drafter(pair, drafter, options)
+    if k == "auto" and costs is None:
+        from harness.decode.calibrate import calibrate
+
+        costs = calibrate(pair, chosen).costs
+    policy = make_policy(k, costs) if isinstance(k, int | str) else k
+    details = Details() if detailed else None
+    return speculative_steps(
+        CachedModel(pair.target), chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, profile=profile, **common
+    )
+
+
+def generate(
+    pair: Any,
+    prompt: str | list[dict] | Sequence[int],
+    *,
+    on_step: Callable[[Step], None] | None = None,
+    stop: threading.Event | None = None,
+    **settings: Any,
+) -> Generation:
+    """Decode one answer and return it with its raw counts and times.
+
+    Args:
+        pair: from :func:`harness.load_pair`.
+        prompt: a string (chat template applied), a list of chat messages, or token ids.
+        on_step: called after every round, e.g. to print as it goes.
+        stop: once set, the answer ends after the round under way, with ``finish`` ``stopped``.
+        **settings: keyword arguments, all optional:
+            ``drafter`` None (plain decoding), ``generic`` (default), ``lookup``, ``early_exit``, ``hybrid`` or a drafter object;
+            ``k`` draft length, an int (the pair's own by default), ``dynamic``, ``auto`` or a policy object;
+            ``rule`` ``match`` (default) or ``rejection``; ``temperature`` (default 0), ``top_p``, ``top_k``, ``min_p``;
+            ``lenience`` above 1 is lossy and needs the rejection rule; ``max_tokens`` (default 256); ``seed`` (default 0);
+            ``detailed`` True records :class:`~harness.core.records.Position` entries; ``mode`` ``detailed`` (this project's loop) or
+            ``fast`` (mlx-lm's); ``options`` a :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``;
+            ``profile`` True records where the rounds' time goes (this project's loop only).
+
+    Returns:
+        A frozen :class:`~harness.core.records.Generation`. Greedy tokens equal plain decoding's.
+
+    Raises:
+        HarnessError: bad settings, a prompt longer than the context, a drafter the pair does not have.
+    """
+    ids = pair.encode(prompt)
+    rounds = stream(pair, ids, **settings)
+    steps: list[Step] = []
+    ttft_s = 0.0
+    start = time.perf_counter()
+    for step in rounds:
+        if not steps:
+            ttft_s = time.perf_counter() - start
+        steps.append(step)
+        if on_step:
+            on_step(step)
+        if stop is not None and stop.is_set():
+            break
+    wall_s = time.perf_counter() - start
+    mx.synchronize()  # plain decoding may have one pass in flight after an end-of-sequence token
+    drafter, k = settings.get("drafter", "generic"), _length(pair, settings.get("k"))
+    stopped = stop is not None and stop.is_set()
+    return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings, "stopped" if stopped else "length")
+
+
+def _collect(
+    pair: Any, steps: list[Step], ttft_s: float, wall_s: float, prompt_tokens: int, drafter: Any, k: Any, settings: dict, ended: Finish
+) -> Generation:
+    tokens = tuple(token for step in steps for token in step.tokens)
+    plain = drafter is None
+    positions = tuple(p for step in steps for p in step.positions)
+    profiles = [step.profile for step in steps if step.profile is not None]
+    return Generation(
+        tokens=tokens,
+        text=pair.decode(tokens),
+        finish="eos" if tokens[-1] in pair.eos_token_ids else ended,
+        prompt_tokens=prompt_tokens,
+        rounds=len(steps),
+        drafted=sum(s.drafted for s in steps),
+        accepted=sum(s.accepted for s in steps),
+        rejected=sum(s.rejected for s in steps),
+        accept_lengths=tuple(s.accepted for s in steps),
+        draft_lengths=tuple(s.drafted for s in steps),
+        prefill_s=steps[0].prefill_s,
+        ttft_s=ttft_s,
+        draft_s=_total([s.draft_s for s in steps]),
+        verify_s=_total([s.verify_s for s in steps]),
+        wall_s=wall_s,
+        drafter=None if plain else drafter if isinstance(drafter, str) else drafter.name,
+        k=None if plain else k if isinstance(k, int | str) else type(k).__name__,
+        lossy=settings.get("lenience", 1.0) > 1,
+        positions=positions if settings.get("detailed") else None,
+        profile=functools.reduce(operator.add, profiles) if profiles else None,
+    )
+
+
+def _total(times: list[float | None]) -> float | None:
+    known = [t for t in times if t is not None]
+    return sum(known) if len(known) == len(times) else None
+
+
+def _length(pair: Any, k: int | str | LengthPolicy | None) -> int | str | LengthPolicy:
+    """What decides how far to draft: a policy object, or a number or name within its limits; the pair's own number for None."""
+    if k is None:
+        return pair_k(pair)
+    return k if hasattr(k, "max_k") else draft_length(k)  # type: ignore[return-value]
+
+
+def _check(rule: str, lenience: float, sampling: Sampling, mode: str, k: Any, detailed: bool) -> None:
+    if rule not in ("match", "rejection"):
+        raise HarnessError(f"unknown rule {rule!r}: {did_you_mean(str(rule), ['match', 'rejection'])}")
+    if mode not in ("detailed", "fast"):
+        raise HarnessError(f"unknown mode {mode!r}: {did_you_mean(str(mode), ['detailed', 'fast'])}")
+    if lenience > 1 and (rule != "rejection" or sampling.greedy):
+        raise HarnessError("lenience acts on the rejection rule only", "Add rule='rejection' and a temperature above 0.")
+    if mode == "fast" and (not isinstance(k, int) or rule != "match" or detailed):
+        raise HarnessError("fast mode is mlx-lm's loop: integer k, rule match, counts only", "Use mode='detailed' for anything else.")
+
+
+def _full_vocabulary(drafter: Drafter) -> Any:
+    if not isinstance(drafter, ModelDrafter):
+        raise HarnessError(
+            f"fast mode cannot use drafter {drafter.name!r}", "mlx-lm's loop takes a draft model: use 'generic' or 'early_exit'."
+        )
+    if isinstance(drafter.model, PrunedHead) and not drafter.model.own_head:
+        return drafter.model.inner_model
+    if drafter.token_map is not None:
+        raise HarnessError("fast mode needs a draft with the target's whole vocabulary", "Use mode='detailed' for a pruned draft.")
+    return drafter.model

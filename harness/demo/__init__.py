@@ -1,1 +1,0 @@
-"""A local web page that shows drafting token by token."""

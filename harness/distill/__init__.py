@@ -1,0 +1,1 @@
+"""A small draft made from its target: prompts, answers, fit, card."""

@@ -1,0 +1,1 @@
+"""What a run left behind: its store, the summary of its records, and the gate over them. Computes, shows nothing."""

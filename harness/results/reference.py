@@ -1,0 +1,290 @@
+"""What the regression gate compares: a run's identity and, per cell and prompt, counts, answers and scores; as a file, a reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.core.errors import HarnessError
+from harness.core.files import read_json, typed, write_atomic
+from harness.core.records import Record
+from harness.results.store import read_manifest, read_records, settings_key
+from harness.results.summary import longest_draft, settings_of
+
+REFERENCE_VERSION = 2
+"""Version of the files written here."""
+COUNTS = ("rounds", "drafted", "accepted", "rejected", "emitted")
+HARDWARE = ("processor", "machine", "system", "cores", "device", "blas")
+
+
+class _Model(BaseModel):
+    """Nothing unknown, nothing converted, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+Count = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)] | None
+Ties = Annotated[int, Field(ge=0)] | None
+
+
+class CellName(_Model):
+    """What tells a cell from others."""
+
+    experiment: str
+    domain: str
+    drafter: str | None
+    adapter: str | None
+    k: int | str | None
+    rule: str
+    temperature: Count
+    mode: str
+    method: Literal["decode", "replay"]
+    lossy: bool
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, r: Record) -> CellName:
+        """The cell of a record; which adapter a router picked does not tell cells apart."""
+        plain = {name: getattr(r, name) for name in cls.model_fields if name not in ("adapter", "settings")}
+        return cls(**plain, adapter=None if r.drafter == "router" else r.adapter, settings=dict(settings_of(r)))
+
+    @property
+    def key(self) -> str:
+        """The name as text."""
+        return settings_key(self.model_dump())
+
+    def __str__(self) -> str:
+        """For people: ``code lookup K=4 (ablation_k, replay)``."""
+        settings = "".join(f" {key}={value}" for key, value in sorted(self.settings.items()))
+        adapter = f" {self.adapter}" if self.adapter else ""
+        temperature = f" T={self.temperature:g} {self.rule}" if self.temperature else ""
+        k = "" if self.k is None else f" K={self.k}"
+        drafter = self.drafter or "target only"
+        return f"{self.domain} {drafter}{adapter}{k}{temperature}{settings} ({self.experiment}, {self.method})"
+
+
+class Answer(_Model):
+    """One prompt in one cell."""
+
+    rounds: Count
+    drafted: Count
+    accepted: Count
+    rejected: Count
+    emitted: Count
+    longest: Annotated[int, Field(ge=0)]
+    """Tokens that a round can draft."""
+    near_ties: Ties = None
+    """Positions where the draft's favourite may differ on another machine; None where nothing says."""
+    output: str | None = None
+    """Hash of the emitted tokens; of the target's, where the counts were replayed from them."""
+    bugs: Annotated[int, Field(ge=0)] = 0
+    """Greedy answers that are not the target's own, and no near-tie explains it."""
+    score: float | None = None
+    """Mean score; None unless every answer was scored."""
+    base_s: Seconds = None
+    """Seconds per token of the target alone."""
+    cell_s: Seconds = None
+    """Seconds per token of this cell."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Answer:
+        slack = 1e-6  # expected counts of a sampled replay are no whole numbers
+        fits = self.accepted <= min(self.drafted, self.emitted) + slack and self.rejected - slack <= self.rounds <= self.emitted + slack
+        if not fits:
+            raise ValueError("counts contradict each other")
+        if (self.base_s is None) != (self.cell_s is None):
+            raise ValueError("one of two times is missing")
+        return self
+
+    @property
+    def counts(self) -> tuple[float, ...]:
+        """What an exact comparison reads."""
+        return tuple(getattr(self, name) for name in COUNTS)
+
+
+class Prompt(_Model):
+    """What stands behind a sample's id."""
+
+    hash: Annotated[str, Field(min_length=8)]
+    """Hash of its token ids and its reference answer."""
+    ties: Ties = None
+    """Positions where the target's own favourite may differ on another machine; None where nothing says."""
+
+
+Cells = dict[str, dict[str, Answer]]
+"""Cell key to sample id to answer."""
+
+
+class Reference(_Model):
+    """A run as the gate reads it."""
+
+    reference_version: Literal[2] = 2
+    run: str
+    started: str
+    pair: str
+    suite_hash: str
+    models: dict[str, str | None]
+    machine: dict[str, Any]
+    packages: dict[str, str]
+    code: dict[str, Any]
+    prompts: dict[str, Prompt]
+    spot_checks: dict[str, str]
+    """Drafter to what decoding one of its replayed answers showed; empty where the counts are equal or a near-tie explains them."""
+    cells: Annotated[Cells, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Reference:
+        for key, answers in self.cells.items():
+            name = cell_name(key)
+            if not answers:
+                raise ValueError(f"{name} has no prompts")
+            for sample, answer in answers.items():
+                if sample not in self.prompts:
+                    raise ValueError(f"nothing says what prompt {sample!r} is")
+                if name.method == "decode" and not name.lossy and name.temperature == 0 and answer.output is None:
+                    raise ValueError(f"{name} has no output of {sample!r}")
+        return self
+
+
+@lru_cache(maxsize=4096)
+def cell_name(key: str) -> CellName:
+    """The name that a cell's key holds; pydantic's ValidationError (a ValueError) when it holds none."""
+    return CellName.model_validate_json(key)
+
+
+def make_reference(folder: Path) -> Reference:
+    """What a finished run is compared by.
+
+    Raises:
+        HarnessError: the run is not finished, cannot be read, or holds what cannot be.
+    """
+    manifest = read_manifest(folder)
+    if manifest.measured.get("status") != "finished":
+        raise HarnessError(f"run {manifest.run} is not finished", f"Finish it with --resume {manifest.run}.")
+    ties = manifest.measured.get("target_ties", {})
+    try:
+        return Reference(
+            run=manifest.run, started=manifest.started, pair=manifest.pair, suite_hash=manifest.suite_hash, models=dict(manifest.models),
+            machine={name: manifest.machine.get(name) for name in HARDWARE}, packages=dict(manifest.packages), code=dict(manifest.code),
+            prompts={sample: Prompt(hash=text, ties=ties.get(sample)) for sample, text in manifest.prompts.items()},
+            spot_checks=_spot_checks(manifest.measured.get("spot_checks", [])),
+            cells=cells_of(read_records(folder)),
+        )  # fmt: skip
+    except ValidationError as error:
+        raise HarnessError(f"run {manifest.run} cannot be compared: {_first(error)}", "Restore the run, or run the suite again.") from None
+
+
+def _spot_checks(checks: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for check in checks:
+        wrong = not check["equal"] and not check["near_ties"]
+        text = f"replay and decoding differ on {check['sample_id']}, K = {check['k']}" if wrong else ""
+        found[str(check["drafter"])] = found.get(str(check["drafter"])) or text
+    return found
+
+
+def write_reference(folder: Path, path: Path) -> None:
+    """Write the reference of a finished run, one line per cell and prompt.
+
+    Raises:
+        HarnessError: as :func:`make_reference`, or the file cannot be written.
+    """
+    data = make_reference(folder).model_dump(exclude_defaults=True) | {"reference_version": REFERENCE_VERSION}
+    try:
+        write_atomic(path, _text(data, depth=3) + "\n")
+    except OSError as error:
+        raise HarnessError(f"cannot write {path}: {error.strerror or error}", "Choose a file that can be written.") from error
+
+
+def read_reference(path: Path) -> Reference:
+    """Read a reference file.
+
+    Raises:
+        HarnessError: missing, damaged, with an impossible value, or of another version.
+    """
+    advice = "Restore the file, or write one from a run you trust: harness check RUN --against FILE --update."
+    data = read_json(path, advice=advice)
+    version = data.get("reference_version")
+    if version != REFERENCE_VERSION:
+        newer = isinstance(version, int) and version > REFERENCE_VERSION
+        what = f"version {version}, this program reads {REFERENCE_VERSION}" if newer else "written before prompts and outputs were compared"
+        advice = "Upgrade the harness: pip install -U specdraft-harness." if newer else advice
+        raise HarnessError(f"{path} is no reference that can be used: {what}", advice)
+    reference: Reference = typed(Reference, data, str(path), advice=advice)
+    return reference
+
+
+def cells_of(records: Iterable[Record]) -> Cells:
+    """Answers of every cell, paired with the target's own where there is one.
+
+    Raises:
+        HarnessError: counts that contradict each other.
+    """
+    base: dict[tuple[str, float, int], Record] = {}
+    groups: dict[str, dict[str, list[Record]]] = {}
+    for r in records:
+        if r.drafter is None and r.method == "decode":
+            base.setdefault((r.sample_id, r.temperature, r.seed), r)
+        groups.setdefault(CellName.of(r).key, {}).setdefault(r.sample_id, []).append(r)
+    cells: Cells = {}
+    for key, samples in groups.items():
+        for sample, own in samples.items():
+            try:
+                cells.setdefault(key, {})[sample] = _answer(own, base)
+            except ValidationError as error:
+                problem = f"the records of {sample} in {cell_name(key)} are impossible: {_first(error)}"
+                raise HarnessError(problem, "Restore records.jsonl from a copy, or run the suite again.") from None
+    return cells
+
+
+def _answer(records: Sequence[Record], base: Mapping[tuple[str, float, int], Record]) -> Answer:
+    """One prompt in one cell, over its seeds."""
+    first = records[0]
+    pairs = [(r, base.get((r.sample_id, r.temperature, r.seed))) for r in records]
+    known: list[int | None] = [0 if r.drafter == "lookup" else (r.extra or {}).get("near_ties") for r in records]
+    outputs = [b.tokens if b and r.method == "replay" else r.tokens for r, b in pairs]
+    times = [(b.wall_s / b.emitted, r.wall_s / r.emitted) for r, b in pairs if r.drafter and b and b.wall_s and r.wall_s]
+    timed = len(times) == len(pairs)
+    return Answer(
+        **{name: sum(float(getattr(r, name)) for r in records) for name in COUNTS},
+        longest=longest_draft(records), near_ties=None if None in known else sum(n or 0 for n in known),
+        output=None if None in outputs else hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:16],
+        bugs=0 if first.temperature or first.lossy else sum(_is_bug(r, b) for r, b in pairs), score=_score(records),
+        base_s=sum(b for b, _ in times) if timed else None, cell_s=sum(c for _, c in times) if timed else None,
+    )  # fmt: skip
+
+
+def _is_bug(r: Record, baseline: Record | None) -> bool:
+    """Whether a lossless greedy answer is not the target's and no near-tie is recorded."""
+    if r.divergence is not None:
+        return r.divergence.kind == "bug"
+    return bool(r.method == "decode" and baseline is not None and r.tokens != baseline.tokens)
+
+
+def _score(records: Sequence[Record]) -> float | None:
+    scores = [(r.extra or {}).get("score") or {} for r in records]
+    values = [s["value"] for s in scores if s.get("status") != "unscored" and s.get("value") is not None]
+    return float(sum(values) / len(values)) if len(values) == len(records) else None
+
+
+def _first(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = " > ".join(map(str, first["loc"]))
+    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}".splitlines()[0]
+
+
+def _text(value: Any, depth: int, indent: str = "") -> str:
+    """JSON with one line per item down to ``depth``, keys sorted."""
+    if not depth or not isinstance(value, dict) or not value:
+        return json.dumps(value, sort_keys=True)
+    inner = indent + " "
+    items = (f"{inner}{json.dumps(key)}: {_text(item, depth - 1, inner)}" for key, item in sorted(value.items()))
+    return "{\n" + ",\n".join(items) + f"\n{indent}}}"

@@ -1,0 +1,301 @@
+"""From raw records to one row per cell: pooled counts, intervals, positions, latencies, predicted speed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.core import stats
+from harness.core.records import Divergence, Profile, Record
+from harness.core.stats import Estimate
+from harness.results.store import settings_key
+
+ALL = "all"
+"""Domain of the rows that pool every domain."""
+
+Calibration = Mapping[str, Mapping[str, Any]]
+"""Drafter label to ``{"c": float, "v": [v(1), v(2), ...]}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Scores of a cell's answers."""
+
+    metric: str
+    """``pass@1``, ``exact_match`` or ``agreement``."""
+    mean: float | None
+    """Mean over the scored answers."""
+    scored: int
+    unscored: int
+    cut: int
+    """Scored answers that ended at the token limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRow:
+    """One cell over the prompts of one domain, or of all domains. None is missing, never 0."""
+
+    cell: tuple[Any, ...]
+    """What tells the cell from others, its domain apart."""
+    experiment: str
+    domain: str
+    drafter: str | None
+    """None is target-only decoding."""
+    adapter: str | None
+    k: int | str | None
+    rule: str
+    temperature: float
+    mode: str
+    method: str
+    lossy: bool
+    settings: Mapping[str, Any]
+    """Further settings, such as ``lenience``, ``rank`` or ``round``."""
+    n: int
+    """Prompts."""
+    tokens: int
+    """Emitted tokens."""
+    rounds: float
+    drafted: float
+    accepted: float
+    rejected: float
+    rate: Estimate | None
+    """accepted / drafted, pooled."""
+    rate_per_prompt: float | None
+    """Mean over prompts of accepted / drafted; prompts without a drafted token are left out."""
+    alpha: Estimate | None
+    """accepted / (accepted + rounds ended by a rejection)."""
+    tau: Estimate | None
+    """Emitted tokens per target pass."""
+    tok_s: float | None
+    """Emitted tokens per second of wall time, prompt processing included."""
+    speedup: Estimate | None
+    """Baseline wall time / cell wall time, paired per prompt. Greedy: over prompts whose outputs have equal length. Sampling:
+    ratio of the times per token."""
+    unpaired: int
+    """Prompts that the speedup leaves out."""
+    compared: int
+    """Outputs compared with the baseline's."""
+    divergences: tuple[tuple[str, Divergence], ...]
+    """(sample id, first difference)."""
+    marginal: tuple[float, ...]
+    """Acceptance at position j = 1, 2, ...: rounds that accepted j or more / rounds that drafted j or more."""
+    conditional: tuple[float | None, ...]
+    """The same divided by the rounds that drafted j or more and accepted j - 1 or more."""
+    reached: tuple[int, ...]
+    """Rounds that drafted j or more."""
+    ttft_s: tuple[float, ...] | None
+    """Time to first token: 50th, 90th and 99th percentile."""
+    token_s: tuple[float, ...] | None
+    """Wall time after the first round's start per emitted token, per answer: the same percentiles."""
+    total_s: tuple[float, ...] | None
+    """Wall time per answer: the same percentiles."""
+    route_s: float | None
+    """Median seconds to embed a prompt and choose; None where nothing is routed."""
+    swap_s: float | None
+    """Median seconds to put the chosen adapter in place."""
+    predicted: float | None
+    """Speedup that the acceptance and the calibrated step costs promise."""
+    efficiency: float | None
+    """Measured / predicted speedup."""
+    quality: Quality | None
+    profile: Mapping[str, float] | None
+    """Seconds over all answers: ``prefill_s``, the parts of the rounds and ``other_s``; None where not every answer was profiled."""
+
+    @property
+    def label(self) -> str:
+        """Drafter with its adapter and further settings."""
+        own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name != "adapter_domain")
+        adapter = f" {self.adapter or self.settings.get('adapter_domain', '')}" if self.drafter == "adapter" else ""
+        mode = " (mlx-lm loop)" if self.mode == "fast" and self.drafter else ""
+        return (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + mode + (" LOSSY" if self.lossy else "")
+
+
+def settings_of(record: Record) -> Mapping[str, Any]:
+    """Further settings of a record's cell."""
+    settings: Mapping[str, Any] = (record.extra or {}).get("settings") or {}
+    return settings
+
+
+def summarise(records: Sequence[Record], calibration: Calibration | None = None, *, pooled: bool = True) -> list[CellRow]:
+    """One row per cell and domain, in order of first appearance; with several domains also one row per cell over all of them.
+
+    Args:
+        records: raw records of one run.
+        calibration: measured costs per drafter label, for the predicted speedup.
+        pooled: add the rows over all domains.
+    """
+    baselines = _baselines(records)
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((_cell_key(record), record.domain), []).append(record)
+    pools: dict[tuple[Any, ...], list[Record]] = {}
+    for (key, _), group in groups.items():
+        pools.setdefault(key, []).extend(group)
+    cells, domains = list(pools), list(dict.fromkeys(record.domain for record in records))
+    order = sorted(groups, key=lambda key: (domains.index(key[1]), cells.index(key[0])))
+    rows = [_row(groups[key], key[1], baselines, calibration or {}) for key in order]
+    if pooled:
+        several = [pool for pool in pools.values() if len({r.domain for r in pool}) > 1]
+        rows += [_row(pool, ALL, baselines, calibration or {}) for pool in several]
+    return rows
+
+
+def _cell_key(record: Record) -> tuple[Any, ...]:
+    adapter = None if record.drafter == "router" else record.adapter
+    settings = settings_key(settings_of(record))
+    return (
+        record.experiment, record.drafter, adapter, record.k, record.rule, record.temperature, record.mode, record.method,
+        record.lossy, settings,
+    )  # fmt: skip
+
+
+def _baselines(records: Iterable[Record]) -> dict[tuple[str, float, int], Record]:
+    found: dict[tuple[str, float, int], Record] = {}
+    for record in records:
+        if record.drafter is None and record.method == "decode":
+            found.setdefault((record.sample_id, record.temperature, record.seed), record)
+    return found
+
+
+def _by_prompt(records: Sequence[Record]) -> list[list[Record]]:
+    prompts: dict[str, list[Record]] = {}
+    for record in records:
+        prompts.setdefault(record.sample_id, []).append(record)
+    return list(prompts.values())
+
+
+def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], calibration: Calibration) -> CellRow:
+    first = group[0]
+    prompts = _by_prompt(group)
+    drafts = first.drafter is not None
+    sums = {name: np.array([sum(getattr(r, name) for r in p) for p in prompts], float) for name in _COUNTS}
+    accepted, drafted, rejected, rounds, emitted = (sums[name] for name in _COUNTS)
+    walls = [r.wall_s for r in group]
+    timed = all(w is not None for w in walls)
+    speedup, unpaired = _speedup(group, baselines) if drafts and timed else (None, 0)
+    predicted = _predicted(group, calibration)
+    marginal, conditional, reached = positions(group)
+    some = drafted > 0
+    return CellRow(
+        cell=_cell_key(first), experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
+        adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, mode=first.mode,
+        method=first.method, lossy=first.lossy, settings=settings_of(first), n=len(prompts), tokens=int(emitted.sum()),
+        rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),
+        rate=stats.ratio(accepted, drafted, most=1.0) if drafts else None,
+        rate_per_prompt=float(np.mean(accepted[some] / drafted[some])) if drafts and some.any() else None,
+        alpha=stats.ratio(accepted, accepted + rejected, most=1.0) if drafts else None,
+        tau=stats.ratio(emitted, rounds, least=1.0, most=1.0 + longest_draft(group)),
+        tok_s=float(emitted.sum() / sum(w for w in walls if w is not None)) if timed else None,
+        speedup=speedup, unpaired=unpaired, compared=sum(r.compared for r in group),
+        divergences=tuple((r.sample_id, r.divergence) for r in group if r.divergence is not None),
+        marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in group]),
+        token_s=_percentiles([_per_token(r) for r in group]), total_s=_percentiles(walls),
+        route_s=_median([r.route_s for r in group]), swap_s=_median([r.swap_s for r in group]), predicted=predicted,
+        efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(group),
+        profile=_profile(group),
+    )  # fmt: skip
+
+
+_COUNTS = ("accepted", "drafted", "rejected", "rounds", "emitted")
+
+
+def _speedup(group: Sequence[Record], baselines: Mapping[Any, Record]) -> tuple[Estimate | None, int]:
+    """Speedup over the paired prompts and how many prompts have no pair."""
+    pairs = []
+    prompts = _by_prompt(group)
+    for records in prompts:
+        found = [(baselines.get((r.sample_id, r.temperature, r.seed)), r) for r in records]
+        matched = [(b, r) for b, r in found if b is not None and b.wall_s is not None and (r.temperature > 0 or b.emitted == r.emitted)]
+        if matched:
+            pairs.append([sum(values) for values in zip(*((b.wall_s, b.emitted, r.wall_s, r.emitted) for b, r in matched), strict=True)])
+    if not pairs:
+        return None, len(prompts)
+    base_s, base_tokens, cell_s, cell_tokens = np.array(pairs, float).T
+    sampled = group[0].temperature > 0
+    estimate = stats.relative((base_s, base_tokens), (cell_s, cell_tokens)) if sampled else stats.ratio(base_s, cell_s)
+    return estimate, len(prompts) - len(pairs)
+
+
+def longest_draft(group: Sequence[Record]) -> int:
+    """Tokens that a round can draft: K, or the most seen where the length is chosen while decoding."""
+    k = group[0].k
+    return k if isinstance(k, int) else max((d for r in group for d in r.draft_lengths), default=0)
+
+
+def corrected_speedups(rows: Sequence[CellRow]) -> list[Estimate | None]:
+    """Speedups of rows with p-values and detectable differences corrected for how many of them have one."""
+    return stats.corrected([row.speedup for row in rows])
+
+
+def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float | None, ...], tuple[int, ...]]:
+    """Acceptance by draft position, marginal and conditional, and the rounds that drafted so far; empty without lengths per round."""
+    accepted = np.array([a for r in group for a in r.accept_lengths], int)
+    drafted = np.array([d for r in group for d in r.draft_lengths], int)
+    if not len(accepted) or len(accepted) != len(drafted):
+        return (), (), ()
+    marginal, conditional, counts = [], [], []
+    for j in range(1, int(drafted.max(initial=0)) + 1):
+        reached = drafted >= j
+        hits = np.sum(accepted >= j)
+        tried = np.sum(reached & (accepted >= j - 1))
+        marginal.append(float(hits / np.sum(reached)))
+        conditional.append(float(hits / tried) if tried else None)
+        counts.append(int(np.sum(reached)))
+    return tuple(marginal), tuple(conditional), tuple(counts)
+
+
+def _predicted(group: Sequence[Record], calibration: Calibration) -> float | None:
+    """Emitted tokens over the calibrated cost of every round, in target steps: tau / (K c + v(K + 1)) when every round drafts K."""
+    first = group[0]
+    layers = settings_of(first).get("layers")
+    costs = calibration.get(f"{first.drafter} (layers {layers})" if layers else str(first.drafter))
+    lengths = [d for r in group for d in r.draft_lengths]
+    if costs is None or not lengths or max(lengths) >= len(costs["v"]):
+        return None
+    cost = sum(d * costs["c"] + costs["v"][d] for d in lengths)
+    return sum(r.emitted for r in group) / cost
+
+
+def _per_token(record: Record) -> float | None:
+    if record.wall_s is None or record.ttft_s is None or record.emitted < 2:
+        return None
+    return (record.wall_s - record.ttft_s) / (record.emitted - 1)
+
+
+def _percentiles(values: Sequence[float | None]) -> tuple[float, ...] | None:
+    known = [v for v in values if v is not None]
+    return stats.percentiles(known) if known else None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
+
+
+PROFILE_PARTS = tuple(part.name for part in dataclasses.fields(Profile))
+"""Parts of a round in a profile."""
+
+
+def _profile(group: Sequence[Record]) -> Mapping[str, float] | None:
+    profiles = [(r.extra or {}).get("profile") for r in group]
+    parts: list[Mapping[str, float]] = [profile for profile in profiles if profile]
+    if not parts or len(parts) < len(group):
+        return None
+    rounds = {name: sum(part[name] for part in parts) for name in PROFILE_PARTS}
+    prefill = sum(r.prefill_s or 0.0 for r in group)
+    wall = sum(r.wall_s or 0.0 for r in group)
+    return {"prefill_s": prefill, **rounds, "other_s": max(0.0, wall - prefill - sum(rounds.values()))}
+
+
+def _quality(group: Sequence[Record]) -> Quality | None:
+    known = [(r, s) for r in group if (s := (r.extra or {}).get("score"))]
+    if not known or len({s["metric"] for _, s in known}) > 1:
+        return None
+    scored = [(r, s["value"]) for r, s in known if s["status"] != "unscored" and s["value"] is not None]
+    mean = float(np.mean([value for _, value in scored])) if scored else None
+    cut = sum(r.finish == "length" for r, _ in scored)
+    return Quality(metric=known[0][1]["metric"], mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)

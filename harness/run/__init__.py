@@ -1,0 +1,1 @@
+"""A suite from samples to records."""

@@ -1,0 +1,96 @@
+"""The calls a run makes into models, data and scoring, gathered so that tests can pass their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core.records import Divergence, Generation, Sample, Trajectory
+from harness.run.trained import Trained, train_for
+from harness.suite.experiments import Cell
+
+TRAINED = ("adapter", "router")
+"""Drafters whose step costs what the plain draft's does: adapters are fused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What :func:`harness.run.runner.run_suite` needs from the rest of the package."""
+
+    load_pair: Callable[..., Any]
+    """``load_pair(name, offline=...)``."""
+    load_samples: Callable[..., list[Sample]]
+    """``load_samples(spec, domain=..., seed=..., offline=...)``."""
+    generate: Callable[..., Generation]
+    """``generate(pair, prompt_tokens, **settings)``."""
+    classify: Callable[..., Divergence | None]
+    """``classify(pair, prompt_tokens, baseline_tokens, other_tokens)``."""
+    replay: Callable[[Any, Sequence[Trajectory], Sequence[Any], Sequence[int]], list[Any]]
+    """``replay(pair, trajectories, drafters, ks)``; drafters are names or drafter objects."""
+    ties: Callable[[Any, Sequence[Trajectory]], list[int]]
+    """``ties(pair, trajectories)``: per answer, the positions where another machine's kernels may flip the target's favourite."""
+    calibrate: Callable[[Any, Cell, int], tuple[Any, dict[str, Any]]]
+    """``calibrate(pair, cell, max_k)`` -> costs for ``k: auto`` and the plain facts for the manifest."""
+    verification: Callable[[Any], float]
+    """``verification(pair)`` -> v(5) as it is now."""
+    settings: Callable[[Cell], dict[str, Any]]
+    """Keyword arguments of ``generate`` that a cell's own settings ask for."""
+    train: Callable[..., Trained]
+    """:func:`harness.run.trained.train_for`."""
+    score: Callable[..., Any]
+    """``score(sample, text, target_text=...)``."""
+    facts: Callable[[], dict[str, Any]]
+    """Device and BLAS for the manifest."""
+    dtype: Callable[[Any], str]
+    """Number format the pair's target computes in."""
+
+
+def real_engine() -> Engine:
+    """The real thing; imports mlx."""
+    from harness.datasets import load_samples
+    from harness.decode.audit import classify
+    from harness.decode.calibrate import verification_cost
+    from harness.decode.generation import DrafterOptions, generate
+    from harness.decode.replay import forced_passes, replay
+    from harness.models.blas import blas_name, mx
+    from harness.models.opened import number_format
+    from harness.models.pair import load_pair
+    from harness.scoring import score
+
+    def settings(cell: Cell) -> dict[str, Any]:
+        if cell.layers is None and cell.ngram is None:
+            return {}
+        return {"options": DrafterOptions(layers=cell.layers, **({} if cell.ngram is None else {"ngram": cell.ngram}))}
+
+    def ties(pair: Any, trajectories: Sequence[Trajectory]) -> list[int]:
+        return [forced.near_ties() for forced in forced_passes(pair.target, None, trajectories)]
+
+    def facts() -> dict[str, Any]:
+        return {"device": str(mx.default_device()), "blas": blas_name()}
+
+    return Engine(
+        load_pair=load_pair,
+        load_samples=load_samples,
+        generate=generate,
+        classify=classify,
+        replay=replay,
+        ties=ties,
+        calibrate=_calibrate,
+        verification=lambda pair: verification_cost(pair.target),
+        settings=settings,
+        train=train_for,
+        score=score,
+        facts=facts,
+        dtype=lambda pair: number_format(pair.target),
+    )
+
+
+def _calibrate(pair: Any, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:
+    from harness.decode.calibrate import calibrate
+    from harness.decode.generation import DrafterOptions, resolve_drafter
+
+    assert cell.drafter is not None
+    name = "generic" if cell.drafter in TRAINED else cell.drafter
+    measured = calibrate(pair, resolve_drafter(pair, name, DrafterOptions(layers=cell.layers)), max_k=max_k)
+    return measured.costs, measured.to_dict()

@@ -1,0 +1,267 @@
+"""Run a suite: samples, pair, calibration, then every prompt through all of its cells, one durable record each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import scoring
+from harness.core import machine
+from harness.core.errors import HarnessError
+from harness.core.interrupt import StopRequest
+from harness.core.records import Sample
+from harness.core.terminal import show
+from harness.core.walltime import Stages
+from harness.results.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
+from harness.run.engine import Engine, real_engine
+from harness.run.estimate import remember
+from harness.run.jobs import Context, check_verification, execute, remember_baselines
+from harness.run.trained import Trained
+from harness.suite.experiments import Cell
+from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.suite.suite import Suite
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    results_dir: Path,
+    resume: str | None = None,
+    offline: bool = False,
+    profile: bool = False,
+    console: Console | None = None,
+    engine: Engine | None = None,
+) -> Path:
+    """Decode every sample of the suite in every cell and write the run folder and its report.
+
+    Args:
+        suite: from :func:`harness.suite.suite.load_suite`.
+        results_dir: folder of the run folders; reports go to ``reports/`` beside it.
+        resume: name or path of an interrupted run to go on with.
+        offline: use only what is in the cache.
+        profile: record where the time of each round goes; cells of mlx-lm's loop have no profile.
+        console: where to show progress; a new one on stdout when None.
+        engine: replaces models and decoding in tests.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        HarnessError: results cannot be written, a dataset or pair cannot be read, a prompt is too long,
+            or the run to resume was made with something else.
+        KeyboardInterrupt: interrupted; everything finished is on disk and in a partial report.
+    """
+    from rich.console import Console
+
+    console = console or Console()
+    check_writable(results_dir)
+    folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, Path(suite.models).stem, results_dir)
+    before = read_manifest(folder) if resume else None
+    engine = engine or real_engine()
+    if before:
+        _same_before_loading(before, suite, engine)
+    stages = Stages(before.measured.get("time_s") if before else None)
+    with stages("load"):
+        samples = _samples(suite, engine, offline)
+        if before:
+            _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
+            _no_foreign(folder, recorded_plan(before, samples))
+        warnings = _warn(samples, before, console)
+        pair = engine.load_pair(suite.models, offline=offline)
+        prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
+    identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
+    with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine, identity)) as store, StopRequest(console) as stop:
+        if store.repaired_bytes:
+            show(console, f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
+        store.update(warnings=warnings)
+        context = Context(
+            max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, stages=stages
+        )
+        with suppress(Stopped):
+            cells = _possible(context, suite.cells())
+            check_verification(context, "loading")
+            load = partial(engine.load_samples, offline=offline)
+            with stages("train"):
+                context.trained = _train(context, suite, cells, samples, load, stop, console)
+            remember_baselines(context, read_records(folder))
+            plan = make_plan(cells, samples, suite.seed, context.trained.adapter)
+            store.update(planned=len(plan.jobs))
+            execute(context, plan, stop, console)
+        if stop.requested:
+            store.update(status="interrupted", time_s=stages.seconds())
+        else:
+            store.finish(time_s=stages.seconds())
+        generic = store.manifest.measured.get("calibration", {}).get("generic", {})
+        remember(pair.name, read_records(folder), generic.get("c"))
+    if len(store):
+        _report(folder, console)
+    if stop.requested:
+        show(console, f"interrupted; go on with: harness run ... --resume {folder.name}")
+        raise KeyboardInterrupt
+    return folder
+
+
+class Stopped(Exception):
+    """Ctrl-C while training."""
+
+
+def _possible(context: Context, cells: Sequence[Cell]) -> list[Cell]:
+    """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
+    pruned = getattr(context.pair.draft, "token_map", None) is not None
+    left_out = [c for c in cells if pruned and c.mode == "fast" and c.drafter is not None]
+    context.store.update(skipped=sorted({c.experiment for c in left_out}))
+    return [c for c in cells if c not in left_out]
+
+
+def _train(
+    context: Context, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load: Any, stop: StopRequest, console: Console
+) -> Trained:
+    """Train what the suite's cells need; a resumed run must find the adapters it began with."""
+
+    def say(line: str) -> None:
+        if stop.requested:
+            raise Stopped
+        if line:
+            show(console, line)
+
+    trained = context.engine.train(context.pair, suite, cells, samples, load, say)
+    before, facts = context.store.manifest.measured, trained.facts()
+    for name, adapter in before.get("adapters", {}).items():
+        _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))
+    context.store.update(**facts)
+    return trained
+
+
+def reports_folder(folder: Path) -> Path:
+    """Where the reports of a run folder go: ``reports/<run>`` beside the results folder."""
+    return folder.resolve().parent.parent / "reports" / folder.name
+
+
+def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
+    samples = []
+    for domain, spec in suite.domains.items():
+        samples += engine.load_samples(spec, domain=domain, seed=suite.seed, offline=offline)
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.id in seen:
+            raise HarnessError(f"sample id {sample.id!r} occurs twice", "Give every prompt its own id, and use each dataset in one domain.")
+        seen.add(sample.id)
+    return samples
+
+
+def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) -> list[str]:
+    """Say before the models load what this machine cannot do for ``samples``; the report repeats it, also for a part run elsewhere."""
+    text = scoring.warning(samples)
+    if text:
+        show(console, f"Warning: {text}", "yellow")
+    return list(dict.fromkeys([*(before.measured.get("warnings", ()) if before else ()), *filter(None, [text])]))
+
+
+def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mapping[str, str]) -> Manifest:
+    return Manifest(
+        run=name,
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        pair=pair.name,
+        suite=suite.resolved(),
+        suite_hash=suite.hash(),
+        models=_model_facts(pair, engine.dtype(pair)),
+        code=machine.code_state(),
+        packages=machine.package_versions(),
+        machine=_machine(engine),
+        seeds=(suite.seed,),
+        prompts=prompts,
+    )
+
+
+def _model_facts(pair: Any, dtype: str) -> dict[str, str | None]:
+    draft = pair.draft
+    return {
+        "target": pair.target_hash,
+        "draft": None if draft is None else draft.hash,
+        "draft_vocab": None if draft is None else draft.vocab_hash,
+        "draft_name": None if draft is None else draft.name,
+        "dtype": dtype,
+    }
+
+
+def _open_store(folder: Path, resume: str | None, manifest: Manifest) -> RunStore:
+    if resume is None:
+        return RunStore.create(folder, manifest)
+    before = read_manifest(folder)
+    _same("models", before.models, manifest.models)
+    _same_prompts(before.prompts, manifest.prompts)
+    return RunStore.resume(folder)
+
+
+def _machine(engine: Engine) -> dict[str, Any]:
+    return {**machine.machine_facts(), **engine.facts()}
+
+
+def _same_before_loading(before: Manifest, suite: Suite, engine: Engine) -> None:
+    """Refuse to resume a run made with another suite, other code or packages, or on another machine."""
+    if before.suite_hash != suite.hash():
+        _same("suite", before.suite, suite.resolved())
+        raise HarnessError("cannot resume: suite_hash differs", "Start a new run.")
+    _same("code.hash", before.code.get("hash"), machine.source_hash())
+    _same("packages", before.packages, machine.package_versions())
+    now = _machine(engine)
+    for name in sorted({*before.machine, *now} - {"memory_bytes"}):
+        if before.machine.get(name) != now.get(name):
+            raise HarnessError(
+                f"cannot resume: the run was made with {name} {before.machine.get(name)!r}, here it is {now.get(name)!r}; "
+                "clocks of two machines must not mix in one run",
+                "Go on where the run was started, or start a new run here.",
+            )
+
+
+def _no_foreign(folder: Path, plan: Plan) -> None:
+    """Refuse to resume a run that holds records of other cells or prompts than its own."""
+    found = foreign(plan, read_records(folder))
+    if found:
+        raise HarnessError(
+            f"cannot resume: {folder} holds {len(found)} foreign records: {found[0]}",
+            "Restore records.jsonl from a copy, or start a new run.",
+        )
+
+
+def _same_prompts(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to resume when an id stands for another prompt or another reference answer than in the run."""
+    changed = [sample for sample in {**before, **now} if before.get(sample) != now.get(sample)]
+    if changed:
+        raise HarnessError(
+            f"cannot resume: {len(changed)} of {len(now)} prompts or their references are not those of the run, such as {changed[0]!r}",
+            "Start a new run, or restore the dataset that the interrupted run was started with.",
+        )
+
+
+def _same(name: str, before: Any, now: Any) -> None:
+    """Raise at the first differing field, named by its path."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            if key not in ("description", "path"):
+                _same(f"{name}.{key}", before.get(key), now.get(key))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for i, (old, new) in enumerate(zip(before, now, strict=True)):
+            _same(f"{name}[{i}]", old, new)
+    elif before != now:
+        raise HarnessError(
+            f"cannot resume: {name} was {before!r} in the run, is {now!r} now",
+            "Start a new run, or restore what the interrupted run was started with.",
+        )
+
+
+def _report(folder: Path, console: Console) -> None:
+    from harness.report import load_run, show_table, write_reports
+
+    run, reports = load_run(folder), reports_folder(folder)
+    write_reports(run, reports)
+    show_table(run, console)
+    show(console, f"records: {folder}\nreport:  {reports / 'report.md'}")

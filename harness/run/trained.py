@@ -1,0 +1,277 @@
+"""Adapters and routers that a suite asks for: trained before decoding starts, or found in the cache by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.errors import HarnessError
+from harness.core.progress import NowAndThen
+from harness.core.records import Generation, Sample, Trajectory
+from harness.datasets.splits import refuse_leaks
+from harness.models.address import cache_folder, cache_key, pair_facts
+from harness.suite.chains import Chain, adapter_names, chain_of, domain_chain, needed_chains
+from harness.suite.experiments import Cell, Recipe
+
+if TYPE_CHECKING:
+    from harness.adapt.training.rounds import Known, RoundRecord
+    from harness.adapt.training_config import TrainingConfig
+    from harness.suite.suite import Suite
+
+VALIDATION_PROMPTS = 16
+"""Validation prompts per domain, at most: they decide early stopping and whether a round is kept."""
+COLLECT_BATCH = 32
+
+Say = Callable[[str], None]
+"""Told what is going on, a line at a time, empty where there is nothing new; may raise to stop between two steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedAdapter:
+    """The draft after some rounds of a chain."""
+
+    name: str
+    """Unique within the run."""
+    folder: Path | None
+    """None: no round raised validation acceptance, so the draft is used as it is."""
+    hash: str | None
+    """SHA-256 of the weights."""
+    domain: str
+    """Whose failures it was trained on."""
+    metric: str
+    """What the rounds' ``before`` and ``after`` are: ``alpha``, ``rate`` or ``tau``."""
+    rounds: tuple[RoundRecord, ...]
+    """What training did."""
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON types for the manifest."""
+        rounds = [{**asdict(r), "adapter": None} for r in self.rounds]
+        return {"hash": self.hash, "domain": self.domain, "metric": self.metric, "rounds": rounds}
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """Everything trained that the cells of one run use."""
+
+    adapters: Mapping[tuple[Chain, int], TrainedAdapter] = field(default_factory=dict)
+    """(chain, rounds done) -> adapter."""
+    bank: Any = None
+    """:class:`harness.adapt.training.bank.AdapterBank` with every adapter that was kept."""
+    routers: Mapping[tuple[Recipe, int], Any] = field(default_factory=dict)
+    """(recipe, K) -> fitted router; None where there is no adapter to choose."""
+    router_facts: Mapping[str, Any] = field(default_factory=dict)
+    swaps: Sequence[Any] = ()
+    """:class:`harness.adapt.training.studies.SwapRow` per policy."""
+
+    def adapter(self, cell: Cell) -> str | None:
+        """Name of the adapter that a cell's drafter runs with; None is the plain draft, also where no round was kept."""
+        if cell.drafter != "adapter":
+            return None
+        if cell.round == 0:
+            return None
+        found = self.adapters[chain_of(cell), cell.round or 1]
+        return found.name if found.folder else None
+
+    def drafter(self, name: str | None) -> Any:
+        """Drafter object for an adapter's name; None is the plain draft."""
+        return self.bank.drafter(name)
+
+    def activate(self, name: str | None) -> None:
+        """Put an adapter, or the plain draft, in place: outside of what is timed."""
+        if self.bank is not None:
+            self.bank.activate(name)
+
+    def route(self, pair: Any, cell: Cell, prompt: str, **settings: Any) -> Generation:
+        """Decode one prompt with the drafter that the cell's router picks; its times count in the wall time.
+
+        Where no adapter was kept there is nothing to choose, and the plain draft runs.
+        """
+        from harness.adapt.routers.routed import route_and_decode
+        from harness.decode.generation import generate
+
+        if self.routers[_router_key(cell)] is None:
+            return generate(pair, prompt, drafter=self.drafter(None), **settings)
+        return route_and_decode(pair, prompt, router=self.routers[_router_key(cell)], bank=self.bank, **settings)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON types for the manifest."""
+        adapters = {a.name: a.facts() for a in self.adapters.values()}
+        return {"adapters": adapters, "routers": dict(self.router_facts), "swaps": [asdict(s) for s in self.swaps]}
+
+
+def _router_key(cell: Cell) -> tuple[Recipe, int]:
+    assert cell.recipe is not None
+    assert isinstance(cell.k, int)
+    return (cell.recipe, cell.k)
+
+
+def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load_samples: Any, say: Say) -> Trained:
+    """Train, or find in the cache, what the cells of a suite need.
+
+    Args:
+        pair: loaded pair.
+        suite: names the datasets whose train and validation splits are used.
+        cells: the suite's cells.
+        samples: the prompts that will be evaluated: a training prompt close to one of them is refused.
+        load_samples: :func:`harness.datasets.load_samples`, knowing whether it may use the network.
+        say: told about progress; raising from it stops the training where it can be resumed.
+
+    Raises:
+        HarnessError: no draft to adapt, a split without prompts, or a leak.
+    """
+    from harness.adapt.adapters.folder import weights_hash
+    from harness.adapt.training.bank import AdapterBank
+    from harness.adapt.training.studies import swap_costs
+
+    chains = needed_chains(cells, list(suite.domains))
+    if not chains:
+        return Trained()
+    if pair.draft is None:
+        raise HarnessError(
+            f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML, or drop the adapter and router entries."
+        )
+    material = _Material(pair, suite, samples, load_samples, say)
+    names = adapter_names(chains)
+    adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
+    for chain, rounds in chains.items():
+        config = _config(chain)
+        records = _train_chain(material, chain, config, rounds, names[chain, 1])
+        for done in range(1, rounds + 1):
+            own = tuple(records[:done])
+            folder = Path(own[-1].adapter) if own and own[-1].adapter else None
+            digest = weights_hash(folder) if folder else None
+            adapters[chain, done] = TrainedAdapter(
+                name=names[chain, done], folder=folder, hash=digest, domain=chain.domain, metric=config.stop.metric, rounds=own
+            )
+    folders = {a.name: a.folder for a in adapters.values() if a.folder}
+    bank = AdapterBank(pair.draft, folders, policy="cached")
+    trained = Trained(adapters=adapters, bank=bank, swaps=swap_costs(pair.draft, folders) if folders else ())
+    _fit_routers(trained, material, cells)
+    return trained
+
+
+class _Material:
+    """Prompts by split and the target's answers to them, loaded once per size."""
+
+    def __init__(self, pair: Any, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, say: Say) -> None:
+        self.pair, self.suite, self.evaluation, self.load_samples, self.say = pair, suite, evaluation, load_samples, say
+        self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
+        self._answers: dict[str, Trajectory] = {}
+        self.known: dict[int, Known] = {}
+        """Training prompts per domain to what replays over them gave: chains that start alike share it."""
+        self._folder = cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **pair_facts(pair)))
+
+    def prompts(self, split: str, limit: int, skip: int = 0) -> list[Sample]:
+        """``limit`` prompts per domain of a split after the first ``skip``, none of them close to an evaluation prompt."""
+        key = (split, limit, skip)
+        if key not in self._prompts:
+            self._prompts[key] = self._read(*key)
+        return self._prompts[key]
+
+    def _read(self, split: str, limit: int, skip: int) -> list[Sample]:
+        found: list[Sample] = []
+        for domain, spec in self.suite.domains.items():
+            first = [self._load(spec, domain, split, n) for n in (skip + limit, skip) if n]
+            known = {s.id for s in first[1]} if skip else set()
+            found += [s for s in first[0] if s.id not in known]
+        refuse_leaks(found, self.evaluation)
+        return found
+
+    def _load(self, spec: Any, domain: str, split: str, limit: int) -> list[Sample]:
+        own = spec.model_copy(update={"split": split, "limit": limit})
+        loaded: list[Sample] = self.load_samples(own, domain=domain, seed=self.suite.seed)
+        return loaded
+
+    def answers(self, prompts: Sequence[Sample]) -> list[Trajectory]:
+        """The target's greedy answers, in the order of ``prompts``; kept in the cache batch by batch."""
+        from harness.answers.collect import collect
+
+        todo = [s for s in prompts if s.id not in self._answers]
+        if todo:
+            self.say(f"the target answers {len(todo)} training prompts")
+        found = collect(self.pair, todo, max_tokens=self.suite.max_tokens, batch=COLLECT_BATCH, out=self._folder) if todo else ()
+        for done, trajectory in enumerate(found, start=1):
+            self._answers[trajectory.sample_id] = trajectory
+            if done % COLLECT_BATCH == 0:
+                self.say(f"  {done} of {len(todo)} answered")
+        return [self._answers[s.id] for s in prompts]
+
+
+def _config(chain: Chain) -> TrainingConfig:
+    from harness.adapt.training_config import load_training_config
+
+    config = load_training_config(chain.training)
+    return config if chain.rank is None else config.replace(lora={"rank": chain.rank})
+
+
+def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> list[RoundRecord]:
+    """Run the rounds of one chain, or read the finished ones."""
+    from harness.adapt.training.rounds import Known, run_rounds
+
+    train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
+    if not any(s.domain == chain.domain for s in validation):
+        raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")
+    inputs = {
+        "config": config.model_dump(mode="json"),
+        "domain": chain.domain,
+        "max_tokens": material.suite.max_tokens,
+        "train": [[s.id, s.domain, s.prompt] for s in train],
+        "validation": [[s.id, s.domain, s.prompt] for s in validation],
+    }
+    folder = cache_folder("trained", material.pair.name, cache_key(kind="adapters", **inputs, **pair_facts(material.pair)))
+    answers = material.answers(train), material.answers(validation)
+
+    timer = NowAndThen(at_once=True)
+
+    def progress(number: int, step: Any) -> None:
+        due = timer.due(always=step.step % config.stop.every == 0 or step.step == step.total)
+        text = f"training {name}: round {number} of {rounds}, update {step.step} of {step.total}, best {step.best:.3f}"
+        material.say(text if due else "")
+
+    return run_rounds(
+        material.pair.draft,
+        *answers,
+        config,
+        rounds=rounds,
+        out=folder,
+        domain=chain.domain,
+        prompts={s.id: s.prompt for s in train},
+        resume=True,
+        progress=progress,
+        note=lambda text: material.say(f"training {name}:{text}"),
+        known=material.known.setdefault(chain.samples, Known()),
+        min_failures=config.adapt.min_failure_cases,
+    )
+
+
+def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -> None:
+    """Fit one router per (config, K) on prompts that no adapter was trained on."""
+    wanted = {_router_key(cell): cell for cell in cells if cell.drafter == "router"}
+    if not wanted:
+        return
+    from harness.adapt.routers.routed import fit_router, load_router_config, outcome_table
+    from harness.adapt.training.studies import replay_bank
+
+    routers: dict[tuple[Recipe, int], Any] = {}
+    facts: dict[str, Any] = {}
+    for (recipe, k), cell in wanted.items():
+        config = load_router_config(recipe.router)
+        prompts = material.prompts("train", recipe.router_samples, skip=recipe.samples)
+        if not prompts:
+            raise HarnessError(
+                "no training prompts are left for the router", "Lower train_samples, or use datasets with larger train splits."
+            )
+        arms = [trained.adapters[domain_chain(cell, domain), 1] for domain in material.suite.domains]
+        hashes = {a.name: a.hash for a in arms if a.hash}
+        facts[f"{recipe.router} K={k}"] = {"prompts": len(prompts), "arms": ["generic", *hashes]}
+        routers[recipe, k] = None
+        if not hashes:
+            continue
+        answers = material.answers(prompts)
+        material.say(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
+        rows = replay_bank(trained.bank, answers, [k], note=material.say)
+        rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
+        routers[recipe, k] = fit_router(outcome_table(rows, prompts), config, k=k, adapter_hashes=hashes)
+    trained.routers, trained.router_facts = routers, facts

@@ -1,0 +1,1 @@
+"""The long-lived loop: answer, keep what went wrong, train, answer better."""

@@ -1,0 +1,1 @@
+"""What a suite file says, and the plan it expands to. Imports no model."""

@@ -1,0 +1,354 @@
+"""Experiment entries of a suite: the typed kinds, their defaults, and the cells they expand to. Imports only pydantic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, Field, model_validator
+
+from harness.core.limits import LENIENCE, DraftLength, Temperature, WarmTemperature
+from harness.core.records import Rule
+from harness.core.yamlfile import Strict
+
+DrafterName = Literal["generic", "lookup", "early_exit", "hybrid"]
+Mode = Literal["detailed", "fast"]
+DynamicLength = Literal["dynamic", "auto"]
+
+T = TypeVar("T")
+
+
+def _distinct(items: tuple[T, ...]) -> tuple[T, ...]:
+    """Refuse a value that stands twice: its cells would be the same."""
+    twice = next((item for i, item in enumerate(items) if item in items[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands here twice, keep one")
+    return items
+
+
+NonEmpty = Annotated[tuple[T, ...], Field(min_length=1, max_length=256, strict=False), AfterValidator(_distinct)]
+"""A YAML list with at least one item, each of them once."""
+
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How adapters and routers are made."""
+
+    training: str
+    """Training config."""
+    samples: int
+    """Training prompts per domain."""
+    router: str = "default"
+    """Router config."""
+    router_samples: int = 0
+    """Prompts per domain, beyond the adapters' own, that a router learns from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One combination of settings; every cell runs over the prompts of one domain."""
+
+    experiment: str
+    """Label of the suite entry."""
+    kind: str
+    """Kind of the suite entry."""
+    domain: str
+    """Domain whose prompts are decoded."""
+    drafter: str | None
+    """A drafter's name, ``adapter`` or ``router``; None is target-only decoding."""
+    k: int | str | None
+    """Draft length, ``dynamic``, ``auto``, or None for target-only decoding."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    rule: Rule = "match"
+    """Acceptance rule."""
+    mode: Mode = "detailed"
+    """``detailed`` (this project's loop) or ``fast`` (mlx-lm's loop)."""
+    timed: bool = True
+    """True: decoded with a clock. False: counts may come from replay."""
+    lenience: float = 1.0
+    """Above 1 the output is lossy."""
+    layers: int | None = None
+    """Target layers of the early-exit draft; None is a quarter."""
+    ngram: int | None = None
+    """Longest suffix that prompt lookup searches."""
+    adapter_domain: str | None = None
+    """Domain whose training prompts made the adapter."""
+    rank: int | None = None
+    """Adapter rank; None keeps the training config's."""
+    round: int | None = None
+    """Adaptive training rounds done before this cell; 0 is the untrained draft."""
+    recipe: Recipe | None = None
+    """How the adapters and the router are made, where the cell needs any."""
+
+    @property
+    def needs_draft(self) -> bool:
+        """True when the pair must have a draft model of its own."""
+        return self.drafter not in (None, "lookup", "early_exit")
+
+    @property
+    def lossy(self) -> bool:
+        """True when the output may differ from the target's."""
+        return self.lenience > 1
+
+
+Settings = dict[str, Any]
+"""Fields of :class:`Cell` that an entry chooses."""
+
+
+class Experiment(Strict):
+    """What every entry may say."""
+
+    kind: str
+    """Which experiment this is."""
+    name: Label | None = None
+    """Label in records and reports; the kind when absent. Needed when a kind occurs twice."""
+    domains: NonEmpty[str] | None = None
+    """Domains to run on; all when absent."""
+    temperatures: NonEmpty[Temperature] = (0.0,)
+    """Sampling temperatures; 0 is greedy."""
+
+    @property
+    def label(self) -> str:
+        """Name of the entry in records and reports."""
+        return self.name or self.kind
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        """Yield the settings to run on ``domain``; ``domains`` are all domains of this entry."""
+        raise NotImplementedError
+
+    def cells(self, all_domains: Sequence[str]) -> Iterator[Cell]:
+        """Expand into cells over the entry's domains, or ``all_domains``."""
+        domains = self.domains or tuple(all_domains)
+        for domain, temperature in product(domains, self.temperatures):
+            for setting in self.settings(domain, domains):
+                yield Cell(experiment=self.label, kind=self.kind, domain=domain, temperature=temperature, **setting)
+
+
+class Speculative(Experiment):
+    """What every entry that drafts may say."""
+
+    k: NonEmpty[DraftLength] = (4,)
+    """Draft lengths."""
+    rule: Rule = "match"
+    """``match`` accepts a draft token equal to the target's own; ``rejection`` accepts with probability min(1, p/q)."""
+    timed: bool = True
+    """True decodes with a clock; false takes the counts from replay where replay is exact."""
+
+
+class DraftSource(Strict):
+    """Settings of the drafters that need no trained weights."""
+
+    layers: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Target layers of the early-exit draft; a quarter of them when absent."""
+    ngram: Annotated[int, Field(ge=1, le=16)] = 3
+    """Longest suffix that prompt lookup searches."""
+
+    def source(self, drafter: str) -> Settings:
+        """Cell fields that matter for ``drafter``."""
+        return {
+            "drafter": drafter,
+            "layers": self.layers if drafter == "early_exit" else None,
+            "ngram": self.ngram if drafter in ("lookup", "hybrid") else None,
+        }
+
+
+class Trained(Strict):
+    """Settings of the entries that train adapters."""
+
+    training: str = "default"
+    """Training config: a name in ``configs/training`` or a path."""
+    train_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    """Training prompts per domain, from the train split."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the adapters are made."""
+        return Recipe(training=self.training, samples=self.train_samples)
+
+
+class Baseline(Experiment):
+    """Target-only decoding: the reference of every speedup."""
+
+    kind: Literal["baseline"]
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        yield {"drafter": None, "k": None}
+
+
+class Drafters(Speculative, DraftSource):
+    """Several drafters side by side, interleaved prompt by prompt."""
+
+    kind: Literal["drafters"]
+    drafters: NonEmpty[DrafterName]
+    """Any of ``generic``, ``lookup``, ``early_exit``, ``hybrid``."""
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for drafter, k in product(self.drafters, self.k):
+            yield {**self.source(drafter), "k": k, "rule": self.rule, "timed": self.timed}
+
+
+class GenericDraft(Speculative):
+    """The pair's own draft model."""
+
+    kind: Literal["generic_draft"]
+    mode: Mode = "detailed"
+    """``fast`` runs mlx-lm's own loop, which reports no per-round details and knows only the rule ``match``."""
+
+    @model_validator(mode="after")
+    def _fast_matches(self) -> GenericDraft:
+        if self.mode == "fast" and (self.rule != "match" or not self.timed):
+            raise ValueError("mode fast needs rule: match and timed: true")
+        return self
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for k in self.k:
+            yield {"drafter": "generic", "k": k, "rule": self.rule, "mode": self.mode, "timed": self.timed}
+
+
+class PromptLookup(Speculative):
+    """Drafts copied from earlier text: no draft model."""
+
+    kind: Literal["prompt_lookup"]
+    ngram: Annotated[int, Field(ge=1, le=16)] = 3
+    """Longest suffix searched."""
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for k in self.k:
+            yield {"drafter": "lookup", "k": k, "rule": self.rule, "timed": self.timed, "ngram": self.ngram}
+
+
+class DomainAdapters(Speculative, Trained):
+    """One LoRA adapter of the draft per domain, trained on the target's answers to the train split."""
+
+    kind: Literal["domain_adapters"]
+    rank: Rank | None = None
+    """Adapter rank; the training config's when absent."""
+    cross: bool = True
+    """Also measure every adapter on the other domains (replay only)."""
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for trained_on, k in product(domains if self.cross else [domain], self.k):
+            timed = self.timed and trained_on == domain
+            own = {"drafter": "adapter", "adapter_domain": trained_on, "rank": self.rank, "recipe": self.recipe}
+            yield {**own, "k": k, "rule": self.rule, "timed": timed}
+
+
+class Router(Speculative, Trained):
+    """A router that picks the adapter for each prompt."""
+
+    kind: Literal["router"]
+    router: str = "default"
+    """Router config: a name in ``configs/router`` or a path."""
+    router_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Prompts per domain, from the train split beyond the adapters' own, that the router learns from."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the adapters and the router are made."""
+        return dataclasses.replace(super().recipe, router=self.router, router_samples=self.router_samples)
+
+    @model_validator(mode="after")
+    def _decoded(self) -> Router:
+        if not self.timed:
+            raise ValueError("a router is always decoded with a clock: leave timed out")
+        return self
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for k in self.k:
+            yield {"drafter": "router", "recipe": self.recipe, "k": k, "rule": self.rule}
+
+
+class AblationK(Drafters):
+    """Acceptance and speed over the draft length."""
+
+    kind: Literal["ablation_k"]  # type: ignore[assignment]
+    drafters: NonEmpty[DrafterName] = ("generic",)
+    k: NonEmpty[DraftLength] = (1, 2, 3, 4, 6, 8)
+    timed: bool = False
+
+
+class AblationRank(Speculative, Trained):
+    """Acceptance over the adapter rank."""
+
+    kind: Literal["ablation_rank"]
+    ranks: NonEmpty[Rank] = (2, 4, 8, 16)
+    """Adapter ranks to train."""
+    timed: bool = False
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for rank, k in product(self.ranks, self.k):
+            own = {"drafter": "adapter", "adapter_domain": domain, "rank": rank, "recipe": self.recipe}
+            yield {**own, "k": k, "rule": self.rule, "timed": self.timed}
+
+
+class AdaptiveRounds(Speculative, Trained):
+    """Rounds of decode, collect the failures, train on them, decode again."""
+
+    kind: Literal["adaptive_rounds"]
+    rounds: Annotated[int, Field(ge=1, le=100)] = 3
+    """Training rounds; acceptance is measured before the first and after each."""
+    timed: bool = False
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for done, k in product(range(self.rounds + 1), self.k):
+            own = {"drafter": "adapter", "adapter_domain": domain, "round": done, "recipe": self.recipe}
+            yield {**own, "k": k, "rule": self.rule, "timed": self.timed}
+
+
+class DynamicK(Experiment, DraftSource):
+    """Draft lengths chosen while decoding."""
+
+    kind: Literal["dynamic_k"]
+    drafters: NonEmpty[DrafterName] = ("generic",)
+    """Drafters to run."""
+    policies: NonEmpty[DynamicLength] = ("dynamic", "auto")
+    """``dynamic`` stops at low draft confidence, ``auto`` weighs measured costs."""
+    rule: Rule = "match"
+    """Acceptance rule."""
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for drafter, policy in product(self.drafters, self.policies):
+            yield {**self.source(drafter), "k": policy, "rule": self.rule}
+
+
+class Lenience(Experiment):
+    """Lossy acceptance with probability min(1, lenience p/q); labelled lossy everywhere."""
+
+    kind: Literal["lenience"]
+    values: NonEmpty[Annotated[float, Field(gt=LENIENCE.low, le=LENIENCE.high)]] = (1.5, 2.0)
+    """Lenience factors."""
+    k: NonEmpty[DraftLength] = (4,)
+    """Draft lengths."""
+    temperatures: NonEmpty[WarmTemperature] = (1.0,)
+    """Sampling temperatures; at 0 lenience changes nothing."""
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for value, k in product(self.values, self.k):
+            yield {"drafter": "generic", "k": k, "rule": "rejection", "lenience": value}
+
+
+AnyExperiment = Annotated[
+    Baseline
+    | Drafters
+    | GenericDraft
+    | PromptLookup
+    | DomainAdapters
+    | Router
+    | AblationK
+    | AblationRank
+    | AdaptiveRounds
+    | DynamicK
+    | Lenience,
+    Field(discriminator="kind"),
+]
+"""A suite entry; its ``kind`` decides which keys it may have."""
+
+EXPERIMENTS: tuple[type[Experiment], ...] = get_args(get_args(AnyExperiment)[0])
+"""Every kind of entry."""

@@ -1,0 +1,151 @@
+"""From a suite and its samples to the list of things to decode and to replay. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core.records import Record, Sample
+from harness.results.store import Key, Manifest, record_key, settings_key
+from harness.suite.chains import adapter_names, chain_of, needed_chains
+from harness.suite.experiments import Cell
+from harness.suite.suite import recorded_suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One sample to decode or replay in one cell."""
+
+    cell: Cell
+    sample: Sample
+    seed: int
+    method: str
+    """``decode`` or ``replay``."""
+    adapter: str | None = None
+    """Name of the trained adapter, where the cell has one."""
+
+    @property
+    def key(self) -> Key:
+        """Equals :func:`harness.results.store.record_key` of the record this job will write."""
+        c = self.cell
+        return (
+            c.experiment, self.sample.id, c.drafter, self.adapter, c.k, c.rule, c.temperature, self.seed, c.mode, self.method,
+            settings_key(settings_of(c)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a run does, in order."""
+
+    prompts: tuple[tuple[Sample, tuple[Job, ...]], ...]
+    """Decode jobs prompt by prompt: baselines first, the others in an order that rotates from prompt to prompt."""
+    replays: tuple[Job, ...]
+    """Jobs whose counts come from the baseline's greedy tokens."""
+
+    @property
+    def decodes(self) -> list[Job]:
+        """All decode jobs."""
+        return [job for _, jobs in self.prompts for job in jobs]
+
+    @property
+    def jobs(self) -> dict[Key, Job]:
+        """Everything, by the key of the record it will write."""
+        return {job.key: job for job in (*self.decodes, *self.replays)}
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """Settings of a cell that are no field of :class:`~harness.core.records.Record`; defaults are left out."""
+    values: dict[str, Any] = {
+        "lenience": cell.lenience if cell.lenience != 1 else None,
+        "layers": cell.layers,
+        "ngram": cell.ngram if cell.ngram not in (None, 3) else None,
+        "rank": cell.rank,
+        "round": cell.round,
+        "adapter_domain": cell.adapter_domain,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def make_plan(
+    cells: Sequence[Cell], samples: Sequence[Sample], seed: int, adapter: Callable[[Cell], str | None] = lambda cell: None
+) -> Plan:
+    """Assign every cell to decoding or replay and interleave the decode jobs prompt by prompt.
+
+    A cell is replayed when it asks for no clock, replay is exact for it, and its domain has a greedy baseline.
+
+    Args:
+        cells: from :meth:`harness.suite.suite.Suite.cells`.
+        samples: prompts of all domains.
+        seed: of every job.
+        adapter: name of the trained adapter that a cell runs with.
+    """
+    baselines = {cell.domain for cell in cells if cell.drafter is None and cell.temperature == 0}
+    replayed = [cell for cell in cells if _replayable(cell) and cell.domain in baselines]
+    decoded = [cell for cell in cells if cell not in replayed]
+
+    def job(cell: Cell, sample: Sample, method: str) -> Job:
+        return Job(cell=cell, sample=sample, seed=seed, method=method, adapter=adapter(cell))
+
+    return Plan(
+        prompts=tuple(
+            (s, tuple(job(cell, s, "decode") for cell in _interleaved(decoded, s, i))) for i, s in enumerate(_round_robin(samples))
+        ),
+        replays=tuple(job(c, s, "replay") for c in replayed for s in samples if s.domain == c.domain),
+    )
+
+
+def _replayable(cell: Cell) -> bool:
+    special = cell.lossy or cell.temperature or cell.layers is not None or cell.ngram not in (None, 3)
+    return not (cell.timed or special) and cell.drafter not in (None, "router") and isinstance(cell.k, int)
+
+
+def _interleaved(cells: Sequence[Cell], sample: Sample, index: int) -> Iterator[Cell]:
+    own = [cell for cell in cells if cell.domain == sample.domain]
+    first = [cell for cell in own if cell.drafter is None]
+    rest = [cell for cell in own if cell.drafter is not None]
+    turn = index % len(rest) if rest else 0
+    yield from (*first, *rest[turn:], *rest[:turn])
+
+
+def _round_robin(samples: Sequence[Sample]) -> list[Sample]:
+    """Take the domains in turn, so that an interrupted run has prompts of every domain."""
+    by_domain: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_domain.setdefault(sample.domain, []).append(sample)
+    longest = max(map(len, by_domain.values()), default=0)
+    return [group[i] for i in range(longest) for group in by_domain.values() if i < len(group)]
+
+
+def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
+    """The plan that a run followed, from its manifest alone and its prompts.
+
+    Raises:
+        HarnessError: the manifest's suite is none of this version.
+    """
+    suite = recorded_suite(manifest.suite)
+    skipped = manifest.measured.get("skipped", ())
+    cells = [c for c in suite.cells() if not (c.mode == "fast" and c.drafter is not None and c.experiment in skipped)]
+    names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.get("adapters", {})
+
+    def adapter(cell: Cell) -> str | None:
+        if cell.drafter != "adapter" or cell.round == 0:
+            return None
+        name = names[chain_of(cell), cell.round or 1]
+        return name if facts.get(name, {}).get("hash") else None
+
+    return make_plan(cells, samples, suite.seed, adapter)
+
+
+def foreign(plan: Plan, records: Sequence[Record]) -> list[str]:
+    """What in the records the plan does not have, a line each: another cell, prompt, seed or domain."""
+    jobs, found = plan.jobs, []
+    for record in records:
+        job = jobs.get(record_key(record))
+        if job is None or (record.domain, record.lossy) != (job.cell.domain, job.cell.lossy):
+            cell = f"{record.experiment} {record.drafter or 'target only'} k={record.k}"
+            found.append(
+                f"{record.sample_id} in {cell} ({record.method}, domain {record.domain}, seed {record.seed}) is not of this run's plan"
+            )
+    return found

@@ -1,0 +1,223 @@
+"""Suite files: what one evaluation run decodes. YAML -> validated, resolved :class:`Suite`. No mlx import."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import Field, ValidationError
+
+from harness.core.errors import HarnessError, did_you_mean
+from harness.core.files import reason, sha256
+from harness.core.paths import expand, find_config
+from harness.core.yamlfile import Problem, Seed, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
+from harness.datasets import check_dataset
+from harness.datasets.spec import DatasetSpec
+from harness.datasets.splits import SPLITS
+from harness.suite.experiments import EXPERIMENTS, AnyExperiment, Cell, Label
+
+MAX_CELLS = 5000
+"""Most cells that one entry may ask for."""
+
+
+class Suite(Strict):
+    """One evaluation: prompts of several domains, and the experiments to run on them."""
+
+    name: Label
+    """Name of the suite; run folders start with it."""
+    description: str = ""
+    """One sentence for readers of the report."""
+    models: str = "smollm2"
+    """Model pair: a name in ``configs/models`` or a path."""
+    seed: Seed = 0
+    """Seed of sampling, training and generated datasets."""
+    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
+    """Longest answer per prompt."""
+    domains: Annotated[dict[Label, DatasetSpec], Field(min_length=1)]
+    """Domain name to the dataset its prompts come from."""
+    experiments: Annotated[list[AnyExperiment], Field(min_length=1)]
+    """What to run; entries are independent and share trajectories."""
+
+    def cells(self) -> list[Cell]:
+        """Return every cell of every experiment, in suite order."""
+        return [cell for entry in self.experiments for cell in entry.cells(list(self.domains))]
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the suite as plain JSON types with every default filled in; dataset files carry their SHA-256."""
+        data = self.model_dump(mode="json")
+        for domain in data["domains"].values():
+            if domain["path"]:
+                domain["sha256"] = sha256(Path(domain["path"]))
+        return data
+
+    def hash(self) -> str:
+        """SHA-256 (hex) of everything that decides what is decoded: descriptions and file locations do not count."""
+        return resolved_hash(self.resolved())
+
+    def only(self, domains: Sequence[str]) -> Suite:
+        """Return the suite restricted to ``domains``; entries left without a domain are dropped.
+
+        Raises:
+            HarnessError: a name is no domain of the suite, or no experiment is left.
+        """
+        for name in domains:
+            if name not in self.domains:
+                raise HarnessError(
+                    f"--domains: the suite has no domain {name!r}, {did_you_mean(name, list(self.domains))}", "Fix the name."
+                )
+        kept = []
+        for entry in self.experiments:
+            own = None if entry.domains is None else tuple(d for d in entry.domains if d in domains)
+            if own is None or own:
+                kept.append(entry.model_copy(update={"domains": own}))
+        if not domains or not kept:
+            raise HarnessError("--domains leaves nothing to run", f"Name some of: {', '.join(self.domains)}.")
+        return self.model_copy(update={"domains": {d: s for d, s in self.domains.items() if d in domains}, "experiments": kept})
+
+
+def resolved_hash(resolved: Mapping[str, Any]) -> str:
+    """:meth:`Suite.hash` of what :meth:`Suite.resolved` returned, as a run's manifest keeps it."""
+    data = {name: value for name, value in resolved.items() if name != "description"}
+    data["domains"] = {name: {key: value for key, value in spec.items() if key != "path"} for name, spec in data["domains"].items()}
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def recorded_suite(resolved: Mapping[str, Any]) -> Suite:
+    """The suite behind what :meth:`Suite.resolved` returned; its dataset files need not exist any more.
+
+    Raises:
+        HarnessError: it does not fit the schema of today's suites.
+    """
+    try:
+        domains = {name: {key: value for key, value in spec.items() if key != "sha256"} for name, spec in resolved["domains"].items()}
+        return Suite.model_validate({**resolved, "domains": domains})
+    except (ValidationError, AttributeError, KeyError) as error:
+        raise HarnessError(
+            f"the manifest's suite is none of this version: {reason(error)}", "Read the run with the version that made it."
+        ) from None
+
+
+def load_suite(
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    models: str | None = None,
+    limit: int | None = None,
+    domains: Sequence[str] | None = None,
+) -> Suite:
+    """Read, override and check a suite; nothing heavy is imported and no model or dataset is loaded.
+
+    Args:
+        name_or_path: a YAML file, or the name of one in ``suites/``.
+        overrides: ``a.b=value`` texts, applied in order; they win over the file.
+        models: replaces the model pair.
+        limit: replaces the prompt limit of every domain.
+        domains: keeps only these domains.
+
+    Raises:
+        HarnessError: every problem of the file at once (file, line, key, nearest valid key), a pair or dataset that cannot be read.
+    """
+    file = read_yaml(find_config(str(name_or_path), "suites"))
+    apply_overrides(file, overrides)
+    if models is not None:
+        set_value(file, ("models",), models, f"--models {models}")
+    if limit is not None:
+        _set_limit(file, limit)
+    _locate_paths(file)
+    suite = validate(Suite, file)
+    kept = suite if domains is None else suite.only(domains)
+    fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file, list(kept.domains))])
+    return kept
+
+
+def _set_limit(file: YamlFile, limit: int) -> None:
+    if limit < 1:
+        raise HarnessError(f"--limit {limit}: a run needs at least one prompt per domain", "Give --limit 1 or more.")
+    for name, spec in _mappings(file):
+        if isinstance(spec, dict):
+            set_value(file, ("domains", name, "limit"), limit, f"--limit {limit}")
+
+
+def _locate_paths(file: YamlFile) -> None:
+    """Make dataset paths absolute: relative to the suite's folder where such a file exists, else to the working directory."""
+    for _, spec in _mappings(file):
+        if isinstance(spec, dict) and isinstance(spec.get("path"), str):
+            written = expand(spec["path"])
+            beside = file.path.parent / written
+            spec["path"] = str((beside if os.path.exists(beside) else written).absolute())
+
+
+def _mappings(file: YamlFile) -> Iterable[tuple[str, Any]]:
+    domains = file.data.get("domains")
+    return list(domains.items()) if isinstance(domains, dict) else []
+
+
+def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
+    """Yield what no single key shows: prompts in two domains, repeated labels, unknown domains."""
+    parts: set[tuple[str, str | None, str]] = set()
+    for name, spec in suite.domains.items():
+        own = {(spec.dataset, spec.path, split) for split in (SPLITS if spec.split == "all" else (spec.split,))}
+        if own & parts:
+            yield file.problem(("domains", name), f"another domain already uses these prompts of {spec.path or spec.dataset}")
+        parts |= own
+    seen: set[str] = set()
+    for i, entry in enumerate(suite.experiments):
+        if entry.label in seen:
+            yield file.problem(("experiments", i), f"another entry is already called {entry.label!r}; give this one its own name")
+        seen.add(entry.label)
+        if next(islice(entry.cells(list(suite.domains)), MAX_CELLS, None), None) is not None:
+            yield file.problem(("experiments", i), f"this asks for more than {MAX_CELLS} cells; shorten its lists")
+        for j, domain in enumerate(entry.domains or ()):
+            if domain not in suite.domains:
+                yield file.problem(("experiments", i, "domains", j), f"no domain {domain!r}, {did_you_mean(domain, list(suite.domains))}")
+
+
+def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> Iterable[Problem]:
+    """Yield what the suite names but cannot be read: model pair, datasets of ``domains``, training and router configs."""
+    from harness.models.pair_config import read_pair_config
+
+    pairs: list[Any] = []
+    yield from _try(file, ("models",), lambda: pairs.append(read_pair_config(suite.models)))
+    for name in domains:
+        yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name], name))
+    for i, entry in enumerate(suite.experiments):
+        cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
+        if pairs and pairs[0].draft is None and any(cell.needs_draft for cell in cells):
+            yield file.problem(("experiments", i), f"{entry.label} needs a draft model, and the pair {suite.models} has none")
+        for key in ("training", "router"):
+            value = getattr(entry, key, None)
+            if value is not None:
+                yield from _try(file, ("experiments", i, key), lambda value=value, key=key: find_config(value, key))
+
+
+def _try(file: YamlFile, path: tuple[str | int, ...], check: Any) -> Iterable[Problem]:
+    try:
+        check()
+    except HarnessError as error:
+        yield file.problem(path, error.problem)
+
+
+def json_schema() -> str:
+    """JSON schema of suite files for editors, as checked in at ``suites/schema.json``."""
+    schema = Suite.model_json_schema()
+    models: tuple[type[Strict], ...] = (Suite, DatasetSpec, *EXPERIMENTS)
+    for name, definition in {"Suite": schema, **schema["$defs"]}.items():
+        for model in (m for m in models if m.__name__ == name):
+            _describe(definition, model)
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2, sort_keys=True) + "\n"
+
+
+def _describe(definition: dict[str, Any], model: type[Strict]) -> None:
+    """Put the docstrings under the fields of ``model`` and its bases into its schema ``definition``."""
+    for base in reversed([b for b in model.__mro__ if issubclass(b, Strict)]):
+        body = cast(ast.ClassDef, ast.parse(inspect.getsource(base)).body[0]).body
+        for field, doc in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+                definition["properties"][cast(ast.Name, field.target).id]["description"] = doc.value.value
