@@ -66,6 +66,7 @@ class OptimConfig(Strict):
     """AdamW with linear warm-up and cosine decay."""
 
     learning_rate: float = Field(3e-4, gt=0, lt=1)
+    """Peak of the rate."""
     warmup_steps: int = Field(10, ge=0, le=10**9)
     """Updates over which the rate rises from 0."""
     final_fraction: float = Field(0.1, ge=0, le=1)
@@ -74,6 +75,7 @@ class OptimConfig(Strict):
     """Adam's correction of its first moments. Off, as in mlx-lm, the first hundred updates are three to six times what the rate says: right
     for a small draft that has far to go, wrong for a large one."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decay of the trained weights towards 0."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 is off."""
     epochs: int = Field(3, ge=1, le=10**6)
@@ -92,13 +94,14 @@ class OptimConfig(Strict):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     seed: Seed = 0
+    """Seed of the first weights, of the order of examples and of dropout."""
 
 
 class StopConfig(Strict):
     """Early stop on acceptance measured by replay over the validation trajectories."""
 
     metric: Literal["alpha", "rate", "tau"] = "alpha"
-    """What must rise; see the definitions of acceptance in docs."""
+    """What must rise; docs/reports.md says how each is counted."""
     k: int = Field(4, ge=1, le=64)
     """Draft length of the replay."""
     every: int = Field(20, ge=1, le=10**9)
@@ -117,6 +120,7 @@ class CacheConfig(Strict):
     """Hidden states below the lowest trained layer, computed once per example."""
 
     enabled: bool = True
+    """Keep them on disk; off, they are computed in every pass."""
     dtype: Literal["float16", "float32"] = "float16"
     """float32 doubles the disk use and equals training without the cache."""
     budget_bytes: int = Field(20_000_000_000, ge=0, le=10**18)
@@ -149,8 +153,11 @@ class SynthConfig(Strict):
     min_prompts: int = Field(0, ge=0, le=10**6)
     """Training prompts a domain should have; missing ones are synthesised."""
     temperature: WarmTemperature = 0.8
+    """Sampling temperature of the written prompts."""
     max_prompt_tokens: int = Field(128, ge=8, le=10**6)
+    """Longest prompt that may be written."""
     min_words: int = Field(4, ge=1, le=10**6)
+    """Shorter prompts are thrown away."""
     similarity: float = Field(0.6, gt=0, le=1)
     """Word-trigram Jaccard similarity from which a prompt is a duplicate."""
 
@@ -159,13 +166,21 @@ class TrainingConfig(Strict):
     """A file in ``configs/training``."""
 
     name: str = "default"
+    """For readers; the file's name when absent."""
     lora: LoraConfig = LoraConfig()
+    """Which weights are trained."""
     loss: LossConfig = LossConfig()
+    """What is minimised."""
     optim: OptimConfig = OptimConfig()
+    """How weights are updated."""
     stop: StopConfig = StopConfig()
+    """When training ends, and what keeps the adapter."""
     cache: CacheConfig = CacheConfig()
+    """Hidden states kept on disk."""
     adapt: AdaptConfig = AdaptConfig()
+    """Which answers are trained on."""
     synth: SynthConfig = SynthConfig()
+    """Prompts that the target writes."""
     checkpoint_every: int = Field(20, ge=1, le=10**9)
     """Updates between checkpoints."""
 

@@ -32,11 +32,13 @@ class RolloutConfig(Strict):
     sampled_share: float = Field(0.25, ge=0, le=1)
     """Share of the prompts answered at ``temperature``; the rest is greedy."""
     temperature: WarmTemperature = 0.7
+    """Sampling temperature of that share."""
     batch: int = Field(128, ge=1, le=4096)
     """Prompts decoded together."""
     top_k: int = Field(16, ge=1, le=1000)
     """Target probabilities kept per position."""
     seed: Seed = 0
+    """Seed of prompts and sampling."""
 
 
 class CutConfig(Strict):
@@ -51,12 +53,15 @@ class CutConfig(Strict):
     context_tokens: bool = True
     """Let the draft propose what stands in prompt and answer too, through the target's embedding rows: names and rare words come back."""
     attention_bits: Literal[4, 8] = 8
-    """Bits per weight on disk."""
+    """Bits per weight of the attention layers on disk."""
     mlp_bits: Literal[4, 8] = 8
+    """Bits per weight of the feed-forward layers on disk."""
     head_bits: Literal[4, 8] = 8
+    """Bits per weight of the output head on disk."""
     group_size: Literal[32, 64, 128] = 64
+    """Weights that share a scale, outside the feed-forward layers."""
     mlp_group_size: Literal[32, 64, 128] = 64
-    """Weights that share a scale."""
+    """Weights of the feed-forward layers that share a scale."""
 
 
 class FitConfig(Strict):
@@ -67,7 +72,9 @@ class FitConfig(Strict):
     target's layers."""
 
     learning_rate: float = Field(1.5e-3, gt=0, lt=1)
+    """Peak of the rate."""
     warmup_steps: int = Field(50, ge=0, le=10**9)
+    """Updates over which the rate rises from 0."""
     final_fraction: float = Field(0.0, ge=0, le=1)
     """Rate at the last update as a fraction of the peak; 1 is constant."""
     epochs: float = Field(3.0, gt=0, le=1e6)
@@ -75,6 +82,7 @@ class FitConfig(Strict):
     batch_tokens: int = Field(2048, ge=1, le=10**7)
     """Prompt and output tokens per update."""
     weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decay of the weights towards 0."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
     kl_weight: float = Field(0.7, ge=0, le=1)
@@ -84,18 +92,22 @@ class FitConfig(Strict):
     eval_prompts: int = Field(40, ge=1, le=10**6)
     """Held-out prompts per domain that are replayed at the end."""
     seed: Seed = 0
+    """Seed of the order of the rollouts."""
 
 
 class DistillConfig(Strict):
     """A file in ``configs/drafts``."""
 
     name: str
-    """Name of the draft."""
+    """Name of the draft; the file's name when absent."""
     pair: str
     """Pair whose target is distilled (``configs/models``)."""
     rollouts: RolloutConfig = RolloutConfig()
+    """Stage collect: the target's answers."""
     cut: CutConfig = CutConfig()
+    """The draft's form."""
     fit: FitConfig = FitConfig()
+    """Stage train."""
 
 
 def load_distill_config(name_or_path: str, overrides: Sequence[str] = ()) -> DistillConfig:

@@ -36,7 +36,9 @@ class SessionConfig(Strict):
     k: DraftLength | Literal["dynamic", "auto"] | None = None
     """Draft length; the pair's own when absent."""
     rule: Rule = "match"
+    """Acceptance rule, ``match`` or ``rejection``; the second needs a temperature above 0."""
     temperature: Temperature = 0.0
+    """Sampling temperature; 0 is greedy."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer."""
     system: str | None = None

@@ -42,6 +42,7 @@ class RouterConfig(Strict):
     """A file in ``configs/router``."""
 
     name: str = "default"
+    """For readers; the file's name when absent."""
     encoder: str = "minilm"
     """What reads the prompt: ``minilm``, ``mpnet``, ``tfidf`` (no torch), ``none`` (length and cues only), or a local folder."""
     max_prompt_tokens: int = Field(64, ge=8, le=8192)

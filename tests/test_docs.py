@@ -1,0 +1,108 @@
+"""The documentation says what is true: commands parse, links lead somewhere, examples run, quoted messages are the program's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import configuration
+import pytest
+from shown import ROOT, anchors, blocks, command_lines, commands, inline, links, mentioned, messages, pages, parse
+from tiny import tiny_pair
+
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in pages()}
+LINES = sorted({(name, line) for name, text in TEXTS.items() for line in command_lines(text)})
+NAMED = sorted({(name, line) for name, text in TEXTS.items() for line in inline(text)})
+EXAMPLES = [(name, re.findall(r"Example: `([^`]*)`", command.help or "")) for name, command in commands()]
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_command_lines_parse(page: str, line: str) -> None:
+    """What a reader copies works as it stands."""
+    parse(line)
+
+
+@pytest.mark.parametrize(("page", "line"), NAMED)
+def test_commands_in_sentences_exist(page: str, line: str) -> None:
+    """A command that a sentence names exists, and with arguments it parses."""
+    mentioned(line)
+
+
+@pytest.mark.parametrize(("name", "examples"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_help_has_examples_that_parse(name: str, examples: list[str]) -> None:
+    """Every help text ends with an example of its own command that works."""
+    assert examples
+    for line in examples:
+        assert line.startswith(f"harness {name}")
+        parse(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["harness colect x", "harness run", "harness run x --limt 3", "harness models", "harness run x --limit none"]
+)
+def test_wrong_lines_are_noticed(line: str) -> None:
+    """The check itself: a wrong command, a missing argument, a wrong option, a missing part, a wrong value."""
+    with pytest.raises(Exception):  # noqa: B017, PT011  the parser's own errors have no public name
+        parse(line)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page: str) -> None:
+    """Every relative link names a file, and a heading of it where it says so."""
+    for link in links(TEXTS[page]):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    """A page that nothing leads to is not read."""
+    linked = set(links(TEXTS["README.md"]))
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_configuration_page_is_that_of_the_models() -> None:
+    """Keys, defaults and meanings are written once, in the code; `python tests/configuration.py` writes the page."""
+    assert configuration.PAGE.read_text(encoding="utf-8") == configuration.page()
+
+
+def test_quoted_messages_are_the_programs() -> None:
+    """Who searches for an error finds it: every quoted message stands in the sources, `…` for what varies."""
+    quoted = re.findall(r"^### `([^`]+)`$", TEXTS["docs/troubleshooting.md"], flags=re.M)
+    known = messages()
+    assert len(quoted) > 20
+    assert [text for text in quoted if not any(stands_in(text, message) for message in known)] == []
+
+
+def stands_in(quoted: str, message: str) -> bool:
+    """Whether a message, or a part of it, reads like this; an outer `…` only says that it goes on."""
+    return quoted.strip("… ") in message
+
+
+def test_a_message_that_no_one_raises_is_noticed() -> None:
+    """The check itself."""
+    assert not any(stands_in("no source delivered the modell", message) for message in messages())
+
+
+def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's examples, in order, on a tiny pair in place of the real one."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    pair = tiny_pair(tmp_path)
+    loaded: list[str] = []
+
+    def load(name: str) -> Any:
+        loaded.append(name)
+        return pair
+
+    monkeypatch.setattr("harness.api.load_pair", load)
+    page: dict[str, Any] = {}
+    for example in blocks(TEXTS["docs/python.md"], "python"):
+        exec(compile(example, "docs/python.md", "exec"), page)
+    readme: dict[str, Any] = {}
+    for example in blocks(TEXTS["README.md"], "python"):
+        exec(compile(example, "README.md", "exec"), readme)
+    assert loaded == ["smollm2", "smollm2"]
+    assert page["answer"].tokens == page["plain"].tokens == readme["answer"].tokens
