@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt.adapters.names import BUILT_IN, check_drafter, installed
+from harness.adapt.adapters.names import built_in, check_drafter, installed
 from harness.adapt.training.bank import AdapterBank
 from harness.core.errors import HarnessError
 from harness.core.records import Generation, Trajectory
@@ -98,8 +98,8 @@ def generate(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "gene
     Args:
         pair: from :func:`load_pair`.
         prompt: a string (chat template applied), a list of chat messages, or token ids.
-        drafter: None (plain decoding), ``generic``, ``lookup``, ``early_exit``, ``hybrid``, the name of an installed adapter,
-            ``router`` (the pair's router chooses for this prompt), or a drafter object.
+        drafter: None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` such as ``generic`` or ``lookup``, the
+            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), or a drafter object.
         **settings: as in :func:`harness.decode.generation.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``,
             ``detailed``, ``mode``, ``on_step``, ``stop`` and more.
 
@@ -155,7 +155,7 @@ def _adapter_of(pair: Any, drafter: str | Drafter | None) -> str | None:
     if not isinstance(drafter, str):
         return None
     check_drafter(pair.name, drafter)
-    return None if drafter in BUILT_IN else drafter
+    return None if built_in(drafter) else drafter
 
 
 def _activate(pair: Any, drafter: str | Drafter | None, adapter: str | None) -> str | Drafter | None:

@@ -20,8 +20,9 @@ from harness.cli.demo_answers import AnswerRequest
 from harness.core.errors import HarnessError
 from harness.core.limits import LIMITS, room, written_length
 from harness.core.records import Sample
-from harness.decode.generation import DrafterOptions, generate, stream
+from harness.decode.generation import generate, stream
 from harness.decode.length import Costs, DynamicK
+from harness.decode.making import DrafterOptions
 from harness.decode.sampling import Sampling
 from harness.session.session_config import SessionConfig
 from harness.suite.experiments import Lenience

@@ -15,7 +15,8 @@ from harness.adapt.adapters.surface import check_surface
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory
 from harness.decode.cached import CachedModel
-from harness.decode.generation import DrafterOptions, generate, resolve_drafter
+from harness.decode.generation import generate
+from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.replay import replay
 from harness.models.blas import mx, nn
 from harness.models.forward import EarlyExit, PrunedHead

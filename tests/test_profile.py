@@ -16,8 +16,9 @@ from harness.core.files import typed
 from harness.core.records import Generation, Profile, to_dict
 from harness.decode import plain, speculative
 from harness.decode.cached import CachedModel
-from harness.decode.generation import generate, resolve_drafter, stream
+from harness.decode.generation import generate, stream
 from harness.decode.length import FixedK
+from harness.decode.making import resolve_drafter
 from harness.decode.timing import Laps
 from harness.report import summarise
 from harness.report.verify import verify

@@ -39,7 +39,7 @@ def test_replay_equals_decoding_on_a_real_model() -> None:
     """Counts from stored answers are those of real decoding, K by K, with a draft that is sometimes right."""
     from harness import generate, load_pair, replay
     from harness.core.records import Trajectory
-    from harness.decode.generation import DrafterOptions, resolve_drafter
+    from harness.decode.making import DrafterOptions, resolve_drafter
 
     pair = load_pair("smollm2")
     drafter = resolve_drafter(pair, "early_exit", DrafterOptions(layers=29))

@@ -18,8 +18,9 @@ from harness.core.records import Sample, Trajectory
 from harness.decode import speculative
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
-from harness.decode.generation import DrafterOptions, generate, resolve_drafter
+from harness.decode.generation import generate
 from harness.decode.length import AutoK, Costs
+from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.replay import forced_passes, replay
 from harness.decode.sampling import Sampling
 from harness.models.blas import mx

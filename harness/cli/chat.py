@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.generate import OfflineOption
+from harness.core.drafter_kinds import DRAFTERS
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.terminal import read_input, say, show
 
@@ -38,7 +39,7 @@ DRAFTED, TARGET = "green", ""
 def chat(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
     models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
-    drafter: Annotated[str | None, typer.Option(help="adaptive, generic, lookup, hybrid, router or an adapter's name.")] = None,
+    drafter: Annotated[str | None, typer.Option(help=f"adaptive, {', '.join(DRAFTERS)}, router or an adapter's name.")] = None,
     k: Annotated[str | None, typer.Option("-k", "--k", metavar="N", help="Draft length: a number, dynamic or auto.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,

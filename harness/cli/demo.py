@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 from harness.cli.generate import OfflineOption
+from harness.core.drafter_kinds import DRAFTERS
 from harness.core.terminal import say
 
 
 def demo(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
     models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
-    drafter: Annotated[str | None, typer.Option(help="adaptive, generic, lookup, hybrid, router or an adapter's name.")] = None,
+    drafter: Annotated[str | None, typer.Option(help=f"adaptive, {', '.join(DRAFTERS)}, router or an adapter's name.")] = None,
     train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train by itself when a round is due.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,

@@ -33,7 +33,7 @@ def doctor(
 def _calibrate(name: str, offline: bool) -> None:
     """Print c, v(m) and the predicted speedup per K of a pair."""
     from harness.decode.calibrate import calibrate
-    from harness.decode.generation import resolve_drafter
+    from harness.decode.making import resolve_drafter
     from harness.models.pair import load_pair
 
     pair = load_pair(name, offline=offline)

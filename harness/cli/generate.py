@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.core.drafter_kinds import described, drafter_kinds, needs_draft
 from harness.core.terminal import read_input, say
 from harness.decode.pieces import TextPieces
 
@@ -18,15 +19,11 @@ PairOption = Annotated[str, typer.Option("--models", metavar="PAIR", help="Model
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")]
 
 
-NO_DRAFT = (None, "lookup", "early_exit")
-"""Drafters that need no draft model."""
-
-
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The user turn; - reads it from standard input.")],
     models: PairOption = "smollm2",
     drafter: Annotated[
-        str | None, typer.Option(help="generic (default), lookup, early_exit, hybrid, or none for plain decoding.", show_default=False)
+        str | None, typer.Option(metavar="NAME", help=f"By default generic. {described()}; none for plain decoding.", show_default=False)
     ] = None,
     adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Draft with this adapter of `harness train`.")] = None,
     route: Annotated[bool, typer.Option("--route", help="Let the pair's router choose the adapter.")] = False,
@@ -67,7 +64,7 @@ def generate(
     chosen = _drafter(models, drafter, adapter, route)
     from harness import api
 
-    pair = api.load_pair(models, offline=offline, draft=chosen not in NO_DRAFT)
+    pair = api.load_pair(models, offline=offline, draft=needs_draft(chosen))
     if chosen == "router":
         api.pair_router(pair, offline=offline)
     printer = _Printer(pair)
@@ -93,14 +90,14 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     Raises:
         HarnessError: two of them, an unknown name, or no router.
     """
-    from harness.adapt.adapters.names import BUILT_IN, installed
+    from harness.adapt.adapters.names import installed
     from harness.core.errors import HarnessError, did_you_mean
     from harness.models.pair_config import pair_path
 
     if sum([drafter is not None, adapter is not None, route]) > 1:
         raise HarnessError("--drafter, --adapter and --route exclude each other", "Give one of them.")
     if drafter is not None:
-        one_of("--drafter", drafter, (*BUILT_IN[:-1], "none"))
+        one_of("--drafter", drafter, (*drafter_kinds(), "none"))
         return None if drafter == "none" else drafter
     pair_name = pair_path(models).stem
     if route:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, HybridDrafter, ModelDrafter
+from harness.decode.drafters import Drafter, ModelDrafter, Request
 from harness.decode.length import AUTO_MAX_K, Costs, expected_tokens, predicted_speedup
 from harness.models.blas import mx
 from harness.models.opened import vocabulary_rows
@@ -69,16 +69,18 @@ def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = AUTO_MA
 
     Args:
         pair: a loaded pair.
-        drafter: whose draft step to time; None or lookup costs nothing.
+        drafter: whose draft step to time; None and what proposes without a model cost nothing, of any other one proposed token is timed.
         max_k: blocks of up to ``max_k`` + 1 tokens are timed.
         repeats: timed passes per block size after one warm-up.
     """
     length = max(1, min(CONTEXT_TOKENS, pair.context_tokens - max_k - 2))
     target = _prefilled(pair.target, length)
-    draft = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
+    draft = getattr(drafter, "draft", drafter)
     jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in block_sizes(max_k)}
     if isinstance(draft, ModelDrafter):
         jobs["draft"] = _block(_prefilled(draft.model, length), 1)
+    elif drafter is not None and not getattr(drafter, "free", False):
+        jobs["draft"] = _proposal(drafter, _context(pair.target, length))
     times = interleaved(jobs, repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
     return Calibration(
@@ -111,8 +113,23 @@ def interleaved(jobs: Mapping[T, Callable[[], None]], repeats: int) -> dict[T, l
 
 def _prefilled(model: Any, length: int = CONTEXT_TOKENS) -> CachedModel:
     cached = CachedModel(model)
-    cached.prefill([(token % 1000 + 100) % vocabulary_rows(model) for token in range(length)])
+    cached.prefill(_context(model, length))
     return cached
+
+
+def _context(model: Any, length: int) -> list[int]:
+    return [(token % 1000 + 100) % vocabulary_rows(model) for token in range(length)]
+
+
+def _proposal(drafter: Drafter, context: list[int]) -> Callable[[], None]:
+    """Propose one token after ``context``, with any kind of drafter."""
+    drafter.begin(context)
+
+    def run() -> None:
+        if (proposal := drafter.propose(context, Request(k=1))) is not None:
+            mx.eval(proposal.tokens)
+
+    return run
 
 
 def _block(model: CachedModel, m: int) -> Callable[[], None]:

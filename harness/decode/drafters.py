@@ -1,4 +1,4 @@
-"""Drafters: what proposes the next tokens. One protocol, four strategies.
+"""Drafters: what proposes the next tokens. One protocol, and the strategies of this package.
 
 A drafter sees the whole context (prompt and emitted tokens) at each round and finds out itself how much of its own state is
 still valid, so the loop needs no bookkeeping per strategy.
@@ -34,7 +34,7 @@ class Proposal:
     confidences: tuple[float, ...] = ()
     """Probability of each proposed token under the draft, where the length policy asked for it."""
     source: str = "draft"
-    """Who proposed: ``draft``, ``lookup``, or ``copy`` (lookup after a match of its longest suffix)."""
+    """Who proposed: ``draft``, ``lookup``, ``copy`` (lookup after a match of its longest suffix); for ``auto`` any other is a ``draft``."""
 
     @property
     def k(self) -> int:
@@ -73,7 +73,10 @@ class Request:
 
 
 class Drafter(Protocol):
-    """Proposes tokens after a context."""
+    """Proposes tokens after a context.
+
+    One that can propose without running a model says so with ``free = True``; it is then asked although no model's draft would pay.
+    """
 
     name: str
 
@@ -192,6 +195,7 @@ class LookupDrafter:
     """
 
     name = "lookup"
+    free = True
 
     def __init__(self, ngram: int = 3, min_ngram: int = 1) -> None:
         self.ngram = ngram
@@ -242,6 +246,7 @@ class HybridDrafter:
     """
 
     name = "hybrid"
+    free = True
 
     def __init__(self, lookup: LookupDrafter, draft: ModelDrafter) -> None:
         self.lookup = lookup

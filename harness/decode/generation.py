@@ -7,99 +7,23 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.limits import COUNT, check, draft_length, room
+from harness.core.limits import check, draft_length, room
 from harness.core.records import Finish, Generation, Rule
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.drafters import Drafter, ModelDrafter
 from harness.decode.fast import fast_steps
 from harness.decode.length import Costs, LengthPolicy, make_policy
+from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.plain import plain_steps
 from harness.decode.positions import Details
 from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step, speculative_steps
 from harness.models.blas import mx
-from harness.models.forward import EarlyExit, PrunedHead
-from harness.models.opened import vocabulary_rows
+from harness.models.forward import PrunedHead
 from harness.models.pair_config import pair_k
-
-DRAFTERS = ("generic", "lookup", "early_exit", "hybrid")
-"""Names every pair has, adapters aside."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrafterOptions:
-    """Settings of the drafters that have any."""
-
-    ngram: int = 3
-    """Lookup: longest suffix to look up."""
-    min_ngram: int = 2
-    """Lookup: shortest suffix that may propose."""
-    hybrid_ngram: int = 8
-    """Hybrid: longest suffix to look up; a longer match is more often right."""
-    hybrid_min_ngram: int = 3
-    """Hybrid: shortest suffix for which lookup replaces the draft."""
-    layers: int | None = None
-    """Early exit: layers of the target to keep; None takes a quarter."""
-    vocab: int | tuple[int, ...] | None = None
-    """Draft model: restrict the output head to these ids (see :func:`harness.models.forward.useful_vocab`), or to the first ``vocab``
-    ids (byte-pair merges are ordered by frequency), and what stands in prompt and answer; None takes what the pair's file says."""
-
-    def __post_init__(self) -> None:
-        counts = ("ngram", "min_ngram", "hybrid_ngram", "hybrid_min_ngram", "layers")
-        for name in counts if self.layers is not None else counts[:-1]:
-            COUNT.check(name, getattr(self, name))
-        if self.vocab is not None and (isinstance(self.vocab, int) or not self.vocab):
-            COUNT.check("vocab", self.vocab)
-        for short, long in (("min_ngram", "ngram"), ("hybrid_min_ngram", "hybrid_ngram")):
-            if getattr(self, short) > getattr(self, long):
-                raise HarnessError(f"{short} is {getattr(self, short)}, {long} {getattr(self, long)}", f"Use a {short} of at most {long}.")
-
-
-def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
-    """Turn a drafter's name into a drafter; an object that already is one passes through.
-
-    Raises:
-        HarnessError: unknown name, or the pair has no draft model.
-    """
-    found = _named(pair, drafter, options or DrafterOptions()) if isinstance(drafter, str) else drafter
-    model = found.draft if isinstance(found, HybridDrafter) else found
-    if isinstance(model, ModelDrafter):
-        model.fit(vocabulary_rows(pair.target))
-    return found
-
-
-def _named(pair: Any, drafter: str, options: DrafterOptions) -> Drafter:
-    if drafter == "lookup":
-        return LookupDrafter(options.ngram, options.min_ngram)
-    if drafter == "early_exit":
-        layers = options.layers or max(1, len(pair.target.layers) // 4)
-        return ModelDrafter(EarlyExit(pair.target, layers), name="early_exit")
-    if drafter == "generic":
-        return _draft(pair, options)
-    if drafter == "hybrid":
-        return HybridDrafter(LookupDrafter(options.hybrid_ngram, options.hybrid_min_ngram), _draft(pair, options))
-    raise HarnessError(f"unknown drafter {drafter!r}: {did_you_mean(drafter, list(DRAFTERS))}", "Adapters are passed as drafter objects.")
-
-
-def _draft(pair: Any, options: DrafterOptions) -> ModelDrafter:
-    if pair.draft is None:
-        raise HarnessError(
-            f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
-        )
-    draft = pair.draft
-    draft.fit(vocabulary_rows(pair.target))
-    if options.vocab is None or draft.token_map is not None:
-        model, token_map = draft.proposer
-        return ModelDrafter(model, token_map, name="generic")
-    size = vocabulary_rows(draft.model)
-    ids = sorted(set(range(min(options.vocab, size + 1)) if isinstance(options.vocab, int) else options.vocab))
-    if len(ids) < 2 or ids[0] < 0 or ids[-1] >= size:
-        raise HarnessError("the draft's output vocabulary has fewer than two ids or unknown ones", f"Give ids from 0 to {size - 1}.")
-    return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
 
 
 def stream(
@@ -166,7 +90,7 @@ def generate(
         on_step: called after every round, e.g. to print as it goes.
         stop: once set, the answer ends after the round under way, with ``finish`` ``stopped``.
         **settings: keyword arguments, all optional:
-            ``drafter`` None (plain decoding), ``generic`` (default), ``lookup``, ``early_exit``, ``hybrid`` or a drafter object;
+            ``drafter`` None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` (``generic`` by default) or an object;
             ``k`` draft length, an int (the pair's own by default), ``dynamic``, ``auto`` or a policy object;
             ``rule`` ``match`` (default) or ``rejection``; ``temperature`` (default 0), ``top_p``, ``top_k``, ``min_p``;
             ``lenience`` above 1 is lossy and needs the rejection rule; ``max_tokens`` (default 256); ``seed`` (default 0);

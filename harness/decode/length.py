@@ -52,7 +52,7 @@ def predicted_speedup(tau: float, k: int, costs: Costs) -> float:
 
 
 class LengthPolicy(Protocol):
-    """Decides how far to draft. Sources: ``draft`` (a model), ``lookup``, and ``copy`` (lookup after a match of its longest suffix)."""
+    """Decides how far to draft. Sources: ``draft`` (a model), ``lookup``, ``copy`` (lookup after a match of its longest suffix), others."""
 
     needs_confidence: bool
 
@@ -210,6 +210,7 @@ class AutoK:
         return False
 
     def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
+        source = source if source in self._decided else "draft"  # another package's, whose cost was measured as the draft's
         decided = min(accepted + 1, drafted)
         for i in range(decided):
             stands = float(i < accepted)

@@ -18,9 +18,10 @@ from harness.core.errors import HarnessError
 from harness.core.limits import room
 from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
-from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Request
+from harness.decode.making import resolve_drafter
 from harness.decode.sampling import Sampling, processed_logprobs
-from harness.models.blas import mx
+from harness.models.blas import ints, mx
 from harness.models.forward import ForcedHead, draft_ids, forced_head
 from harness.models.opened import hidden_states, open_model
 
@@ -150,6 +151,19 @@ def simulate_lookup(lookup: LookupDrafter, trajectory: Trajectory, k: int, match
         if not found and runs is not None:
             return limit, min(int(runs[position]), limit)
         return len(found), common_prefix(found, answer[position:])
+
+    return simulate(propose, len(answer), k, trajectory.max_tokens)
+
+
+def simulate_proposals(drafter: Drafter, trajectory: Trajectory, k: int) -> Counts:
+    """Greedy counts of any drafter: it proposes at every start of a round along the known answer."""
+    prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
+    drafter.begin(prompt)
+
+    def propose(position: int, limit: int) -> tuple[int, int]:
+        proposal = drafter.propose(prompt + answer[:position], Request(k=limit, lookup_k=(limit, limit)))
+        tokens = [] if proposal is None else ints(proposal.tokens)
+        return len(tokens), common_prefix(tokens, answer[position:])
 
     return simulate(propose, len(answer), k, trajectory.max_tokens)
 
@@ -355,8 +369,7 @@ def replay(
     Args:
         pair: a loaded :class:`harness.models.pair.Pair`.
         trajectories: from :func:`harness.answers.collect.collect` or from baseline generations.
-        drafters: names as in :func:`harness.decode.generation.generate`: ``generic``, ``early_exit``, ``lookup``,
-            ``hybrid``, or drafter objects.
+        drafters: names or objects, as for :func:`harness.decode.generation.generate`.
         ks: draft lengths.
         sampling: temperature and filters the trajectories were drawn with; None is greedy.
         progress: called with the number of trajectories finished per drafter.
@@ -365,10 +378,8 @@ def replay(
         One row per (drafter, sample, K).
 
     Raises:
-        HarnessError: an unknown kind of drafter, lookup under sampling, or sampled trajectories without log-probabilities.
+        HarnessError: an unknown drafter, one that is no model under sampling, or sampled trajectories without log-probabilities.
     """
-    from harness.decode.generation import resolve_drafter
-
     greedy = sampling is None or sampling.greedy
     trajectories = [_within_context(t, pair.context_tokens) for t in trajectories]
     rows: list[ReplayRow] = []
@@ -380,14 +391,21 @@ def replay(
             continue
         if not greedy:
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
-        passes: Sequence[ForcedPass | None] = [None] * len(trajectories)
-        lookup = drafter
-        if isinstance(drafter, HybridDrafter):
-            lookup, draft = drafter.lookup, drafter.draft
-            passes = forced_passes(draft.model, draft.token_map, trajectories, progress=progress)
-        if not isinstance(lookup, LookupDrafter):
-            raise HarnessError(f"replay cannot follow drafter {name!r}", "Decode those cells instead.")
-        for t, forced in zip(trajectories, passes, strict=True):
-            match, ties = (None, 0) if forced is None else (forced.match, forced.near_ties())
-            rows += [_row_of(name, t, k, simulate_lookup(lookup, t, k, match), ties) for k in ks]
+        rows += _replay_greedy(name, drafter, trajectories, ks, progress)
     return rows
+
+
+def _replay_greedy(
+    name: str, drafter: Drafter, trajectories: Sequence[Trajectory], ks: Sequence[int], progress: Callable[[int], None] | None
+) -> list[ReplayRow]:
+    """Replay a drafter that is no model alone."""
+    if isinstance(drafter, LookupDrafter):
+        return [_row_of(name, t, k, simulate_lookup(drafter, t, k)) for t in trajectories for k in ks]
+    if not isinstance(drafter, HybridDrafter):
+        return [_row_of(name, t, k, simulate_proposals(drafter, t, k)) for t in trajectories for k in ks]
+    passes = forced_passes(drafter.draft.model, drafter.draft.token_map, trajectories, progress=progress)
+    return [
+        _row_of(name, t, k, simulate_lookup(drafter.lookup, t, k, forced.match), forced.near_ties())
+        for t, forced in zip(trajectories, passes, strict=True)
+        for k in ks
+    ]

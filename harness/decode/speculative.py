@@ -14,7 +14,7 @@ from harness.core.errors import HarnessError
 from harness.core.records import Position, Profile, Rule
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import EMPTY, Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
+from harness.decode.drafters import EMPTY, Drafter, Proposal, Request
 from harness.decode.length import LengthPolicy
 from harness.decode.positions import Details
 from harness.decode.sampling import Sampling, processed_logprobs, sample
@@ -65,13 +65,12 @@ def speculative_steps(
     key = mx.random.key(seed)
     context = list(prompt)
     target.prefill(prompt[:-1])
-    looks_up = isinstance(drafter, LookupDrafter | HybridDrafter)
-    begun = policy.max_k() > 0 or (looks_up and any(policy.lookup_k()))  # a draft that cannot pay does not read the prompt
+    free = getattr(drafter, "free", False)
+    begun = policy.max_k() > 0 or (free and any(policy.lookup_k()))  # a draft that cannot pay does not read the prompt
     if begun:
         drafter.begin(prompt)
     prefill_s = time.perf_counter() - start
     laps = Laps() if profile else NoLaps()
-    foreign = not isinstance(drafter, ModelDrafter | LookupDrafter | HybridDrafter)
     emitted, finished = 0, False
     while emitted < max_tokens and not finished:
         start = time.perf_counter()
@@ -88,7 +87,7 @@ def speculative_steps(
             with_logits=details is not None,
             keep_going=policy.keep_going if policy.needs_confidence else None,
         )
-        if not begun and (request.k > 0 or (looks_up and any(request.lookup_k or ()))):  # decoded plainly so far, now tries
+        if not begun and (request.k > 0 or (free and any(request.lookup_k or ()))):  # decoded plainly so far, now tries
             drafter.begin(prompt)
             begun = True
         proposal = (drafter.propose(context, request) if begun else None) or Proposal(EMPTY)
@@ -101,7 +100,7 @@ def speculative_steps(
             mx.async_eval(proposal.tokens, verdict, *extra)
         laps.end("verify_s")
         draft = ints(proposal.tokens)
-        if foreign and draft and not 0 <= min(draft) <= max(draft) < logits.shape[-1]:
+        if draft and not 0 <= min(draft) <= max(draft) < logits.shape[-1]:
             raise HarnessError(f"drafter {drafter.name!r} proposed token {max(draft)}", f"The target has ids 0 to {logits.shape[-1] - 1}.")
         drafted_at = time.perf_counter()
         laps.end("sync_s")

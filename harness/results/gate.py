@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.core import stats
+from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.stats import Estimate
 from harness.results.reference import COUNTS, HARDWARE, Answer, CellName, Prompt, Reference, cell_name, make_reference
@@ -102,7 +103,8 @@ class _Pair:
             return None if certain is None else 0 if certain else float("inf")
         if old.near_ties is None:
             return None
-        reach = old.longest + 1 if self.name.drafter == "hybrid" else 1  # what a lookup finds depends on where rounds begin
+        kind = find_kind(self.name.drafter)
+        reach = old.longest + 1 if kind is not None and kind.free else 1  # what a lookup finds depends on where rounds begin
         return old.near_ties * reach
 
 

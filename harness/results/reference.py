@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.files import read_json, typed, write_atomic
 from harness.core.records import Record
@@ -248,7 +249,9 @@ def _answer(records: Sequence[Record], base: Mapping[tuple[str, float, int], Rec
     """One prompt in one cell, over its seeds."""
     first = records[0]
     pairs = [(r, base.get((r.sample_id, r.temperature, r.seed))) for r in records]
-    known: list[int | None] = [0 if r.drafter == "lookup" else (r.extra or {}).get("near_ties") for r in records]
+    known: list[int | None] = [
+        0 if (kind := find_kind(r.drafter)) is not None and kind.model_free else (r.extra or {}).get("near_ties") for r in records
+    ]
     outputs = [b.tokens if b and r.method == "replay" else r.tokens for r, b in pairs]
     times = [(b.wall_s / b.emitted, r.wall_s / r.emitted) for r, b in pairs if r.drafter and b and b.wall_s and r.wall_s]
     timed = len(times) == len(pairs)

@@ -51,7 +51,8 @@ def real_engine() -> Engine:
     from harness.datasets import load_samples
     from harness.decode.audit import classify
     from harness.decode.calibrate import verification_cost
-    from harness.decode.generation import DrafterOptions, generate
+    from harness.decode.generation import generate
+    from harness.decode.making import DrafterOptions
     from harness.decode.replay import forced_passes, replay
     from harness.models.blas import blas_name, mx
     from harness.models.opened import number_format
@@ -88,7 +89,7 @@ def real_engine() -> Engine:
 
 def _calibrate(pair: Any, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:
     from harness.decode.calibrate import calibrate
-    from harness.decode.generation import DrafterOptions, resolve_drafter
+    from harness.decode.making import DrafterOptions, resolve_drafter
 
     assert cell.drafter is not None
     name = "generic" if cell.drafter in TRAINED else cell.drafter

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness import api
 from harness.adapt.adapters.folder import adapter_folder, read_info
-from harness.adapt.adapters.names import BUILT_IN, check_drafter, installed
+from harness.adapt.adapters.names import ROUTER, check_drafter, installed
 from harness.adapt.training.learner import Learner
 from harness.adapt.training.outcome import TrainProgress
 from harness.adapt.training.rounds import RoundRecord, install
+from harness.core.drafter_kinds import drafter_kinds, find_kind
 from harness.core.errors import HarnessError
 from harness.core.records import Generation, Sample
 from harness.datasets import load_samples
@@ -129,7 +130,7 @@ class Session:
             chosen.pop("k")
         if name == "router":
             api.pair_router(self.pair, offline=self.offline)
-        watched = name not in (None, "lookup", "early_exit", "hybrid")
+        watched = name is not None and ((kind := find_kind(name)) is None or kind.trainable)
         generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=watched, **chosen)
         self.totals = self.totals.plus(generation)
         write_totals(self.folder / STATE, self.totals)
@@ -151,13 +152,13 @@ class Session:
 
     def drafters(self) -> dict[str, str]:
         """Return name -> what it is, of everything :meth:`use` takes."""
-        kinds = {"generic": "the plain draft", "lookup": "copies from the text so far", "early_exit": "the target's first layers"}
-        kinds |= {"hybrid": "lookup, then the draft", "router": "chooses an adapter for each prompt"}
+        kinds = drafter_kinds()
+        named = {name: kind.summary for name, kind in kinds.items()}
         adapters = {name: "an installed adapter" for name in installed(self.pair.name) if name != self.config.name}
         if self.learner is None:
-            return {ADAPTIVE: "lookup: the pair has no draft", **{name: kinds[name] for name in ("lookup", "early_exit")}}
+            return {ADAPTIVE: "lookup: the pair has no draft", **{n: text for n, text in named.items() if not kinds[n].needs_draft}}
         own = f"this session's adapter, {self._rounds_text()}" if self._has_adapter() else "the plain draft until a round is accepted"
-        return {ADAPTIVE: own, **{name: kinds[name] for name in BUILT_IN}, **adapters}
+        return {ADAPTIVE: own, **named, ROUTER: "chooses an adapter for each prompt", **adapters}
 
     def fit(self, messages: Sequence[dict], max_tokens: int | None = None) -> tuple[list[dict], int]:
         """Drop the oldest turns until the conversation and an answer fit into the context.
@@ -313,9 +314,9 @@ class Session:
     def _calibrated(self, name: str) -> Costs:
         """Measured step costs; adapters cost what the draft costs."""
         from harness.decode.calibrate import calibrate
-        from harness.decode.generation import resolve_drafter
+        from harness.decode.making import resolve_drafter
 
-        kind = name if name in BUILT_IN and name != "router" else "generic"
+        kind = name if find_kind(name) is not None else "generic"
         if kind not in self._costs:
             self._costs[kind] = calibrate(self.pair, resolve_drafter(self.pair, kind)).costs
         return self._costs[kind]

@@ -10,15 +10,27 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
+from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, needs_draft
+from harness.core.errors import did_you_mean
 from harness.core.limits import LENIENCE, DraftLength, Temperature, WarmTemperature
 from harness.core.records import Rule
 from harness.core.yamlfile import Strict
 
-DrafterName = Literal["generic", "lookup", "early_exit", "hybrid"]
 Mode = Literal["detailed", "fast"]
 DynamicLength = Literal["dynamic", "auto"]
 
 T = TypeVar("T")
+
+
+def _known_drafter(name: str) -> str:
+    kinds = drafter_kinds()
+    if name not in kinds:
+        raise ValueError(f"{name!r} is not allowed, {did_you_mean(name, list(kinds))}")
+    return name
+
+
+DrafterName = Annotated[str, AfterValidator(_known_drafter), Field(examples=list(DRAFTERS))]
+"""A drafter of the package or of an installed one."""
 
 
 def _distinct(items: tuple[T, ...]) -> tuple[T, ...]:
@@ -90,7 +102,7 @@ class Cell:
     @property
     def needs_draft(self) -> bool:
         """True when the pair must have a draft model of its own."""
-        return self.drafter not in (None, "lookup", "early_exit")
+        return needs_draft(self.drafter)
 
     @property
     def lossy(self) -> bool:
@@ -152,11 +164,8 @@ class DraftSource(Strict):
 
     def source(self, drafter: str) -> Settings:
         """Cell fields that matter for ``drafter``."""
-        return {
-            "drafter": drafter,
-            "layers": self.layers if drafter == "early_exit" else None,
-            "ngram": self.ngram if drafter in ("lookup", "hybrid") else None,
-        }
+        own = drafter_kind(drafter).options
+        return {"drafter": drafter, **{name: getattr(self, name) if name in own else None for name in ("layers", "ngram")}}
 
 
 class Trained(Strict):
@@ -187,7 +196,7 @@ class Drafters(Speculative, DraftSource):
 
     kind: Literal["drafters"]
     drafters: NonEmpty[DrafterName]
-    """Any of ``generic``, ``lookup``, ``early_exit``, ``hybrid``."""
+    """Names of drafters; `harness generate --help` says what each does."""
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
         for drafter, k in product(self.drafters, self.k):

@@ -20,7 +20,8 @@ from harness.core import stats
 from harness.core.records import Generation, Sample, Trajectory
 from harness.decode.audit import classify, leading_gap
 from harness.decode.drafters import HybridDrafter, LookupDrafter, ModelDrafter
-from harness.decode.generation import generate, resolve_drafter
+from harness.decode.generation import generate
+from harness.decode.making import resolve_drafter
 from harness.decode.replay import ReplayRow, forced_passes, replay
 from harness.decode.sampling import Sampling
 from harness.models.pair import load_pair

@@ -16,7 +16,8 @@ import common
 from harness.core import stats
 from harness.core.records import Generation
 from harness.decode.calibrate import Calibration, calibrate
-from harness.decode.generation import DrafterOptions, generate, resolve_drafter
+from harness.decode.generation import generate
+from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.models.pair import load_pair
 
 RAW = ("emitted", "rounds", "drafted", "accepted", "accept_lengths", "draft_lengths", "prefill_s", "draft_s", "verify_s", "wall_s")

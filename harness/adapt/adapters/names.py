@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.adapt.adapters.folder import adapters_root, list_adapters
+from harness.core.drafter_kinds import drafter_kinds, find_kind
 from harness.core.errors import HarnessError, did_you_mean
 
-BUILT_IN = ("generic", "lookup", "early_exit", "hybrid", "router")
-"""What every pair understands; all but ``lookup`` and ``early_exit`` need a draft."""
+ROUTER = "router"
+"""Stands for the drafter that the pair's router chooses for a prompt."""
+
+
+def built_in(name: str) -> bool:
+    """Whether every pair understands a drafter's name, be it adapted or not."""
+    return name == ROUTER or find_kind(name) is not None
 
 
 def installed(pair_name: str) -> dict[str, Path]:
@@ -22,11 +28,11 @@ def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] 
     Raises:
         HarnessError: neither built in nor installed; names the nearest.
     """
-    if drafter is None or drafter in BUILT_IN:
+    if drafter is None or built_in(drafter):
         return
     adapters = installed(pair_name)
     if drafter not in adapters:
-        known = [*also, *BUILT_IN, *adapters]
+        known = [*also, *drafter_kinds(), ROUTER, *adapters]
         raise HarnessError(
             f"no drafter {drafter!r} for pair {pair_name!r}: {did_you_mean(drafter, known)}",
             "Adapters come from `harness train` and from sessions.",

@@ -129,7 +129,7 @@ def replay_material(
 
 def _calibrated(pair: Any, k: int) -> Costs:
     from harness.decode.calibrate import calibrate
-    from harness.decode.generation import resolve_drafter
+    from harness.decode.making import resolve_drafter
 
     return calibrate(pair, resolve_drafter(pair, GENERIC), max_k=k).costs
 

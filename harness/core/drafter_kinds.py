@@ -1,0 +1,128 @@
+"""Which drafters there are: a line each in :data:`DRAFTERS`, and those that installed packages bring. Loads no model code."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core.errors import HarnessError, did_you_mean
+from harness.core.files import printable, reason
+
+GROUP = "harness.drafters"
+"""Entry-point group of packages that bring a drafter: its name, and the :class:`DrafterKind` it stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterKind:
+    """What suites, sessions, commands and checks know about a drafter without making one."""
+
+    summary: str
+    """What it does, in a few words."""
+    make: str | Callable[[Any, Any], Any]
+    """``make(pair, options)`` returns the drafter; ``module:function`` is imported when the first one is made."""
+    needs_draft: bool = False
+    """The pair must have a draft model."""
+    free: bool = False
+    """It can propose without running a model."""
+    options: tuple[str, ...] = ()
+    """Fields of :class:`harness.decode.making.DrafterOptions` that change what it proposes."""
+
+    @property
+    def model_free(self) -> bool:
+        """It never runs a model."""
+        return self.free and not self.needs_draft
+
+    @property
+    def trainable(self) -> bool:
+        """All it proposes is the draft's, so what it gets wrong can train the draft."""
+        return self.needs_draft and not self.free
+
+    def create(self, pair: Any, options: Any) -> Any:
+        """A drafter for ``pair``."""
+        if not isinstance(self.make, str):
+            return self.make(pair, options)
+        module, _, function = self.make.partition(":")
+        return getattr(importlib.import_module(module), function)(pair, options)
+
+
+_MAKING = "harness.decode.making"
+
+DRAFTERS: dict[str, DrafterKind] = {
+    "generic": DrafterKind(summary="the pair's draft", make=f"{_MAKING}:generic", needs_draft=True, options=("vocab",)),
+    "lookup": DrafterKind(summary="copies from the text so far", make=f"{_MAKING}:lookup", free=True, options=("ngram", "min_ngram")),
+    "early_exit": DrafterKind(summary="the target's first layers", make=f"{_MAKING}:early_exit", options=("layers",)),
+    "hybrid": DrafterKind(
+        summary="lookup, then the draft",
+        make=f"{_MAKING}:hybrid",
+        needs_draft=True,
+        free=True,
+        options=("hybrid_ngram", "hybrid_min_ngram", "vocab"),
+    ),
+}
+"""The drafters that come with the package. A new one is one line here."""
+
+
+def drafter_kinds() -> dict[str, DrafterKind]:
+    """Name -> kind: those of the package, then those of installed packages.
+
+    Raises:
+        HarnessError: an installed package's drafter cannot be read, or has the name of another.
+    """
+    return {**DRAFTERS, **_installed()}
+
+
+def find_kind(name: str | None) -> DrafterKind | None:
+    """The kind called ``name``; None for plain decoding, adapters, the router and what nobody knows."""
+    if name is None or name in DRAFTERS:
+        return DRAFTERS.get(name or "")
+    return _installed().get(name)
+
+
+def drafter_kind(name: str) -> DrafterKind:
+    """The kind called ``name``.
+
+    Raises:
+        HarnessError: there is none; names the nearest.
+    """
+    kind = find_kind(name)
+    if kind is None:
+        hint = did_you_mean(name, list(drafter_kinds()))
+        raise HarnessError(f"unknown drafter {name!r}: {hint}", "Use a drafter's name, or install the package that brings it.")
+    return kind
+
+
+def needs_draft(name: str | None) -> bool:
+    """Whether decoding with ``name`` takes a draft model; adapters and the router do."""
+    kind = find_kind(name)
+    return name is not None and (kind is None or kind.needs_draft)
+
+
+def described() -> str:
+    """The package's drafters for a help text: ``generic (the pair's draft), lookup (...)``."""
+    return ", ".join(f"{name} ({kind.summary})" for name, kind in DRAFTERS.items())
+
+
+@functools.cache
+def _installed() -> dict[str, DrafterKind]:
+    """Name -> kind of the drafters that installed packages bring, read once."""
+    found: dict[str, DrafterKind] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        advice = f"Update or remove the package {point.dist.name if point.dist else point.value!r}."
+        if point.name in DRAFTERS or point.name in found or point.name == "router":
+            raise HarnessError(f"an installed package brings a second drafter called {point.name!r}", advice)
+        found[point.name] = _load(point, advice)
+    return found
+
+
+def _load(point: importlib.metadata.EntryPoint, advice: str) -> DrafterKind:
+    try:
+        kind = point.load()
+    except Exception as error:  # whatever foreign code raises while it is imported
+        raise HarnessError(f"cannot read the installed drafter {point.name!r}: {printable(reason(error))}", advice) from None
+    if not isinstance(kind, DrafterKind):
+        raise HarnessError(f"the installed drafter {point.name!r} is {type(kind).__name__}, no DrafterKind", advice)
+    return kind

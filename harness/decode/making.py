@@ -1,0 +1,93 @@
+"""Making drafters for a pair: by name, with the options of those that have any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core.drafter_kinds import drafter_kind
+from harness.core.errors import HarnessError
+from harness.core.limits import COUNT
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
+from harness.models.forward import EarlyExit, PrunedHead
+from harness.models.opened import vocabulary_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterOptions:
+    """Settings of the drafters that have any."""
+
+    ngram: int = 3
+    """Lookup: longest suffix to look up."""
+    min_ngram: int = 2
+    """Lookup: shortest suffix that may propose."""
+    hybrid_ngram: int = 8
+    """Hybrid: longest suffix to look up; a longer match is more often right."""
+    hybrid_min_ngram: int = 3
+    """Hybrid: shortest suffix for which lookup replaces the draft."""
+    layers: int | None = None
+    """Early exit: layers of the target to keep; None takes a quarter."""
+    vocab: int | tuple[int, ...] | None = None
+    """Draft model: restrict the output head to these ids (see :func:`harness.models.forward.useful_vocab`), or to the first ``vocab``
+    ids (byte-pair merges are ordered by frequency), and what stands in prompt and answer; None takes what the pair's file says."""
+
+    def __post_init__(self) -> None:
+        counts = ("ngram", "min_ngram", "hybrid_ngram", "hybrid_min_ngram", "layers")
+        for name in counts if self.layers is not None else counts[:-1]:
+            COUNT.check(name, getattr(self, name))
+        if self.vocab is not None and (isinstance(self.vocab, int) or not self.vocab):
+            COUNT.check("vocab", self.vocab)
+        for short, long in (("min_ngram", "ngram"), ("hybrid_min_ngram", "hybrid_ngram")):
+            if getattr(self, short) > getattr(self, long):
+                raise HarnessError(f"{short} is {getattr(self, short)}, {long} {getattr(self, long)}", f"Use a {short} of at most {long}.")
+
+
+def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
+    """Turn a drafter's name into a drafter; an object that already is one passes through.
+
+    Raises:
+        HarnessError: unknown name, or the pair has no draft model.
+    """
+    found: Drafter = drafter_kind(drafter).create(pair, options or DrafterOptions()) if isinstance(drafter, str) else drafter
+    model = getattr(found, "draft", found)
+    if isinstance(model, ModelDrafter):
+        model.fit(vocabulary_rows(pair.target))
+    return found
+
+
+def lookup(pair: Any, options: DrafterOptions) -> LookupDrafter:
+    """The drafter ``lookup``."""
+    return LookupDrafter(options.ngram, options.min_ngram)
+
+
+def early_exit(pair: Any, options: DrafterOptions) -> ModelDrafter:
+    """The drafter ``early_exit``."""
+    layers = options.layers or max(1, len(pair.target.layers) // 4)
+    return ModelDrafter(EarlyExit(pair.target, layers), name="early_exit")
+
+
+def hybrid(pair: Any, options: DrafterOptions) -> HybridDrafter:
+    """The drafter ``hybrid``."""
+    return HybridDrafter(LookupDrafter(options.hybrid_ngram, options.hybrid_min_ngram), generic(pair, options))
+
+
+def generic(pair: Any, options: DrafterOptions) -> ModelDrafter:
+    """The drafter ``generic``.
+
+    Raises:
+        HarnessError: the pair has no draft model, or ``vocab`` names no ids of it.
+    """
+    if pair.draft is None:
+        raise HarnessError(
+            f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
+        )
+    draft = pair.draft
+    draft.fit(vocabulary_rows(pair.target))
+    if options.vocab is None or draft.token_map is not None:
+        model, token_map = draft.proposer
+        return ModelDrafter(model, token_map, name="generic")
+    size = vocabulary_rows(draft.model)
+    ids = sorted(set(range(min(options.vocab, size + 1)) if isinstance(options.vocab, int) else options.vocab))
+    if len(ids) < 2 or ids[0] < 0 or ids[-1] >= size:
+        raise HarnessError("the draft's output vocabulary has fewer than two ids or unknown ones", f"Give ids from 0 to {size - 1}.")
+    return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
