@@ -78,6 +78,12 @@ def test_help_names_every_drafter() -> None:
     assert [f"{name} ({kind.summary})" for name, kind in kinds.DRAFTERS.items() if f"{name} ({kind.summary})" not in text] == []
 
 
+def test_the_documented_package_is_the_tested_one() -> None:
+    """What docs/architecture.md shows as a whole package must be what runs below."""
+    page = (FOREIGN.parent.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    assert f"```python\n{(FOREIGN / 'alternating_drafter.py').read_text(encoding='utf-8')}```\n" in page
+
+
 @pytest.mark.usefixtures("foreign")
 def test_a_foreign_drafter_decodes_and_replays_alike(tmp_path: Path) -> None:
     """By its name alone: greedy output is the target's, replay counts what decoding counts, ``auto`` takes its measured costs."""
