@@ -82,7 +82,7 @@ def test_reports_show_hostile_names_as_text(name: str, tmp_path: Path) -> None:
     facts = {"pair": name, "suite": {"name": name}, "machine": {"processor": name}, "packages": {name: name}, "models": {name: name}}
     folder = stored(tmp_path / "run", records, measured={"status": "finished", "skipped": [name]}, **facts)
     run = load_run(folder)
-    report = render(run.rows, run.manifest)
+    report = render(run)
     texts = {
         "report": report,
         "compare": compare(folder, folder),
@@ -94,7 +94,7 @@ def test_reports_show_hostile_names_as_text(name: str, tmp_path: Path) -> None:
         assert "Heading" not in re.findall(r"<h1>(.*?)</h1>", rendered)
         assert "\x1b" not in text
         assert "\u202e" not in text
-    wrong, checked = recompute(report, run.rows, folder)
+    wrong, checked = recompute(report, run, folder)
     assert not wrong
     assert checked > 0
 
@@ -105,7 +105,7 @@ def test_reports_show_hostile_names_as_text(name: str, tmp_path: Path) -> None:
             self.found.append(tag)
 
     page = Elements()
-    page.feed(render_html(run.rows, run.manifest))
+    page.feed(render_html(run))
     assert page.found.count("script") == 2
     assert not {"img", "a"} & set(page.found)
     assert not re.search(r"(?m)(^|,)\"?[=@+]", render_csv(run.rows))

@@ -39,7 +39,6 @@ from harness.report.gate_output import junit, summary
 from harness.report.markdown import render
 from harness.results.gate import check, make_reference
 from harness.results.reference import read_reference
-from harness.results.router_rows import compare_router
 from harness.run.estimate import read_speed
 from harness.session.session_config import load_session_config
 from harness.session.session_state import read_totals
@@ -176,7 +175,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_everything(folder: Path) -> None:
     """Report, comparison and gate of a run."""
     loaded = load_run(folder)
-    render(loaded.rows, loaded.manifest, compare_router(loaded.records))
+    render(loaded)
     render_csv(loaded.rows)
     compare(folder, folder)
     check(folder, make_reference(folder), any_machine=True)

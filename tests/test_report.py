@@ -8,6 +8,7 @@ import io
 import math
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,26 @@ from harness.core.walltime import Stages, own_share
 from harness.report import Run, load_run, report_texts, show_table, summarise, write_reports
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare
-from harness.report.findings import findings
 from harness.report.html import render_html
 from harness.report.markdown import render
-from harness.report.profile_tables import stage_table
-from harness.report.tables import MISSING, domain_table, first_table
-from harness.report.training_tables import training_table
+from harness.report.sections import figures, findings
+from harness.report.sections.adapters import training_table
+from harness.report.sections.domains import tables as domain_tables
+from harness.report.sections.result import first_table
+from harness.report.sections.time import stage_table
+from harness.report.tables import MISSING
 from harness.results.router_rows import compare_router, oracle_gap_recovery
 from harness.results.summary import ALL
 from harness.run.runner import reports_folder
 
 ROOT = Path(__file__).parent.parent
+
+
+def made(records: Sequence[Record], measured: dict[str, Any] | None = None, calibration: Any = None, **changes: Any) -> Run:
+    """A finished run of these records."""
+    return Run(
+        make_manifest(**{"measured": {"status": "finished", **(measured or {})}, **changes}), records, summarise(records, calibration)
+    )
 
 
 def cell(sample: str, lengths: list[int], k: int = 4, **changes: Any) -> Record:
@@ -130,7 +140,7 @@ def test_missing_is_empty_not_zero() -> None:
     assert lines[1]["tok_s"] == lines[1]["speedup"] == lines[1]["rate"] == lines[1]["ttft_s_p50"] == lines[1]["divergences"] == ""
     assert lines[0]["rate"] == lines[0]["drafter"] == ""
     assert lines[0]["tok_s"] == "3.0"
-    assert first_table(summarise(records)).rows[0][5:7] == (MISSING, MISSING)
+    assert first_table(made(records)).rows[0][3:6] == (MISSING,) * 3
 
 
 def test_several_domains_get_a_pooled_row() -> None:
@@ -167,7 +177,7 @@ def timed(pairs: int, gain: float, noise: float, seed: int = 0) -> list[Record]:
 )
 def test_findings_say_what_the_data_shows(gain: float, noise: float, n: int, expected: str) -> None:
     """Faster, slower, not shown, and too few prompts are four different sentences."""
-    sentences = findings(summarise(timed(n, gain, noise)), {})
+    sentences = findings(made(timed(n, gain, noise)))
     assert expected in sentences[0]
     assert ("detectable" in sentences[0]) == (gain == 1.0)
     assert "greedy outputs equal" in sentences[1]
@@ -176,12 +186,12 @@ def test_findings_say_what_the_data_shows(gain: float, noise: float, n: int, exp
 def test_one_good_cell_among_many_may_be_chance() -> None:
     """An interval without 1 that the correction for the number of cells does not confirm is not called faster."""
     records = timed(12, 1.2, 0.25, seed=2)
-    assert "lookup (K = 4) is faster" in findings(summarise(records), {})[0]
+    assert "lookup (K = 4) is faster" in findings(made(records))[0]
     walls = {r.sample_id: r.wall_s or 0.0 for r in records if r.drafter is None}
     for k in range(5, 16):
         rng = random.Random(k)
         records += [cell(s, [4, 4], k=k, wall_s=wall * math.exp(rng.gauss(0, 0.3)), compared=True) for s, wall in walls.items()]
-    (sentence,) = [text for text in findings(summarise(records), {}) if "lookup (K = 4)" in text]
+    (sentence,) = [text for text in findings(made(records)) if "lookup (K = 4)" in text]
     assert "may be chance (p = " in sentence
     assert "among 12 cells" in sentence
 
@@ -190,20 +200,20 @@ def test_divergences_are_counted_and_listed() -> None:
     """A near-tie is listed with position and gap; a bug is called a bug."""
     tie = Divergence(position=7, gap=1.5e-6, kind="tie")
     records = [cell("a", [1], compared=True), cell("b", [1], compared=True, divergence=tie)]
-    text = render(summarise(records), make_manifest())
+    text = render(made(records))
     assert "1 of 2 greedy outputs equal the target's own; 1 differ from a near-tie on (listed below)" in text
     assert re.search(r"\| lookup +\| 4 +\| b +\| +7 +\| +1.50e-06 +\| +tie", text)
     records[1] = dataclasses.replace(records[1], divergence=dataclasses.replace(tie, kind="bug"))
-    assert "a bug in the decoding" in render(summarise(records), make_manifest())
+    assert "a bug in the decoding" in render(made(records))
 
 
 def test_quality_difference_is_reported() -> None:
     """A lossless drafter with another score than the target is named."""
     good, bad = ({"score": {"metric": "pass@1", "status": s, "value": v}} for s, v in (("passed", 1.0), ("failed", 0.0)))
     records = [baseline("a", 10, 1.0, extra=good), cell("a", [4, 4], extra=bad)]
-    assert any("differs for lookup (K = 4) 0.000" in s for s in findings(summarise(records), {}))
+    assert any("differs for lookup (K = 4) 0.000" in s for s in findings(made(records)))
     records[1] = dataclasses.replace(records[1], extra=good)
-    assert any("for every lossless cell" in s for s in findings(summarise(records), {}))
+    assert any("for every lossless cell" in s for s in findings(made(records)))
 
 
 def test_unscored_is_not_wrong() -> None:
@@ -242,9 +252,11 @@ def test_router_is_not_compared_with_other_loops_or_untrained_adapters() -> None
 def test_cells_without_an_adapter_are_named() -> None:
     """Whether nothing was trained or nothing was kept: the reader must know that the plain draft ran."""
     adapters = {"code": {"rounds": []}, "chat": {"rounds": [{"accepted": False}]}, "math": {"rounds": [{"accepted": True}]}}
-    code, chat = (s for s in findings([], {"adapters": adapters}) if "plain draft" in s)
-    assert "train code on" in code
-    assert "No round of chat raised" in chat
+    (text,) = findings(made([], {"adapters": adapters}))
+    assert text == (
+        "Too few failure cases to train code on; no round of chat raised validation acceptance: "
+        "these cells ran with the plain draft and are left out."
+    )
 
 
 def test_training_table_names_a_gain_within_noise() -> None:
@@ -291,9 +303,9 @@ def full_records() -> list[Record]:
 def test_html_is_self_contained() -> None:
     """No outside request, at most 5 MB, every chart present, and hostile text from a model cannot become markup."""
     records = full_records()
-    rows = summarise(records, {"lookup": {"c": 0.1, "v": [1, 1.1, 1.2, 1.3, 1.4, 1.5]}})
-    manifest = make_manifest(suite={"name": "</script><script>alert(1)</script>"})
-    page = render_html(rows, manifest, compare_router(records))
+    costs = {"lookup": {"c": 0.1, "v": [1, 1.1, 1.2, 1.3, 1.4, 1.5]}}
+    run = made(records, calibration=costs, suite={"name": "</script><script>alert(1)</script>"})
+    page = render_html(run)
     assert len(page.encode()) < 5_000_000
     assert "default-src 'none'" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
@@ -304,14 +316,12 @@ def test_html_is_self_contained() -> None:
         "Adapter rank", "Training rounds", "Forgetting", "Router", "Latency",
     ):  # fmt: skip
         assert f"<h2>{title}</h2>" in page
-    assert render_html(rows, manifest, compare_router(records)) == page
+    assert render_html(run) == page
 
 
 def test_charts_appear_only_with_data() -> None:
     """A run without adapters shows no empty adapter charts."""
-    from harness.report.charts import figures
-
-    titles = [f.title for f in figures(summarise(timed(6, 1.2, 0.1)))]
+    titles = [f.title for f in figures(made(timed(6, 1.2, 0.1)))]
     assert titles == ["Speedup", "Acceptance", "Acceptance by position", "Latency"]
 
 
@@ -331,28 +341,28 @@ def test_markdown_starts_with_the_table(finished: Path) -> None:
     blocks = (reports_folder(finished) / "report.md").read_text().split("\n\n")
     assert blocks[0].startswith("# ")
     assert blocks[1].startswith("| domain")
-    assert blocks[2].startswith("- Fastest: on all domains together, ")
+    assert blocks[2].startswith("- On all domains together, ")
 
 
 def test_first_table_ranks_cells_and_shows_their_domains() -> None:
-    """The target alone, then the fastest pooled cell first with its speedup on each domain; a cell of one domain comes last."""
+    """The fastest pooled cell first with its speedup on each domain, then cells of one domain, the target alone last."""
     records = []
     for domain, slow in (("x", 2.0), ("y", 4.0)):
         records += [baseline(domain, 4, 4.0, domain=domain), cell(domain, [1, 1], domain=domain, k=2, wall_s=slow)]
         records.append(cell(domain, [1, 1], domain=domain, k=4, wall_s=1.0))
     records.append(cell("x", [1, 1], domain="x", k=8, wall_s=0.5))
-    table = first_table(summarise(records))
+    table = first_table(made(records))
     own = [dict(zip(table.headers, row, strict=True)) for row in table.rows]
     assert [(r["domain"], r["K"], r["speedup [95%]"], r["on x"], r["on y"]) for r in own] == [
-        (ALL, MISSING, MISSING, MISSING, MISSING),
         (ALL, "4", "4.00x", "4.00x", "4.00x"),
         (ALL, "2", "1.33x", "2.00x", "1.00x"),
         ("x", "8", "8.00x", "8.00x", MISSING),
+        (ALL, MISSING, MISSING, MISSING, MISSING),
     ]
-    by_domain = domain_table(summarise(records))
-    assert by_domain is not None
+    (by_domain,) = domain_tables(made(records))
     assert [row[0] for row in by_domain.rows] == ["x"] * 4 + ["y"] * 3
-    assert domain_table(summarise(timed(3, 1.0, 0.1))) is None
+    assert [row[2] for row in by_domain.rows] == ["8", "4", "2", MISSING, "4", "2", MISSING]
+    assert domain_tables(made(timed(3, 1.0, 0.1))) == []
 
 
 def test_replay_is_weighed_against_decoding_the_same_cells() -> None:
@@ -361,24 +371,24 @@ def test_replay_is_weighed_against_decoding_the_same_cells() -> None:
     records += [cell(s, [1, 1, 1, 1], experiment="ablation_k", method="replay", wall_s=None) for s in "ab"]
     other = [cell(s, [1, 1, 1, 1], experiment="ablation_k", method="replay", wall_s=None, drafter="generic") for s in "ab"]
     measured = {"spot_checks": [{"drafter": "lookup", "equal": True, "replay_s": 2.0}, {"drafter": "generic", "equal": True}]}
-    (text, _) = [t for t in findings(summarise(records + other), measured) if "eplay" in t]
+    (text, _) = [t for t in findings(made(records + other, measured)) if "eplay" in t]
     assert text == "1 cell came from replay in 2.0 s; decoding it would take about 16 s, 8 times as long."
-    assert not [t for t in findings(summarise(records), {"time_s": {"replay": 2.0, "total": 20.0}}) if "came from replay" in t]
+    assert not [t for t in findings(made(records, {"time_s": {"replay": 2.0, "total": 20.0}})) if "came from replay" in t]
 
 
 def test_slower_is_never_called_fastest() -> None:
     """Where every drafter loses, the report says so and names the one that came closest."""
     records = [r for d in "xy" for r in (baseline(d, 4, 1.0, domain=d), cell(d, [1, 1], domain=d, wall_s=1.25 if d == "x" else 0.5))]
-    texts = findings(summarise(records), {})
+    texts = findings(made(records))
     assert "On x, nothing ran faster than the target alone: lookup (K = 4) came closest at 0.80x, n = 1." in texts
-    assert [t.split(",")[0] for t in texts if t.startswith("Fastest")] == ["Fastest: on all domains together", "Fastest: on y"]
+    assert [t.split(",")[0] for t in texts if " ran at " in t] == ["On all domains together", "On y"]
 
 
 def test_a_suite_that_only_replays_shows_its_acceptance() -> None:
     """The table at the end of such a run has the rate of every replayed cell."""
     records = [baseline("a", 4, 1.0), cell("a", [1, 1], method="replay", wall_s=None, ttft_s=None)]
     console = quiet()
-    show_table(Run(make_manifest(), records, summarise(records)), console)
+    show_table(made(records), console)
     assert re.search(r"lookup +\| 4 +\| +1 \| +replay \| +8 \| +2 \| +0.250", console.file.getvalue())  # type: ignore[attr-defined]
 
 

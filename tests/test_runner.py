@@ -22,7 +22,6 @@ from harness.core import machine
 from harness.core.errors import HarnessError
 from harness.core.records import Divergence, Generation, Record, Sample
 from harness.report import load_run
-from harness.report.findings import unfinished
 from harness.results.store import RunStore, read_manifest, read_records, record_key
 from harness.run.engine import Engine
 from harness.run.runner import reports_folder, run_suite
@@ -332,12 +331,10 @@ def test_a_killed_run_says_how_far_it_got(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_bytes(path.read_bytes()[:-1])  # killed between the record and its newline
     loaded = load_run(folder)
     assert 0 < done < len(loaded.records) == 30
-    assert unfinished(loaded.rows, loaded.manifest) == [
-        f"Unfinished: 30 of 30 records; resume with: harness run ... --resume {folder.name}"
-    ]
+    assert loaded.unfinished == f"Unfinished: 30 of 30 records; resume with: harness run ... --resume {folder.name}"
     run(tmp_path, resume=folder.name)
     loaded = load_run(folder)
-    assert (len(loaded.records), unfinished(loaded.rows, loaded.manifest)) == (30, [])
+    assert (len(loaded.records), loaded.unfinished) == (30, "")
 
 
 def test_an_empty_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

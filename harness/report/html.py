@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from harness.core.files import write_atomic
 from harness.core.paths import cache_dir
-from harness.report import tables
-from harness.report.charts import Figure, figures
-from harness.report.details import details
 from harness.report.escape import html
-from harness.report.findings import findings, unfinished
+from harness.report.figures import Figure
 from harness.report.markdown import title as report_title
-from harness.report.profile_tables import profile_figure
+from harness.report.run import Run
+from harness.report.sections import SECTIONS, details, figures, findings
 from harness.report.tables import Table
 from harness.results.store import Manifest
-from harness.results.summary import CellRow
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dfe4ea; --accent: #2f6fb3; }
@@ -52,30 +48,25 @@ _CONFIG = {
 }
 
 
-def render_html(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The page as text.
-
-    Args:
-        rows: from :func:`harness.results.summary.summarise`.
-        manifest: of the run.
-        router: from :func:`harness.results.router_rows.compare_router`.
-    """
-    charts = [figure for figure in (*figures(rows, router), profile_figure(rows)) if figure is not None]
+def render_html(run: Run) -> str:
+    """The page as text."""
+    charts = figures(run)
     specs = [{**figure.chart.to_dict(), "config": _CONFIG} for figure in charts]
     sections = [
-        _section("Findings", "", "<ul>" + "".join(f"<li>{html(s)}</li>" for s in findings(rows, manifest.measured)) + "</ul>"),
+        _section("Findings", "", "<ul>" + "".join(f"<li>{html(s)}</li>" for s in findings(run)) + "</ul>"),
         *(_figure(i, figure) for i, figure in enumerate(charts)),
-        _section("Details", "", "".join(_folded(table) for table in details(rows, manifest.measured, router))),
+        _section("Details", "", "".join(_folded(table) for table in details(run))),
     ]
-    first = _section("Result", "95% intervals over prompts; speedup is paired per prompt.", _table(tables.first_table(rows)))
+    note = "95% intervals over prompts; speedup is paired per prompt."
+    first = _section(SECTIONS[0].TITLE, note, "".join(_table(table) for table in SECTIONS[0].tables(run)))
     script = "const specs = " + _json(specs) + ";\nspecs.forEach((s, i) => vegaEmbed('#figure-' + i, s, " + _json(_OPTIONS) + "));"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{html(report_title(manifest))}</title><style>{_STYLE}</style></head><body><main>"
-        f'<h1>{html(report_title(manifest))}</h1><p class="sub">{html(_subtitle(manifest))}</p>'
-        + "".join(f'<p class="warn">{html(sentence)}</p>' for sentence in unfinished(rows, manifest))
+        f"<title>{html(report_title(run.manifest))}</title><style>{_STYLE}</style></head><body><main>"
+        f'<h1>{html(report_title(run.manifest))}</h1><p class="sub">{html(_subtitle(run.manifest))}</p>'
+        + (f'<p class="warn">{html(run.unfinished)}</p>' if run.unfinished else "")
         + first + "".join(sections)
         + f"</main><script>{_vega()}</script><script>{script}</script></body></html>\n"
     )  # fmt: skip

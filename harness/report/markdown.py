@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from tabulate import tabulate
 
 from harness.core.walltime import own_share
-from harness.report import tables
-from harness.report.details import details
 from harness.report.escape import markdown
-from harness.report.findings import findings, unfinished
+from harness.report.run import Run
+from harness.report.sections import SECTIONS, details, findings
 from harness.report.tables import Table
 from harness.results.store import Manifest
-from harness.results.summary import CellRow
 
 
-def render(rows: Sequence[CellRow], manifest: Manifest, router: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The whole report as GitHub Markdown; the same records give the same text.
-
-    Args:
-        rows: from :func:`harness.results.summary.summarise`.
-        manifest: of the run.
-        router: from :func:`harness.results.router_rows.compare_router`.
-    """
+def render(run: Run) -> str:
+    """The whole report as GitHub Markdown; the same records give the same text."""
     parts = [
-        f"# {markdown(title(manifest))}",
-        *(f"**{markdown(sentence)}**" for sentence in unfinished(rows, manifest)),
-        markdown_table(tables.first_table(rows)),
-        "\n".join(f"- {markdown(sentence)}" for sentence in findings(rows, manifest.measured)),
+        f"# {markdown(title(run.manifest))}",
+        f"**{markdown(run.unfinished)}**" if run.unfinished else "",
+        *(markdown_table(table) for table in SECTIONS[0].tables(run)),
+        "\n".join(f"- {markdown(sentence)}" for sentence in findings(run)),
         "## How to read it",
         LEGEND,
     ]
-    for table in details(rows, manifest.measured, router):
+    for table in details(run):
         parts += [f"## {markdown(table.title)}", markdown_table(table)]
-    parts += ["## The run", _facts(manifest)]
+    parts += ["## The run", _facts(run.manifest)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -15,7 +15,9 @@ from harness.core.files import read_bytes, read_text
 from harness.report import make_run, report_texts
 from harness.report.escape import cells
 from harness.report.integrity import contradictions, first_difference
-from harness.report.tables import MISSING, ON, first_rows, timed_rows
+from harness.report.run import Run
+from harness.report.sections.result import domain_rows, first_rows
+from harness.report.tables import MISSING, ON
 from harness.results.record_lines import decode_line
 from harness.results.store import RECORDS, read_run
 from harness.results.summary import ALL, CellRow
@@ -43,7 +45,7 @@ def verify(folder: Path, out: Path) -> int:
     run = make_run(manifest, records)
     texts = report_texts(run)
     wrong = differences(texts, out)
-    problems, checked = recompute(texts["report.md"], run.rows, folder)
+    problems, checked = recompute(texts["report.md"], run, folder)
     if wrong or problems:
         lines = _first([*problems, *wrong])
         raise CheckFailed(
@@ -52,15 +54,14 @@ def verify(folder: Path, out: Path) -> int:
     return checked
 
 
-def recompute(report: str, rows: Sequence[CellRow], folder: Path) -> tuple[list[str], int]:
+def recompute(report: str, run: Run, folder: Path) -> tuple[list[str], int]:
     """Compute the first table and the acceptance table of a Markdown report a second way; what is wrong, and how many were checked."""
     content = read_bytes(folder / RECORDS)
     raw = [row for line in content.split(b"\n") if (row := decode_line(line)) is not None]
     tables = _tables(report)
-    problems, checked = _check_cells(tables[0], first_rows(rows), raw)
-    own = [row for row in timed_rows(rows) if row.domain != ALL]
-    drafted = [row for row in rows if row.drafter is not None]
-    for header, shown in (("tok/s", own), ("rate, pooled", drafted)):
+    problems, checked = _check_cells(tables[0], first_rows(run.shown), raw)
+    drafted = [row for row in run.shown if row.drafter is not None]
+    for header, shown in (("tok/s", domain_rows(run.shown)), ("rate, pooled", drafted)):
         for table in [t for t in tables[1:] if t and header in t[0]]:
             more, count = _check_cells(table, shown, raw)
             problems, checked = problems + more, checked + count

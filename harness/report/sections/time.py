@@ -1,4 +1,4 @@
-"""Where the time of a run went by stage, and inside the rounds of a profiled one: tables and a chart."""
+"""Where the time of a run went by stage, and inside the rounds of a profiled one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import altair as alt
 
 from harness.core.walltime import MODEL_STAGES, OWN_STAGES
-from harness.report.charts import COLOURS, WIDTH, Figure, name_of
+from harness.report.figures import COLOURS, WIDTH, Figure, name_of
+from harness.report.run import Run
 from harness.report.tables import Table, cell_table
 from harness.results.summary import ALL, PROFILE_PARTS, CellRow
 
+TITLE = "Where the time goes"
 _NAMES = {"prefill_s": "prefill", "draft_s": "draft", "verify_s": "verify", "sync_s": "sync", "host_s": "host", "other_s": "other"}
 CAPTION = (
     "Prefill: processing the prompt. Draft and verify: launching the models and waiting for them. Sync: reading results to the host. "
@@ -87,3 +89,20 @@ def profile_figure(rows: Sequence[CellRow]) -> Figure | None:
         .properties(width=WIDTH, height=alt.Step(30))
     )  # fmt: skip
     return Figure("Where the time goes", CAPTION, chart)
+
+
+def tables(run: Run) -> list[Table]:
+    """Parts of the rounds, and stages of the run."""
+    found = (profile_table(run.shown), stage_table(run.manifest.measured))
+    return [table for table in found if table is not None]
+
+
+def figures(run: Run) -> list[Figure]:
+    """Milliseconds per emitted token by part."""
+    figure = profile_figure(run.shown)
+    return [figure] if figure else []
+
+
+def sentences(run: Run) -> list[str]:
+    """None."""
+    return []

@@ -1,0 +1,76 @@
+"""A run as its report needs it: read and summarised once, rows that repeat the plain draft left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.core.records import Record
+from harness.results.router_rows import compare_router
+from harness.results.store import Manifest, read_run
+from harness.results.summary import ALL, CellRow, summarise
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its reports need it."""
+
+    manifest: Manifest
+    records: Sequence[Record]
+    rows: Sequence[CellRow]
+    """Every cell; :attr:`shown` is what tables and charts show."""
+
+    @cached_property
+    def shown(self) -> list[CellRow]:
+        """Rows without the cells of adapters and routers that turned out to be the plain draft: a sentence says which."""
+        trained = {row.settings.get("adapter_domain") for row in self.rows if row.drafter == "adapter" and row.adapter}
+        return [row for row in self.rows if not (_untrained(row, trained) or (row.drafter == "router" and self.router_has_no_choice))]
+
+    @cached_property
+    def own(self) -> list[CellRow]:
+        """Shown rows of single domains; of the only domain where there is one."""
+        return [row for row in self.shown if row.domain != ALL]
+
+    @cached_property
+    def unfinished(self) -> str:
+        """What stands above everything else where the run was killed or interrupted; empty for a finished one."""
+        if self.manifest.finished:
+            return ""
+        done, planned = len(self.records), self.manifest.measured.get("planned")
+        part = f"{done} of {planned} records" if planned else f"{done} records"
+        return f"Unfinished: {part}; resume with: harness run ... --resume {self.manifest.run}"
+
+    @cached_property
+    def router_has_no_choice(self) -> bool:
+        """True where no adapter was kept that the run's routers could choose."""
+        routers = self.manifest.measured.get("routers") or {}
+        return bool(routers) and all(list(facts.get("arms", ())) == ["generic"] for facts in routers.values())
+
+    @cached_property
+    def router(self) -> list[dict[str, Any]]:
+        """The router beside the best single drafter and the best of every prompt; empty where it had no choice."""
+        return [] if self.router_has_no_choice else compare_router(self.records)
+
+
+def _untrained(row: CellRow, trained: set[Any]) -> bool:
+    """An adapter cell that ran with the plain draft; before the first round that is what a curve over rounds begins with."""
+    if row.drafter != "adapter" or row.adapter:
+        return False
+    return row.settings.get("round") != 0 or row.settings.get("adapter_domain") not in trained
+
+
+def load_run(folder: Path) -> Run:
+    """Read and summarise a run folder.
+
+    Raises:
+        HarnessError: the run cannot be read, or has no record yet.
+    """
+    return make_run(*read_run(folder))
+
+
+def make_run(manifest: Manifest, records: Sequence[Record]) -> Run:
+    """Summarise what :func:`harness.results.store.read_run` returned."""
+    return Run(manifest, records, summarise(records, manifest.measured.get("calibration")))

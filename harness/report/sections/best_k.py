@@ -1,0 +1,59 @@
+"""Which draft length suits each drafter, by prediction and by the clock."""
+
+from __future__ import annotations
+
+import altair as alt
+
+from harness.report.figures import Figure, Values, colour, facet, intervals, lines, over_k, series
+from harness.report.run import Run
+from harness.report.tables import Table
+
+TITLE = "Draft length"
+
+
+def tables(run: Run) -> list[Table]:
+    """None."""
+    return []
+
+
+def figures(run: Run) -> list[Figure]:
+    """Tokens per target pass and speedup over the draft length."""
+    return [*_tau(run), *_speed(run)]
+
+
+def _tau(run: Run) -> list[Figure]:
+    unique = {(r.domain, series(r), r.k): r for r in over_k(run.own)}
+    values = intervals(unique.values(), "tau")
+    if not values:
+        return []
+    chart = lines(values, "K:Q", "draft length K", "tokens per target pass")
+    caption = "A longer draft pays only while this climbs faster than what drafting and verifying one more token costs."
+    return [Figure("Tokens per target pass over the draft length", caption, chart)]
+
+
+def _speed(run: Run) -> list[Figure]:
+    values: Values = []
+    for row in over_k(run.own):
+        shared = {"domain": row.domain, "drafter": series(row), "K": row.k}
+        if row.predicted:
+            values.append({**shared, "kind": "predicted", "speedup": row.predicted})
+        if row.speedup:
+            values.append({**shared, "kind": "measured", "speedup": row.speedup.value})
+    if not values:
+        return []
+    ticks = sorted({int(v["K"]) for v in values})
+    base = alt.Chart(alt.Data(values=values)).encode(
+        x=alt.X("K:Q", title="draft length K", axis=alt.Axis(values=ticks, format="d")),
+        y=alt.Y("speedup:Q", title="speedup (×)", scale=alt.Scale(zero=False)),
+        color=colour(values, "drafter"),
+        tooltip=["drafter:N", "kind:N", "K:Q", alt.Tooltip("speedup:Q", format=".2f")],
+    )
+    dashed = base.transform_filter("datum.kind == 'predicted'").mark_line(strokeDash=[5, 4], point=alt.OverlayMarkDef(size=15))
+    points = base.transform_filter("datum.kind == 'measured'").mark_point(filled=True, size=80)
+    caption = "Dashed: predicted from acceptance and the calibrated costs of a draft step and of verification. Dots: measured."
+    return [Figure("Speedup over the draft length", caption, facet(alt.layer(dashed, points), values))]
+
+
+def sentences(run: Run) -> list[str]:
+    """None."""
+    return []

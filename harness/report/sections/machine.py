@@ -1,0 +1,31 @@
+"""What made this machine, or this run, less than ideal."""
+
+from __future__ import annotations
+
+from harness.core import stats
+from harness.report.figures import Figure
+from harness.report.run import Run
+from harness.report.tables import Table
+
+TITLE = "Warnings"
+
+
+def tables(run: Run) -> list[Table]:
+    """None."""
+    return []
+
+
+def figures(run: Run) -> list[Figure]:
+    """None."""
+    return []
+
+
+def sentences(run: Run) -> list[str]:
+    """Warnings of the run and of its clocks, and what was left out."""
+    measured = run.manifest.measured
+    found = [f"Warning: {text}" for text in measured.get("warnings", ())]
+    found += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
+    found += [f"Warning: {text}." for text in stats.slower_verification(measured.get("verification", ()))]
+    if measured.get("skipped"):
+        found.append(f"Not run: {', '.join(measured['skipped'])}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
+    return found

@@ -1,0 +1,61 @@
+"""The router between the best single drafter and the best drafter of every prompt."""
+
+from __future__ import annotations
+
+import altair as alt
+
+from harness.report.figures import WIDTH, Figure, order
+from harness.report.run import Run
+from harness.report.tables import Table, number
+from harness.results.router_rows import oracle_gap_recovery
+from harness.results.summary import ALL
+
+TITLE = "Router"
+
+
+def tables(run: Run) -> list[Table]:
+    """Best fixed drafter, router and oracle per domain, and the share of the gap that the router closes."""
+    lines = []
+    for entry in run.router:
+        recovery = oracle_gap_recovery(run.router, entry["domain"]) if entry["choice"] == "router" else None
+        lines.append((entry["domain"], entry["choice"], entry["name"], str(entry["n"]), number(entry["rate"]), number(recovery, 2)))
+    return [Table(TITLE, ("domain", "choice", "drafter", "n", "rate, per prompt", "oracle gap recovered"), tuple(lines), left=3)]
+
+
+def figures(run: Run) -> list[Figure]:
+    """Acceptance of the three choices on every domain."""
+    if not run.router:
+        return []
+    choices = ["best fixed", "router", "oracle"]
+    values = [dict(entry) for entry in run.router]
+    chart = (
+        alt.Chart(alt.Data(values=values))
+        .mark_bar()
+        .encode(
+            y=alt.Y("domain:N", title=None, sort=order(values, "domain")),
+            yOffset=alt.YOffset("choice:N", sort=choices),
+            x=alt.X("rate:Q", title="mean over prompts of accepted / drafted tokens"),
+            color=alt.Color(
+                "choice:N",
+                title=None,
+                sort=choices,
+                scale=alt.Scale(domain=choices, range=["#9aa5b1", "#2f7fd0", "#4a9d5b"]),
+                legend=alt.Legend(orient="top"),
+            ),
+            tooltip=["domain:N", "choice:N", "name:N", alt.Tooltip("rate:Q", format=".3f")],
+        )
+        .properties(width=WIDTH, height=alt.Step(18))
+    )
+    return [Figure(TITLE, "The router against the best single drafter and against the best drafter of every prompt.", chart)]
+
+
+def sentences(run: Run) -> list[str]:
+    """What routing costs, or that there was nothing to route to."""
+    if run.router_has_no_choice:
+        return ["No adapter was kept that the router could choose: it ran with the plain draft and is left out."]
+    found = []
+    for row in run.shown:
+        if row.route_s is not None and row.domain == ALL:
+            swap = f", adapter swap {1000 * row.swap_s:.1f} ms" if row.swap_s is not None else ""
+            found.append(f"Routing took {1000 * row.route_s:.1f} ms per prompt{swap}, counted in the router's speedup.")
+    return found
