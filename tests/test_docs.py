@@ -8,12 +8,26 @@ from typing import Any
 
 import configuration
 import pytest
-from shown import ROOT, anchors, blocks, command_lines, commands, inline, links, mentioned, messages, pages, parse
+import yaml
+from pydantic import BaseModel
+from shown import ROOT, anchors, blocks, command_lines, commands, inline, links, mentioned, messages, pages, parse, prose
 from tiny import tiny_pair
+
+from harness.adapt.training_config import TrainingConfig
+from harness.datasets.local import read_rows
+from harness.datasets.spec import DATASETS, DatasetSpec
+from harness.distill.distill_config import DistillConfig
+from harness.models.pair_config import PairConfig, shipped_pairs
 
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in pages()}
 LINES = sorted({(name, line) for name, text in TEXTS.items() for line in command_lines(text)})
 NAMED = sorted({(name, line) for name, text in TEXTS.items() for line in inline(text)})
+SECTIONS = {
+    name: field.annotation
+    for model in (TrainingConfig, DistillConfig)
+    for name, field in model.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
 EXAMPLES = [(name, re.findall(r"Example: `([^`]*)`", command.help or "")) for name, command in commands()]
 
 
@@ -106,3 +120,47 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         exec(compile(example, "README.md", "exec"), readme)
     assert loaded == ["smollm2", "smollm2"]
     assert page["answer"].tokens == page["plain"].tokens == readme["answer"].tokens
+
+
+def test_paths_in_sentences_exist() -> None:
+    """A file or folder of the repository that a sentence names is there."""
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")} - {"results", "reports"}
+    named = [(page, code) for page, text in TEXTS.items() for code in re.findall(r"`([\w.-]+/[\w./-]*)`", prose(text))]
+    inside = [(page, code) for page, code in named if code.split("/")[0] in tops]
+    assert len(inside) > 20
+    assert [(page, code) for page, code in inside if not (ROOT / code).exists()] == []
+
+
+def test_keys_in_sentences_exist() -> None:
+    """A key such as `adapt.threshold` is one of a config file."""
+    keys = {f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields}
+    named = [code for text in TEXTS.values() for code in re.findall(r"`(?:--set )?(\w+\.\w+)(?:[=:][^`]*)?`", prose(text))]
+    named = [code for code in named if code.split(".")[0] in SECTIONS]
+    assert len(named) > 5
+    assert set(named) <= keys
+
+
+def test_yaml_examples_are_valid() -> None:
+    """What is copied into a file passes its check."""
+    pair, domains = (yaml.safe_load(blocks(TEXTS[f"docs/{page}.md"], "yaml")[0]) for page in ("models", "data"))
+    assert PairConfig.model_validate(pair).draft is not None
+    assert {DatasetSpec.model_validate(spec).dataset for spec in domains["domains"].values()} == {"humaneval", "gsm8k", "local"}
+
+
+def test_prompt_lines_are_valid(tmp_path: Path) -> None:
+    """The lines that show a prompt file are one."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text(blocks(TEXTS["docs/data.md"], "json")[0], encoding="utf-8")
+    first, second = read_rows(DatasetSpec(dataset="local", path=str(path)))
+    assert (first["id"], second["id"], second["domain"]) == ("mine/0", "mine/times-1", "math")
+
+
+def test_datasets_are_all_described() -> None:
+    """The table of datasets is that of the code."""
+    assert set(re.findall(r"^\| `(\w+)` \|", TEXTS["docs/data.md"].split("## Your own")[0], flags=re.M)) == set(DATASETS)
+
+
+def test_shipped_pairs_are_all_described() -> None:
+    """The README's table of pairs is that of configs/models."""
+    table = TEXTS["README.md"].split("## Pairs")[1].split("## ")[0]
+    assert set(re.findall(r"^\| `([\w.-]+)` \|", table, flags=re.M)) == {name for name, _ in shipped_pairs()}
