@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_wrong_adapters_are_refused(tmp_path: Path) -> None:
     random_adapter(tmp_path / "a", draft, 1)
     other = tiny_draft()
     other.hash = "something else"
-    with pytest.raises(HarnessError, match="trained on draft tiny"):
+    with pytest.raises(HarnessError, match="trained on draft 'tiny'"):
         AdapterBank(other, {"a": tmp_path / "a"})
     with pytest.raises(HarnessError, match=r"cannot read .*metadata.json"):
         AdapterBank(draft, {"x": tmp_path / "x"})
@@ -225,3 +226,15 @@ def test_the_same_arrays_are_the_same_bytes(tmp_path: Path) -> None:
     save_arrays(tmp_path / "whole.safetensors", arrays)
     save_arrays(tmp_path / "resumed.safetensors", dict(reversed(arrays.items())))
     assert (tmp_path / "resumed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_an_adapter_of_another_draft_is_refused_without_its_control_characters(tmp_path: Path) -> None:
+    """metadata.json comes from outside; what it calls its draft goes to the terminal."""
+    info = AdapterInfo(
+        name="x", draft_hash="\x1b[2Jh", draft_name="\x1b[31md\n", domain=None, rank=4, data_hash="", examples=0, metric="alpha"
+    )
+    (tmp_path / "metadata.json").write_text(json.dumps({"schema_version": 1, **dataclasses.asdict(info)}))
+    with pytest.raises(HarnessError, match="was trained on draft") as caught:
+        read_info(tmp_path, "other")
+    assert "\x1b" not in str(caught.value)
+    assert "\n" not in caught.value.problem

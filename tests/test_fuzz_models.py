@@ -30,6 +30,7 @@ from tiny import TEMPLATE, tiny_config, write_model
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.text import printable
 from harness.models.blas import mx
 from harness.models.pair import Pair, load_tokenizer, load_weights
 from harness.models.pair_config import PairConfig
@@ -339,5 +340,5 @@ def refused(read: Callable[[], object]) -> None:
         read()
     except (HarnessError, RoutingError) as error:
         problem: Any = error.problem
-        assert files.printable(problem) == problem.strip()
+        assert printable(problem) == problem.strip()
         assert "\n" not in problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -168,6 +169,8 @@ ANSWERS = {
     "wrapped": f"```python\n{FULL}```\nFaster:\n```python\nimport functools\nsolve = functools.lru_cache(solve)\n```",
     "stdlib_name": "```python\nfrom operator import index\n```\n```python\nfrom operator import index\nsolve = lambda n: index(n) + 1\n```",
     "own_module": blocks("def add(a, b):\n    return a + b", "from helpers import add\n\ndef solve(n):\n    return add(n, 1)"),
+    "unused_third_party_from": "```python\nfrom numpy import array\nimport pandas as pd, math\ndef solve(n):\n    return n + 1\n```",
+    "one_import_of_two_is_used": "```python\nimport numpy as np, math\ndef solve(n):\n    return n + math.floor(1.5)\n```",
     "unused_numpy": "```python\nimport numpy as np\n\ndef solve(n):\n    return n + 1\n```",
     "nbsp": "```python\ndef solve(n):\n\u00a0\u00a0\u00a0\u00a0return n + 1\n```",
     "zero_width": "\u200bdef solve(n):\n    return n + 1\n",
@@ -278,8 +281,10 @@ def test_wrong_answers_fail() -> None:
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_the_program_in_an_answer_does_what_it_means(name: str) -> None:
-    """The same in this process, without a sandbox: the programs here are ours."""
+def test_the_program_in_an_answer_does_what_it_means(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in this process, without a sandbox: the programs here are ours. The sandbox has no packages."""
+    for package in ("numpy", "pandas"):
+        monkeypatch.setitem(sys.modules, package, None)
     namespace: dict[str, object] = {}
     with contextlib.suppress(EOFError, OSError, AssertionError, SystemExit):  # examples below the function
         exec(compile(assemble(PROMPT, "solve", final_part(ANSWERS[name])) or "", "answer", "exec"), namespace)

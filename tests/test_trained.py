@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,16 @@ import tiny
 import yaml
 from rich.console import Console
 
+from harness.adapt.training_config import TrainingConfig
 from harness.core import machine
 from harness.core.errors import HarnessError
-from harness.core.records import Record
+from harness.core.records import Record, Sample
 from harness.models.address import cache_key, pair_facts
+from harness.models.pair import load_pair
 from harness.results.store import read_manifest, read_records
 from harness.run.engine import real_engine
 from harness.run.runner import reports_folder, run_suite
+from harness.run.trained import _address
 from harness.suite.chains import Chain, adapter_names, needed_chains
 from harness.suite.experiments import Cell, Recipe
 from harness.suite.suite import load_suite
@@ -104,6 +108,20 @@ def test_the_chat_template_is_part_of_a_pairs_facts(tmp_path: Path) -> None:
     before = pair_facts(pair)
     pair.tokenizer.chat_template = pair.tokenizer.chat_template.replace("assistant", "helper")
     assert pair_facts(pair) != before
+
+
+def test_adapters_are_kept_under_the_token_ids_of_their_prompts(tmp_path: Path) -> None:
+    """A template that prints the date, on another date: the same template and weights, other prompts, another adapter."""
+    path, addresses = tiny.write_pair(tmp_path), []
+    settings = tmp_path / "target" / "tokenizer_config.json"
+    template = "{{ strftime_now('%d %b %Y') }}" + tiny.TEMPLATE
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": template}))
+    text, samples = path.read_text(), [Sample(id="a", domain="d", prompt="Name a fruit.")]
+    for date in ("2026-02-03", "2026-02-03", "2026-02-04"):
+        path.write_text(f"{text}template_date: {date}\n")
+        material: Any = SimpleNamespace(pair=load_pair(str(path)), suite=SimpleNamespace(max_tokens=8))
+        addresses.append(_address(material, "d", TrainingConfig(), samples, samples))
+    assert addresses[0] == addresses[1] != addresses[2]
 
 
 @pytest.fixture

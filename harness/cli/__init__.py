@@ -13,8 +13,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from harness.core.errors import HarnessError
-from harness.core.files import odd_character, reason
+from harness.core.files import reason
 from harness.core.terminal import forgiving_streams, say
+from harness.core.text import odd_character
 
 # name: (module:function or module:Typer app, one line of help). A new command is one new line.
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -163,7 +163,10 @@ def summary(result: Generation) -> str:
 
 def collect(
     source: Annotated[str, typer.Argument(metavar="SUITE|FILE", help="A suite, or a JSONL file with a prompt per line.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the trajectories; finished batches there are kept.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for the trajectories, answers/SUITE-PAIR by default; finished batches there are kept."),
+    ] = None,
     models: PairOption = "smollm2",
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Prompts per domain.")] = None,
@@ -176,7 +179,7 @@ def collect(
 ) -> None:
     """Write the target's answers to prompts: the raw material of training.
 
-    Example: `harness collect suites/quick.yaml --split train --limit 100 --out trajectories`
+    Example: `harness collect suites/quick.yaml --split train --limit 100`
     """
     from harness.core.limits import check
 
@@ -186,13 +189,21 @@ def collect(
 
     from harness.answers.collect import collect as rollouts
     from harness.models.pair import load_pair
+    from harness.models.pair_config import pair_path
     from harness.results.store import check_writable
 
+    out = out or Path("answers", f"{_stem(source)}-{pair_path(models).stem}")
     check_writable(out)
+    say(f"answers go to {out}", err=True)
     pair = load_pair(models, offline=offline, draft=False)
     answers = rollouts(pair, samples, max_tokens=max_tokens, temperature=temperature, batch=batch, top_k=top_k, out=out, seed=seed)
     tokens = sum(len(t.tokens) for t in track(answers, total=len(samples), description="collecting"))
     say(f"{len(samples)} answers, {tokens} tokens in {out}")
+
+
+def _stem(source: str) -> str:
+    """A file's name without folder and endings."""
+    return Path(source).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".yaml")
 
 
 def read_samples(source: str, *, split: str, limit: int | None, seed: int, offline: bool) -> Sequence[Sample]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.files import printable, reason
+from harness.core.files import reason
+from harness.core.text import printable
 
 GROUP = "harness.drafters"
 """Entry-point group of packages that bring a drafter: its name, and the :class:`DrafterKind` it stands for."""

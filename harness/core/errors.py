@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from harness.core.text import printable
+
 
 class HarnessError(Exception):
     """Input or environment problem. The CLI prints it without a traceback and exits with ``exit_code``.
 
     Args:
-        problem: one sentence, what is wrong, naming the file, key or value.
+        problem: one sentence, what is wrong, naming the file, key or value; control characters in it are shown as escapes.
         advice: one sentence, what to do about it.
     """
 
     exit_code = 2
 
     def __init__(self, problem: str, advice: str = "") -> None:
+        problem, advice = printable(problem, None), printable(advice, None)
         super().__init__(f"{problem}\n{advice}" if advice else problem)
         self.problem = problem
         self.advice = advice

@@ -12,7 +12,6 @@ import math
 import os
 import stat
 import tempfile
-import unicodedata
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +19,12 @@ from typing import Any, BinaryIO, NoReturn
 
 from harness.core.errors import HarnessError
 from harness.core.records import SCHEMA_VERSION
+from harness.core.text import printable
 
 TEXT_BYTES = 256 * 2**20
 """A text or data file larger than this is refused."""
 JSON_BYTES = 64 * 2**20
 """A JSON file larger than this is refused."""
-_KEPT = "\n\t\u200c\u200d"
-"""Control and format characters that stay: line breaks, and the joiners that Persian, Indic scripts and emoji need."""
 RESTORE = "Restore the file from a copy, or make it again."
 POINTER = b"version https://git-lfs.github.com/"
 """How the text file begins that git keeps in place of a large one."""
@@ -212,23 +210,6 @@ def sha256(path: Path, *, advice: str = RESTORE) -> str:
         for block in iter(lambda: file.read(2**20), b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def printable(text: str, most: int | None = 2000) -> str:
-    """Text from outside, safe for a terminal and a log: control and direction characters are shown as escapes, newlines and tabs stay.
-
-    Args:
-        text: anything.
-        most: what is longer is cut; None cuts nothing.
-    """
-    if most is not None and len(text) > most:
-        text = f"{text[: most - 1]}…"
-    return "".join(c if c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else ascii(c)[1:-1] for c in text)
-
-
-def odd_character(text: str) -> str | None:
-    """The first character, as an escape, that no name, path or setting can have: control characters and halves of a pair; None: none."""
-    return next((ascii(c)[1:-1] for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")), None)
 
 
 def reason(error: BaseException) -> str:

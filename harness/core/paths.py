@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.files import odd_character
+from harness.core.text import odd_character
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

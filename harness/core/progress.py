@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness.core.files import printable
 from harness.core.records import Record
 from harness.core.terminal import show
+from harness.core.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import HarnessError
-from harness.core.files import printable, reason
+from harness.core.files import reason
+from harness.core.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

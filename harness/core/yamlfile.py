@@ -18,9 +18,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.files import odd_character, read_text, reason
+from harness.core.files import read_text, reason
 from harness.core.limits import SEED
 from harness.core.paths import find_config
+from harness.core.text import odd_character
 
 FILE_BYTES = 128 * 2**10
 """A larger file is no configuration."""

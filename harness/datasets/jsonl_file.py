@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError
-from harness.core.files import parse_json, printable, read_text
+from harness.core.files import parse_json, read_text
+from harness.core.text import printable
 
 TEXT_CHARACTERS = 2**20
 """A prompt longer than this fits no context."""

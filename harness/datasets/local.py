@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import HarnessError
-from harness.core.files import printable
 from harness.core.number import parse_number
 from harness.core.records import Sample
+from harness.core.text import printable
 from harness.datasets.jsonl_file import read_jsonl
 from harness.datasets.spec import DATASETS, DatasetSpec, shipped_file
 from harness.datasets.splits import assign_splits

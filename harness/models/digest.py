@@ -23,9 +23,9 @@ RECORD = "source.json"
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Files of a model folder that a loader can read, sorted by name; a link that leads nowhere is one of them."""
+    """Files of a model folder that a loader can read, sorted by name; a link that leads nowhere and a folder so named are among them."""
     found = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
-    return sorted(path for path in found if path.suffix in SUFFIXES and path.name != RECORD and not path.is_dir())
+    return sorted(path for path in found if path.suffix in SUFFIXES and path.name != RECORD)
 
 
 def hash_folder(folder: Path, *, remembered: bool = True) -> str:

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from harness.core.files import printable
 from harness.core.terminal import say
+from harness.core.text import printable
 from harness.models.sources import Progress
 
 _LINE_EVERY_S = 10.0

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.text import printable
 from harness.models.digest import model_files
 from harness.models.tensors import read_header
 from harness.models.tokenizer_check import FETCH, check_tokenizer
@@ -99,7 +100,7 @@ def _check_numbers(node: Any, path: Path, key: str = "") -> None:
     elif isinstance(node, (int, float)) and not isinstance(node, bool):
         most = MOST_COUNT if _COUNT.search(key) else MOST_NUMBER
         if abs(node) > most and (most == MOST_COUNT or isinstance(node, int)):
-            raise HarnessError(f"{path}: {files.printable(key, 100)} is {_show(node)}, more than any model has ({most})", FETCH)
+            raise HarnessError(f"{path}: {printable(key, 100)} is {_show(node)}, more than any model has ({most})", FETCH)
 
 
 def _check_ends(settings: dict[str, Any], path: Path) -> None:
@@ -115,7 +116,7 @@ def _check_shards(folder: Path) -> None:
     for path in sorted(folder.glob("model*.safetensors")):
         for name in read_header(path).shapes:
             if name in found:
-                raise HarnessError(f"{folder}: {files.printable(name, 100)} is stored in both {found[name]} and {path.name}", FETCH)
+                raise HarnessError(f"{folder}: {printable(name, 100)} is stored in both {found[name]} and {path.name}", FETCH)
             found[name] = path.name
     if not found:
         raise HarnessError(f"{folder} has no weights in model*.safetensors", FETCH)
@@ -127,8 +128,8 @@ def _check_shards(folder: Path) -> None:
     for name, shard in listed.items():
         if found.get(name) != shard:
             where = f"which is in {found[name]}" if name in found else "which is not there"
-            raise HarnessError(f"{index}: {files.printable(name, 100)} should be in {_show(shard)}, {where}", FETCH)
+            raise HarnessError(f"{index}: {printable(name, 100)} should be in {_show(shard)}, {where}", FETCH)
 
 
 def _show(value: object) -> str:
-    return files.printable(repr(value), 60)
+    return printable(repr(value), 60)

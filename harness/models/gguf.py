@@ -19,6 +19,7 @@ import numpy as np
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.text import printable
 from harness.models.gguf_file import OTHER, GgufFile, GgufTensor, read_gguf
 from harness.models.gguf_tokenizer import end_tokens, write_tokenizer
 
@@ -134,7 +135,7 @@ def _check_shapes(gguf: GgufFile, config: dict[str, Any]) -> None:
     for name, tensor in gguf.tensors.items():
         if tensor.shape != known.get(name):
             shown = f"has shape {tensor.shape}, expected {known[name]}" if name in known else "is unknown here"
-            raise HarnessError(f"{gguf.path}: GGUF tensor {files.printable(name, 100)!r} {shown}", OTHER)
+            raise HarnessError(f"{gguf.path}: GGUF tensor {printable(name, 100)!r} {shown}", OTHER)
 
 
 def _shares_embedding(tensors: Mapping[str, GgufTensor]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.text import printable
 
 OTHER = "Use another file of the same model, or its safetensors form (a hub: or path: source)."
 MOST_ITEMS = 4 * 2**20
@@ -79,7 +80,7 @@ class GgufFile:
         if value is None:
             raise HarnessError(f"{self.path}: GGUF field {key!r} is missing", OTHER)
         if not fits(value):
-            raise HarnessError(f"{self.path}: GGUF field {key!r} is {files.printable(repr(value)[:200], 60)}, not {wanted}", OTHER)
+            raise HarnessError(f"{self.path}: GGUF field {key!r} is {printable(repr(value)[:200], 60)}, not {wanted}", OTHER)
         return value
 
 

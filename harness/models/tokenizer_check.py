@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.models.pattern_check import repeats_a_choice
 
 FETCH = "Fetch the model again, or choose another one."
 MOST_GROWTH = 10_000
@@ -17,10 +19,11 @@ _GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 4, "NFD": 4, "Lowercase": 3, "Precompi
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Refuse a ``tokenizer.json`` that would make much of little; a folder without one passes.
+    """Refuse a ``tokenizer.json`` that would make much of little, or take for ever; a folder without one passes.
 
     Raises:
-        HarnessError: malformed JSON, or steps that together make more than :data:`MOST_GROWTH` of one character.
+        HarnessError: malformed JSON, steps that together make more than :data:`MOST_GROWTH` of one character, or a regular expression
+            that repeats a choice.
     """
     path = folder / "tokenizer.json"
     if not os.path.lexists(path):
@@ -29,6 +32,9 @@ def check_tokenizer(folder: Path) -> None:
     with files.reading(path, advice=FETCH):  # nested too deeply
         bounds = {key: _growth(data.get(key)) for key in ("normalizer", "pre_tokenizer", "decoder")}
         bounds |= {"post_processor": _longest(data.get("post_processor")) ** 2, "padding": _padding(data.get("padding"))}
+        slow = next((pattern for pattern in _patterns(data) if repeats_a_choice(pattern)), None)
+    if slow is not None:
+        raise HarnessError(f"{path}: the regular expression {slow!r:.100} repeats what can match in several ways", FETCH)
     model = data.get("model")
     bounds["model"] = max((len(text) for text in model.values() if isinstance(text, str)), default=0) if isinstance(model, dict) else 0
     for key, bound in bounds.items():
@@ -53,6 +59,15 @@ def _own_growth(step: dict[str, Any]) -> int:
         length = len(replaced) if isinstance(replaced, str) else 0  # a regular expression may match between any two characters
         return 1 + sum(map(len, added)) if length == 0 else -(-max(sum(map(len, added)), length) // length)
     return _GROWTH.get(str(kind), 1) + (sum(map(len, added)) if kind in ("Prepend", "Metaspace") else 0)
+
+
+def _patterns(node: Any) -> Iterator[str]:
+    """Every regular expression of a tokenizer's steps; the vocabulary has none."""
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if key == "Regex" and isinstance(child, str):
+            yield child
+        elif key not in ("model", "added_tokens"):
+            yield from _patterns(child)
 
 
 def _longest(node: Any) -> int:

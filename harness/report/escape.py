@@ -5,7 +5,7 @@ from __future__ import annotations
 import html as _html
 import re
 
-from harness.core.files import printable
+from harness.core.text import printable
 
 _ANYWHERE = re.compile(
     r"[\\`*<|~$]"  # code, emphasis, HTML, cells, mathematics

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.core.errors import HarnessError
-from harness.core.files import printable
+from harness.core.text import printable
 from harness.report.escape import markdown
 from harness.report.markdown import markdown_table
 from harness.report.tables import Table

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.core.files import printable
 from harness.core.stats import Estimate
+from harness.core.text import printable
 from harness.results.summary import ALL, CellRow
 
 if TYPE_CHECKING:

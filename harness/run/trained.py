@@ -213,14 +213,7 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
     train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
     if not any(s.domain == chain.domain for s in validation):
         raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")
-    inputs = {
-        "config": config.model_dump(mode="json"),
-        "domain": chain.domain,
-        "max_tokens": material.suite.max_tokens,
-        "train": [[s.id, s.domain, s.prompt] for s in train],
-        "validation": [[s.id, s.domain, s.prompt] for s in validation],
-    }
-    folder = cache_folder("trained", material.pair.name, cache_key(kind="adapters", **inputs, **pair_facts(material.pair)))
+    folder = _address(material, chain.domain, config, train, validation)
     answers = material.answers(train), material.answers(validation)
 
     timer = NowAndThen(at_once=True)
@@ -244,6 +237,17 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
         known=material.known.setdefault(chain.samples, Known()),
         min_failures=config.adapt.min_failure_cases,
     )
+
+
+def _address(material: _Material, domain: str, config: TrainingConfig, train: Sequence[Sample], validation: Sequence[Sample]) -> Path:
+    """Folder of a chain's adapters. Prompts count by their token ids: what the tokenizer or the template makes of a text decides."""
+    pair = material.pair
+    prompts = {
+        split: [[s.id, s.domain, pair.encode(s.prompt)] for s in samples]
+        for split, samples in (("train", train), ("validation", validation))
+    }
+    settings = {"config": config.model_dump(mode="json"), "domain": domain, "max_tokens": material.suite.max_tokens}
+    return cache_folder("trained", pair.name, cache_key(kind="adapters", **settings, **prompts, **pair_facts(pair)))
 
 
 def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -> None:

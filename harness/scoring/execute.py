@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from harness.core.files import printable
+from harness.core.text import printable
 from harness.scoring.box import Box, Limits
 from harness.scoring.result import Status
 

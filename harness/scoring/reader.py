@@ -133,7 +133,7 @@ class _Reader:
         tree = self._parse(code)
         if tree is None:
             return [piece for chunk in chunks(code, 2) for piece in self._repaired(chunk, 2, depth)]
-        return [piece for piece in _split(code, tree) if _can_import(piece.node)]
+        return list(_split(code, tree))
 
     def _repaired(self, chunk: str, tracked: int, depth: int) -> Iterator[Piece]:
         """Statements of a chunk: all of it, or split without regard to brackets, then to quotes, or without its head or its tail."""
@@ -252,21 +252,21 @@ def _tree_or_line(code: str) -> ast.Module | int:
 
 
 def _split(code: str, tree: ast.Module) -> Iterator[Piece]:
-    """The statements of parsed code with their lines; several on one line are written apart."""
+    """The statements of parsed code with their lines, what cannot be imported left out; several on one line are written apart."""
     lines, last = code.split("\n"), 0
     for node, following in zip_longest(tree.body, tree.body[1:]):
         start = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
         end = node.end_lineno or node.lineno
         shared = start <= last or (following is not None and following.lineno <= end)
-        yield Piece(ast.unparse(node) if shared else "\n".join(lines[start - 1 : end]), node)
+        kept = _importable(node)
+        if kept is not None:
+            yield Piece(ast.unparse(kept) if shared or kept is not node else "\n".join(lines[start - 1 : end]), kept)
         last = end
 
 
 def _is_code(piece: Piece) -> bool:
     """False for prose that happens to be Python: a name, ``Note: this``, ``this and that``, a call of nothing known, a lone return."""
     node = piece.node
-    if not _can_import(node):
-        return False
     if isinstance(node, ast.Expr):
         called = node.value.func if isinstance(node.value, ast.Call) else None
         return isinstance(called, ast.Attribute) or (isinstance(called, ast.Name) and hasattr(builtins, called.id))
@@ -281,12 +281,21 @@ def _is_code(piece: Piece) -> bool:
     return True
 
 
-def _can_import(node: ast.stmt) -> bool:
-    """False for an import of nothing in the standard library: the sandbox has nothing else, and often the name is the answer's own."""
-    if not isinstance(node, ast.Import | ast.ImportFrom):
-        return True
-    modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else ["." * node.level + (node.module or "")]
-    return any(module.partition(".")[0] in sys.stdlib_module_names for module in modules)
+def _importable(node: ast.stmt) -> ast.stmt | None:
+    """``node`` without imports from outside the standard library, None where nothing is left: the sandbox lacks them, and often the name
+    is the answer's own."""
+    if isinstance(node, ast.ImportFrom):
+        return node if node.level == 0 and _in_library(node.module or "") else None
+    if not isinstance(node, ast.Import):
+        return node
+    kept = [alias for alias in node.names if _in_library(alias.name)]
+    if len(kept) == len(node.names):
+        return node
+    return ast.copy_location(ast.Import(kept), node) if kept else None
+
+
+def _in_library(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
 
 
 def _is_definition(piece: Piece) -> bool:

@@ -122,7 +122,8 @@ def read_info(folder: Path, draft_hash: str | None = None) -> AdapterInfo:
     info: AdapterInfo = files.read_stored(AdapterInfo, path, advice="Train one with `harness train`, or name another folder.")
     if draft_hash is not None and info.draft_hash != draft_hash:
         raise HarnessError(
-            f"adapter {info.name!r} was trained on draft {info.draft_name} ({info.draft_hash[:12]}), not on this one ({draft_hash[:12]})",
+            f"adapter {info.name!r:.100} was trained on draft {info.draft_name!r:.100} ({info.draft_hash[:12]!a}), "
+            f"not on this one ({draft_hash[:12]})",
             "Use it with its own draft, or train it again with `harness train`.",
         )
     return info

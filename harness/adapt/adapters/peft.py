@@ -15,6 +15,7 @@ from harness.adapt.training_config import LoraConfig
 from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.machine import utc_now
+from harness.core.text import printable
 from harness.models.mlx_names import mx
 from harness.models.tensors import load_arrays, save_arrays
 
@@ -128,7 +129,7 @@ def _read_config(peft: Path) -> dict[str, Any]:
         raise HarnessError(f"{path}: peft_type {_show(config.get('peft_type'))} has no equal here", _PLAIN)
     for key, value in config.items():
         if key not in _FREE and not _allowed(key, value):
-            raise HarnessError(f"{path}: the option {files.printable(key, 60)} = {_show(value)} has no equal here", _PLAIN)
+            raise HarnessError(f"{path}: the option {printable(key, 60)} = {_show(value)} has no equal here", _PLAIN)
     for key in ("r", "lora_alpha"):
         if key not in config:
             raise HarnessError(f"{path}: {key} is missing", _PLAIN)
@@ -194,14 +195,14 @@ def _pattern(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
 
 
 def _show(value: object) -> str:
-    return files.printable(repr(value), 60)
+    return printable(repr(value), 60)
 
 
 def _split(full: str, leaves: Mapping[str, str], peft: Path) -> tuple[str, str]:
     for leaf in leaves:
         if full.startswith(_PREFIX) and full.endswith(f".{leaf}"):
             return full[len(_PREFIX) : -len(leaf) - 1], leaf
-    raise HarnessError(f"{peft}: {files.printable(full, 200)} is not a LoRA or DoRA array", _PLAIN)
+    raise HarnessError(f"{peft}: {printable(full, 200)} is not a LoRA or DoRA array", _PLAIN)
 
 
 def _place(path: str, source: Path) -> tuple[int, str]:
@@ -209,7 +210,7 @@ def _place(path: str, source: Path) -> tuple[int, str]:
     found = _LAYER.search(path)
     if found is None:
         raise HarnessError(
-            f"{source}: {files.printable(path, 200)} is not inside a transformer block", "Only layers of the blocks can be adapted."
+            f"{source}: {printable(path, 200)} is not inside a transformer block", "Only layers of the blocks can be adapted."
         )
     return int(found[1]), found[2]
 

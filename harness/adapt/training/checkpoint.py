@@ -11,6 +11,7 @@ from typing import Any
 from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.records import SCHEMA_VERSION
+from harness.core.text import printable
 from harness.models.mlx_names import mx
 from harness.models.tensors import load_arrays, save_arrays
 
@@ -77,6 +78,6 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         if group not in groups:
-            raise HarnessError(f"{path}: {files.printable(name, 100)} belongs to no part of a checkpoint", advice)
+            raise HarnessError(f"{path}: {printable(name, 100)} belongs to no part of a checkpoint", advice)
         groups[group][rest] = array
     return Checkpoint(step=state.step, progress=state.progress, **groups)
