@@ -101,7 +101,7 @@ def generate(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "gene
         drafter: None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` such as ``generic`` or ``lookup``, the
             name of an installed adapter, ``router`` (the pair's router chooses for this prompt), or a drafter object.
         **settings: as in :func:`harness.decode.generation.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``,
-            ``detailed``, ``mode``, ``on_step``, ``stop`` and more.
+            ``detailed``, ``loop``, ``on_step``, ``stop`` and more.
 
     Returns:
         A frozen :class:`~harness.core.records.Generation`. With an adapter ``swap_s`` is the time of putting it in, with the router

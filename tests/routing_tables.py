@@ -53,7 +53,7 @@ def make_rewards(domains: list[str], seed: int = 0, noise: float = 0.15) -> np.n
 def make_rows(n: int = 6, ks: tuple[int, ...] = (2, 4), timed: bool = True) -> list[dict]:
     """Records of ``n`` samples, three drafters and plain decoding, with exact counts a test can recompute."""
     rows: list[dict] = []
-    shared = {"schema_version": 1, "rule": "match", "temperature": 0.0, "lossy": False, "method": "decode", "mode": "detailed"}
+    shared = {"schema_version": 1, "rule": "match", "temperature": 0.0, "lossy": False, "method": "decode", "loop": "own"}
     for i in range(n):
         sample = shared | {"sample_id": f"s/{i}", "domain": DOMAINS[i % 3], "prompt": f"prompt {i}"}
         none = {"rounds": 60, "drafted": 0, "accepted": 0, "emitted": 60}

@@ -101,7 +101,7 @@ def test_streams_keep_their_own_adapter(pair: Any) -> None:
 def test_fast_mode_uses_the_adapter(pair: Any) -> None:
     """mlx-lm's loop takes a model, not a drafter: the adapter must be in its weights before."""
     install_adapter(pair, "code")
-    fast = {name: decode(pair, name, mode="fast") for name in ("generic", "code")}
+    fast = {name: decode(pair, name, loop="mlx-lm") for name in ("generic", "code")}
     slow = {name: decode(pair, name) for name in ("generic", "code")}
     assert fast["code"].tokens == slow["code"].tokens
     assert fast["code"].accepted == slow["code"].accepted

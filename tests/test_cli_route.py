@@ -21,6 +21,7 @@ from harness.adapt.routers.routed import RouterConfig, load_router
 from harness.cli import COMMANDS, main
 from harness.cli import route as commands
 from harness.core.records import Record
+from harness.core.schema import Measured
 from harness.models.pair_config import read_pair_config
 from harness.results.store import Manifest, RunStore
 from routing.evaluate import evaluate_routers
@@ -272,7 +273,7 @@ def _run(home: Any, folder: Path, *, split: str = "train", hashes: dict[str, str
         code={},
         packages={},
         machine={},
-        measured={"adapters": {n: {"hash": h, "domain": n, "metric": "alpha", "rounds": []} for n, h in (hashes or {}).items()}},
+        measured=Measured(adapters={n: {"hash": h, "domain": n, "metric": "alpha", "rounds": []} for n, h in (hashes or {}).items()}),
     )
     with RunStore.create(folder, manifest) as store:
         for i, s in enumerate(read_samples(str(home.prompts), split=split, limit=None, seed=0, offline=True)):
@@ -297,7 +298,7 @@ def _record(sample_id: str, domain: str, drafter: str | None, adapter: str | Non
     values: dict[str, Any] = {
         "experiment": "e",
         "method": "replay" if adapter else "decode",
-        "mode": "detailed",
+        "loop": "own",
         "sample_id": sample_id,
         "domain": domain,
         "drafter": drafter,

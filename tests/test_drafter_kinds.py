@@ -122,7 +122,7 @@ def test_a_foreign_drafter_runs_in_a_suite(tmp_path: Path) -> None:
     assert [(r.experiment, r.method) for r in records if r.drafter == "alternating"].count(("ablation_k", "replay")) == 2
     assert {r.experiment for r in records} == {"baseline", "drafters", "dynamic_k", "ablation_k"}
     assert all(r.divergence is None for r in records)
-    assert all(check["equal"] for check in read_manifest(folder).measured["spot_checks"])
+    assert all(check["equal"] for check in read_manifest(folder).measured.spot_checks)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def suite(limit: int = 2, **changes: Any) -> Suite:
 def record(**changes: Any) -> Record:
     """One decoded baseline answer: 4 s, of which 1 s prompt."""
     values = {
-        "experiment": "baseline", "method": "decode", "mode": "detailed", "sample_id": "a", "domain": "code", "drafter": None, "k": None,
+        "experiment": "baseline", "method": "decode", "loop": "own", "sample_id": "a", "domain": "code", "drafter": None, "k": None,
         "prompt_tokens": 100, "rounds": 30, "drafted": 0, "accepted": 0, "rejected": 0, "accept_lengths": (0,) * 30,
         "draft_lengths": (0,) * 30, "emitted": 30, "finish": "length", "prefill_s": 1.0, "wall_s": 4.0,
     }  # fmt: skip

@@ -195,7 +195,7 @@ def test_manifests(run: Path, folder: Path, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_records(run: Path, folder: Path, data: st.DataObject) -> None:
     """Records with right checksums and wrong values, and damaged lines."""
-    rows = [{**json.loads(line), "extra": EXTRA} for line in (run / "records.jsonl").read_text().splitlines()]
+    rows = [{**json.loads(line), **EXTRA} for line in (run / "records.jsonl").read_text().splitlines()]
     for row in rows:
         del row["checksum"]
     lines = b"".join(map(_sealed, rows))
@@ -291,7 +291,7 @@ LINES = [
     "check x --results ? --against ?", "compare ? ?", "compare ? ? --results ?", "generate ? --models p.yaml",
     "generate hi --models ? --offline", "generate hi --models p.yaml -k ?", "generate hi --models p.yaml --drafter ?",
     "generate hi --models p.yaml --adapter ?", "generate hi --models p.yaml --seed ?",
-    "generate hi --models p.yaml --temperature ? --max-tokens ?", "generate hi --models p.yaml --mode ? --rule ?",
+    "generate hi --models p.yaml --temperature ? --max-tokens ?", "generate hi --models p.yaml --loop ? --rule ?",
     "collect ? --out ? --models p.yaml", "collect own.jsonl --out ? --models p.yaml --split ?",
     "collect own.jsonl --out o --models p.yaml --limit ? --batch ?", "train ? --models p.yaml",
     "train own.jsonl --models p.yaml --config ?", "train own.jsonl --models p.yaml --set ? --rank ?", "train-router ? --models p.yaml",

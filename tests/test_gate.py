@@ -19,7 +19,7 @@ from test_report import baseline, cell
 from test_store import make_manifest
 
 from harness.core.errors import HarnessError
-from harness.core.records import Divergence, Record
+from harness.core.records import Divergence, Record, Score
 from harness.decode.replay import simulate_match
 from harness.report.compare import compare
 from harness.report.gate_output import junit, summary
@@ -85,9 +85,10 @@ def replays(n: int, seed: int, ties: int = 0) -> list[Record]:
         tokens = tuple(random.Random(i).choices(range(50), k=32))
         match = np.random.default_rng((seed, i)).random(32) < 0.6
         counts = dataclasses.asdict(simulate_match(match, 4, 32))
-        extra = {"near_ties": ties if i == 0 else 0}
         records.append(baseline(f"s{i}", 32, 1.0, tokens=tokens))
-        records.append(cell(f"s{i}", [], drafter="generic", method="replay", wall_s=None, ttft_s=None, extra=extra, **counts))
+        records.append(
+            cell(f"s{i}", [], drafter="generic", method="replay", wall_s=None, ttft_s=None, near_ties=ties if i == 0 else 0, **counts)
+        )
     return records
 
 
@@ -291,7 +292,7 @@ def test_unfinished_run_is_refused(tmp_path: Path) -> None:
 
 def timed(records: list[Record]) -> list[Record]:
     """Greedy decoded records with a score."""
-    return [dataclasses.replace(r, extra={"score": {"metric": "m", "status": "passed", "value": 1.0}}) for r in records]
+    return [dataclasses.replace(r, score=Score(metric="pass@1", status="passed", value=1.0)) for r in records]
 
 
 @pytest.mark.parametrize(
@@ -301,8 +302,8 @@ def timed(records: list[Record]) -> list[Record]:
         (lambda r: None if r.sample_id == "s4" else r, "cell"),
         (lambda r: dataclasses.replace(r, wall_s=None), "speedup"),
         (lambda r: dataclasses.replace(r, wall_s=None) if r.sample_id == "s1" and r.drafter else r, "speedup"),
-        (lambda r: dataclasses.replace(r, extra=None), "score"),
-        (lambda r: dataclasses.replace(r, extra={"score": {"metric": "m", "status": "unscored", "value": None}}), "score"),
+        (lambda r: dataclasses.replace(r, score=None), "score"),
+        (lambda r: dataclasses.replace(r, score=Score(metric="pass@1", status="unscored", value=None)), "score"),
     ],
 )  # fmt: skip
 def test_what_vanished_is_no_pass(tmp_path: Path, edit: Callable[[Record], Record | None], what: str) -> None:
@@ -318,10 +319,7 @@ def test_what_vanished_is_no_pass(tmp_path: Path, edit: Callable[[Record], Recor
 def test_lower_scores_are_paired_by_prompt(tmp_path: Path) -> None:
     """An equal answer with a lower score is a fault of the scorer; other answers are compared by their mean."""
     old = timed(draws(6, 0, temperature=0.0))
-    new = [
-        dataclasses.replace(r, extra={"score": {"metric": "m", "status": "failed", "value": 0.0}}) if r.sample_id == "s2" else r
-        for r in old
-    ]
+    new = [dataclasses.replace(r, score=Score(metric="pass@1", status="failed", value=0.0)) if r.sample_id == "s2" else r for r in old]
     assert outcomes(tmp_path / "a", new, old)["score"].outcome == "regression"
     assert outcomes(tmp_path / "b", old, new)["score"].outcome == "same"
     sampled = [dataclasses.replace(r, temperature=1.0, tokens=(i, *(r.tokens or ())[1:])) for i, r in enumerate(new)]

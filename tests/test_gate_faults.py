@@ -254,7 +254,7 @@ RECORDS: dict[str, Callable[[Record], Record | None]] = {
     "a cell dropped": lambda r: None if (r.domain, r.drafter, r.k) == ("chat", "lookup", 2) else r,
     "a drafter dropped": lambda r: None if r.drafter == "generic" else r,
     "a prompt dropped": lambda r: None if r.sample_id == "code/1" else r,
-    "no scores": lambda r: dataclasses.replace(r, extra={**(r.extra or {}), "score": None}),
+    "no scores": lambda r: dataclasses.replace(r, score=None),
     "one round in two": lambda r: broken_up(r) if r.k == 2 and r.drafter == "generic" and r.accepted else r,
 }
 

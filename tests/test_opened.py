@@ -101,7 +101,7 @@ def test_every_drafter_decodes_every_family(family: str) -> None:
     if family not in NO_PRUNED_HEAD:
         answers(pair, prompt, resolve_drafter(pair, "generic", DrafterOptions(vocab=24)))
     plain = generate(pair, prompt, drafter=None, max_tokens=12)
-    assert generate(pair, prompt, drafter="generic", k=3, max_tokens=12, mode="fast").tokens == plain.tokens
+    assert generate(pair, prompt, drafter="generic", k=3, max_tokens=12, loop="mlx-lm").tokens == plain.tokens
 
 
 @pytest.mark.parametrize(

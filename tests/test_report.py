@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from test_runner import make_suite, quiet, run
 from test_store import make_manifest, make_record
 
-from harness.core.records import Divergence, Record
+from harness.core.records import Divergence, Record, Score
+from harness.core.schema import Measured
 from harness.core.walltime import Stages, own_share
 from harness.report import Run, load_run, report_texts, show_table, summarise, write_reports
 from harness.report.cells_csv import render_csv
@@ -41,7 +42,9 @@ ROOT = Path(__file__).parent.parent
 def made(records: Sequence[Record], measured: dict[str, Any] | None = None, calibration: Any = None, **changes: Any) -> Run:
     """A finished run of these records."""
     return Run(
-        make_manifest(**{"measured": {"status": "finished", **(measured or {})}, **changes}), records, summarise(records, calibration)
+        make_manifest(**{"measured": Measured(**{"status": "finished", **(measured or {})}), **changes}),
+        records,
+        summarise(records, calibration),
     )
 
 
@@ -209,17 +212,17 @@ def test_divergences_are_counted_and_listed() -> None:
 
 def test_quality_difference_is_reported() -> None:
     """A lossless drafter with another score than the target is named."""
-    good, bad = ({"score": {"metric": "pass@1", "status": s, "value": v}} for s, v in (("passed", 1.0), ("failed", 0.0)))
-    records = [baseline("a", 10, 1.0, extra=good), cell("a", [4, 4], extra=bad)]
+    good, bad = (Score(metric="pass@1", status=s, value=v) for s, v in (("passed", 1.0), ("failed", 0.0)))
+    records = [baseline("a", 10, 1.0, score=good), cell("a", [4, 4], score=bad)]
     assert any("differs for lookup (K = 4) 0.000" in s for s in findings(made(records)))
-    records[1] = dataclasses.replace(records[1], extra=good)
+    records[1] = dataclasses.replace(records[1], score=good)
     assert any("for every lossless cell" in s for s in findings(made(records)))
 
 
 def test_unscored_is_not_wrong() -> None:
     """A sandbox failure changes the number of scored answers, not their mean."""
-    scores = [{"metric": "pass@1", "status": "passed", "value": 1.0}, {"metric": "pass@1", "status": "unscored", "value": None}]
-    (row,) = summarise([cell(f"s{i}", [1], extra={"score": s}) for i, s in enumerate(scores)])
+    scores = [Score(metric="pass@1", status="passed", value=1.0), Score(metric="pass@1", status="unscored", value=None)]
+    (row,) = summarise([cell(f"s{i}", [1], score=s) for i, s in enumerate(scores)])
     assert row.quality is not None
     assert (row.quality.mean, row.quality.scored, row.quality.unscored) == (1.0, 1, 1)
 
@@ -243,7 +246,7 @@ def test_router_against_best_fixed_and_oracle() -> None:
 
 def test_router_is_not_compared_with_other_loops_or_untrained_adapters() -> None:
     """mlx-lm's own loop counts differently; an adapter without weights is the plain draft and goes by its name."""
-    fast = [cell(s, [4], mode="fast") for s in ("a", "b")]
+    fast = [cell(s, [4], loop="mlx-lm") for s in ("a", "b")]
     plain = [cell(s, [3], drafter=drafter) for drafter in ("adapter", "generic") for s in ("a", "b")]
     best = compare_router([*fast, *plain, *routed_records()])[0]
     assert (best["choice"], best["name"], best["rate"]) == ("best fixed", "generic", 3 / 4)
@@ -265,7 +268,7 @@ def test_training_table_names_a_gain_within_noise() -> None:
     noise, sure = {"value": 0.01, "low": -0.01, "high": 0.03}, {"value": 0.01, "low": 0.005, "high": 0.02}
     extra: list[dict[str, Any]] = [{}, {"gain": None}, {"gain": noise}, {"gain": sure}]
     adapters = {str(i): {"domain": "x", "metric": "alpha", "rounds": [{**one, **more}]} for i, more in enumerate(extra)}
-    table = training_table({"adapters": adapters}, [])
+    table = training_table(Measured(adapters=adapters), [])
     assert table is not None
     assert [row[2] for row in table.rows] == ["round 1: kept", "round 1: kept", "round 1: kept, gain within noise", "round 1: kept"]
 
@@ -282,19 +285,19 @@ def full_records() -> list[Record]:
             for k in (4, 5):
                 records.append(cell(sample, [4, 4], k=k, domain=domain, wall_s=rng.uniform(1, 2)))
             for adapter in ("code", "math"):
-                settings = {"settings": {"adapter_domain": adapter}}
+                settings = {"adapter_domain": adapter}
                 records.append(
-                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=adapter, extra=settings, experiment="ad")
+                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=adapter, settings=settings, experiment="ad")
                 )
             for rank in (2, 8):
-                settings = {"settings": {"adapter_domain": domain, "rank": rank}}
+                settings = {"adapter_domain": domain, "rank": rank}
                 records.append(
-                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=f"r{rank}", extra=settings, experiment="ra")
+                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=f"r{rank}", settings=settings, experiment="ra")
                 )
             for done in (0, 1):
-                settings = {"settings": {"adapter_domain": domain, "round": done}}
+                settings = {"adapter_domain": domain, "round": done}
                 records.append(
-                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=f"n{done}", extra=settings, experiment="ro")
+                    cell(sample, draws.pop(), domain=domain, drafter="adapter", adapter=f"n{done}", settings=settings, experiment="ro")
                 )
             records.append(cell(sample, draws.pop(), domain=domain, drafter="router", adapter=domain))
     return records
@@ -396,7 +399,7 @@ def test_a_suite_that_only_replays_shows_its_acceptance() -> None:
 def test_an_unfinished_run_says_so_first(measured: dict[str, Any], part: str) -> None:
     """Killed or interrupted: the report's and the terminal's first lines say how far it got and how to go on."""
     records, console = [baseline("a", 4, 1.0), cell("a", [1, 1])], quiet()
-    unfinished = Run(make_manifest(measured=measured), records, summarise(records))
+    unfinished = Run(make_manifest(measured=Measured(**measured)), records, summarise(records))
     texts, said = report_texts(unfinished), f"Unfinished: {part}; resume with: harness run ... --resume quick-tiny"
     show_table(unfinished, console)
     assert texts["report.md"].split("\n\n")[1] == f"**{said}**"
@@ -415,10 +418,10 @@ def test_stages_add_up_and_an_inner_one_counts_once(monkeypatch: pytest.MonkeyPa
     seconds = stages.seconds()
     assert seconds == {"replay": 5.0, "decode": 1.0, "check": 2.0, "total": 10.0}
     assert own_share(seconds) == pytest.approx(0.2)
-    table = stage_table({"time_s": seconds})
+    table = stage_table(Measured(time_s=seconds))
     assert table is not None
     assert table.rows[-1] == ("planning, records, everything else", "2.0 s", "20.0%")
-    assert stage_table({}) is None
+    assert stage_table(Measured()) is None
 
 
 def test_compare_names_what_changed(finished: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_greedy_answers_are_the_targets(sizes: tuple[int, int], family: str) -> 
     pair = pair_of(sizes, family)
     prompt = [9, sizes[0] - 1, 33, 9, sizes[0] - 1]
     plain = generate(pair, prompt, drafter=None, max_tokens=16)
-    assert generate(pair, prompt, drafter="generic", k=3, max_tokens=16, mode="fast").tokens == plain.tokens
+    assert generate(pair, prompt, drafter="generic", k=3, max_tokens=16, loop="mlx-lm").tokens == plain.tokens
     answers(pair, prompt, "generic")
     answers(pair, prompt, "hybrid")
     assert vocabulary_rows(pair.draft.model) == min(sizes)

@@ -150,11 +150,11 @@ def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
     assert all(r.wall_s is None for r in records if r.method == "replay")
     assert all(r.compared and r.divergence is None for r in records if r.method == "decode" and r.drafter)
     manifest = read_manifest(folder)
-    assert manifest.measured["status"] == "finished"
-    assert len(manifest.measured["reference_s"]) >= 3
-    assert [r["after"] for r in manifest.measured["verification"]][:2] == ["loading", "calibration"]
-    assert manifest.measured["verification"][-1] == {"after": "the last cell", "v": 1.2}
-    time_s = dict(manifest.measured["time_s"])
+    assert manifest.measured.status == "finished"
+    assert len(manifest.measured.reference_s) >= 3
+    assert [r["after"] for r in manifest.measured.verification][:2] == ["loading", "calibration"]
+    assert manifest.measured.verification[-1] == {"after": "the last cell", "v": 1.2}
+    time_s = dict(manifest.measured.time_s)
     assert {"load", "train", "calibrate", "decode", "replay", "check", "score", "total"} <= set(time_s)
     assert 0 < sum(time_s.values()) - time_s["total"] <= time_s["total"]
     assert manifest.models == {
@@ -436,12 +436,12 @@ def test_ctrl_c_finishes_the_sample_and_reports(tmp_path: Path) -> None:
     assert code == 130
     (folder,) = (tmp_path / "results").iterdir()
     assert 0 < len(read_records(folder)) < 30
-    assert read_manifest(folder).measured["status"] == "interrupted"
+    assert read_manifest(folder).measured.status == "interrupted"
     assert "**Unfinished: " in (tmp_path / "reports" / folder.name / "report.md").read_text()
-    first = read_manifest(folder).measured["time_s"]
+    first = read_manifest(folder).measured.time_s
     run(tmp_path, resume=folder.name)
     assert len(read_records(folder)) == 30
-    both = read_manifest(folder).measured["time_s"]
+    both = read_manifest(folder).measured.time_s
     assert all(both[stage] >= first[stage] for stage in first)
 
 
@@ -500,9 +500,9 @@ def test_a_run_without_a_sandbox_says_so_at_the_start(tmp_path: Path, monkeypatc
         engine = make_engine(load_pair=load_pair, load_samples=lambda spec, domain, seed, offline: samples)
         suite = make_suite(domains={"code": {"dataset": "humaneval", "limit": 1}})
         folder = run_suite(suite, results_dir=tmp_path / "results", console=console, engine=engine)
-        return read_manifest(folder).measured["warnings"], (reports_folder(folder) / "report.md").read_text()
+        return read_manifest(folder).measured.warnings, (reports_folder(folder) / "report.md").read_text()
 
-    assert run(code=False)[0] == []
+    assert run(code=False)[0] == ()
     sandbox.find_box.cache_clear()
     monkeypatch.setattr(sandbox, "_boxes", lambda: [])
     try:

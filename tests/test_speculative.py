@@ -206,7 +206,7 @@ def test_fast_mode_takes_the_whole_head_of_a_pruned_draft() -> None:
     """mlx-lm's loop knows no token map; a pair whose file restricts the draft must not lose that loop."""
     pair = PAIRS[0]
     pruned = dataclasses.replace(pair, draft=dataclasses.replace(pair.draft, vocab=(4, 5, 6)))
-    assert greedy(pruned, [4, 5], "generic", 3, max_tokens=12, mode="fast").tokens == greedy(pair, [4, 5], None, max_tokens=12).tokens
+    assert greedy(pruned, [4, 5], "generic", 3, max_tokens=12, loop="mlx-lm").tokens == greedy(pair, [4, 5], None, max_tokens=12).tokens
     proposed = greedy(pruned, [9], "generic", 3, max_tokens=12, detailed=True)
     assert {p.draft_token for p in proposed.positions} <= {4, 5, 6, 9, *proposed.tokens}
 
@@ -262,7 +262,7 @@ def test_seed_reproduces_sampling() -> None:
     [
         ({"max_tokens": 0}, "max_tokens"),
         ({"rule": "mach"}, "did you mean 'match'"),
-        ({"mode": "quick"}, "unknown mode"),
+        ({"loop": "quick"}, "unknown loop"),
         ({"lenience": 0.5}, "lenience"),
         ({"lenience": 2.0}, "rejection rule"),
         ({"k": -1}, "k is -1"),
@@ -270,7 +270,7 @@ def test_seed_reproduces_sampling() -> None:
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"drafter": "genric"}, "did you mean 'generic'"),
-        ({"mode": "fast", "k": "auto"}, "fast mode"),
+        ({"loop": "mlx-lm", "k": "auto"}, "mlx-lm's loop"),
         ({"drafter": "early_exit", "options": DrafterOptions(layers=9)}, "early exit"),
     ],
 )
@@ -336,8 +336,8 @@ def test_fast_mode_counts_mlx_lms_rounds() -> None:
     for prompt in ([2, 3], [9, 10, 11, 12]):
         plain = greedy(pair, prompt, None, max_tokens=20)
         ours = greedy(pair, prompt, "generic", 3, max_tokens=20)
-        fast = greedy(pair, prompt, "generic", 3, max_tokens=20, mode="fast")
-        assert fast.tokens == plain.tokens == greedy(pair, prompt, None, max_tokens=20, mode="fast").tokens
+        fast = greedy(pair, prompt, "generic", 3, max_tokens=20, loop="mlx-lm")
+        assert fast.tokens == plain.tokens == greedy(pair, prompt, None, max_tokens=20, loop="mlx-lm").tokens
         assert fast.accept_lengths[:-1] == ours.accept_lengths[: len(fast.accept_lengths) - 1]
         assert fast.draft_s is None
 

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import HarnessError
-from harness.core.records import SCHEMA_VERSION, Divergence, Record
+from harness.core.records import RUN_VERSION, Divergence, Record
+from harness.core.schema import Measured
 from harness.results import store
 from harness.results.record_lines import decode_line, encode_line
-from harness.results.store import Manifest, RunStore, read_manifest, read_records, record_key
+from harness.results.store import Manifest, RunStore, read_manifest, read_records, read_run, record_key
 
 WRITER = """
 import sys
@@ -53,7 +54,7 @@ def make_manifest(**changes: object) -> Manifest:
         "code": {"version": "0", "commit": None, "dirty": None, "hash": "c"},
         "packages": {"numpy": "2"},
         "machine": {"cores": 2},
-        "measured": {"status": "finished"},
+        "measured": Measured(status="finished"),
     }
     return Manifest(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -65,7 +66,7 @@ def make_record(i: int = 0, **changes: object) -> Record:
     values: dict[str, object] = {
         "experiment": "baseline",
         "method": "decode",
-        "mode": "detailed",
+        "loop": "own",
         "sample_id": f"s/{i}",
         "domain": "code",
         "drafter": "lookup",
@@ -107,7 +108,7 @@ def test_update_keeps_the_rest_of_the_manifest(tmp_path: Path) -> None:
     calibration = {"generic": {"c": 0.3, "v": [1.0]}}
     with RunStore.create(tmp_path / "run", make_manifest()) as run:
         run.update(calibration=calibration)
-    assert read_manifest(tmp_path / "run") == make_manifest(measured={"status": "finished", "calibration": calibration})
+    assert read_manifest(tmp_path / "run") == make_manifest(measured=dataclasses.replace(make_manifest().measured, calibration=calibration))
 
 
 def test_extend_is_all_or_nothing(tmp_path: Path) -> None:
@@ -228,8 +229,8 @@ def test_newer_schema_is_refused_with_advice(tmp_path: Path) -> None:
     """A future file must not be half-understood."""
     folder = tmp_path / "run"
     with RunStore.create(folder, make_manifest()) as run:
-        run.append(make_record(schema_version=SCHEMA_VERSION + 1))
-    with pytest.raises(HarnessError, match=r"line 1 has schema version 2(.|\n)*pip install -U"):
+        run.append(make_record(schema_version=RUN_VERSION + 1))
+    with pytest.raises(HarnessError, match=r"line 1 has schema version 3(.|\n)*pip install -U"):
         read_records(folder)
     data = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**data, "schema_version": 99}))
@@ -243,9 +244,10 @@ def test_older_schema_is_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
     with RunStore.create(folder, make_manifest(schema_version=-1)) as run:
         run.append(make_record(schema_version=-1, seed=1))
     monkeypatch.setitem(store.UPGRADES, -1, lambda data: {**data, "seed": data["seed"] + 1} if "seed" in data else data)
+    monkeypatch.setitem(store.UPGRADES, 1, lambda data: data)
     monkeypatch.setitem(store.UPGRADES, 0, lambda data: {**data, "seed": data["seed"] * 10} if "seed" in data else data)
-    assert [(r.seed, r.schema_version) for r in read_records(folder)] == [(20, SCHEMA_VERSION)]
-    assert read_manifest(folder).schema_version == SCHEMA_VERSION
+    assert [(r.seed, r.schema_version) for r in read_records(folder)] == [(20, RUN_VERSION)]
+    assert read_manifest(folder).schema_version == RUN_VERSION
 
 
 @pytest.mark.parametrize(
@@ -379,7 +381,7 @@ def test_key_ignores_results_but_no_setting(name: str) -> None:
     """Two cells that differ in any setting are different; two measurements of one cell are the same."""
     changes = {
         "experiment": "x", "sample_id": "x", "drafter": None, "adapter": "x", "k": 5, "rule": "rejection",
-        "temperature": 0.5, "seed": 1, "mode": "fast", "method": "replay", "wall_s": 9.0, "accepted": 0,
+        "temperature": 0.5, "seed": 1, "loop": "mlx-lm", "method": "replay", "wall_s": 9.0, "accepted": 0,
     }  # fmt: skip
     if name in changes:
         same = record_key(make_record(**{name: changes[name]})) == record_key(make_record())
@@ -392,3 +394,17 @@ def test_new_run_names_are_free(tmp_path: Path) -> None:
     (tmp_path / first).mkdir()
     assert store.new_run_name("a b/c", "p", tmp_path) != first
     assert "/" not in first
+
+
+def test_runs_of_version_1_are_read() -> None:
+    """The reference run was written by version 1: free mappings became fields, and mlx-lm's loop has its name."""
+    folder = Path(__file__).parent.parent / "results/reference/full-qwen-coder"
+    first = json.loads((folder / "records.jsonl").read_text().splitlines()[0])
+    assert first["schema_version"] == 1
+    assert "mode" in first
+    manifest, records = read_run(folder)
+    assert manifest.finished
+    assert manifest.measured.calibration["generic"]["c"] > 0
+    assert {r.loop for r in records} == {"own", "mlx-lm"}
+    assert any(r.settings for r in records)
+    assert any(r.score and r.score.metric == "pass@1" for r in records)

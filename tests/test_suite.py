@@ -91,7 +91,7 @@ def test_defaults_and_cells(tmp_path: Path) -> None:
     ("entry", "count"),
     [
         ({"kind": "drafters", "drafters": ["lookup", "early_exit", "hybrid"], "k": [1, 2]}, 12),
-        ({"kind": "generic_draft", "mode": "fast", "domains": ["code"]}, 1),
+        ({"kind": "generic_draft", "loop": "mlx-lm", "domains": ["code"]}, 1),
         ({"kind": "domain_adapters"}, 4),
         ({"kind": "domain_adapters", "cross": False}, 2),
         ({"kind": "router"}, 2),
@@ -146,7 +146,7 @@ def test_every_mistake_at_once(tmp_path: Path) -> None:
         ({"experiments": [{"kind": "baseline", "domains": ["cod"]}]}, "no domain 'cod', did you mean 'code'?"),
         ({"experiments": [{"kind": "router", "training": "nothing"}]}, "no training file 'nothing'"),
         ({"experiments": []}, "this is empty"),
-        ({"experiments": [{"kind": "generic_draft", "mode": "fast", "rule": "rejection"}]}, "mode fast needs rule: match"),
+        ({"experiments": [{"kind": "generic_draft", "loop": "mlx-lm", "rule": "rejection"}]}, "loop mlx-lm needs rule: match"),
         ({"experiments": [{"kind": "lenience", "temperatures": [0.0]}]}, "must be greater than 0"),
         ({"experiments": [{"kind": "lenience", "values": [1]}]}, "must be greater than 1"),
         ({"experiments": [{"kind": "baseline", "name": "a/b"}]}, "should match pattern"),
@@ -278,3 +278,14 @@ def test_random_damage_never_escapes_as_another_error(tmp_path: Path, data: st.D
     file.write_text(yaml.safe_dump(tree), encoding="utf-8")
     with contextlib.suppress(HarnessError):
         load_suite(file).cells()
+
+
+def test_the_old_key_mode_is_read_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``mode`` was the name of ``loop``."""
+    (tmp_path / "s.yaml").write_text(
+        "name: s\nmodels: smollm2\ndomains: {chat: {dataset: chat}}\n"
+        "experiments: [{kind: baseline}, {kind: generic_draft, mode: fast, k: [2]}, {kind: generic_draft, mode: detailed, name: own}]\n"
+    )
+    suite = load_suite(tmp_path / "s.yaml")
+    assert {cell.loop for cell in suite.cells() if cell.drafter} == {"mlx-lm", "own"}
+    assert capsys.readouterr().err.count("is now written") == 2

@@ -167,7 +167,7 @@ def go(tmp_path: Path, suite_file: Path, **options: Any) -> tuple[Path, str]:
 
 def counts(records: list[Record]) -> list[Any]:
     """What training must reproduce."""
-    keep = [(r.experiment, r.sample_id, r.adapter, r.accept_lengths, (r.extra or {}).get("choice")) for r in records]
+    keep = [(r.experiment, r.sample_id, r.adapter, r.accept_lengths, r.choice) for r in records]
     return sorted(keep, key=str)
 
 
@@ -179,16 +179,16 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
         "baseline", "generic_draft", "domain_adapters", "router", "ablation_rank", "adaptive_rounds"
     }  # fmt: skip
     assert all(r.compared and r.divergence is None for r in records if r.method == "decode" and r.drafter)
-    assert set(measured["adapters"]) == {"code", "code-round2", "math", "code-rank2"}
-    accepted = {name: a["rounds"][-1]["accepted"] for name, a in measured["adapters"].items() if a["rounds"]}
-    assert any(accepted.values()), measured["adapters"]
-    for check in measured["spot_checks"]:
+    assert set(measured.adapters) == {"code", "code-round2", "math", "code-rank2"}
+    accepted = {name: a["rounds"][-1]["accepted"] for name, a in measured.adapters.items() if a["rounds"]}
+    assert any(accepted.values()), measured.adapters
+    for check in measured.spot_checks:
         assert check["equal"] or check["near_ties"], check
     routed = [r for r in records if r.drafter == "router"]
-    assert {(r.extra or {})["choice"] for r in routed} <= {"generic", "code", "math"}
+    assert {r.choice for r in routed} <= {"generic", "code", "math"}
     assert all(r.route_s is not None and r.swap_s is not None and r.wall_s is not None for r in routed)
     assert all(r.route_s + r.swap_s < r.wall_s for r in routed if r.route_s is not None and r.swap_s is not None and r.wall_s)
-    zero = [r for r in records if r.experiment == "adaptive_rounds" and (r.extra or {})["settings"]["round"] == 0]
+    zero = [r for r in records if r.experiment == "adaptive_rounds" and r.settings["round"] == 0]
     generic = {r.sample_id: r.accept_lengths for r in records if r.experiment == "generic_draft"}
     assert zero
     assert all(r.accept_lengths == generic[r.sample_id] for r in zero)

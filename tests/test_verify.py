@@ -65,8 +65,8 @@ def manifest(**changes: Any) -> Fault:
 
 
 def score(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A record's ``extra`` with another score."""
-    return lambda row: {**row["extra"], "score": {**row["extra"]["score"], **changes}}
+    """A record's score, changed."""
+    return lambda row: {**row["score"], **changes}
 
 
 def spliced(**changes: Any) -> Fault:
@@ -112,7 +112,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "half a token": (record(accepted=2.5), "schema: accepted"),
     "null count": (record(emitted=None), "schema: emitted"),
     "no list": (record(accept_lengths=4), "schema: accept_lengths"),
-    "mode": (record(mode="quick"), "schema: mode"),
+    "loop": (record(loop="quick"), "schema: loop"),
     "method": (record(method="guess"), "schema: method"),
     "unknown field": (record(speed=1), "schema: unknown field 'speed'"),
     "not a number": (record(wall_s=float("nan")), "line .* is not valid JSON: NaN"),
@@ -121,10 +121,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "temperature": (record(temperature=-1.0), "temperature is -1.0, below 0"),
     "replay with a clock": (lambda m, rows: drafted(rows, "replay").update(wall_s=1.0), "method is replay, but"),
     "divergence out of range": (record(divergence={"position": 99, "gap": 0.1, "kind": "tie"}), "divergence is at 99 of 12"),
-    "score out of range": (record(extra=score(value=7)), "extra does not fit its schema: score.value"),
-    "score not a number": (record(extra=score(value=float("nan"))), "is not valid JSON"),
-    "score of text": (record(extra=score(value="1")), "extra does not fit its schema: score.value"),
-    "score unscored": (record(extra=score(status="unscored")), "score has status unscored and value"),
+    "score out of range": (record(score=score(value=7)), "does not fit its schema: score.value"),
+    "score not a number": (record(score=score(value=float("nan"))), "is not valid JSON"),
+    "score of text": (record(score=score(value="1")), "does not fit its schema: score.value"),
+    "score unscored": (record(score=score(status="unscored")), "score has status unscored and value"),
     "duplicate": (spliced(), "repeats an earlier one"),
     "all answers replaced": (all_tokens, "first differs from the target's own tokens at 0, the record says None"),
     "one answer replaced": (record(tokens=lambda r: [*r["tokens"][:-1], 7]), "own tokens at 11, the record says None"),
@@ -133,7 +133,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "answer without tokens": (record(tokens=None), "has no tokens"),
     "answer without a clock": (record(wall_s=None), "or no wall_s"),
     "finish": (record(finish="stopped"), "ended by stopped"),
-    "score": (record(extra=score(value=0.5)), "scored otherwise"),
+    "score": (record(score=score(value=0.5)), "scored otherwise"),
     "prompt length": (record(prompt_tokens=99), "has 99 prompt tokens"),
     "replay of another answer": (lambda m, rows: drafted(rows, "replay").update(finish="stopped"), "was not replayed from"),
     "another experiment": (spliced(experiment="mine"), "is not of this run's plan"),
@@ -142,7 +142,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "another adapter": (spliced(adapter="code"), "is not of this run's plan"),
     "another seed": (spliced(seed=1), "is not of this run's plan"),
     "another domain": (record(domain="chat"), "is not of this run's plan"),
-    "another setting": (spliced(extra={"settings": {"lenience": 2}}), "is not of this run's plan"),
+    "another setting": (spliced(settings={"lenience": 2}), "is not of this run's plan"),
     "another prompt": (spliced(sample_id="code/99"), "is none of the run's prompts"),
     "lossy": (record(lossy=True, compared=False), "is not of this run's plan"),
     "record gone": (lambda m, rows: rows.remove(drafted(rows)), "1 records of a finished run are missing"),
@@ -157,7 +157,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "code hash gone": (manifest(code={}), "code.hash is no SHA-256"),
     "dtype gone": (manifest(models={"target": "t"}), "models.target or models.dtype"),
     "started": (manifest(started="yesterday"), "started is no time"),
-    "status": (manifest(measured=lambda m: {**m["measured"], "status": "fine"}), "measured does not fit its schema: status"),
+    "status": (manifest(measured=lambda m: {**m["measured"], "status": "fine"}), "does not fit its schema: measured.status"),
     "seal gone": (manifest(seal=None), "its seal is missing"),
     "seal of text": (manifest(seal=lambda m: {"records": "many", "sha256": ""}), "schema: seal.records"),
     "cores": (manifest(machine=[]), "schema: machine"),

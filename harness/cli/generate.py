@@ -37,7 +37,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    mode: Annotated[str, typer.Option(help="detailed (this project's loop) or fast (mlx-lm's loop).")] = "detailed",
+    loop: Annotated[str, typer.Option(help="own (this project's loop) or mlx-lm (mlx-lm's own).")] = "own",
     rule: Annotated[str, typer.Option(help="match or rejection.")] = "match",
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
@@ -54,7 +54,7 @@ def generate(
     from harness.core.errors import HarnessError
     from harness.core.limits import check, written_length
 
-    one_of("--mode", mode, ("detailed", "fast"))
+    one_of("--loop", loop, ("own", "mlx-lm"))
     one_of("--rule", rule, ("match", "rejection"))
     check(temperature=temperature, max_tokens=max_tokens, seed=seed)
     length = written_length(k)
@@ -72,7 +72,7 @@ def generate(
         pair,
         text,
         drafter=chosen,
-        mode=mode,
+        loop=loop,
         rule=rule,
         temperature=temperature,
         max_tokens=max_tokens,

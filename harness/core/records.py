@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
 SCHEMA_VERSION = 1
-"""Version of every file written. Older files upgrade on read, newer ones are refused."""
+"""Version of files written, runs apart. Newer ones are refused."""
+RUN_VERSION = 2
+"""Version of manifests and records of runs. Older ones upgrade on read, newer ones are refused."""
 
 Count = Annotated[int, Ge(0), Le(10**9)]
 Length = Annotated[int, Ge(0), Le(4096)]
@@ -18,6 +20,11 @@ Length = Annotated[int, Ge(0), Le(4096)]
 Time = Annotated[float, Ge(0), Le(1e9)]
 """Seconds."""
 Rule = Literal["match", "rejection"]
+Loop = Literal["own", "mlx-lm"]
+"""Whose loop decodes: this project's, or mlx-lm's own."""
+Metric = Literal["pass@1", "exact_match", "agreement"]
+Status = Literal["passed", "failed", "unscored"]
+Scalar = str | int | float | bool | None
 Finish = Literal["eos", "length", "stopped"]
 """End-of-sequence token, ``max_tokens``, or a caller that asked for an end."""
 
@@ -97,13 +104,13 @@ class Position:
 class Profile:
     """Where the rounds of an answer spent their time: every moment of a round belongs to exactly one part."""
 
-    draft_s: float
+    draft_s: Time
     """Proposing tokens: launching the drafter and waiting for it."""
-    verify_s: float
+    verify_s: Time
     """Launching the target's passes and waiting for them, acceptance included."""
-    sync_s: float
+    sync_s: Time
     """Reading finished results to the host."""
-    host_s: float
+    host_s: Time
     """Everything else in Python: bookkeeping, rewinding the cache, per-position records."""
 
     def __add__(self, other: Profile) -> Profile:
@@ -163,6 +170,10 @@ class Generation:
     """Per-position details in detailed mode."""
     profile: Profile | None = None
     """Where the rounds' time went, prefill apart; None unless asked for."""
+    draft_times_s: tuple[float, ...] | None = None
+    """Seconds drafting per round; None where the loop cannot tell."""
+    verify_times_s: tuple[float, ...] | None = None
+    """Seconds verifying per round; None where the loop cannot tell."""
 
     @property
     def emitted(self) -> int:
@@ -183,16 +194,31 @@ class Divergence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Score:
+    """How good one answer is. Average ``value`` over the answers whose status is not ``unscored``, and report how many those are."""
+
+    metric: Metric
+    """``pass@1`` (code that passes its tests), ``exact_match`` (final number), or ``agreement`` (with the target's own answer)."""
+    status: Status
+    """``unscored`` when the machine, the tests or a missing reference is at fault; never counted as wrong."""
+    value: Annotated[float, Ge(0), Le(1)] | None
+    """1 or 0 for ``pass@1`` and ``exact_match``, 0 to 1 for ``agreement``; None when unscored."""
+    reason: str = ""
+    """Why it failed or is unscored. May quote the answer, so escape it in HTML."""
+    details: Mapping[str, float | int | str] = field(default_factory=dict)
+    """Raw values: ``sandbox``; ``expected`` and ``found``; ``words``, ``target_words``, ``common_prefix_words``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One line of records.jsonl: one sample decoded (or replayed) in one cell."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RUN_VERSION
     experiment: str
     """Suite entry the cell belongs to."""
     method: Literal["decode", "replay"]
     """``decode`` was timed; ``replay`` has counts only, its times are None."""
-    mode: Literal["detailed", "fast"]
-    """``detailed`` (this project's loop) or ``fast`` (mlx-lm's loop)."""
+    loop: Loop = "own"
     sample_id: str
     domain: str
     drafter: str | None
@@ -226,8 +252,20 @@ class Record:
     """Difference from the baseline's greedy output; None when equal or when there is nothing to compare."""
     compared: bool = False
     """True when the output was compared with the baseline's."""
-    extra: Mapping[str, Any] | None = None
-    """Scores and experiment-specific raw values; ``profile`` holds the :class:`Profile` of a profiled run."""
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    """Settings of the cell that are no field here, such as ``lenience``, ``rank`` or ``round``."""
+    score: Score | None = None
+    """None where nothing scored the answer."""
+    profile: Profile | None = None
+    """Where the rounds' time went, in a profiled run."""
+    near_ties: Count | None = None
+    """Positions of a replayed answer where the draft's favourite may differ on another machine; None where nothing counted them."""
+    choice: str | None = None
+    """What a router picked."""
+    draft_times_s: tuple[Time, ...] | None = None
+    """Seconds drafting per round; None where the loop cannot tell, and in runs of versions that did not store it."""
+    verify_times_s: tuple[Time, ...] | None = None
+    """Seconds verifying per round (a plain step, where nothing is drafted); None as above."""
 
 
 def to_dict(record: Any) -> dict[str, Any]:

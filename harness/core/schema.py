@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from typing_extensions import NotRequired, Required, TypedDict
+from pydantic import AfterValidator, Field
+from typing_extensions import NotRequired, TypedDict
 
-Scalar = str | int | float | bool | None
 Amount = Annotated[float, Field(ge=0, le=1e18)]
 Duration = Annotated[float, Field(gt=1e-12, le=1e12)]
 """Seconds, or a cost, that something is divided by."""
@@ -73,61 +74,55 @@ class SpotCheck(TypedDict):
     """What the replay of its cell took; not in runs of versions that did not store it."""
 
 
-class Measured(TypedDict, total=False):
-    """:attr:`harness.results.store.Manifest.measured`."""
+class Verification(TypedDict):
+    """One reading of what verification costs."""
 
-    status: Literal["interrupted", "finished"]
-    planned: Annotated[int, Field(ge=0)]
-    calibration: dict[str, Calibration]
-    reference_s: list[Duration]
-    peak_memory_bytes: int
-    time_s: Stages
-    skipped: list[str]
-    adapters: dict[str, Adapter]
-    routers: dict[str, Any]
-    swaps: list[Swap]
-    spot_checks: list[SpotCheck]
-    target_ties: dict[str, Annotated[int, Field(ge=0)]]
+    after: str
+    """What went before."""
+    v: Duration
+    """A pass over five tokens, in passes over one."""
 
 
-class Stages(TypedDict, total=False):
-    """Seconds by stage of a run."""
-
-    total: Required[Duration]
-    train: Amount
-    calibrate: Amount
-    decode: Amount
-    replay: Amount
-    check: Amount
-    load: Amount
-    score: Amount
+def _whole(seconds: dict[str, float]) -> dict[str, float]:
+    if seconds.get("total", 0.0) < 1e-12:
+        raise ValueError("total is missing")
+    return seconds
 
 
-class Score(TypedDict):
-    """How an answer was scored."""
-
-    metric: str
-    status: Literal["passed", "failed", "unscored"]
-    value: Annotated[float, Field(ge=0, le=1)] | None
+Stages = Annotated[dict[str, Amount], AfterValidator(_whole)]
+"""Seconds by stage of a run, and their ``total``."""
 
 
-class Extra(TypedDict, total=False):
-    """:attr:`harness.core.records.Record.extra`."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a run learned while it ran: :attr:`harness.results.store.Manifest.measured`."""
 
-    settings: dict[str, Scalar]
-    score: Score | None
-    profile: Parts | None
-    near_ties: Annotated[int, Field(ge=0)] | None
-    choice: str | None
-
-
-class Parts(TypedDict):
-    """A :class:`harness.core.records.Profile`."""
-
-    draft_s: Amount
-    verify_s: Amount
-    sync_s: Amount
-    host_s: Amount
+    status: Literal["running", "interrupted", "finished"] = "running"
+    """``running`` also after a kill."""
+    planned: Annotated[int, Field(ge=0)] | None = None
+    """Records of the whole run; None before the plan was made."""
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
+    """Drafter label to its costs."""
+    reference_s: tuple[Duration, ...] = ()
+    """Seconds of one fixed workload before, between and after the cells."""
+    verification: tuple[Verification, ...] = ()
+    """What verification cost in the course of the run."""
+    peak_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    time_s: Stages | None = None
+    """Seconds by stage."""
+    skipped: tuple[str, ...] = ()
+    """Experiments that this pair cannot do."""
+    warnings: tuple[str, ...] = ()
+    """What this machine could not do."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """Adapters that the run trained, by name."""
+    routers: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of the routers that the run fitted."""
+    swaps: tuple[Swap, ...] = ()
+    spot_checks: tuple[SpotCheck, ...] = ()
+    """Replayed samples that were decoded too."""
+    target_ties: Mapping[str, Annotated[int, Field(ge=0)]] = field(default_factory=dict)
+    """Sample id to the number of near-ties of the target in its answer."""
 
 
 class Machine(TypedDict, total=False):

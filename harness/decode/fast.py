@@ -1,4 +1,4 @@
-"""Fast mode: mlx-lm's own loops, with this project's clocks and counts around them."""
+"""Fast decoding: mlx-lm's own loops, with this project's clocks and counts around them."""
 
 from __future__ import annotations
 

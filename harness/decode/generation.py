@@ -7,11 +7,11 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.limits import check, draft_length, room
-from harness.core.records import Finish, Generation, Rule
+from harness.core.records import Finish, Generation, Loop, Rule
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, ModelDrafter
 from harness.decode.fast import fast_steps
@@ -41,7 +41,7 @@ def stream(
     max_tokens: int = 256,
     seed: int = 0,
     detailed: bool = False,
-    mode: Literal["detailed", "fast"] = "detailed",
+    loop: Loop = "own",
     options: DrafterOptions | None = None,
     costs: Costs | None = None,
     profile: bool = False,
@@ -53,11 +53,11 @@ def stream(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     k = _length(pair, k)
     check(max_tokens=max_tokens, seed=seed, lenience=lenience)
-    _check(rule, lenience, sampling, mode, k, detailed)
+    _check(rule, lenience, sampling, loop, k, detailed)
     ids = pair.encode(prompt)
     max_tokens = room(pair.context_tokens, len(ids), max_tokens)
     common: dict[str, Any] = {"max_tokens": max_tokens, "eos": pair.eos_token_ids, "sampling": sampling, "seed": seed}
-    if mode == "fast":
+    if loop == "mlx-lm":
         draft = None if drafter is None else _full_vocabulary(resolve_drafter(pair, drafter, options))
         return fast_steps(pair.target, draft, ids, k=k if isinstance(k, int) else 0, **common)
     if drafter is None:
@@ -94,8 +94,8 @@ def generate(
             ``k`` draft length, an int (the pair's own by default), ``dynamic``, ``auto`` or a policy object;
             ``rule`` ``match`` (default) or ``rejection``; ``temperature`` (default 0), ``top_p``, ``top_k``, ``min_p``;
             ``lenience`` above 1 is lossy and needs the rejection rule; ``max_tokens`` (default 256); ``seed`` (default 0);
-            ``detailed`` True records :class:`~harness.core.records.Position` entries; ``mode`` ``detailed`` (this project's loop) or
-            ``fast`` (mlx-lm's); ``options`` a :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``;
+            ``detailed`` True records :class:`~harness.core.records.Position` entries; ``loop`` ``own`` or ``mlx-lm``; ``options`` a
+            :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``;
             ``profile`` True records where the rounds' time goes (this project's loop only).
 
     Returns:
@@ -129,6 +129,7 @@ def _collect(
 ) -> Generation:
     tokens = tuple(token for step in steps for token in step.tokens)
     plain = drafter is None
+    draft_times, verify_times = _times([s.draft_s for s in steps]), _times([s.verify_s for s in steps])
     positions = tuple(p for step in steps for p in step.positions)
     profiles = [step.profile for step in steps if step.profile is not None]
     return Generation(
@@ -144,20 +145,27 @@ def _collect(
         draft_lengths=tuple(s.drafted for s in steps),
         prefill_s=steps[0].prefill_s,
         ttft_s=ttft_s,
-        draft_s=_total([s.draft_s for s in steps]),
-        verify_s=_total([s.verify_s for s in steps]),
+        draft_s=_total(draft_times),
+        verify_s=_total(verify_times),
         wall_s=wall_s,
         drafter=None if plain else drafter if isinstance(drafter, str) else drafter.name,
         k=None if plain else k if isinstance(k, int | str) else type(k).__name__,
         lossy=settings.get("lenience", 1.0) > 1,
         positions=positions if settings.get("detailed") else None,
         profile=functools.reduce(operator.add, profiles) if profiles else None,
+        draft_times_s=draft_times,
+        verify_times_s=verify_times,
     )
 
 
-def _total(times: list[float | None]) -> float | None:
+def _times(times: list[float | None]) -> tuple[float, ...] | None:
+    """Seconds per round; None unless every round has them."""
     known = [t for t in times if t is not None]
-    return sum(known) if len(known) == len(times) else None
+    return tuple(known) if len(known) == len(times) else None
+
+
+def _total(times: tuple[float, ...] | None) -> float | None:
+    return None if times is None else sum(times)
 
 
 def _length(pair: Any, k: int | str | LengthPolicy | None) -> int | str | LengthPolicy:
@@ -167,24 +175,22 @@ def _length(pair: Any, k: int | str | LengthPolicy | None) -> int | str | Length
     return k if hasattr(k, "max_k") else draft_length(k)  # type: ignore[return-value]
 
 
-def _check(rule: str, lenience: float, sampling: Sampling, mode: str, k: Any, detailed: bool) -> None:
+def _check(rule: str, lenience: float, sampling: Sampling, loop: str, k: Any, detailed: bool) -> None:
     if rule not in ("match", "rejection"):
         raise HarnessError(f"unknown rule {rule!r}: {did_you_mean(str(rule), ['match', 'rejection'])}")
-    if mode not in ("detailed", "fast"):
-        raise HarnessError(f"unknown mode {mode!r}: {did_you_mean(str(mode), ['detailed', 'fast'])}")
+    if loop not in ("own", "mlx-lm"):
+        raise HarnessError(f"unknown loop {loop!r}: {did_you_mean(str(loop), ['own', 'mlx-lm'])}")
     if lenience > 1 and (rule != "rejection" or sampling.greedy):
         raise HarnessError("lenience acts on the rejection rule only", "Add rule='rejection' and a temperature above 0.")
-    if mode == "fast" and (not isinstance(k, int) or rule != "match" or detailed):
-        raise HarnessError("fast mode is mlx-lm's loop: integer k, rule match, counts only", "Use mode='detailed' for anything else.")
+    if loop == "mlx-lm" and (not isinstance(k, int) or rule != "match" or detailed):
+        raise HarnessError("mlx-lm's loop takes an integer k and rule match, and gives counts only", "Use loop='own' for anything else.")
 
 
 def _full_vocabulary(drafter: Drafter) -> Any:
     if not isinstance(drafter, ModelDrafter):
-        raise HarnessError(
-            f"fast mode cannot use drafter {drafter.name!r}", "mlx-lm's loop takes a draft model: use 'generic' or 'early_exit'."
-        )
+        raise HarnessError(f"mlx-lm's loop cannot use drafter {drafter.name!r}", "It takes a draft model: use 'generic' or 'early_exit'.")
     if isinstance(drafter.model, PrunedHead) and not drafter.model.own_head:
         return drafter.model.inner_model
     if drafter.token_map is not None:
-        raise HarnessError("fast mode needs a draft with the target's whole vocabulary", "Use mode='detailed' for a pruned draft.")
+        raise HarnessError("mlx-lm's loop needs a draft with the target's whole vocabulary", "Use loop='own' for a pruned draft.")
     return drafter.model

@@ -13,7 +13,7 @@ from harness.results.store import settings_key
 from harness.results.summary import CellRow, corrected_speedups
 
 _PLAIN = (
-    "experiment", "domain", "drafter", "adapter", "k", "rule", "temperature", "mode", "method", "lossy", "n", "tokens", "rounds",
+    "experiment", "domain", "drafter", "adapter", "k", "rule", "temperature", "loop", "method", "lossy", "n", "tokens", "rounds",
     "drafted", "accepted", "rejected", "rate_per_prompt", "tok_s", "predicted", "efficiency", "unpaired", "compared",
 )  # fmt: skip
 _ESTIMATES = ("rate", "alpha", "tau", "speedup")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from harness.core.records import Record, Sample
+from harness.core.records import Record, Sample, Score
 from harness.results.store import Manifest, record_key
 from harness.suite.plan import foreign, recorded_plan
 from harness.suite.suite import recorded_suite, resolved_hash
@@ -92,11 +92,11 @@ def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int | None:
 def _against_each_other(records: Sequence[Record]) -> Iterator[str]:
     """One prompt has one length, one answer one score."""
     lengths: dict[str, int] = {}
-    scores: dict[Any, Mapping[str, Any]] = {}
+    scores: dict[Any, Score] = {}
     for record in records:
         if lengths.setdefault(record.sample_id, record.prompt_tokens) != record.prompt_tokens:
             yield f"{_name(record)} has {record.prompt_tokens} prompt tokens, another record of the prompt {lengths[record.sample_id]}"
-        score = (record.extra or {}).get("score")
+        score = record.score
         if score and scores.setdefault((record.sample_id, record.tokens), score) != score:
             yield f"{_name(record)} scored otherwise than the same answer elsewhere"
 

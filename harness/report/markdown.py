@@ -68,9 +68,9 @@ def _facts(manifest: Manifest) -> str:
     }
     sealed = manifest.seal
     facts["records"] = f"{sealed.records}, sealed with SHA-256 {sealed.sha256[:12]}" if sealed else "not sealed"
-    if measured.get("peak_memory_bytes"):
-        facts["peak memory"] = f"{measured['peak_memory_bytes'] / 2**30:.2f} GiB"
-    if measured.get("time_s"):
-        time_s = measured["time_s"]
+    if measured.peak_memory_bytes:
+        facts["peak memory"] = f"{measured.peak_memory_bytes / 2**30:.2f} GiB"
+    if measured.time_s:
+        time_s = measured.time_s
         facts["time"] = f"{time_s['total']:.0f} s, of which {own_share(time_s):.1%} outside model calls and training"
     return "\n".join(f"- {name}: {markdown(value)}" for name, value in facts.items())

@@ -39,14 +39,14 @@ class Run:
         """What stands above everything else where the run was killed or interrupted; empty for a finished one."""
         if self.manifest.finished:
             return ""
-        done, planned = len(self.records), self.manifest.measured.get("planned")
+        done, planned = len(self.records), self.manifest.measured.planned
         part = f"{done} of {planned} records" if planned else f"{done} records"
         return f"Unfinished: {part}; resume with: harness run ... --resume {self.manifest.run}"
 
     @cached_property
     def router_has_no_choice(self) -> bool:
         """True where no adapter was kept that the run's routers could choose."""
-        routers = self.manifest.measured.get("routers") or {}
+        routers = self.manifest.measured.routers
         return bool(routers) and all(list(facts.get("arms", ())) == ["generic"] for facts in routers.values())
 
     @cached_property
@@ -73,4 +73,4 @@ def load_run(folder: Path) -> Run:
 
 def make_run(manifest: Manifest, records: Sequence[Record]) -> Run:
     """Summarise what :func:`harness.results.store.read_run` returned."""
-    return Run(manifest, records, summarise(records, manifest.measured.get("calibration")))
+    return Run(manifest, records, summarise(records, manifest.measured.calibration))

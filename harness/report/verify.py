@@ -19,7 +19,7 @@ from harness.report.run import Run
 from harness.report.sections.result import domain_rows, first_rows
 from harness.report.tables import MISSING, ON
 from harness.results.record_lines import decode_line
-from harness.results.store import RECORDS, read_run
+from harness.results.store import RECORDS, read_run, upgrade
 from harness.results.summary import ALL, CellRow
 
 Raw = Mapping[str, Any]
@@ -57,7 +57,7 @@ def verify(folder: Path, out: Path) -> int:
 def recompute(report: str, run: Run, folder: Path) -> tuple[list[str], int]:
     """Compute the first table and the acceptance table of a Markdown report a second way; what is wrong, and how many were checked."""
     content = read_bytes(folder / RECORDS)
-    raw = [row for line in content.split(b"\n") if (row := decode_line(line)) is not None]
+    raw = [upgrade(row, RECORDS) for line in content.split(b"\n") if (row := decode_line(line)) is not None]
     tables = _tables(report)
     problems, checked = _check_cells(tables[0], first_rows(run.shown), raw)
     drafted = [row for row in run.shown if row.drafter is not None]
@@ -145,10 +145,10 @@ def _agrees(printed: str, value: float | None) -> bool:
 
 
 def _belongs(record: Raw, row: CellRow) -> bool:
-    names = ("experiment", "drafter", "k", "rule", "temperature", "mode", "method", "lossy")
+    names = ("experiment", "drafter", "k", "rule", "temperature", "loop", "method", "lossy")
     same = all(record[name] == getattr(row, name) for name in names) and row.domain in (ALL, record["domain"])
     adapter = row.drafter == "router" or record["adapter"] == row.adapter
-    return same and adapter and ((record["extra"] or {}).get("settings") or {}) == dict(row.settings)
+    return same and adapter and record.get("settings", {}) == dict(row.settings)
 
 
 def _sum(records: Sequence[Raw], name: str) -> float:

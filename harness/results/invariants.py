@@ -46,7 +46,7 @@ def _rounds(r: Record) -> Iterator[str]:
         yield f"draft_lengths has {max(r.draft_lengths)}, more than k = {r.k}"
     # Every round emits its accepted tokens and one of the target's own; only the last one can end inside its draft.
     inside = r.rounds + r.accepted - r.emitted
-    if inside not in ((0, 1) if r.finish == "eos" or r.mode == "fast" else (0,)) or (inside and not r.accept_lengths[-1]):
+    if inside not in ((0, 1) if r.finish == "eos" or r.loop == "mlx-lm" else (0,)) or (inside and not r.accept_lengths[-1]):
         yield f"emitted is {r.emitted} after {r.rounds} rounds with {r.accepted} accepted tokens"
     cut = [a < d for a, d in zip(r.accept_lengths, r.draft_lengths, strict=True)]
     rejected = sum(cut) - (inside and cut[-1])
@@ -62,8 +62,11 @@ def _outcome(r: Record) -> Iterator[str]:
         yield "method is replay, but there are times or tokens"
     if r.compared and (r.drafter is None or r.temperature > 0 or r.lossy or r.method == "replay"):
         yield "compared is true for an answer that need not equal the baseline's"
-    score = (r.extra or {}).get("score")
-    if score and (score["status"] == "unscored") != (score["value"] is None):
-        yield f"extra.score has status {score['status']} and value {score['value']}"
+    if r.score and (r.score.status == "unscored") != (r.score.value is None):
+        yield f"score has status {r.score.status} and value {r.score.value}"
+    for name, total in (("draft_times_s", r.draft_s), ("verify_times_s", r.verify_s)):
+        times = getattr(r, name)
+        if times is not None and (len(times) != r.rounds or total is None or abs(sum(times) - total) > 1e-6 * (len(times) + 1)):
+            yield f"{name} does not add up to {name.replace('times_', '')} over {r.rounds} rounds"
     if r.divergence is not None and not (r.compared and 0 <= r.divergence.position <= r.emitted and r.divergence.gap >= 0):
         yield f"divergence is at {r.divergence.position} of {r.emitted} tokens with gap {r.divergence.gap}, compared is {r.compared}"

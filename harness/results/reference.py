@@ -16,9 +16,9 @@ from harness.core.errors import HarnessError
 from harness.core.files import read_json, typed, write_atomic
 from harness.core.records import Record
 from harness.results.store import read_manifest, read_records, settings_key
-from harness.results.summary import longest_draft, settings_of
+from harness.results.summary import longest_draft
 
-REFERENCE_VERSION = 2
+REFERENCE_VERSION = 3
 """Version of the files written here."""
 COUNTS = ("rounds", "drafted", "accepted", "rejected", "emitted")
 HARDWARE = ("processor", "machine", "system", "cores", "device", "blas")
@@ -45,7 +45,7 @@ class CellName(_Model):
     k: int | str | None
     rule: str
     temperature: Count
-    mode: str
+    loop: str
     method: Literal["decode", "replay"]
     lossy: bool
     settings: dict[str, Any]
@@ -54,7 +54,7 @@ class CellName(_Model):
     def of(cls, r: Record) -> CellName:
         """The cell of a record; which adapter a router picked does not tell cells apart."""
         plain = {name: getattr(r, name) for name in cls.model_fields if name not in ("adapter", "settings")}
-        return cls(**plain, adapter=None if r.drafter == "router" else r.adapter, settings=dict(settings_of(r)))
+        return cls(**plain, adapter=None if r.drafter == "router" else r.adapter, settings=dict(r.settings))
 
     @property
     def key(self) -> str:
@@ -126,7 +126,7 @@ Cells = dict[str, dict[str, Answer]]
 class Reference(_Model):
     """A run as the gate reads it."""
 
-    reference_version: Literal[2] = 2
+    reference_version: Literal[3] = 3
     run: str
     started: str
     pair: str
@@ -167,15 +167,15 @@ def make_reference(folder: Path) -> Reference:
         HarnessError: the run is not finished, cannot be read, or holds what cannot be.
     """
     manifest = read_manifest(folder)
-    if manifest.measured.get("status") != "finished":
+    if manifest.measured.status != "finished":
         raise HarnessError(f"run {manifest.run} is not finished", f"Finish it with --resume {manifest.run}.")
-    ties = manifest.measured.get("target_ties", {})
+    ties = manifest.measured.target_ties
     try:
         return Reference(
             run=manifest.run, started=manifest.started, pair=manifest.pair, suite_hash=manifest.suite_hash, models=dict(manifest.models),
             machine={name: manifest.machine.get(name) for name in HARDWARE}, packages=dict(manifest.packages), code=dict(manifest.code),
             prompts={sample: Prompt(hash=text, ties=ties.get(sample)) for sample, text in manifest.prompts.items()},
-            spot_checks=_spot_checks(manifest.measured.get("spot_checks", [])),
+            spot_checks=_spot_checks(manifest.measured.spot_checks),
             cells=cells_of(read_records(folder)),
         )  # fmt: skip
     except ValidationError as error:
@@ -215,7 +215,7 @@ def read_reference(path: Path) -> Reference:
     version = data.get("reference_version")
     if version != REFERENCE_VERSION:
         newer = isinstance(version, int) and version > REFERENCE_VERSION
-        what = f"version {version}, this program reads {REFERENCE_VERSION}" if newer else "written before prompts and outputs were compared"
+        what = f"version {version}, this program reads {REFERENCE_VERSION}" if newer else "written by an older version"
         advice = "Upgrade the harness: pip install -U specdraft-harness." if newer else advice
         raise HarnessError(f"{path} is no reference that can be used: {what}", advice)
     reference: Reference = typed(Reference, data, str(path), advice=advice)
@@ -249,9 +249,7 @@ def _answer(records: Sequence[Record], base: Mapping[tuple[str, float, int], Rec
     """One prompt in one cell, over its seeds."""
     first = records[0]
     pairs = [(r, base.get((r.sample_id, r.temperature, r.seed))) for r in records]
-    known: list[int | None] = [
-        0 if (kind := find_kind(r.drafter)) is not None and kind.model_free else (r.extra or {}).get("near_ties") for r in records
-    ]
+    known: list[int | None] = [0 if (kind := find_kind(r.drafter)) is not None and kind.model_free else r.near_ties for r in records]
     outputs = [b.tokens if b and r.method == "replay" else r.tokens for r, b in pairs]
     times = [(b.wall_s / b.emitted, r.wall_s / r.emitted) for r, b in pairs if r.drafter and b and b.wall_s and r.wall_s]
     timed = len(times) == len(pairs)
@@ -272,8 +270,7 @@ def _is_bug(r: Record, baseline: Record | None) -> bool:
 
 
 def _score(records: Sequence[Record]) -> float | None:
-    scores = [(r.extra or {}).get("score") or {} for r in records]
-    values = [s["value"] for s in scores if s.get("status") != "unscored" and s.get("value") is not None]
+    values = [r.score.value for r in records if r.score and r.score.value is not None]
     return float(sum(values) / len(values)) if len(values) == len(records) else None
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.core.records import Record
-from harness.results.summary import settings_of
 
 
 def compare_router(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -46,8 +45,8 @@ def _candidates(records: Sequence[Record], own: Mapping[str, Record], like: Reco
     """Drafter -> sample id -> rate. Not from mlx-lm's own loop, whose counts differ; an untrained adapter is the plain draft."""
     rates: dict[str, dict[str, float]] = {}
     for r in records:
-        same = r.mode != "fast" and (r.k, r.temperature, r.rule) == (like.k, like.temperature, like.rule)
-        if same and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted and "round" not in settings_of(r):
+        same = r.loop == "own" and (r.k, r.temperature, r.rule) == (like.k, like.temperature, like.rule)
+        if same and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted and "round" not in r.settings:
             rates.setdefault(r.adapter or "generic", {}).setdefault(r.sample_id, r.accepted / r.drafted)
     return rates
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +22,11 @@ from typing import Any, BinaryIO
 from harness.core.errors import HarnessError
 from harness.core.files import read_bytes, read_json, sha256, sync_folder, typed, write_atomic
 from harness.core.lock import take_lock
-from harness.core.records import SCHEMA_VERSION, Record
-from harness.core.schema import Extra, Machine, Measured
+from harness.core.records import RUN_VERSION, Record
+from harness.core.schema import Machine, Measured
 from harness.results.invariants import broken
 from harness.results.record_lines import decode_line, encode_line, repair_tail
+from harness.results.upgrades import UPGRADES
 
 MANIFEST = "manifest.json"
 RECORDS = "records.jsonl"
@@ -34,9 +35,6 @@ RECORDS_BYTES = 4 * 2**30
 """A larger file of records is refused."""
 _LOCK = "lock"
 _ADVICE = "Restore the file from a copy, or run the suite again."
-
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""Version n -> function that turns a manifest or a record of version n into version n + 1."""
 
 Key = tuple[Any, ...]
 
@@ -77,17 +75,16 @@ class Manifest:
     """Random seeds used."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Sample id to :func:`prompt_hash`: what stands behind the ids. Empty in runs of versions that did not store it."""
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    """Facts learned while running: ``calibration``, ``reference_s``, ``peak_memory_bytes``, ``warnings``, ``planned`` (records of the
-    whole run), and ``status``: ``finished`` or ``interrupted``, none while it runs and after it was killed."""
+    measured: Measured = field(default_factory=Measured)
+    """Facts learned while running."""
     seal: Seal | None = None
     """Set when the run finished; None before, and in runs of versions that did not seal."""
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = RUN_VERSION
 
     @property
     def finished(self) -> bool:
         """True when every planned record was written."""
-        return self.measured.get("status") == "finished"
+        return self.measured.status == "finished"
 
 
 def record_key(record: Record) -> Key:
@@ -101,9 +98,9 @@ def record_key(record: Record) -> Key:
         record.rule,
         record.temperature,
         record.seed,
-        record.mode,
+        record.loop,
         record.method,
-        settings_key((record.extra or {}).get("settings")),
+        settings_key(record.settings),
     )
 
 
@@ -114,7 +111,7 @@ def prompt_hash(tokens: Sequence[int], reference: Mapping[str, str] | None) -> s
 
 
 def settings_key(settings: Mapping[str, Any] | None) -> str:
-    """Text that identifies the further settings of a cell, such as lenience, kept in ``Record.extra["settings"]``."""
+    """Text that identifies the further settings of a cell, such as lenience, ``Record.settings``."""
     return json.dumps(settings or {}, sort_keys=True)
 
 
@@ -127,12 +124,12 @@ def upgrade(data: dict[str, Any], where: str) -> dict[str, Any]:
     version = data.get("schema_version")
     if type(version) is not int:
         raise HarnessError(f"{where} has no schema_version", "It was not written by this program; check the path.")
-    if version > SCHEMA_VERSION:
+    if version > RUN_VERSION:
         raise HarnessError(
-            f"{where} has schema version {version}, this program reads up to {SCHEMA_VERSION}",
+            f"{where} has schema version {version}, this program reads up to {RUN_VERSION}",
             "Upgrade the harness: pip install -U specdraft-harness.",
         )
-    while version < SCHEMA_VERSION:
+    while version < RUN_VERSION:
         if version not in UPGRADES:
             raise HarnessError(f"{where} has schema version {version}, which can no longer be read", "Run the suite again.")
         data = UPGRADES[version](data)
@@ -166,7 +163,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise HarnessError(f"{folder} is no run folder: it has no {MANIFEST}", "Give the name of a finished or interrupted run.")
     data = upgrade(read_json(path, advice=_ADVICE), str(path))
     manifest: Manifest = typed(Manifest, data, str(path), advice=_ADVICE)
-    typed(Measured, dict(manifest.measured), f"{path}: measured", advice=_ADVICE)
     typed(Machine, dict(manifest.machine), f"{path}: machine", advice=_ADVICE)
     return manifest
 
@@ -229,7 +225,6 @@ def _check_seal(manifest: Manifest, content: bytes, path: Path) -> None:
 
 def _record(data: dict[str, Any], where: str) -> Record:
     record: Record = typed(Record, upgrade(data, where), where, advice="Read it with the version that wrote it.")
-    typed(Extra, dict(record.extra or {}), f"{where}: extra", advice=_ADVICE)
     problem = broken(record)
     if problem:
         raise HarnessError(f"{where} cannot be true: {problem}", _ADVICE)
@@ -326,9 +321,8 @@ class RunStore:
             lines.append(encode_line(record))
         with _disk_errors(self.folder):
             if self.manifest.seal is not None:
-                self._write_manifest(
-                    dataclasses.replace(self.manifest, seal=None, measured={**self.manifest.measured, "status": "interrupted"})
-                )
+                unsealed = dataclasses.replace(self.manifest.measured, status="interrupted")
+                self._write_manifest(dataclasses.replace(self.manifest, seal=None, measured=unsealed))
             size = os.fstat(self._fd).st_size
             try:
                 _write_all(self._fd, b"".join(lines))
@@ -339,15 +333,16 @@ class RunStore:
         self._done |= keys
 
     def update(self, **measured: Any) -> None:
-        """Add or replace facts under ``measured`` in the manifest."""
-        manifest = dataclasses.replace(self.manifest, measured={**self.manifest.measured, **measured})
+        """Replace fields of ``measured`` in the manifest."""
+        manifest = dataclasses.replace(self.manifest, measured=dataclasses.replace(self.manifest.measured, **measured))
         with _disk_errors(self.folder):
             self._write_manifest(manifest)
 
     def finish(self, **measured: Any) -> None:
         """Seal the records: from now on a reader gets these and no others."""
         seal = Seal(records=len(self), sha256=sha256(self.folder / RECORDS))
-        manifest = dataclasses.replace(self.manifest, seal=seal, measured={**self.manifest.measured, **measured, "status": "finished"})
+        learned = dataclasses.replace(self.manifest.measured, **{**measured, "status": "finished"})
+        manifest = dataclasses.replace(self.manifest, seal=seal, measured=learned)
         with _disk_errors(self.folder):
             self._write_manifest(manifest)
 

@@ -49,7 +49,7 @@ class CellRow:
     k: int | str | None
     rule: str
     temperature: float
-    mode: str
+    loop: str
     method: str
     lossy: bool
     settings: Mapping[str, Any]
@@ -110,14 +110,8 @@ class CellRow:
         """Drafter with its adapter and further settings."""
         own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name != "adapter_domain")
         adapter = f" {self.adapter or self.settings.get('adapter_domain', '')}" if self.drafter == "adapter" else ""
-        mode = " (mlx-lm loop)" if self.mode == "fast" and self.drafter else ""
-        return (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + mode + (" LOSSY" if self.lossy else "")
-
-
-def settings_of(record: Record) -> Mapping[str, Any]:
-    """Further settings of a record's cell."""
-    settings: Mapping[str, Any] = (record.extra or {}).get("settings") or {}
-    return settings
+        loop = " (mlx-lm loop)" if self.loop == "mlx-lm" and self.drafter else ""
+        return (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + loop + (" LOSSY" if self.lossy else "")
 
 
 def summarise(records: Sequence[Record], calibration: Calibration | None = None, *, pooled: bool = True) -> list[CellRow]:
@@ -146,9 +140,9 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
 
 def _cell_key(record: Record) -> tuple[Any, ...]:
     adapter = None if record.drafter == "router" else record.adapter
-    settings = settings_key(settings_of(record))
+    settings = settings_key(record.settings)
     return (
-        record.experiment, record.drafter, adapter, record.k, record.rule, record.temperature, record.mode, record.method,
+        record.experiment, record.drafter, adapter, record.k, record.rule, record.temperature, record.loop, record.method,
         record.lossy, settings,
     )  # fmt: skip
 
@@ -182,8 +176,8 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
     some = drafted > 0
     return CellRow(
         cell=_cell_key(first), experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
-        adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, mode=first.mode,
-        method=first.method, lossy=first.lossy, settings=settings_of(first), n=len(prompts), tokens=int(emitted.sum()),
+        adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, loop=first.loop,
+        method=first.method, lossy=first.lossy, settings=first.settings, n=len(prompts), tokens=int(emitted.sum()),
         rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),
         rate=stats.ratio(accepted, drafted, most=1.0) if drafts else None,
         rate_per_prompt=float(np.mean(accepted[some] / drafted[some])) if drafts and some.any() else None,
@@ -251,7 +245,7 @@ def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float |
 def _predicted(group: Sequence[Record], calibration: Calibration) -> float | None:
     """Emitted tokens over the calibrated cost of every round, in target steps: tau / (K c + v(K + 1)) when every round drafts K."""
     first = group[0]
-    layers = settings_of(first).get("layers")
+    layers = first.settings.get("layers")
     costs = calibration.get(f"{first.drafter} (layers {layers})" if layers else str(first.drafter))
     lengths = [d for r in group for d in r.draft_lengths]
     if costs is None or not lengths or max(lengths) >= len(costs["v"]):
@@ -281,21 +275,20 @@ PROFILE_PARTS = tuple(part.name for part in dataclasses.fields(Profile))
 
 
 def _profile(group: Sequence[Record]) -> Mapping[str, float] | None:
-    profiles = [(r.extra or {}).get("profile") for r in group]
-    parts: list[Mapping[str, float]] = [profile for profile in profiles if profile]
+    parts = [r.profile for r in group if r.profile]
     if not parts or len(parts) < len(group):
         return None
-    rounds = {name: sum(part[name] for part in parts) for name in PROFILE_PARTS}
+    rounds = {name: sum(getattr(part, name) for part in parts) for name in PROFILE_PARTS}
     prefill = sum(r.prefill_s or 0.0 for r in group)
     wall = sum(r.wall_s or 0.0 for r in group)
     return {"prefill_s": prefill, **rounds, "other_s": max(0.0, wall - prefill - sum(rounds.values()))}
 
 
 def _quality(group: Sequence[Record]) -> Quality | None:
-    known = [(r, s) for r in group if (s := (r.extra or {}).get("score"))]
-    if not known or len({s["metric"] for _, s in known}) > 1:
+    known = [(r, s) for r in group if (s := r.score)]
+    if not known or len({s.metric for _, s in known}) > 1:
         return None
-    scored = [(r, s["value"]) for r, s in known if s["status"] != "unscored" and s["value"] is not None]
+    scored = [(r, s.value) for r, s in known if s.value is not None]
     mean = float(np.mean([value for _, value in scored])) if scored else None
     cut = sum(r.finish == "length" for r, _ in scored)
-    return Quality(metric=known[0][1]["metric"], mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)
+    return Quality(metric=known[0][1].metric, mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from harness.core import machine, stats
 from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress
-from harness.core.records import Generation, Record, Sample, Trajectory
+from harness.core.records import Generation, Record, Sample, Score, Trajectory
 from harness.core.terminal import show
 from harness.core.walltime import Stages
 from harness.decode.length import AUTO_MAX_K
 from harness.results.store import RunStore
 from harness.run.engine import TRAINED, Engine
 from harness.run.trained import Trained
-from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Context:
     """Record where the time of each round goes."""
     prompts: dict[str, list[int]] = field(default_factory=dict)
     baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    scores: dict[tuple[str, tuple[int, ...]], Any] = field(default_factory=dict)
+    scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
     stages: Stages = field(default_factory=Stages)
 
 
@@ -70,7 +69,7 @@ def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -
             _replay(context, plan.replays, progress)
     if todo and not stop.requested:
         _time_reference(context, todo[0].sample, "the last cell")
-    peak = max(context.store.manifest.measured.get("peak_memory_bytes", 0), machine.peak_memory_bytes())
+    peak = max(context.store.manifest.measured.peak_memory_bytes, machine.peak_memory_bytes())
     context.store.update(peak_memory_bytes=peak)
 
 
@@ -80,7 +79,7 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
     cells = {(job.cell.drafter, job.cell.layers): job.cell for job in todo if job.cell.drafter is not None}
     lengths = [AUTO_MAX_K if job.cell.k == "auto" else job.cell.k for job in todo]
     max_k = max([8, *(k for k in lengths if isinstance(k, int))])
-    calibration = dict(context.store.manifest.measured.get("calibration", {}))
+    calibration = dict(context.store.manifest.measured.calibration)
     measured: dict[tuple[Any, Any], Any] = {}
     for (drafter, layers), cell in cells.items():
         name = drafter_label(drafter, {"layers": layers} if layers else {})
@@ -89,7 +88,7 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
             measured[own] = context.engine.calibrate(context.pair, cell, max_k)
         context.costs[name], calibration[name] = measured[own]
     context.store.update(calibration=calibration)
-    for job in {(j.cell.drafter, j.adapter, j.cell.k, j.cell.mode, j.cell.rule, j.cell.layers): j for j in decodes}.values():
+    for job in {(j.cell.drafter, j.adapter, j.cell.k, j.cell.loop, j.cell.rule, j.cell.layers): j for j in decodes}.values():
         _generate(context, job, WARMUP_TOKENS)
     _time_reference(context, todo[0].sample, "calibration")
 
@@ -107,7 +106,7 @@ def _generate(context: Context, job: Job, max_tokens: int) -> Generation:
         "temperature": cell.temperature,
         "max_tokens": max_tokens,
         "seed": job.seed,
-        "mode": cell.mode,
+        "loop": cell.loop,
         **context.engine.settings(cell),
     }
     if cell.drafter is not None:
@@ -139,25 +138,20 @@ def _decode(context: Context, job: Job) -> Record:
         with context.stages("check"):
             divergence = context.engine.classify(context.pair, context.prompts[sample.id], baseline, generation.tokens)
     return Record(
-        experiment=cell.experiment, method="decode", mode=cell.mode, sample_id=sample.id, domain=sample.domain, drafter=cell.drafter,
+        experiment=cell.experiment, method="decode", loop=cell.loop, sample_id=sample.id, domain=sample.domain, drafter=cell.drafter,
         adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed, lossy=cell.lossy,
         prompt_tokens=generation.prompt_tokens, rounds=generation.rounds, drafted=generation.drafted, accepted=generation.accepted,
         rejected=generation.rejected, accept_lengths=generation.accept_lengths, draft_lengths=generation.draft_lengths,
         emitted=generation.emitted, finish=generation.finish, prefill_s=generation.prefill_s, ttft_s=generation.ttft_s,
         draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s, swap_s=generation.swap_s,
         wall_s=generation.wall_s, tokens=generation.tokens, divergence=divergence, compared=compared,
-        extra={"settings": settings_of(cell), "score": _score(context, sample, generation), **_facts(cell, generation)},
+        settings=settings_of(cell), score=_score(context, sample, generation), profile=generation.profile,
+        choice=generation.drafter if cell.drafter == "router" else None, draft_times_s=generation.draft_times_s,
+        verify_times_s=generation.verify_times_s,
     )  # fmt: skip
 
 
-def _facts(cell: Cell, generation: Generation) -> dict[str, Any]:
-    """What a router picked, and where the time of a profiled run went."""
-    choice = {"choice": generation.drafter} if cell.drafter == "router" else {}
-    profile = {} if generation.profile is None else {"profile": dataclasses.asdict(generation.profile)}
-    return {**choice, **profile}
-
-
-def _score(context: Context, sample: Sample, generation: Generation) -> dict[str, Any]:
+def _score(context: Context, sample: Sample, generation: Generation) -> Score:
     """Score an answer once per distinct output: equal outputs have equal scores."""
     key = (sample.id, generation.tokens)
     if key not in context.scores:
@@ -165,9 +159,8 @@ def _score(context: Context, sample: Sample, generation: Generation) -> dict[str
         target_text = None if baseline is None else context.pair.decode(baseline)
         with context.stages("score"):
             score = context.engine.score(sample, generation.text, target_text=target_text)
-        context.scores[key] = {"metric": score.metric, "status": score.status, "value": score.value, "reason": score.reason[:200]}
-    result: dict[str, Any] = context.scores[key]
-    return result
+        context.scores[key] = dataclasses.replace(score, reason=score.reason[:200], details={})
+    return context.scores[key]
 
 
 def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
@@ -197,7 +190,7 @@ def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
 
 def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
     """Keep in the manifest how many near-ties of the target each replayed answer has: there another machine may answer otherwise."""
-    known = context.store.manifest.measured.get("target_ties", {})
+    known = context.store.manifest.measured.target_ties
     samples = {job.sample.id: job.sample for job in jobs if job.sample.id not in known}
     if samples:
         with context.stages("check"):
@@ -209,9 +202,9 @@ def _spot_check(context: Context, job: Job, replayed: Record, replay_s: float) -
     """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took."""
     with context.stages("check"):
         decoded = _generate(context, job, context.max_tokens)
-    checks = context.store.manifest.measured.get("spot_checks", [])
+    checks = context.store.manifest.measured.spot_checks
     equal = (decoded.accept_lengths, decoded.draft_lengths) == (replayed.accept_lengths, replayed.draft_lengths)
-    near_ties = context.store.manifest.measured["target_ties"][job.sample.id] + ((replayed.extra or {}).get("near_ties") or 0)
+    near_ties = context.store.manifest.measured.target_ties[job.sample.id] + (replayed.near_ties or 0)
     check = {
         "drafter": job.adapter or job.cell.drafter,
         "sample_id": job.sample.id,
@@ -239,17 +232,17 @@ def _trajectory(context: Context, sample: Sample) -> Trajectory:
 def _replayed(job: Job, row: Any, trajectory: Trajectory) -> Record:
     cell = job.cell
     return Record(
-        experiment=cell.experiment, method="replay", mode=cell.mode, sample_id=job.sample.id, domain=job.sample.domain,
+        experiment=cell.experiment, method="replay", loop=cell.loop, sample_id=job.sample.id, domain=job.sample.domain,
         drafter=cell.drafter, adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed,
         prompt_tokens=len(trajectory.prompt_tokens), rounds=row.rounds, drafted=row.drafted, accepted=row.accepted,
         rejected=row.rejected, accept_lengths=row.accept_lengths, draft_lengths=row.draft_lengths, emitted=row.emitted,
-        finish=trajectory.finish, extra={"settings": settings_of(cell), "near_ties": row.near_ties},
+        finish=trajectory.finish, settings=settings_of(cell), near_ties=row.near_ties,
     )  # fmt: skip
 
 
 def check_verification(context: Context, after: str) -> None:
     """Measure v(5), for the manifest to keep in order. What looks like a rise is measured again."""
-    known = context.store.manifest.measured.get("verification", [])
+    known = context.store.manifest.measured.verification
     with context.stages("calibrate"):
         now = context.engine.verification(context.pair)
         if stats.slower_verification([*known[:1], {"after": after, "v": now}]):
@@ -265,7 +258,7 @@ def _time_reference(context: Context, sample: Sample, after: str) -> None:
     with context.stages("calibrate"):
         context.engine.generate(context.pair, prompt, drafter=None, max_tokens=REFERENCE_TOKENS)
     elapsed = time.perf_counter() - started
-    context.store.update(reference_s=[*context.store.manifest.measured.get("reference_s", []), elapsed])
+    context.store.update(reference_s=[*context.store.manifest.measured.reference_s, elapsed])
 
 
 def remember_baselines(context: Context, records: Sequence[Record]) -> None:

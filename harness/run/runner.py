@@ -68,7 +68,7 @@ def run_suite(
     engine = engine or real_engine()
     if before:
         _same_before_loading(before, suite, engine)
-    stages = Stages(before.measured.get("time_s") if before else None)
+    stages = Stages(before.measured.time_s if before else None)
     with stages("load"):
         samples = _samples(suite, engine, offline)
         if before:
@@ -99,8 +99,8 @@ def run_suite(
             store.update(status="interrupted", time_s=stages.seconds())
         else:
             store.finish(time_s=stages.seconds())
-        generic = store.manifest.measured.get("calibration", {}).get("generic", {})
-        remember(pair.name, read_records(folder), generic.get("c"))
+        generic = store.manifest.measured.calibration.get("generic")
+        remember(pair.name, read_records(folder), generic["c"] if generic else None)
     if len(store):
         _report(folder, console)
     if stop.requested:
@@ -116,7 +116,7 @@ class Stopped(Exception):
 def _possible(context: Context, cells: Sequence[Cell]) -> list[Cell]:
     """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
     pruned = getattr(context.pair.draft, "token_map", None) is not None
-    left_out = [c for c in cells if pruned and c.mode == "fast" and c.drafter is not None]
+    left_out = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
     context.store.update(skipped=sorted({c.experiment for c in left_out}))
     return [c for c in cells if c not in left_out]
 
@@ -133,8 +133,8 @@ def _train(
             show(console, line)
 
     trained = context.engine.train(context.pair, suite, cells, samples, load, say)
-    before, facts = context.store.manifest.measured, trained.facts()
-    for name, adapter in before.get("adapters", {}).items():
+    before, facts = context.store.manifest.measured.adapters, trained.facts()
+    for name, adapter in before.items():
         _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))
     context.store.update(**facts)
     return trained
@@ -162,7 +162,7 @@ def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) 
     text = scoring.warning(samples)
     if text:
         show(console, f"Warning: {text}", "yellow")
-    return list(dict.fromkeys([*(before.measured.get("warnings", ()) if before else ()), *filter(None, [text])]))
+    return list(dict.fromkeys([*(before.measured.warnings if before else ()), *filter(None, [text])]))
 
 
 def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mapping[str, str]) -> Manifest:

@@ -24,9 +24,13 @@ from typing import Any
 
 import psutil
 
+<<<<<<< HEAD
 from harness.core.text import printable
+=======
+from harness.core.files import printable
+from harness.core.records import Status
+>>>>>>> 3f3a36e (Runs of version 2: settings, score, profile and times per round are typed fields, what a run measured is a record; mode is now loop: own or mlx-lm)
 from harness.scoring.box import Box, Limits
-from harness.scoring.result import Status
 
 _POLL_S = 0.1
 _VERDICT_BYTES = 65536

@@ -13,10 +13,9 @@ from pydantic import AfterValidator, Field, model_validator
 from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, needs_draft
 from harness.core.errors import did_you_mean
 from harness.core.limits import LENIENCE, DraftLength, Temperature, WarmTemperature
-from harness.core.records import Rule
+from harness.core.records import Loop, Rule
 from harness.core.yamlfile import Strict
 
-Mode = Literal["detailed", "fast"]
 DynamicLength = Literal["dynamic", "auto"]
 
 T = TypeVar("T")
@@ -80,8 +79,8 @@ class Cell:
     """Sampling temperature; 0 is greedy."""
     rule: Rule = "match"
     """Acceptance rule."""
-    mode: Mode = "detailed"
-    """``detailed`` (this project's loop) or ``fast`` (mlx-lm's loop)."""
+    loop: Loop = "own"
+    """Whose loop decodes."""
     timed: bool = True
     """True: decoded with a clock. False: counts may come from replay."""
     lenience: float = 1.0
@@ -207,18 +206,26 @@ class GenericDraft(Speculative):
     """The pair's own draft model."""
 
     kind: Literal["generic_draft"]
-    mode: Mode = "detailed"
-    """``fast`` runs mlx-lm's own loop, which reports no per-round details and knows only the rule ``match``."""
+    loop: Loop = "own"
+    """``mlx-lm`` runs mlx-lm's own loop, which reports no per-round details and knows only the rule ``match``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("mode") not in ("detailed", "fast") or "loop" in data:
+            return data
+        loop = "own" if data["mode"] == "detailed" else "mlx-lm"
+        return {**{name: value for name, value in data.items() if name != "mode"}, "loop": loop}
 
     @model_validator(mode="after")
-    def _fast_matches(self) -> GenericDraft:
-        if self.mode == "fast" and (self.rule != "match" or not self.timed):
-            raise ValueError("mode fast needs rule: match and timed: true")
+    def _their_rule(self) -> GenericDraft:
+        if self.loop == "mlx-lm" and (self.rule != "match" or not self.timed):
+            raise ValueError("loop mlx-lm needs rule: match and timed: true")
         return self
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
         for k in self.k:
-            yield {"drafter": "generic", "k": k, "rule": self.rule, "mode": self.mode, "timed": self.timed}
+            yield {"drafter": "generic", "k": k, "rule": self.rule, "loop": self.loop, "timed": self.timed}
 
 
 class PromptLookup(Speculative):

@@ -30,7 +30,7 @@ class Job:
         """Equals :func:`harness.results.store.record_key` of the record this job will write."""
         c = self.cell
         return (
-            c.experiment, self.sample.id, c.drafter, self.adapter, c.k, c.rule, c.temperature, self.seed, c.mode, self.method,
+            c.experiment, self.sample.id, c.drafter, self.adapter, c.k, c.rule, c.temperature, self.seed, c.loop, self.method,
             settings_key(settings_of(c)),
         )  # fmt: skip
 
@@ -125,15 +125,15 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
         HarnessError: the manifest's suite is none of this version.
     """
     suite = recorded_suite(manifest.suite)
-    skipped = manifest.measured.get("skipped", ())
-    cells = [c for c in suite.cells() if not (c.mode == "fast" and c.drafter is not None and c.experiment in skipped)]
-    names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.get("adapters", {})
+    skipped = manifest.measured.skipped
+    cells = [c for c in suite.cells() if not (c.loop == "mlx-lm" and c.drafter is not None and c.experiment in skipped)]
+    names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.adapters
 
     def adapter(cell: Cell) -> str | None:
         if cell.drafter != "adapter" or cell.round == 0:
             return None
         name = names[chain_of(cell), cell.round or 1]
-        return name if facts.get(name, {}).get("hash") else None
+        return name if name in facts and facts[name]["hash"] else None
 
     return make_plan(cells, samples, suite.seed, adapter)
 

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
 from harness.core.paths import expand, find_config
+from harness.core.terminal import say
 from harness.core.yamlfile import Problem, Seed, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
 from harness.datasets import check_dataset
 from harness.datasets.spec import DatasetSpec
@@ -132,9 +133,16 @@ def load_suite(
         _set_limit(file, limit)
     _locate_paths(file)
     suite = validate(Suite, file)
+    _note_old_keys(file)
     kept = suite if domains is None else suite.only(domains)
     fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file, list(kept.domains))])
     return kept
+
+
+def _note_old_keys(file: YamlFile) -> None:
+    for entry in file.data["experiments"]:
+        if "mode" in entry:
+            say(f"note: {file.path}: `mode: {entry['mode']}` is now written `loop: own` or `loop: mlx-lm`", err=True)
 
 
 def _set_limit(file: YamlFile, limit: int) -> None:

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     contenders: dict[str, dict[str, Any]] = {"plain": {"drafter": None}}
     contenders |= {f"auto {d}": {"drafter": resolve_drafter(pair, d, options), "k": "auto", "costs": costs} for d in args.drafters}
     contenders |= {f"own k={k}": {"drafter": generic, "k": k} for k in args.own_k}
-    contenders |= {f"mlx-lm k={k}": {"drafter": generic, "k": k, "mode": "fast"} for k in args.mlx_k}
+    contenders |= {f"mlx-lm k={k}": {"drafter": generic, "k": k, "loop": "mlx-lm"} for k in args.mlx_k}
 
     results: dict[str, list[Generation]] = {name: [] for name in contenders}
     samples, names = common.samples(args), list(contenders)

@@ -162,7 +162,7 @@ def run_adapters(manifest: Manifest, known: Mapping[str, Path]) -> dict[str, Pat
     """Name -> folder: the adapters in ``known``, and those trained inside the run, found in the cache by their weights."""
     from harness.adapt.adapters.folder import WEIGHTS, weights_hash
 
-    trained = {name: facts["hash"] for name, facts in (manifest.measured.get("adapters") or {}).items() if facts.get("hash")}
+    trained = {name: facts["hash"] for name, facts in manifest.measured.adapters.items() if facts.get("hash")}
     lacking = {n: h for n, h in trained.items() if n not in known or weights_hash(known[n]) != h}
     paths = sorted((cache_dir() / "trained" / manifest.pair).glob(f"*/*/{WEIGHTS}")) if lacking else []
     by_hash = {weights_hash(path.parent): path.parent for path in paths}
@@ -220,9 +220,9 @@ def recorded_material(
             f"run {manifest.run} used adapter {missing[0]!r}, which is not here", "Install it, or name its folder's parent with --adapters."
         )
     used = {name: folders[name] for name in names}
-    trained = manifest.measured.get("adapters") or {}
+    trained = manifest.measured.adapters
     for name, folder in used.items():
-        info, known = read_info(folder), (trained.get(name) or {}).get("hash")
+        info, known = read_info(folder), trained[name]["hash"] if name in trained else None
         if info.draft_hash != manifest.models["draft"] or known not in (None, weights_hash(folder)):
             raise HarnessError(
                 f"adapter {name!r} is not the one of run {manifest.run}", "Use the run's own adapters with --adapters, or replay a suite."
@@ -232,7 +232,7 @@ def recorded_material(
         table, _ = table.complete(table.arms(k))
     if not len(table):
         raise HarnessError(f"no prompt of run {manifest.run} was decoded with every adapter", "Run domain_adapters with cross: true.")
-    costs = (manifest.measured.get("calibration") or {}).get(GENERIC)
+    costs = manifest.measured.calibration.get(GENERIC)
     return Material(
         table=table,
         groups=_groups(table, samples),
@@ -248,7 +248,7 @@ def _rows(records: Sequence[Record], samples: Mapping[str, Sample], k: int) -> l
     """Greedy lossless cells of the plain draft and of adapters, one row per (sample, drafter)."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for r in records:
-        settings = (r.extra or {}).get("settings") or {}
+        settings = r.settings
         name = r.adapter if r.drafter == "adapter" else r.drafter
         greedy = r.temperature == 0 and not r.lossy and r.k == k and r.drafter in (GENERIC, "adapter")
         if not greedy or name is None or "round" in settings:

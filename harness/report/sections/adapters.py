@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from harness.core.schema import Measured
 from harness.report.figures import WIDTH, Figure, Values, colour, order
 from harness.report.run import Run
 from harness.report.tables import MISSING, Table, number
@@ -24,7 +25,7 @@ def tables(run: Run) -> list[Table]:
 
 def sentences(run: Run) -> list[str]:
     """Which adapters have no weights of their own, so that their cells ran with the plain draft and are left out."""
-    adapters = run.manifest.measured.get("adapters") or {}
+    adapters = run.manifest.measured.adapters
     untrained = [name for name, a in adapters.items() if not a["rounds"]]
     rejected = [name for name, a in adapters.items() if a["rounds"] and not any(r["accepted"] for r in a["rounds"])]
     whys = (
@@ -35,10 +36,10 @@ def sentences(run: Run) -> list[str]:
     return [f"{why[0].upper()}{why[1:]}: these cells ran with the plain draft and are left out."] if why else []
 
 
-def training_table(measured: Mapping[str, Any], rows: Sequence[CellRow]) -> Table | None:
+def training_table(measured: Measured, rows: Sequence[CellRow]) -> Table | None:
     """One line per adapter: its last round, validation acceptance before and after, and when training has paid for itself."""
     lines = []
-    for name, adapter in (measured.get("adapters") or {}).items():
+    for name, adapter in measured.adapters.items():
         rounds, domain = adapter["rounds"], adapter["domain"]
         if not rounds:
             lines.append((name, domain, "too few failure cases to train on", *[MISSING] * 6))
@@ -59,7 +60,7 @@ def training_table(measured: Mapping[str, Any], rows: Sequence[CellRow]) -> Tabl
         lines.append((name, domain, f"round {last['round']}: {verdict}", *numbers))
     if not lines:
         return None
-    metric = next(iter(measured["adapters"].values()))["metric"]
+    metric = next(iter(measured.adapters.values()))["metric"]
     headers = ("adapter", "domain", "result", f"validation {metric}", "worst other domain", "updates", "tokens", "training", "pays after")
     return Table("Training", headers, tuple(lines), left=3)
 
@@ -73,7 +74,7 @@ def _noise(gain: Mapping[str, Any] | None) -> str:
 
 def _break_even(rows: Sequence[CellRow], name: str, domain: str, train_s: float) -> str:
     """Emitted tokens after which the saved decoding time equals the training time."""
-    timed = [r for r in rows if r.domain == domain and r.tok_s and r.temperature == 0 and r.mode == "detailed"]
+    timed = [r for r in rows if r.domain == domain and r.tok_s and r.temperature == 0 and r.loop == "own"]
     for adapted in (r for r in timed if r.drafter == "adapter" and r.adapter == name):
         plain = next((r for r in timed if r.drafter == "generic" and r.k == adapted.k), None)
         if plain is None or plain.tok_s is None or adapted.tok_s is None:
@@ -83,9 +84,9 @@ def _break_even(rows: Sequence[CellRow], name: str, domain: str, train_s: float)
     return MISSING
 
 
-def swap_table(measured: Mapping[str, Any]) -> Table | None:
+def swap_table(measured: Measured) -> Table | None:
     """The bank's policies: swap time, memory and what a draft step costs."""
-    swaps = measured.get("swaps") or []
+    swaps = measured.swaps
     if not swaps:
         return None
     lines = [

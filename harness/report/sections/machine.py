@@ -23,9 +23,9 @@ def figures(run: Run) -> list[Figure]:
 def sentences(run: Run) -> list[str]:
     """Warnings of the run and of its clocks, and what was left out."""
     measured = run.manifest.measured
-    found = [f"Warning: {text}" for text in measured.get("warnings", ())]
-    found += [f"Warning: {text}." for text in stats.instability(measured.get("reference_s", ()))]
-    found += [f"Warning: {text}." for text in stats.slower_verification(measured.get("verification", ()))]
-    if measured.get("skipped"):
-        found.append(f"Not run: {', '.join(measured['skipped'])}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
+    found = [f"Warning: {text}" for text in measured.warnings]
+    found += [f"Warning: {text}." for text in stats.instability(measured.reference_s)]
+    found += [f"Warning: {text}." for text in stats.slower_verification(measured.verification)]
+    if measured.skipped:
+        found.append(f"Not run: {', '.join(measured.skipped)}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
     return found

@@ -29,13 +29,13 @@ def _cost(run: Run) -> list[str]:
 
     Only cells whose replay was timed count: a process that was killed took its clock with it.
     """
-    seconds = {check["drafter"]: check["replay_s"] for check in run.manifest.measured.get("spot_checks", ()) if "replay_s" in check}
+    seconds = {check["drafter"]: check["replay_s"] for check in run.manifest.measured.spot_checks if "replay_s" in check}
     plain = [r for r in run.rows if r.drafter is None and r.temperature == 0 and r.method == "decode"]
     base = {r.domain: r.tokens / r.tok_s / r.n for r in plain if r.tok_s}
     cells = [r for r in run.own if r.method == "replay" and r.domain in base and (r.adapter or r.drafter) in seconds]
     if not cells:
         return []
-    took = sum(seconds[name] for name in {r.adapter or r.drafter for r in cells})
+    took = sum(seconds[name] for name in {r.adapter or r.drafter or "" for r in cells})
     decoding = sum(base[r.domain] * r.n / (r.predicted or 1.0) for r in cells)
     some, them = (f"{len(cells)} cells", "them") if len(cells) > 1 else ("1 cell", "it")
     ratio = f", {decoding / took:.0f} times as long" if took >= 1 else ""
@@ -43,7 +43,7 @@ def _cost(run: Run) -> list[str]:
 
 
 def _checks(run: Run) -> list[str]:
-    checks = run.manifest.measured.get("spot_checks") or []
+    checks = run.manifest.measured.spot_checks
     if not checks:
         return []
     equal = sum(c["equal"] for c in checks)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import altair as alt
 
+from harness.core.schema import Measured
 from harness.core.walltime import MODEL_STAGES, OWN_STAGES
 from harness.report.figures import COLOURS, WIDTH, Figure, name_of
 from harness.report.run import Run
@@ -32,9 +32,9 @@ _STAGES = {
 }
 
 
-def stage_table(measured: Mapping[str, Any]) -> Table | None:
+def stage_table(measured: Measured) -> Table | None:
     """Seconds and share of the wall time by stage, up to the writing of the report; None for runs that did not record them."""
-    time_s = measured.get("time_s")
+    time_s = measured.time_s
     if not time_s:
         return None
     named = {_STAGES[name]: time_s.get(name, 0.0) for name in (*MODEL_STAGES, *OWN_STAGES)}
