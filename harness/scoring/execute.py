@@ -24,12 +24,8 @@ from typing import Any
 
 import psutil
 
-<<<<<<< HEAD
-from harness.core.text import printable
-=======
-from harness.core.files import printable
 from harness.core.records import Status
->>>>>>> 3f3a36e (Runs of version 2: settings, score, profile and times per round are typed fields, what a run measured is a record; mode is now loop: own or mlx-lm)
+from harness.core.text import printable
 from harness.scoring.box import Box, Limits
 
 _POLL_S = 0.1
