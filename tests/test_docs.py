@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from shown import ROOT, anchors, blocks, command_lines, commands, inline, links,
 from tiny import tiny_pair
 
 from harness.adapt.training_config import TrainingConfig
+from harness.core.records import Generation
 from harness.datasets.local import read_rows
 from harness.datasets.spec import DATASETS, DatasetSpec
 from harness.distill.distill_config import DistillConfig
@@ -164,3 +166,20 @@ def test_shipped_pairs_are_all_described() -> None:
     """The README's table of pairs is that of configs/models."""
     table = TEXTS["README.md"].split("## Pairs")[1].split("## ")[0]
     assert set(re.findall(r"^\| `([\w.-]+)` \|", table, flags=re.M)) == {name for name, _ in shipped_pairs()}
+
+
+def test_arguments_and_fields_of_python_calls_exist() -> None:
+    """The tables of docs/python.md name arguments of the calls and fields of the answer."""
+    from harness.decode.generation import generate, stream
+
+    page = TEXTS["docs/python.md"]
+    rows = re.findall(r"^\| (`[^|]*`) \|", page, flags=re.M)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)} - {"argument"}
+    known = {*inspect.signature(stream).parameters, *inspect.signature(generate).parameters}
+    assert named > {"drafter", "k", "rule", "stop"}
+    assert named <= known
+    listed = re.search(r"raw counts and times: (.*?)\. What was not", page, flags=re.S)
+    assert listed
+    fields = re.findall(r"`(\w+)`", listed[1])
+    assert len(fields) > 10
+    assert all(field == "emitted" or field in Generation.__dataclass_fields__ for field in fields)
