@@ -26,6 +26,7 @@ from harness.decode.calibrate import calibrate
 from harness.decode.drafters import Drafter
 from harness.decode.length import AutoK, Costs
 from harness.decode.making import DrafterOptions, resolve_drafter
+from harness.decode.memory import Answer, memory_path, write_memory
 from harness.results.store import read_manifest, read_records
 from harness.run.runner import run_suite
 from harness.suite.suite import load_suite
@@ -51,9 +52,12 @@ def point(folder: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize("name", kinds.DRAFTERS)
-def test_traits_are_the_drafters_own(name: str) -> None:
+def test_traits_are_the_drafters_own(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the table says of a drafter must hold for the object: a wrong trait would load no draft, or never ask the drafter."""
     kind, pair = kinds.DRAFTERS[name], toy_pair()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    said = Answer(sample_id="s", domain="x", prompt="p", before=(), tokens=(1, 2, 3))
+    write_memory(memory_path(pair.name), pair.name, pair.target_hash, [said])
     drafter = resolve_drafter(pair, name)
     assert drafter.name == name
     assert getattr(drafter, "free", False) == kind.free

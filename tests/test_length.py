@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import HarnessError
-from harness.decode.length import AutoK, Costs, DynamicK, FixedK, expected_tokens, make_policy, predicted_speedup
+from harness.decode.length import FREE, AutoK, Costs, DynamicK, FixedK, expected_tokens, make_policy, predicted_speedup
 
 CHEAP = Costs(c=0.1, v=(1.0, 1.02, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35))
 CLIFF = Costs(c=0.37, v=(1.0, 1.10, 1.16, 2.08, 2.18, 2.3, 2.4, 2.5, 2.6))
@@ -85,7 +85,7 @@ def lookup_speedup(alpha: float, tokens: int, seed: int) -> float:
     rng, policy = np.random.default_rng(seed), AutoK(costs)
     spent, emitted = 0.0, 0
     while emitted < tokens:
-        k = policy.lookup_k()[0]
+        k = policy.free_k()["lookup"]
         accepted = int(np.cumprod(rng.random(k) < alpha).sum())
         policy.update(drafted=k, accepted=accepted, confidences=(), source="lookup")
         spent += costs.v[k]
@@ -108,9 +108,9 @@ def test_auto_prefers_a_good_draft_to_bad_lookups() -> None:
         policy.update(drafted=4, accepted=4, confidences=(0.9,) * 4, source="draft")
         policy.update(drafted=4, accepted=0, confidences=(), source="lookup")
         policy.update(drafted=8, accepted=8, confidences=(), source="copy")
-    assert policy.lookup_k() == (0, CHEAP.max_k)
-    assert FixedK(3).lookup_k() == (3, 3)
-    assert DynamicK(limit=6).lookup_k() == (6, 6)
+    assert (policy.free_k()["lookup"], policy.free_k()["copy"]) == (0, CHEAP.max_k)
+    assert FixedK(3).free_k() == dict.fromkeys(FREE, 3)
+    assert DynamicK(limit=6).free_k() == dict.fromkeys(FREE, 6)
 
 
 def test_dynamic_stops_at_the_first_doubt() -> None:

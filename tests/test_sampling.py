@@ -16,9 +16,11 @@ from toy import ToyPair, toy_draft
 
 from harness.decode import accept, drafters, speculative
 from harness.decode.accept import accept_rejection
+from harness.decode.drafters import LookupDrafter, MemoryDrafter
 from harness.decode.generation import generate
 from harness.decode.replay import expected_counts
 from harness.decode.sampling import Sampling, processed_logprobs
+from harness.decode.suffix_counts import Walker, count_suffixes
 from harness.models.blas import mx
 
 VOCAB = 6
@@ -84,7 +86,9 @@ def test_filters_equal_a_plain_reference(settings: dict) -> None:
     np.testing.assert_allclose(chain(TARGET, settings), reference(TARGET, **settings), atol=1e-6)
 
 
-def block_outcomes(settings: dict, rule: str, rounds: int, seed: int, pair: ToyPair = PAIR) -> tuple[np.ndarray, int, int]:
+def block_outcomes(
+    settings: dict, rule: str, rounds: int, seed: int, pair: ToyPair = PAIR, drafter: object = "generic", prompt: tuple[int, ...] = (0,)
+) -> tuple[np.ndarray, int, int]:
     """Run ``rounds`` independent 3-token answers with K = 2 by the loop's own pieces.
 
     All rounds of a stage share one vectorised draw: the verdict functions are mapped over rounds with vmap-free batching by keys.
@@ -93,7 +97,7 @@ def block_outcomes(settings: dict, rule: str, rounds: int, seed: int, pair: ToyP
     counts = np.zeros(VOCAB**3)
     accepted = decided = 0
     for i in range(rounds):
-        g = generate(pair, [0], drafter="generic", k=2, rule=rule, max_tokens=3, seed=seed + i, **settings)
+        g = generate(pair, prompt, drafter=drafter, k=2, rule=rule, max_tokens=3, seed=seed + i, **settings)
         a, b, c = g.tokens
         counts[(a * VOCAB + b) * VOCAB + c] += 1
         decided += 1
@@ -128,6 +132,19 @@ def test_loop_preserves_the_target(settings: dict, rule: str) -> None:
     p, q = chain(TARGET, settings)[0], chain(DRAFT, settings)[0]
     rate = (p * q).sum() if rule == "match" else np.minimum(p, q).sum()
     assert stats.binomtest(accepted, decided, rate).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("rule", ["match", "rejection"])
+@pytest.mark.parametrize("settings", [FILTERS["plain"], FILTERS["top_p"]], ids=["plain", "top_p"])
+def test_a_memory_preserves_the_target(settings: dict, rule: str) -> None:
+    """A memory's tokens are certain proposals: under both rules they stand with the target's probability, and sequences follow it."""
+    text = [5, 0, 2, 1, 0, 4, 3]
+    counts = count_suffixes(np.array([*text, -1], dtype=np.int32), np.array([0]), np.array([2]))
+    drafter = MemoryDrafter(Walker(counts), LookupDrafter(3, 2), threshold=0.1)
+    outcomes, accepted, decided = block_outcomes(settings, rule, 1500, seed=7000, drafter=drafter, prompt=(5, 0))
+    assert chi_square(outcomes, exact(settings)) > 1e-4
+    assert stats.binomtest(accepted, decided, chain(TARGET, settings)[0, 2]).pvalue > 1e-4
+    assert 0 < accepted < decided
 
 
 def many_blocks(verdict: Callable, settings: dict, rounds: int, seed: int = 0) -> np.ndarray:

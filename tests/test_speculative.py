@@ -19,7 +19,7 @@ from harness.decode import speculative
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
 from harness.decode.generation import generate
-from harness.decode.length import AutoK, Costs
+from harness.decode.length import FREE, AutoK, Costs
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.replay import forced_passes, replay
 from harness.decode.sampling import Sampling
@@ -398,7 +398,7 @@ def test_lookup_proposes_what_followed_the_latest_match(context: list[int], k: i
             if starts:
                 expected = seen[starts[-1] + n : starts[-1] + n + k]
                 break
-        assert lookup.find(seen, k) == expected
+        assert lookup.search(seen, Request(k=k)).tokens == expected
 
 
 class Cautious:
@@ -412,8 +412,11 @@ class Cautious:
     def max_k(self) -> int:
         return 3 if self.rounds > 2 else 0
 
-    def lookup_k(self) -> tuple[int, int]:
-        return 0, 0
+    def free_k(self) -> dict[str, int]:
+        return dict.fromkeys(FREE, 0)
+
+    def worth(self, confidences: tuple[float, ...]) -> int:
+        return 0
 
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         return True
@@ -439,10 +442,10 @@ def test_lookup_length_follows_the_match() -> None:
     lookup = LookupDrafter(ngram=3, min_ngram=1)
     context = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
     lookup.begin(context)
-    assert lookup.propose(context, Request(k=9, lookup_k=(0, 2))).tokens.tolist() == [4, 5]
-    assert lookup.propose(context, Request(k=9, lookup_k=(0, 2))).source == "copy"
-    assert lookup.propose([*context, 7], Request(k=9, lookup_k=(0, 2))) is None
-    short = lookup.propose([*context, 7], Request(k=0, lookup_k=(1, 0)))
+    assert lookup.propose(context, Request(k=9, free_k={"lookup": 0, "copy": 2})).tokens.tolist() == [4, 5]
+    assert lookup.propose(context, Request(k=9, free_k={"lookup": 0, "copy": 2})).source == "copy"
+    assert lookup.propose([*context, 7], Request(k=9, free_k={"lookup": 0, "copy": 2})) is None
+    short = lookup.propose([*context, 7], Request(k=0, free_k={"lookup": 1, "copy": 0}))
     assert (short.tokens.tolist(), short.source) == ([1], "lookup")
 
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train-router": ("harness.cli.route:train_router", "Learn which adapter suits which prompt, and show what that gains."),
     "route": ("harness.cli.route:route", "Show which adapter the router picks for a prompt, why, and what the choice costs."),
     "distill": ("harness.cli.distill:distill", "Build a small draft out of the target itself."),
+    "memory": ("harness.cli.memory:memory_app", "Build and show what a pair's target said before, which costs nothing to propose again."),
     "models": ("harness.cli.models:models_app", "List, fetch and check model pairs."),
     "doctor": ("harness.cli.doctor:doctor", "Show what this machine offers and what is broken."),
 }

@@ -29,6 +29,8 @@ class DrafterKind:
     """The pair must have a draft model."""
     free: bool = False
     """It can propose without running a model."""
+    remembers: bool = False
+    """It holds answers to earlier prompts: none of them may be evaluated with it."""
     options: tuple[str, ...] = ()
     """Fields of :class:`harness.decode.making.DrafterOptions` that change what it proposes."""
 
@@ -51,6 +53,7 @@ class DrafterKind:
 
 
 _MAKING = "harness.decode.making"
+_MEMORY_OPTIONS = ("memory_ngram", "memory_min_ngram", "memory_threshold")
 
 DRAFTERS: dict[str, DrafterKind] = {
     "generic": DrafterKind(summary="the pair's draft", make=f"{_MAKING}:generic", needs_draft=True, options=("vocab",)),
@@ -62,6 +65,21 @@ DRAFTERS: dict[str, DrafterKind] = {
         needs_draft=True,
         free=True,
         options=("hybrid_ngram", "hybrid_min_ngram", "vocab"),
+    ),
+    "memory": DrafterKind(
+        summary="what the target said before, or lookup",
+        make=f"{_MAKING}:memory",
+        free=True,
+        remembers=True,
+        options=_MEMORY_OPTIONS,
+    ),
+    "memory_hybrid": DrafterKind(
+        summary="memory, then the draft",
+        make=f"{_MAKING}:memory_hybrid",
+        needs_draft=True,
+        free=True,
+        remembers=True,
+        options=(*_MEMORY_OPTIONS, "vocab"),
     ),
 }
 """The drafters that come with the package. A new one is one line here."""

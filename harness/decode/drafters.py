@@ -6,14 +6,15 @@ still valid, so the loop needs no bookkeeping per strategy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from harness.core.errors import HarnessError
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.sampling import Sampling, log_softmax, processed_logprobs, sample
+from harness.decode.suffix_counts import Walker
 from harness.models.blas import ints, mx
 from harness.models.forward import PrunedHead, widened
 from harness.models.opened import fit_vocabulary, vocabulary_rows
@@ -32,9 +33,9 @@ class Proposal:
     logits: mx.array | None = None
     """(k, draft vocab) raw draft logits, kept for the detailed mode; None for drafters without a distribution."""
     confidences: tuple[float, ...] = ()
-    """Probability of each proposed token under the draft, where the length policy asked for it."""
+    """Probability of each proposed token, where the length policy asked a draft for it; always of a memory's tokens."""
     source: str = "draft"
-    """Who proposed: ``draft``, ``lookup``, ``copy`` (lookup after a match of its longest suffix); for ``auto`` any other is a ``draft``."""
+    """Who proposed: ``draft``, or one of :data:`~harness.decode.length.FREE`; for ``auto`` any other is a ``draft``."""
 
     @property
     def k(self) -> int:
@@ -59,8 +60,10 @@ class Request:
 
     k: int
     """At most this many from a model."""
-    lookup_k: tuple[int, int] | None = None
-    """At most this many from a lookup: after a short match, and after one of the longest suffix; None is ``k``."""
+    free_k: Mapping[str, int] | None = None
+    """At most this many per source that runs no model; None is ``k`` for each."""
+    worth: Callable[[tuple[float, ...]], int] | None = None
+    """Of tokens found for nothing, each with its confidence, how many are worth verifying; None is all."""
     sampling: Sampling = field(default_factory=Sampling)
     key: mx.array | None = None
     """Random key, for temperature above 0."""
@@ -70,6 +73,10 @@ class Request:
     """The detailed mode needs the raw logits."""
     keep_going: Callable[[tuple[float, ...]], bool] | None = None
     """Asked after each token with all confidences so far; needs a host read per token, so None unless the policy needs it."""
+
+    def most(self, source: str) -> int:
+        """At most this many tokens of a source that runs no model."""
+        return self.k if self.free_k is None else self.free_k[source]
 
 
 class Drafter(Protocol):
@@ -186,7 +193,47 @@ class ModelDrafter:
         return sample(logq, key).astype(mx.int32), logq
 
 
-class LookupDrafter:
+class Found(NamedTuple):
+    """Tokens that were found without running a model."""
+
+    tokens: list[int]
+    source: str
+    """As in :class:`Proposal`."""
+    confidences: tuple[float, ...] = ()
+    """Likewise."""
+
+
+NOTHING = Found([], "")
+"""Nothing was found."""
+
+
+NEARER = 2
+"""A memory goes before the text so far when it knows a suffix longer by this many tokens: what stands near is more often right."""
+
+
+class FreeDrafter:
+    """Proposes what it finds without running a model."""
+
+    name: str
+    free = True
+
+    def begin(self, prompt: list[int]) -> None:
+        """Start a new answer."""
+        raise NotImplementedError
+
+    def search(self, context: list[int], request: Request) -> Found:
+        """What may follow ``context``, within the request's lengths."""
+        raise NotImplementedError
+
+    def propose(self, context: list[int], request: Request) -> Proposal | None:
+        """What :meth:`search` finds, for the loop."""
+        found = self.search(context, request)
+        if not found.tokens:
+            return None
+        return Proposal(tokens=mx.array(found.tokens, dtype=mx.int32), source=found.source, confidences=found.confidences)
+
+
+class LookupDrafter(FreeDrafter):
     """Prompt lookup: propose what followed the latest earlier occurrence of the last n tokens.
 
     Args:
@@ -195,11 +242,12 @@ class LookupDrafter:
     """
 
     name = "lookup"
-    free = True
 
     def __init__(self, ngram: int = 3, min_ngram: int = 1) -> None:
         self.ngram = ngram
         self.min_ngram = min_ngram
+        self.matched = 0
+        """Length of the suffix that the last search found."""
         self._ends: dict[tuple[int, ...], int] = {}
         self._indexed = 0
 
@@ -223,38 +271,63 @@ class LookupDrafter:
                 return end, n
         return 0, 0
 
-    def find(self, context: list[int], k: int) -> list[int]:
-        """Return up to ``k`` tokens that followed the longest known suffix of ``context``."""
+    def search(self, context: list[int], request: Request) -> Found:
+        """What followed the longest known suffix of ``context``."""
         end, n = self._match(context)
-        return context[end : end + k] if n else []
-
-    def propose(self, context: list[int], request: Request) -> Proposal | None:
-        end, n = self._match(context)
-        longest = n == self.ngram
-        k = request.k if request.lookup_k is None else request.lookup_k[longest]
-        if not n or k == 0:
-            return None
-        return Proposal(tokens=mx.array(context[end : end + k], dtype=mx.int32), source="copy" if longest else "lookup")
+        self.matched = n
+        source = "copy" if n == self.ngram else "lookup"
+        return Found(context[end : end + request.most(source)], source) if n else NOTHING
 
 
-class HybridDrafter:
-    """Lookup first (free), a draft model where lookup has nothing.
+class MemoryDrafter(FreeDrafter):
+    """Propose what the target has said before after the same tokens, or copy from the text so far: who knows the longer suffix.
 
     Args:
-        lookup: usually with ``min_ngram`` 3, so that only solid matches skip the draft.
-        draft: the model drafter behind it.
+        memory: finds what followed a context.
+        lookup: finds it in the text so far.
+        threshold: a draft of the memory ends where the product of its tokens' shares falls below this.
     """
 
-    name = "hybrid"
-    free = True
+    name = "memory"
 
-    def __init__(self, lookup: LookupDrafter, draft: ModelDrafter) -> None:
+    def __init__(self, memory: Walker, lookup: LookupDrafter, threshold: float) -> None:
+        self.memory = memory
         self.lookup = lookup
-        self.draft = draft
+        self.threshold = threshold
 
     def begin(self, prompt: list[int]) -> None:
         self.lookup.begin(prompt)
+
+    def search(self, context: list[int], request: Request) -> Found:
+        """A copy, unless the memory knows a suffix that is longer by ``NEARER``; whoever has nothing gives way to the other."""
+        copied, matched = self.lookup.search(context, request), self.lookup.matched
+        state, known = self.memory.find(context)
+        if copied.tokens and known < matched + NEARER:
+            return copied
+        tokens, shares = self.memory.walk(state, request.most("memory"), self.threshold)
+        n = len(tokens) if request.worth is None else request.worth(tuple(shares))
+        return Found(tokens[:n], "memory", tuple(shares[:n])) if n else copied
+
+
+class HybridDrafter:
+    """What costs nothing first, a draft model where that has nothing.
+
+    Args:
+        first: a lookup, usually with ``min_ngram`` 3, so that only solid matches skip the draft, or a memory.
+        draft: the model drafter behind it.
+        name: name in reports.
+    """
+
+    free = True
+
+    def __init__(self, first: FreeDrafter, draft: ModelDrafter, name: str = "hybrid") -> None:
+        self.name = name
+        self.first = first
+        self.draft = draft
+
+    def begin(self, prompt: list[int]) -> None:
+        self.first.begin(prompt)
         self.draft.begin(prompt)
 
     def propose(self, context: list[int], request: Request) -> Proposal | None:
-        return self.lookup.propose(context, request) or self.draft.propose(context, request)
+        return self.first.propose(context, request) or self.draft.propose(context, request)

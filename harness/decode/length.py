@@ -13,6 +13,8 @@ from typing import Protocol
 from harness.core.errors import HarnessError
 from harness.core.limits import COUNT, LENGTH, Limit, draft_length
 
+FREE = ("lookup", "copy", "memory")
+"""Sources that run no model: a lookup in the text so far, one after a match of its longest suffix, and a pair's memory."""
 AUTO_MAX_K = 16
 """Longest draft that ``auto`` weighs: text copied from the prompt comes in long stretches, which lookup proposes for nothing."""
 
@@ -52,15 +54,18 @@ def predicted_speedup(tau: float, k: int, costs: Costs) -> float:
 
 
 class LengthPolicy(Protocol):
-    """Decides how far to draft. Sources: ``draft`` (a model), ``lookup``, ``copy`` (lookup after a match of its longest suffix), others."""
+    """Decides how far to draft. Sources are ``draft`` (a model) and :data:`FREE`."""
 
     needs_confidence: bool
 
     def max_k(self) -> int:
         """Upper bound for this round; 0 means plain decoding."""
 
-    def lookup_k(self) -> tuple[int, int]:
-        """Upper bounds for tokens found by lookup: after a short match, and after one of the longest suffix looked up."""
+    def free_k(self) -> dict[str, int]:
+        """Upper bound for the tokens of each source in :data:`FREE`."""
+
+    def worth(self, confidences: tuple[float, ...]) -> int:
+        """How many of a memory's tokens to verify, by the confidence in each."""
 
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         """After each drafted token: draft another one?"""
@@ -80,8 +85,11 @@ class FixedK:
     def max_k(self) -> int:
         return self.k
 
-    def lookup_k(self) -> tuple[int, int]:
-        return self.k, self.k
+    def free_k(self) -> dict[str, int]:
+        return dict.fromkeys(FREE, self.k)
+
+    def worth(self, confidences: tuple[float, ...]) -> int:
+        return len(confidences)
 
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         return True
@@ -109,8 +117,11 @@ class DynamicK:
     def max_k(self) -> int:
         return self.limit
 
-    def lookup_k(self) -> tuple[int, int]:
-        return self.limit, self.limit
+    def free_k(self) -> dict[str, int]:
+        return dict.fromkeys(FREE, self.limit)
+
+    def worth(self, confidences: tuple[float, ...]) -> int:
+        return next((i for i, confidence in enumerate(confidences) if confidence < self.threshold), len(confidences))
 
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         return confidences[-1] >= self.threshold
@@ -145,11 +156,11 @@ class AutoK:
         self.costs = costs
         self.decay = decay
         self.probe_budget = probe_budget
-        priors = {"draft": prior_alpha, "lookup": prior_alpha, "copy": 0.9}
+        priors = {"draft": prior_alpha, "lookup": prior_alpha, "memory": prior_alpha, "copy": 0.9}
         self._accepted = {source: alpha * prior_rounds for source, alpha in priors.items()}
         self._decided = dict.fromkeys(priors, prior_rounds)
         # Acceptance by confidence bucket, with the confidence itself as a prior worth a few tokens.
-        self._bucket = [[4.0 * (b + 0.5) / self._BUCKETS, 4.0] for b in range(self._BUCKETS)]
+        self._buckets = {source: [[4.0 * (b + 0.5) / self._BUCKETS, 4.0] for b in range(self._BUCKETS)] for source in ("draft", "memory")}
         self._plain_rounds = 0
         self._wait = 0
 
@@ -166,12 +177,26 @@ class AutoK:
         rate, k = max(rates)
         return -k, rate
 
-    def lookup_k(self) -> tuple[int, int]:
-        """Best length at the running acceptance of lookups, which are drafted for nothing; 0 while the draft model does better."""
-        rival = self.best()[1] if self.costs.c > 0 else 1.0
-        found = [self._best(self.alpha(source), 0.0) for source in ("lookup", "copy")]
-        short, longest = (k if rate > rival else 0 for k, rate in found)
-        return short, longest
+    def _rival(self) -> float:
+        """Tokens per target-step time of a round without a free source: the draft model's, or plain decoding's."""
+        return self.best()[1] if self.costs.c > 0 else 1.0
+
+    def free_k(self) -> dict[str, int]:
+        """Best length at the running acceptance of lookups, 0 while the draft model does better; a memory says more of each token."""
+        rival = self._rival()
+        found = {source: self._best(self.alpha(source), 0.0) for source in ("lookup", "copy")}
+        return {"memory": self.costs.max_k, **{source: k if rate > rival else 0 for source, (k, rate) in found.items()}}
+
+    def worth(self, confidences: tuple[float, ...]) -> int:
+        """The length with the most expected tokens per time, by how often tokens of such confidence stood; 0 if a rival does better."""
+        best, length, survive, tokens = self._rival(), 0, 1.0, 1.0
+        for j, confidence in enumerate(confidences, 1):
+            survive *= self._stands("memory", confidence)
+            tokens += survive
+            rate = tokens / self.costs.round_cost(j, 0.0)
+            if rate > best:
+                best, length = rate, j
+        return length
 
     def max_k(self) -> int:
         k, _ = self.best()
@@ -188,8 +213,8 @@ class AutoK:
             return 1
         return 0
 
-    def _stands(self, confidence: float) -> float:
-        accepted, seen = self._bucket[self._index(confidence)]
+    def _stands(self, source: str, confidence: float) -> float:
+        accepted, seen = self._buckets[source][self._index(confidence)]
         return accepted / seen
 
     def _index(self, confidence: float) -> int:
@@ -199,7 +224,7 @@ class AutoK:
         k = len(confidences)
         survive = 1.0
         for confidence in confidences:
-            survive *= self._stands(confidence)
+            survive *= self._stands("draft", confidence)
         alpha, (_, rate) = self.alpha(), self.best()
         gain = 0.0
         for more in range(1, self.costs.max_k - k + 1):
@@ -217,7 +242,7 @@ class AutoK:
             self._accepted[source] = self._accepted[source] * self.decay + stands
             self._decided[source] = self._decided[source] * self.decay + 1
             if i < len(confidences):
-                bucket = self._bucket[self._index(confidences[i])]
+                bucket = self._buckets[source][self._index(confidences[i])]
                 bucket[0] += stands
                 bucket[1] += 1
 

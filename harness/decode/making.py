@@ -7,8 +7,9 @@ from typing import Any
 
 from harness.core.drafter_kinds import drafter_kind
 from harness.core.errors import HarnessError
-from harness.core.limits import COUNT
-from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter
+from harness.core.limits import COUNT, Limit
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
+from harness.decode.memory import pair_memory
 from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import vocabulary_rows
 
@@ -25,6 +26,12 @@ class DrafterOptions:
     """Hybrid: longest suffix to look up; a longer match is more often right."""
     hybrid_min_ngram: int = 3
     """Hybrid: shortest suffix for which lookup replaces the draft."""
+    memory_ngram: int = 8
+    """Memory: longest suffix to look up in the text so far."""
+    memory_min_ngram: int = 2
+    """Memory: shortest suffix to look up there."""
+    memory_threshold: float = 0.15
+    """Memory: a draft ends where the product of its tokens' shares falls below this."""
     layers: int | None = None
     """Early exit: layers of the target to keep; None takes a quarter."""
     vocab: int | tuple[int, ...] | None = None
@@ -32,12 +39,13 @@ class DrafterOptions:
     ids (byte-pair merges are ordered by frequency), and what stands in prompt and answer; None takes what the pair's file says."""
 
     def __post_init__(self) -> None:
-        counts = ("ngram", "min_ngram", "hybrid_ngram", "hybrid_min_ngram", "layers")
+        counts = ("ngram", "min_ngram", "hybrid_ngram", "hybrid_min_ngram", "memory_ngram", "memory_min_ngram", "layers")
         for name in counts if self.layers is not None else counts[:-1]:
             COUNT.check(name, getattr(self, name))
         if self.vocab is not None and (isinstance(self.vocab, int) or not self.vocab):
             COUNT.check("vocab", self.vocab)
-        for short, long in (("min_ngram", "ngram"), ("hybrid_min_ngram", "hybrid_ngram")):
+        Limit(0, 1).check("memory_threshold", self.memory_threshold)
+        for short, long in (("min_ngram", "ngram"), ("hybrid_min_ngram", "hybrid_ngram"), ("memory_min_ngram", "memory_ngram")):
             if getattr(self, short) > getattr(self, long):
                 raise HarnessError(f"{short} is {getattr(self, short)}, {long} {getattr(self, long)}", f"Use a {short} of at most {long}.")
 
@@ -69,6 +77,22 @@ def early_exit(pair: Any, options: DrafterOptions) -> ModelDrafter:
 def hybrid(pair: Any, options: DrafterOptions) -> HybridDrafter:
     """The drafter ``hybrid``."""
     return HybridDrafter(LookupDrafter(options.hybrid_ngram, options.hybrid_min_ngram), generic(pair, options))
+
+
+def memory(pair: Any, options: DrafterOptions) -> MemoryDrafter:
+    """The drafter ``memory``.
+
+    Raises:
+        HarnessError: the pair has no memory, or one of another target.
+    """
+    lookup = LookupDrafter(options.memory_ngram, options.memory_min_ngram)
+    return MemoryDrafter(pair_memory(pair).walker, lookup, options.memory_threshold)
+
+
+def memory_hybrid(pair: Any, options: DrafterOptions) -> HybridDrafter:
+    """The drafter ``memory_hybrid``."""
+    draft = generic(pair, options)
+    return HybridDrafter(memory(pair, options), draft, name="memory_hybrid")
 
 
 def generic(pair: Any, options: DrafterOptions) -> ModelDrafter:

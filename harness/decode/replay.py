@@ -18,7 +18,7 @@ from harness.core.errors import HarnessError
 from harness.core.limits import room
 from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
-from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Request
+from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter, ModelDrafter, Request
 from harness.decode.making import resolve_drafter
 from harness.decode.sampling import Sampling, processed_logprobs
 from harness.models.blas import ints, mx
@@ -133,21 +133,21 @@ def simulate_match(match: np.ndarray, k: int, max_tokens: int) -> Counts:
     return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(match), k, max_tokens)
 
 
-def simulate_lookup(lookup: LookupDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> Counts:
-    """Greedy counts of prompt lookup, which needs no model at all.
+def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> Counts:
+    """Greedy counts of a drafter that needs no model at all.
 
     Args:
-        lookup: its settings.
+        drafter: a lookup or a memory.
         trajectory: the known answer.
         k: draft length.
-        match: (n,) of the draft model that steps in where lookup finds nothing (hybrid); None is lookup alone.
+        match: (n,) of the draft model that steps in where it finds nothing (hybrid); None is the drafter alone.
     """
     prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
     runs = None if match is None else run_lengths(match)
-    lookup.begin(prompt)
+    drafter.begin(prompt)
 
     def propose(position: int, limit: int) -> tuple[int, int]:
-        found = lookup.find(prompt + answer[:position], limit) if limit else []
+        found = drafter.search(prompt + answer[:position], Request(k=limit)).tokens
         if not found and runs is not None:
             return limit, min(int(runs[position]), limit)
         return len(found), common_prefix(found, answer[position:])
@@ -161,7 +161,7 @@ def simulate_proposals(drafter: Drafter, trajectory: Trajectory, k: int) -> Coun
     drafter.begin(prompt)
 
     def propose(position: int, limit: int) -> tuple[int, int]:
-        proposal = drafter.propose(prompt + answer[:position], Request(k=limit, lookup_k=(limit, limit)))
+        proposal = drafter.propose(prompt + answer[:position], Request(k=limit))
         tokens = [] if proposal is None else ints(proposal.tokens)
         return len(tokens), common_prefix(tokens, answer[position:])
 
@@ -399,13 +399,13 @@ def _replay_greedy(
     name: str, drafter: Drafter, trajectories: Sequence[Trajectory], ks: Sequence[int], progress: Callable[[int], None] | None
 ) -> list[ReplayRow]:
     """Replay a drafter that is no model alone."""
-    if isinstance(drafter, LookupDrafter):
-        return [_row_of(name, t, k, simulate_lookup(drafter, t, k)) for t in trajectories for k in ks]
+    if isinstance(drafter, FreeDrafter):
+        return [_row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
     if not isinstance(drafter, HybridDrafter):
         return [_row_of(name, t, k, simulate_proposals(drafter, t, k)) for t in trajectories for k in ks]
     passes = forced_passes(drafter.draft.model, drafter.draft.token_map, trajectories, progress=progress)
     return [
-        _row_of(name, t, k, simulate_lookup(drafter.lookup, t, k, forced.match), forced.near_ties())
+        _row_of(name, t, k, simulate_free(drafter.first, t, k, forced.match), forced.near_ties())
         for t, forced in zip(trajectories, passes, strict=True)
         for k in ks
     ]

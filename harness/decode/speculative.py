@@ -66,7 +66,7 @@ def speculative_steps(
     context = list(prompt)
     target.prefill(prompt[:-1])
     free = getattr(drafter, "free", False)
-    begun = policy.max_k() > 0 or (free and any(policy.lookup_k()))  # a draft that cannot pay does not read the prompt
+    begun = policy.max_k() > 0 or (free and any(policy.free_k().values()))  # a draft that cannot pay does not read the prompt
     if begun:
         drafter.begin(prompt)
     prefill_s = time.perf_counter() - start
@@ -77,17 +77,17 @@ def speculative_steps(
         laps.start()
         key, draft_key, accept_key = mx.random.split(key, 3) if not sampling.greedy else (key, None, None)
         room = max_tokens - emitted - 1
-        short, longest = policy.lookup_k()
         request = Request(
             k=min(policy.max_k(), room),
-            lookup_k=(min(short, room), min(longest, room)),
+            free_k={source: min(most, room) for source, most in policy.free_k().items()},
+            worth=policy.worth,
             sampling=sampling,
             key=draft_key,
             with_logq=rule == "rejection" and not sampling.greedy,
             with_logits=details is not None,
             keep_going=policy.keep_going if policy.needs_confidence else None,
         )
-        if not begun and (request.k > 0 or (free and any(request.lookup_k or ()))):  # decoded plainly so far, now tries
+        if not begun and (request.k > 0 or (free and any((request.free_k or {}).values()))):  # decoded plainly so far, now tries
             drafter.begin(prompt)
             begun = True
         proposal = (drafter.propose(context, request) if begun else None) or Proposal(EMPTY)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness import scoring
 from harness.core import machine
+from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.interrupt import StopRequest
 from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
+from harness.datasets.splits import refuse_leaks
 from harness.results.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
@@ -77,8 +79,9 @@ def run_suite(
         warnings = _warn(samples, before, console)
         pair = engine.load_pair(suite.models, offline=offline)
         prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
+        memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
-    with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine, identity)) as store, StopRequest(console) as stop:
+    with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine, identity, memory)) as store, StopRequest(console) as stop:
         if store.repaired_bytes:
             show(console, f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         store.update(warnings=warnings)
@@ -157,6 +160,17 @@ def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
     return samples
 
 
+def _memory(suite: Suite, pair: Any, samples: Sequence[Sample]) -> dict[str, str]:
+    """Name the pair's memory in the manifest where a cell drafts from it, and refuse one that knows the prompts of this run."""
+    if not any((kind := find_kind(cell.drafter)) is not None and kind.remembers for cell in suite.cells()):
+        return {}
+    from harness.decode.memory import pair_memory
+
+    memory = pair_memory(pair)
+    refuse_leaks(memory.samples(), samples)
+    return {"memory": memory.hash}
+
+
 def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) -> list[str]:
     """Say before the models load what this machine cannot do for ``samples``; the report repeats it, also for a part run elsewhere."""
     text = scoring.warning(samples)
@@ -165,14 +179,14 @@ def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) 
     return list(dict.fromkeys([*(before.measured.warnings if before else ()), *filter(None, [text])]))
 
 
-def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mapping[str, str]) -> Manifest:
+def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mapping[str, str], memory: dict[str, str]) -> Manifest:
     return Manifest(
         run=name,
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         pair=pair.name,
         suite=suite.resolved(),
         suite_hash=suite.hash(),
-        models=_model_facts(pair, engine.dtype(pair)),
+        models={**_model_facts(pair, engine.dtype(pair)), **memory},
         code=machine.code_state(),
         packages=machine.package_versions(),
         machine=_machine(engine),

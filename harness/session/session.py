@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness import api
 from harness.adapt.adapters.folder import adapter_folder, read_info
 from harness.adapt.adapters.names import ROUTER, check_drafter, installed
+from harness.adapt.memory_sources import Growth
 from harness.adapt.training.learner import Learner
 from harness.adapt.training.outcome import TrainProgress
 from harness.adapt.training.rounds import RoundRecord, install
@@ -21,6 +22,7 @@ from harness.core.errors import HarnessError
 from harness.core.records import Generation, Sample
 from harness.datasets import load_samples
 from harness.datasets.splits import leaks
+from harness.decode.memory import Answer, memory_path
 from harness.models.pair import load_pair
 from harness.models.pair_config import pair_k
 from harness.session.session_config import ADAPTIVE, DEFAULT, SessionConfig, load_session_config
@@ -56,10 +58,12 @@ class Session:
         self._refused_at = -1
         self._costs: dict[str, Costs] = {}
         self._held_out: list[Sample] | None = None
+        self._growth: Growth | None = None
         self._lock = lock_session(self.folder)
         try:
             self.totals = read_totals(self.folder / STATE)
             self.learner = None if pair.draft is None else Learner(pair.draft, self.folder, config.training_config())
+            self._growth = Growth(pair, self.folder / "memory.jsonl") if config.remember else None
             self._install_adapter()
         except BaseException:
             self.close()
@@ -134,8 +138,12 @@ class Session:
         generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=watched, **chosen)
         self.totals = self.totals.plus(generation)
         write_totals(self.folder / STATE, self.totals)
-        if watched and generation.drafter is not None:
-            self._observe(prompt, generation)
+        if self._growth is not None or (watched and generation.drafter is not None):
+            sample, ids = self._sample(prompt), self.pair.encode(self._messages(prompt))
+            if watched and self.learner is not None and generation.drafter is not None:
+                self.learner.observe(sample, ids, generation)
+            if self._growth is not None and sample.split == "train":
+                self._growth.add(Answer.of(sample, ids, generation.tokens))
         if config.train_automatically if train is None else train:
             self.train_if_due()
         return generation
@@ -278,11 +286,16 @@ class Session:
 
     def _resolve(self, drafter: str | None) -> str | None:
         """Turn ``adaptive`` into what it stands for now."""
+        if self._growth is not None and (kind := find_kind(drafter)) is not None and kind.remembers and not self._has_memory():
+            return "hybrid" if kind.needs_draft else "lookup"  # until enough was said to make one
         if drafter != ADAPTIVE:
             return drafter
         if self.learner is None:
             return "lookup"
         return self.config.name if self._has_adapter() else "generic"
+
+    def _has_memory(self) -> bool:
+        return memory_path(self.pair.name).is_file()
 
     def _has_adapter(self) -> bool:
         return self.learner is not None and self.learner.adapter is not None
@@ -321,17 +334,15 @@ class Session:
             self._costs[kind] = calibrate(self.pair, resolve_drafter(self.pair, kind)).costs
         return self._costs[kind]
 
-    def _observe(self, prompt: Prompt, generation: Generation) -> None:
-        assert self.learner is not None
+    def _sample(self, prompt: Prompt) -> Sample:
+        """The last turn of a prompt; what touches an evaluation prompt is of the split ``test``: never trained on nor remembered."""
         turns = _user_turns(self.pair, prompt)
         name = f"{self.config.name}/{self.totals.generations}"
         samples = [
             Sample(id=f"{name}.{i}", domain=self.config.domain, prompt=t, source="session", split="train") for i, t in enumerate(turns)
         ]
-        # A conversation that touches an evaluation prompt is kept for analysis and never trained on.
         split = "test" if leaks(samples, self.held_out()) else "train"
-        sample = dataclasses.replace(samples[-1], id=name, split=split)
-        self.learner.observe(sample, self.pair.encode(self._messages(prompt)), generation)
+        return dataclasses.replace(samples[-1], id=name, split=split)
 
     def held_out(self) -> list[Sample]:
         """All prompts of the evaluation's splits, limits aside."""

@@ -55,6 +55,8 @@ class SessionConfig(Strict):
     """Answers in the rolling acceptance; the training config's when absent."""
     train_automatically: bool = True
     """Run a round as soon as it is due."""
+    remember: bool = False
+    """Add the answers to the pair's memory, from which the drafters ``memory`` and ``memory_hybrid`` propose."""
     evaluation: dict[str, DatasetSpec] = Field(default_factory=lambda: {"chat": DatasetSpec(dataset="chat", limit=8)})
     """Held-out prompts by domain; prompts that resemble them are never trained on."""
     evaluation_tokens: Annotated[int, Field(ge=1, le=32_768)] = 64

@@ -17,8 +17,8 @@ from toy import near_copy, toy_model
 from harness.core.records import Trajectory
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import LookupDrafter
-from harness.decode.replay import expected_counts, forced_passes, simulate_lookup, simulate_match
+from harness.decode.drafters import LookupDrafter, Request
+from harness.decode.replay import expected_counts, forced_passes, simulate_free, simulate_match
 from harness.decode.sampling import log_softmax
 from harness.models.blas import mx
 
@@ -104,7 +104,7 @@ def test_lookup(benchmark: Benchmark) -> None:
         lookup.begin(tokens[:24])
         found: list[int] = []
         for end in range(24, len(tokens)):
-            found = lookup.find(tokens[:end], 4)
+            found = lookup.search(tokens[:end], Request(k=4)).tokens
         return found
 
     found = benchmark(run)
@@ -134,10 +134,10 @@ def test_simulate_every_k(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.benchmark(group="replay")
-def test_simulate_lookup_every_k(benchmark: Benchmark) -> None:
+def test_simulate_free_every_k(benchmark: Benchmark) -> None:
     """Replaying lookup for K = 1..8 needs no model; a repetitive answer must give accepted tokens."""
     trajectory = answer()
-    counts = benchmark(lambda: [simulate_lookup(LookupDrafter(3, 2), trajectory, k) for k in KS])
+    counts = benchmark(lambda: [simulate_free(LookupDrafter(3, 2), trajectory, k) for k in KS])
     assert all(c.emitted == ANSWER and 0 < c.accepted <= c.drafted for c in counts)
 
 

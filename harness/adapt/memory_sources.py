@@ -1,0 +1,151 @@
+"""Where a memory's answers come from: folders of ``harness collect``, runs and sessions. Nothing said to a test prompt is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.adapt.training.failures import Case, FailureStore
+from harness.answers.collect import read_answers
+from harness.core import journal
+from harness.core.errors import HarnessError
+from harness.core.files import typed
+from harness.core.records import Sample
+from harness.datasets.splits import refuse_leaks
+from harness.decode.accept import common_prefix
+from harness.decode.memory import Answer, Memory, grow_memory, memory_path
+from harness.results.store import read_manifest, read_records
+from harness.suite.suite import recorded_suite
+
+GROWTH = 50
+"""A growing memory is made anew once a fiftieth of it is new: each token then costs the same, however large it is."""
+FIRST_TOKENS = 256
+"""Tokens that a small memory waits for before it is made anew."""
+
+
+def answers_in_folder(folder: Path, pair: Any) -> list[Answer]:
+    """Answers that ``harness collect`` wrote.
+
+    Raises:
+        HarnessError: none there, or another target's.
+    """
+    words = UserWords(pair)
+    found = []
+    for stored in read_answers(folder, pair.target_hash):
+        sample = Sample(id=stored.sample_id, domain=stored.domain, prompt=words(stored.prompt_tokens), split="train")
+        found.append(Answer.of(sample, stored.prompt_tokens, stored.rollout.tokens))
+    return found
+
+
+def answers_of_run(folder: Path, pair: Any, load_samples: Callable[..., list[Sample]]) -> list[Answer]:
+    """The target's own greedy answers of a run to prompts of the train split.
+
+    Args:
+        folder: run folder.
+        pair: loaded pair.
+        load_samples: reads the run's datasets, as :func:`harness.datasets.load_samples`.
+
+    Raises:
+        HarnessError: the run is of another target, or all its prompts are kept for evaluation.
+    """
+    manifest = read_manifest(folder)
+    if manifest.models.get("target") != pair.target_hash:
+        raise HarnessError(f"the run {folder.name} is of another target than {pair.name!r}", "Name the pair that the run was made with.")
+    suite = recorded_suite(manifest.suite)
+    samples = [s for domain, spec in suite.domains.items() for s in load_samples(spec, domain=domain, seed=suite.seed)]
+    train = {sample.id: sample for sample in samples if sample.split == "train"}
+    said = {r.sample_id: r.tokens for r in read_records(folder) if r.drafter is None and r.temperature == 0 and r.tokens}
+    if not train.keys() & said.keys():
+        raise HarnessError(
+            f"the run {folder.name} has answers to evaluation prompts only, and none of those may be remembered",
+            "Run a suite whose domains have `split: train`, or collect answers to training prompts with `harness collect`.",
+        )
+    return [Answer.of(train[i], pair.encode(train[i].prompt), tokens) for i, tokens in said.items() if i in train]
+
+
+def answers_of_session(folder: Path, pair: Any) -> list[Answer]:
+    """What the target said in a session where the draft was wrong; what resembles an evaluation prompt was never trainable.
+
+    Raises:
+        HarnessError: no failure cases there, or another pair's.
+    """
+    path = folder / "failures.jsonl"
+    if not path.is_file():
+        raise HarnessError(f"no failure cases in {folder}", "Name the folder of a session that has drafted.")
+    cases = [case for case in FailureStore(path) if case.split != "test"]
+    for case in cases:
+        _same_tokenizer(case, pair, path)
+    samples = [Sample(id=c.sample_id, domain=c.domain, prompt=c.prompt, split=c.split) for c in cases]
+    return [Answer.of(sample, case.prompt_tokens, case.output_tokens) for sample, case in zip(samples, cases, strict=True)]
+
+
+def _same_tokenizer(case: Case, pair: Any, path: Path) -> None:
+    """Refuse ids of another pair: they must be known, and end as this pair's prompts do."""
+    ids = pair.encode([*case.prompt_tokens, *case.output_tokens][-pair.context_tokens :])
+    if ids and pair.encode(case.prompt)[-2:] != list(case.prompt_tokens[-2:]):
+        raise HarnessError(f"{path} is of another pair than {pair.name!r}", "Name the folder of a session on this pair.")
+
+
+def build_memory(pair: Any, answers: Iterable[Answer], evaluation: Sequence[Sample], *, path: Path, **limits: Any) -> Memory:
+    """Add answers to the memory at ``path``.
+
+    Raises:
+        HarnessError: an answer is to an evaluation prompt, or to one near it.
+    """
+    answers = list(answers)
+    refuse_leaks([Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt, split="train") for a in answers], evaluation)
+    return grow_memory(path, pair.name, pair.target_hash, answers, **limits)
+
+
+class UserWords:
+    """Finds the user's words in the tokens of a prompt: what the chat template adds is the same around every one.
+
+    Args:
+        pair: the pair whose template it is.
+    """
+
+    def __init__(self, pair: Any) -> None:
+        self._pair = pair
+        one, two = pair.encode("a"), pair.encode("7")
+        self._head = common_prefix(one, two)
+        self._tail = common_prefix(one[::-1], two[::-1])
+
+    def __call__(self, prompt_tokens: Sequence[int]) -> str:
+        """The words of one prompt."""
+        return str(self._pair.decode(prompt_tokens[self._head : len(prompt_tokens) - self._tail]))
+
+
+class Growth:
+    """Answers that wait to become part of a pair's memory, on disk as soon as they are said.
+
+    Args:
+        pair: loaded pair.
+        path: journal of what waits.
+    """
+
+    def __init__(self, pair: Any, path: Path) -> None:
+        self._pair, self._path = pair, path
+        journal.repair_tail(path)
+        self._tokens = sum(len(answer.tokens) for answer in self._waiting())
+
+    def add(self, answer: Answer) -> None:
+        """Keep an answer; the memory is made anew when enough of them wait."""
+        journal.append(self._path, [dataclasses.asdict(answer)])
+        self._tokens += len(answer.tokens)
+        path = memory_path(self._pair.name)
+        known = Memory(path).info.tokens if path.is_file() else 0
+        if self._tokens >= max(known // GROWTH, FIRST_TOKENS):
+            self.finish()
+
+    def finish(self) -> None:
+        """Make the memory anew with everything that waits."""
+        if self._tokens:
+            grow_memory(memory_path(self._pair.name), self._pair.name, self._pair.target_hash, self._waiting())
+            self._path.unlink()
+            self._tokens = 0
+
+    def _waiting(self) -> Iterator[Answer]:
+        for number, row in enumerate(journal.read(self._path), start=1):
+            yield typed(Answer, row, f"{self._path}:{number}", advice="Delete that line.")

@@ -1,0 +1,116 @@
+"""``harness memory``: build, list and show what a pair's target has said before, which the drafter ``memory`` proposes again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.core.terminal import say
+
+if TYPE_CHECKING:
+    from harness.core.records import Sample
+    from harness.decode.memory import Memory
+
+memory_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
+
+EVALUATED = ("humaneval", "wordproblems", "chat", "structured")
+"""Datasets whose test prompts no memory may hold answers to, whatever suite is run."""
+
+PairArgument = Annotated[str, typer.Argument(metavar="PAIR", help="Model pair: a name in configs/models or a path.")]
+
+
+@memory_app.command("build")
+def build(
+    pair: PairArgument,
+    folders: Annotated[list[Path] | None, typer.Option("--from", metavar="DIR", help="Answers of `harness collect`; repeatable.")] = None,
+    runs: Annotated[list[str] | None, typer.Option("--run", metavar="RUN", help="A run on training prompts; repeatable.")] = None,
+    sessions: Annotated[list[Path] | None, typer.Option("--session", metavar="DIR", help="Folder of a session; repeatable.")] = None,
+    against: Annotated[list[str] | None, typer.Option(metavar="SUITE", help="Refuse answers to this suite's prompts; repeatable.")] = None,
+    most_tokens: Annotated[int, typer.Option(min=1, help="Answer tokens kept; the oldest answers go when there are more.")] = 2_000_000,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of adding to the pair's memory.")] = False,
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of run folders.")] = Path("results"),
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+) -> None:
+    """Make a pair's memory out of what its target has said, or add to it. Answers to test prompts are refused.
+
+    Example: `harness memory build smollm2 --from answers/`
+    """
+    from functools import partial
+
+    from harness.core.errors import HarnessError
+    from harness.models.pair_config import pair_path
+    from harness.results.store import run_folder
+
+    if not (folders or runs or sessions):
+        raise HarnessError("nothing to remember", "Give --from with answers of `harness collect`, --run or --session.")
+    pair_path(pair)
+    run_folders = [run_folder(results, run) for run in runs or []]
+    evaluation = _evaluation(against or [], offline)
+    from harness.adapt.memory_sources import answers_in_folder, answers_of_run, answers_of_session, build_memory
+    from harness.datasets import load_samples
+    from harness.decode.memory import memory_path
+    from harness.models.pair import load_pair
+
+    loaded = load_pair(pair, offline=offline, draft=False)
+    answers = [a for folder in folders or [] for a in answers_in_folder(folder, loaded)]
+    answers += [a for folder in run_folders for a in answers_of_run(folder, loaded, partial(load_samples, offline=offline))]
+    answers += [a for folder in sessions or [] for a in answers_of_session(folder, loaded)]
+    path = memory_path(loaded.name)
+    if fresh:
+        path.unlink(missing_ok=True)
+    say(_line(build_memory(loaded, answers, evaluation, path=path, most_tokens=most_tokens)))
+
+
+@memory_app.command("list")
+def list_memories() -> None:
+    """Show every pair's memory.
+
+    Example: `harness memory list`
+    """
+    from harness.decode.memory import Memory, memory_path
+
+    for path in sorted(memory_path("any").parent.glob("*.safetensors")):
+        say(_line(Memory(path)))
+
+
+@memory_app.command("show")
+def show(pair: PairArgument) -> None:
+    """Show what a pair's memory holds.
+
+    Example: `harness memory show smollm2`
+    """
+    from harness.core.errors import HarnessError
+    from harness.decode.memory import Memory, memory_path
+    from harness.models.pair_config import pair_path
+
+    name = pair_path(pair).stem
+    path = memory_path(name)
+    if not path.is_file():
+        raise HarnessError(f"pair {name!r} has no memory", f"Make one: `harness memory build {name} --from answers/`.")
+    memory = Memory(path)
+    say(f"{_line(memory)}\nfile:    {path}\nsha256:  {memory.hash}\ntarget:  {memory.info.target_hash}")
+    answers, tokens = Counter[str](), Counter[str]()
+    for answer in memory.answers():
+        answers[answer.domain] += 1
+        tokens[answer.domain] += len(answer.tokens)
+    for domain, count in answers.most_common():
+        say(f"{domain:<12} {count} answers, {tokens[domain]} tokens")
+
+
+def _line(memory: Memory) -> str:
+    info, size = memory.info, memory.file_bytes
+    return f"{info.pair}: {info.answers} answers, {info.tokens} tokens, {size / 2**20:.1f} MiB ({size / info.tokens:.0f} bytes per token)"
+
+
+def _evaluation(suites: list[str], offline: bool) -> list[Sample]:
+    """Test prompts of the datasets that ship, and all prompts of these suites."""
+    from harness.datasets import DatasetSpec, load_samples
+    from harness.suite.suite import load_suite
+
+    specs = [(name, DatasetSpec(dataset=name), 0) for name in EVALUATED]  # type: ignore[arg-type]
+    for suite in map(load_suite, suites):
+        specs += [(domain, spec, suite.seed) for domain, spec in suite.domains.items()]
+    return [sample for domain, spec, seed in specs for sample in load_samples(spec, domain=domain, seed=seed, offline=offline)]

@@ -1,0 +1,239 @@
+"""The memory of a pair: its target's answers and the counts over them, one file that is opened by memory map and never unpickled.
+
+It drafts for nothing (:mod:`harness.decode.suffix_counts`) and belongs to one target. Answers are kept as they are, so that more can be
+added, a foreign one found, and the oldest dropped; the counts are made anew from them each time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import mmap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.core import files
+from harness.core.errors import HarnessError
+from harness.core.paths import cache_dir
+from harness.core.records import SCHEMA_VERSION, Sample
+from harness.decode.suffix_counts import END, LONGEST, SuffixCounts, Walker, count_suffixes
+from harness.models.tensors import read_header
+
+MOST_TOKENS = 2_000_000
+"""Answer tokens a memory holds; the oldest answers go when more come."""
+AGAIN = "Make it again with `harness memory build`."
+_ARRAYS = {
+    "keys": "uint64",
+    "following": "int32",
+    "links": "int32",
+    "shares": "uint16",
+    "text": "int32",
+    "starts": "int64",
+    "said": "int64",
+    "prompts": "uint8",
+}
+"""Arrays of the file and their types: the counts, then the answers (see :func:`count_suffixes`) and their prompts as JSON lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer of the target."""
+
+    sample_id: str
+    """``Sample.id`` of its prompt."""
+    domain: str
+    """``Sample.domain``."""
+    prompt: str
+    """The user's words: what is compared with evaluation prompts."""
+    before: tuple[int, ...]
+    """The prompt's last tokens, under the chat template: what an answer's first words follow."""
+    tokens: tuple[int, ...]
+    """The answer."""
+
+    @classmethod
+    def of(cls, sample: Sample, prompt_tokens: Sequence[int], tokens: Sequence[int]) -> Answer:
+        """The answer to a sample."""
+        before, said = tuple(map(int, prompt_tokens[-LONGEST:])), tuple(map(int, tokens))
+        return cls(sample_id=sample.id, domain=sample.domain, prompt=sample.prompt, before=before, tokens=said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryInfo:
+    """What the file says of itself."""
+
+    pair: str
+    """Name of the pair whose target spoke."""
+    target_hash: str
+    """``Pair.target_hash``: the memory is of use to no other target, nor to another tokenizer."""
+    answers: int
+    """Number of answers."""
+    tokens: int
+    """Their tokens."""
+
+
+class Memory:
+    """A memory that is open.
+
+    Args:
+        path: its file.
+
+    Raises:
+        HarnessError: no memory there, a damaged one, or one of a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header = read_header(path, advice=AGAIN)
+        about = files.parse_json(header.metadata.get("memory", "{}"), str(path), advice=AGAIN)
+        self.info: MemoryInfo = files.typed(MemoryInfo, files.this_version(about, str(path), advice=AGAIN), str(path), advice=AGAIN)
+        self._arrays = _map(path)
+        own = {name: self._arrays[name] for name in ("keys", "following", "links", "shares")}
+        self.walker = Walker(SuffixCounts(**own))
+        self._check(own)
+
+    def _check(self, own: dict[str, np.ndarray]) -> None:
+        """Refuse what the walk could leave; drafts are verified by the target, so wrong counts cost time and nothing else."""
+        states, links = len(own["keys"]), own["links"]
+        sound = {len(array) for array in own.values()} == {states} and len(self._arrays["starts"]) == len(self._arrays["said"])
+        if not sound or (states and (links.min() < -1 or links.max() >= states or own["following"].min() < 0)):
+            raise HarnessError(f"{self.path} is damaged: its counts do not fit each other", AGAIN)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 of the file: the same answers in the same order give the same one."""
+        return files.sha256(self.path, advice=AGAIN)
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+    def answers(self) -> list[Answer]:
+        """Everything it holds, oldest first."""
+        with files.reading(self.path, advice=AGAIN):
+            lines = bytes(self._arrays["prompts"]).decode().splitlines()
+            text, starts, said = (self._arrays[name] for name in ("text", "starts", "said"))
+            ends = np.append(starts, len(text))[1:] - 1
+            found = []
+            for line, start, first, end in zip(lines, starts.tolist(), said.tolist(), ends.tolist(), strict=True):
+                sample_id, domain, prompt = json.loads(line)
+                before, tokens = text[start : start + first].tolist(), text[start + first : end].tolist()
+                found.append(Answer(sample_id=sample_id, domain=domain, prompt=prompt, before=tuple(before), tokens=tuple(tokens)))
+        return found
+
+    def samples(self) -> list[Sample]:
+        """The prompts behind the answers, for the check that none of them is evaluated."""
+        return [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt, source="memory", split="train") for a in self.answers()]
+
+    def require(self, pair_name: str, target_hash: str) -> None:
+        """Check that it is the memory of a target.
+
+        Raises:
+            HarnessError: it is another's.
+        """
+        if self.info.target_hash != target_hash:
+            raise HarnessError(
+                f"the memory in {self.path} is of the target of {self.info.pair!r} ({self.info.target_hash[:12]}), "
+                f"not of {pair_name!r} ({target_hash[:12]})",
+                f"Make one of this pair: `harness memory build {pair_name} --from answers/`.",
+            )
+
+
+def memory_path(pair_name: str) -> Path:
+    """Where a pair's memory is kept."""
+    return cache_dir() / "memory" / f"{pair_name}.safetensors"
+
+
+def pair_memory(pair: Any) -> Memory:
+    """The memory of a loaded pair, opened once until its file changes.
+
+    Raises:
+        HarnessError: the pair has none, or it is damaged or another target's.
+    """
+    path = memory_path(pair.name)
+    if not path.is_file():
+        raise HarnessError(f"pair {pair.name!r} has no memory", f"Make one: `harness memory build {pair.name} --from answers/`.")
+    memory = _opened(path, path.stat().st_mtime_ns)
+    memory.require(pair.name, pair.target_hash)
+    return memory
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, changed: int) -> Memory:
+    return Memory(path)
+
+
+def write_memory(path: Path, pair_name: str, target_hash: str, answers: Iterable[Answer], *, most_tokens: int = MOST_TOKENS) -> Memory:
+    """Make the memory of these answers, oldest first, and replace the file at ``path`` by it.
+
+    An answer that stands there twice is kept once. When there are more than ``most_tokens``, the oldest go.
+
+    Raises:
+        HarnessError: no answers.
+    """
+    kept, total = _newest(answers, most_tokens)
+    if not kept:
+        raise HarnessError("a memory needs at least one answer", "Collect some with `harness collect`.")
+    text = np.array([t for a in kept for t in (*a.before, *a.tokens, END)], dtype=np.int32)
+    said = np.array([len(a.before) for a in kept], dtype=np.int64)
+    starts = np.cumsum([0, *(len(a.before) + len(a.tokens) + 1 for a in kept[:-1])], dtype=np.int64)
+    prompts = "".join(json.dumps([a.sample_id, a.domain, a.prompt]) + "\n" for a in kept).encode()
+    counts = count_suffixes(text, starts, said)
+    arrays = {**{field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}, "text": text, "starts": starts}
+    arrays |= {"said": said, "prompts": np.frombuffer(prompts, dtype=np.uint8)}
+    info = MemoryInfo(pair=pair_name, target_hash=target_hash, answers=len(kept), tokens=total)
+    from safetensors.numpy import save
+
+    about = json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(info)})
+    files.write_atomic(path, save(arrays, {"memory": about}))
+    return Memory(path)
+
+
+def grow_memory(path: Path, pair_name: str, target_hash: str, answers: Iterable[Answer], *, most_tokens: int = MOST_TOKENS) -> Memory:
+    """Add answers to the memory at ``path``, or begin one there.
+
+    Raises:
+        HarnessError: the file is damaged or another target's memory, or there is nothing to begin with.
+    """
+    known: list[Answer] = []
+    if path.is_file():
+        memory = Memory(path)
+        memory.require(pair_name, target_hash)
+        known = memory.answers()
+    return write_memory(path, pair_name, target_hash, [*known, *answers], most_tokens=most_tokens)
+
+
+def _newest(answers: Iterable[Answer], most_tokens: int) -> tuple[list[Answer], int]:
+    """The newest answers of at most ``most_tokens`` tokens, oldest first, and their number of tokens; empty ones are left out."""
+    kept: list[Answer] = []
+    total = 0
+    for answer in reversed(list(dict.fromkeys(a for a in answers if a.tokens))):
+        if total + len(answer.tokens) > most_tokens:
+            break
+        kept.append(answer)
+        total += len(answer.tokens)
+    return kept[::-1], total
+
+
+def _map(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checked safetensors file, read as they are needed."""
+    with files.open_regular(path, advice=AGAIN) as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    base = 8 + int.from_bytes(data[:8], "little")
+    entries = json.loads(data[8:base])
+    found = {}
+    for name, dtype in _ARRAYS.items():
+        entry = entries.get(name)
+        if entry is None or _TYPES.get(entry["dtype"]) != dtype or len(entry["shape"]) != 1:
+            raise HarnessError(f"{path} is no memory: it lacks {name} of type {dtype}", AGAIN)
+        found[name] = np.frombuffer(data, dtype=dtype, count=entry["shape"][0], offset=base + entry["data_offsets"][0])
+    return found
+
+
+_TYPES = {"U64": "uint64", "I64": "int64", "I32": "int32", "U16": "uint16", "U8": "uint8"}
+"""Names of number types in safetensors."""

@@ -1,0 +1,94 @@
+"""Tokens per target pass of memories of different sizes, against lookup and the draft, on answers to other prompts: no clock needed.
+
+Both folders come from ``harness collect``: ``--train`` of training prompts, ``--test`` of test prompts. Everything is replayed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from harness.adapt.memory_sources import answers_in_folder
+from harness.answers.collect import read_answers
+from harness.core.records import Sample, Trajectory
+from harness.datasets.splits import refuse_leaks
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter
+from harness.decode.making import DrafterOptions, resolve_drafter
+from harness.decode.memory import Answer, Memory, write_memory
+from harness.decode.replay import replay
+from harness.models.pair import load_pair
+
+
+def main() -> None:
+    """Print one table: a line per drafter and size, a column per domain."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="smollm2")
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[15_000, 30_000, 60_000])
+    parser.add_argument("--k", type=int, default=8, help="longest draft of lookup and memory")
+    args = parser.parse_args()
+    pair = load_pair(args.models, offline=True)
+    test = [stored.trajectory() for stored in read_answers(args.test, pair.target_hash)]
+    prompts = [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in answers_in_folder(args.test, pair)]
+    known = sorted(answers_in_folder(args.train, pair), key=lambda a: hashlib.sha256(a.sample_id.encode()).digest())
+    refuse_leaks([Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in known], prompts)
+    rows = [line("lookup, K = 4", pair, resolve_drafter(pair, "lookup"), 4, test)]
+    rows.append(line(f"lookup, K = {args.k}", pair, resolve_drafter(pair, "lookup"), args.k, test))
+    if pair.draft is not None:
+        rows += [line("draft, K = 2", pair, resolve_drafter(pair, "generic"), 2, test)]
+        rows += [line(f"hybrid, K = {k}", pair, resolve_drafter(pair, "hybrid"), k, test) for k in (2, args.k)]
+    for size in args.tokens:
+        rows += sized(pair, first(known, size), args.k, test)
+    domains = sorted({t.domain for t in test})
+    print(tabulate(rows, ["drafter", *(f"{d}: tau (drafted per pass)" for d in domains)], tablefmt="github"))
+
+
+def first(answers: Sequence[Answer], tokens: int) -> list[Answer]:
+    """As many answers as fit into a number of tokens."""
+    kept, total = [], 0
+    for answer in answers:
+        total += len(answer.tokens)
+        if total > tokens:
+            break
+        kept.append(answer)
+    return kept
+
+
+def sized(pair: Any, answers: list[Answer], k: int, test: list[Trajectory]) -> list[list[str]]:
+    """The lines of one memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        memory = write_memory(Path(folder) / "memory", pair.name, pair.target_hash, answers)
+        name = f"{memory.info.tokens} tokens ({memory.file_bytes / memory.info.tokens:.0f} bytes each)"
+        rows = [line(f"memory of {name}, K = {k}", pair, alone(memory), k, test)]
+        if pair.draft is not None:
+            both = HybridDrafter(alone(memory), resolve_drafter(pair, "generic"), name="memory_hybrid")  # type: ignore[arg-type]
+            rows += [line(f"then the draft, K = {k}", pair, both, k, test) for k in (2, k)]
+        return rows
+
+
+def alone(memory: Memory) -> MemoryDrafter:
+    """The drafter ``memory`` with its default settings."""
+    options = DrafterOptions()
+    return MemoryDrafter(memory.walker, LookupDrafter(options.memory_ngram, options.memory_min_ngram), options.memory_threshold)
+
+
+def line(name: str, pair: Any, drafter: Drafter, k: int, test: list[Trajectory]) -> list[str]:
+    """Tokens per target pass and drafted tokens per pass in every domain."""
+    rows = replay(pair, test, [drafter], [k])
+    cells = [name]
+    for domain in sorted({t.domain for t in test}):
+        own = [row for row in rows if row.domain == domain]
+        rounds = sum(row.rounds for row in own)
+        cells.append(f"{sum(row.emitted for row in own) / rounds:.3f} ({sum(row.drafted for row in own) / rounds:.1f})")
+    return cells
+
+
+if __name__ == "__main__":
+    main()
