@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from harness.adapt.routers.routed import RouterConfig
 from harness.adapt.training_config import TrainingConfig
+from harness.core.settings_file import DecodeSettings
 from harness.datasets.spec import DatasetSpec
 from harness.distill.distill_config import DistillConfig
 from harness.models.pair_config import ModelConfig, PairConfig
@@ -45,6 +46,7 @@ def page() -> str:
         ("Training", TrainingConfig, "`configs/training/*.yaml`; see [adapters.md](adapters.md)."),
         ("Router", RouterConfig, "`configs/router/*.yaml`; see [adapters.md](adapters.md#routing)."),
         ("Distillation", DistillConfig, "`configs/drafts/*.yaml`; see [models.md](models.md#a-draft-made-from-the-target)."),
+        ("Settings of decoding", DecodeSettings, "`--settings FILE`; every report writes one, see [reports.md](reports.md)."),
         ("Session", SessionConfig, "`configs/session.yaml`; see [adapters.md](adapters.md#sessions)."),
     ):
         parts += [f"## {title}\n", f"{where}\n", table(model), *_sections(model)]

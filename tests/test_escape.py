@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html as entities
+import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_gate import draws, stored
 
+from harness.core.settings_file import load_settings
 from harness.core.text import printable
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
@@ -23,6 +25,7 @@ from harness.report.escape import cells, code, html, markdown, spreadsheet
 from harness.report.gate_output import junit, summary
 from harness.report.html import render_html
 from harness.report.markdown import render
+from harness.report.sections.recommendation import recommendation_json, settings_yaml
 from harness.report.verify import recompute
 from harness.results.gate import Verdict
 
@@ -101,14 +104,20 @@ def test_reports_show_hostile_names_as_text(name: str, tmp_path: Path) -> None:
     class Elements(HTMLParser):
         found: list[str] = []  # noqa: RUF012
 
-        def handle_starttag(self, tag: str, attributes: object) -> None:
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
             self.found.append(tag)
+            if tag == "a":
+                assert re.fullmatch(r"#[a-z-]+", dict(attributes)["href"] or "")
 
+    Elements.found = []
     page = Elements()
     page.feed(render_html(run))
     assert page.found.count("script") == 2
-    assert not {"img", "a"} & set(page.found)
+    assert not {"img", "iframe", "link"} & set(page.found)
     assert not re.search(r"(?m)(^|,)\"?[=@+]", render_csv(run.rows))
+    (tmp_path / "settings.yaml").write_text(settings_yaml(run))
+    assert load_settings(tmp_path / "settings.yaml").models == run.models
+    assert json.loads(recommendation_json(run))["command"] == run.recommendation.command
 
 
 def test_a_spreadsheet_computes_nothing() -> None:

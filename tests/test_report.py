@@ -318,7 +318,11 @@ def test_html_is_self_contained() -> None:
         "Speedup", "Acceptance", "Acceptance by position", "Tokens per target pass over the draft length", "Speedup over the draft length",
         "Adapter rank", "Training rounds", "Forgetting", "Router", "Latency",
     ):  # fmt: skip
-        assert f"<h2>{title}</h2>" in page
+        assert f">{title}</h" in page
+    links = re.findall(r'<a href="#([^"]*)">', page)
+    assert links[:4] == ["recommendation", "result", "findings", "legend"]
+    assert all(page.count(f'<section id="{link}">') == 1 for link in links)
+    assert all(f"<dt>{name}</dt>" in page for name in ("rate", "alpha", "tau"))
     assert render_html(run) == page
 
 
@@ -332,19 +336,33 @@ def test_reports_are_written_and_shown(finished: Path, tmp_path: Path) -> None:
     """All three files, the same each time, and the table on a console that is no terminal."""
     run = load_run(finished)
     first = {path.name: path.read_bytes() for path in write_reports(run, tmp_path / "out")}
-    assert set(first) == {"report.md", "cells.csv", "report.html"}
+    assert set(first) == {"report.md", "cells.csv", "report.html", "recommendation.json", "settings.yaml"}
     assert {path.name: path.read_bytes() for path in write_reports(run, tmp_path / "out")} == first
     console = quiet()
     show_table(run, console)
     assert "| all" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_markdown_starts_with_the_table(finished: Path) -> None:
-    """First screen: the title, one table, then the sentences."""
+def test_charts_are_written_as_files_and_old_ones_go(finished: Path, tmp_path: Path) -> None:
+    """Every chart as SVG and as PNG; a chart that the run no longer has leaves nothing behind."""
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts/forgetting.svg").write_text("old")
+    run = load_run(finished)
+    write_reports(run, tmp_path)
+    names = {figure.name for figure in figures(run)}
+    assert {path.name for path in (tmp_path / "charts").iterdir()} == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert (tmp_path / "charts/speedup.svg").read_text().startswith("<svg")
+    assert (tmp_path / "charts/speedup.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_markdown_starts_with_the_recommendation(finished: Path) -> None:
+    """First screen: the title, what to use, its command line, one table, then the sentences."""
     blocks = (reports_folder(finished) / "report.md").read_text().split("\n\n")
     assert blocks[0].startswith("# ")
-    assert blocks[1].startswith("| domain")
-    assert blocks[2].startswith("- On all domains together, ")
+    assert re.match(r"(Use |Nothing is shown|By prediction)", blocks[1])
+    assert blocks[2].startswith("Command: `harness generate PROMPT --models ")
+    assert blocks[3].startswith("| domain")
+    assert blocks[4].startswith("- On all domains together, ")
 
 
 def test_first_table_ranks_cells_and_shows_their_domains() -> None:

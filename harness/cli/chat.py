@@ -7,12 +7,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.generate import OfflineOption
+from harness.cli.generate import OfflineOption, SettingsOption
 from harness.core.drafter_kinds import DRAFTERS
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.terminal import read_input, say, show
@@ -38,6 +39,7 @@ DRAFTED, TARGET = "green", ""
 
 def chat(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
+    settings: SettingsOption = None,
     models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
     drafter: Annotated[str | None, typer.Option(help=f"adaptive, {', '.join(DRAFTERS)}, router or an adapter's name.")] = None,
     k: Annotated[str | None, typer.Option("-k", "--k", metavar="N", help="Draft length: a number, dynamic or auto.")] = None,
@@ -50,7 +52,7 @@ def chat(
 ) -> None:
     """Talk to the target; answers the draft predicted badly are kept and trained on between turns.
 
-    Options beat the session file. Standard input may be a file with one message or command per line.
+    Options beat the settings file, which beats the session file. Standard input may be a file with one message or command per line.
 
     Example: `harness chat --models smollm2 --show-drafts`
     """
@@ -66,22 +68,22 @@ def chat(
         "system": system,
         "train_automatically": train,
     }
-    opened = open_session(session, {name: value for name, value in given.items() if value is not None}, offline=offline)
+    opened = open_session(session, {name: value for name, value in given.items() if value is not None}, settings, offline=offline)
     from rich.console import Console
 
     with opened:
         Chat(opened, Console(highlight=False, soft_wrap=True), show_drafts=show_drafts).run()
 
 
-def open_session(path: str, changes: dict[str, Any], *, offline: bool) -> Session:
-    """Open a session; mistakes in the file or in ``changes`` show before mlx is imported."""
+def open_session(path: str, changes: dict[str, Any], settings: Path | None = None, *, offline: bool) -> Session:
+    """Open a session; mistakes in the file, in ``changes`` or in a ``settings`` file show before mlx is imported."""
     from harness.session.session_config import load_session_config
 
-    load_session_config(path).replace(**changes).check()
+    load_session_config(path, settings=settings).replace(**changes).check()
     say("loading the models", err=True)
     from harness.session.session import Session
 
-    return Session.from_config(path, offline=offline, **changes)
+    return Session.from_config(path, settings=settings, offline=offline, **changes)
 
 
 class Chat:

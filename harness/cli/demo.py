@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.generate import OfflineOption
+from harness.cli.generate import OfflineOption, SettingsOption
 from harness.core.drafter_kinds import DRAFTERS
 from harness.core.terminal import say
 
 
 def demo(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
+    settings: SettingsOption = None,
     models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
     drafter: Annotated[str | None, typer.Option(help=f"adaptive, {', '.join(DRAFTERS)}, router or an adapter's name.")] = None,
     train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train by itself when a round is due.")] = None,
@@ -29,7 +30,7 @@ def demo(
     from harness.cli.chat import open_session
 
     given = {"models": models, "drafter": drafter, "train_automatically": train}
-    with open_session(session, {name: value for name, value in given.items() if value is not None}, offline=offline) as opened:
+    with open_session(session, {name: value for name, value in given.items() if value is not None}, settings, offline=offline) as opened:
         from harness.cli.demo_answers import warm_up
         from harness.cli.demo_server import DemoServer
 

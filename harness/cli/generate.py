@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.core.drafter_kinds import described, drafter_kinds, needs_draft
+from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
 from harness.decode.pieces import TextPieces
 
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
     from harness.core.records import Generation, Sample
 
 PairOption = Annotated[str, typer.Option("--models", metavar="PAIR", help="Model pair: a name in configs/models or a path.")]
+SettingsOption = Annotated[
+    Path | None, typer.Option("--settings", metavar="FILE", help="Decode as this file says, such as a report's settings.yaml; options win.")
+]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")]
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The user turn; - reads it from standard input.")],
-    models: PairOption = "smollm2",
+    models: Annotated[
+        str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.", show_default="smollm2")
+    ] = None,
     drafter: Annotated[
         str | None, typer.Option(metavar="NAME", help=f"By default generic. {described()}; none for plain decoding.", show_default=False)
     ] = None,
@@ -37,9 +43,10 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    loop: Annotated[str, typer.Option(help="own (this project's loop) or mlx-lm (mlx-lm's own).")] = "own",
-    rule: Annotated[str, typer.Option(help="match or rejection.")] = "match",
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    loop: Annotated[str | None, typer.Option(help="own (this project's loop) or mlx-lm (mlx-lm's own).", show_default="own")] = None,
+    rule: Annotated[str | None, typer.Option(help="match or rejection.", show_default="match")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.", show_default="0.0")] = None,
+    settings: SettingsOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     offline: OfflineOption = False,
@@ -54,34 +61,65 @@ def generate(
     from harness.core.errors import HarnessError
     from harness.core.limits import check, written_length
 
-    one_of("--loop", loop, ("own", "mlx-lm"))
-    one_of("--rule", rule, ("match", "rejection"))
-    check(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    one_of("--loop", loop or "own", ("own", "mlx-lm"))
+    one_of("--rule", rule or "match", ("match", "rejection"))
+    check(temperature=temperature or 0.0, max_tokens=max_tokens, seed=seed)
     length = written_length(k)
+    given = load_settings(settings) if settings else DecodeSettings()
+    chosen = given.replace(models=models, loop=loop, rule=rule, temperature=temperature)
     text = read_input() if prompt == "-" else prompt
     if not text.strip():
         raise HarnessError("the prompt is empty", "Write the prompt in quotes after `harness generate`.")
-    chosen = _drafter(models, drafter, adapter, route)
+    if settings is None or drafter is not None or adapter is not None or route:
+        name = _drafter(chosen.models, drafter, adapter, route)
+    else:
+        name = _named_in(settings, chosen)
     from harness import api
 
-    pair = api.load_pair(models, offline=offline, draft=needs_draft(chosen))
-    if chosen == "router":
+    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name))
+    if name == "router":
         api.pair_router(pair, offline=offline)
     printer = _Printer(pair)
     result = api.generate(
         pair,
         text,
-        drafter=chosen,
-        loop=loop,
-        rule=rule,
-        temperature=temperature,
+        drafter=name,
+        loop=chosen.loop,
+        rule=chosen.rule,
+        temperature=chosen.temperature,
         max_tokens=max_tokens,
         seed=seed,
         on_step=printer.show,
-        k=length,
+        k=chosen.k if length is None else length,
+        **_options(chosen),
     )
     printer.end()
     say(summary(result), err=True)
+
+
+def _named_in(path: Path, chosen: DecodeSettings) -> str | None:
+    """The drafter of a settings file, checked before any model loads.
+
+    Raises:
+        HarnessError: it is not there.
+    """
+    from harness.adapt.adapters.names import check_drafter
+    from harness.models.pair_config import pair_path
+
+    if chosen.drafter == "router":
+        return _drafter(chosen.models, None, None, True)
+    with naming(path):
+        check_drafter(pair_path(chosen.models).stem, chosen.drafter)
+    return chosen.drafter
+
+
+def _options(chosen: DecodeSettings) -> dict[str, Any]:
+    """Options of the drafter as :func:`harness.api.generate` takes them."""
+    if not chosen.options.given():
+        return {}
+    from harness.decode.making import DrafterOptions
+
+    return {"options": DrafterOptions(**chosen.options.given())}
 
 
 def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool) -> str | None:

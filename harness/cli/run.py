@@ -52,11 +52,13 @@ def report(
 ) -> None:
     """Write the Markdown, CSV and HTML report of a run, from its records.
 
+    Beside it come the charts, and what to use: recommendation.json, and settings.yaml for `--settings`.
+
     Example: `harness report results/quick-smollm2-20260131-142501`
     """
     from rich.console import Console
 
-    from harness.report import load_run, show_table, write_reports
+    from harness.report import load_run, show_recommendation, show_table, write_reports
     from harness.results.store import run_folder
     from harness.run.runner import reports_folder
 
@@ -71,7 +73,8 @@ def report(
         if read_manifest(folder).seal is None:
             say("the records are not sealed: that they are those the run wrote cannot be shown")
         return
-    loaded = load_run(folder)
-    written = write_reports(loaded, out or reports_folder(folder))
+    loaded, target = load_run(folder), out or reports_folder(folder)
+    written = write_reports(loaded, target)
     show_table(loaded, console)
     say("\n".join(map(str, written)))
+    show_recommendation(loaded, target / "report.html", console)

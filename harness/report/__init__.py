@@ -11,7 +11,7 @@ from harness.core.terminal import show
 from harness.report.run import Run, load_run, make_run
 from harness.results.summary import CellRow, summarise
 
-__all__ = ["CellRow", "Run", "load_run", "make_run", "report_texts", "show_table", "summarise", "write_reports"]
+__all__ = ["CellRow", "Run", "load_run", "make_run", "report_texts", "show_recommendation", "show_table", "summarise", "write_reports"]
 
 
 def report_texts(run: Run) -> dict[str, str]:
@@ -19,20 +19,27 @@ def report_texts(run: Run) -> dict[str, str]:
     from harness.report.cells_csv import render_csv
     from harness.report.html import render_html
     from harness.report.markdown import render
+    from harness.report.sections.recommendation import recommendation_json, settings_yaml
 
-    return {"report.md": render(run), "cells.csv": render_csv(run.rows), "report.html": render_html(run)}
+    return {"report.md": render(run), "cells.csv": render_csv(run.rows), "report.html": render_html(run)} | {
+        "recommendation.json": recommendation_json(run),
+        "settings.yaml": settings_yaml(run),
+    }
 
 
 def write_reports(run: Run, out: Path) -> list[Path]:
-    """Write ``report.md``, ``cells.csv`` and ``report.html`` into ``out``; returns their paths.
+    """Write every file of :func:`report_texts` into ``out``, and the charts into ``out/charts``; returns the paths of the files.
 
     Raises:
         HarnessError: ``out`` cannot be written.
     """
+    from harness.report.pictures import write_pictures
+
     texts = report_texts(run)
     try:
         for name, text in texts.items():
             write_atomic(out / name, text)
+        write_pictures(run, out)
     except OSError as error:
         raise HarnessError(f"cannot write to {out}: {error.strerror or error}", "Free some space or choose another folder.") from error
     return [out / name for name in texts]
@@ -53,3 +60,10 @@ def show_table(run: Run, console: Any) -> None:
         show(console, rich_table(table) if console.is_terminal else markdown_table(table) + "\n")
     for sentence in findings(run):
         show(console, f"• {sentence}")
+
+
+def show_recommendation(run: Run, page: Path, console: Any) -> None:
+    """Print what a run ends with: what to use, the command line, where the page is."""
+    from harness.report.sections.recommendation import paragraph
+
+    show(console, f"\n{paragraph(run)}\n  {run.recommendation.command}\n{page}")

@@ -1,75 +1,75 @@
-"""One self-contained HTML file: table, findings and charts. Needs no network; everything is inside."""
+"""One self-contained HTML file: recommendation, tables, charts, texts. Needs no network; everything is inside."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness.core.files import write_atomic
-from harness.core.paths import cache_dir
 from harness.report.escape import html
 from harness.report.figures import Figure
-from harness.report.markdown import title as report_title
+from harness.report.markdown import DEFINITIONS, HOW, facts, title
+from harness.report.page import CONFIG, OPTIONS, POLICY, SCRIPT, STYLE, vega
 from harness.report.run import Run
-from harness.report.sections import SECTIONS, details, figures, findings
-from harness.report.tables import Table
+from harness.report.sections import SECTIONS, figures, findings, recommendation, result
+from harness.report.tables import Table, Text
 from harness.results.store import Manifest
-
-_STYLE = """
-:root { color-scheme: light; --ink: #1d2733; --soft: #5b6875; --line: #dfe4ea; --accent: #2f6fb3; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #f5f7f9; }
-body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1280px; margin: 0 auto; padding: 32px 24px 64px; }
-h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 0 0 4px; }
-p.sub, p.caption { color: var(--soft); margin: 0 0 16px; } p.caption { font-size: 14px; } p.warn { font-weight: 600; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px; margin: 20px 0; overflow-x: auto; }
-ul { margin: 0; padding-left: 20px; } li { margin: 4px 0; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } .l { text-align: left; }
-tr.new td { border-top: 2px solid #c3ccd6; }
-details { font-size: 14px; } summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
-"""
-
-_POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
-"""The browser itself refuses every request to the outside; Vega compiles its expressions, which needs eval."""
-
-_OPTIONS = {"actions": False, "renderer": "svg", "ast": False}
-
-_CONFIG = {
-    "font": "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif",
-    "view": {"stroke": None},
-    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e8ecf0", "domainColor": "#b7c0ca"},
-    "legend": {"labelFontSize": 12, "titleFontSize": 12},
-    "header": {"labelFontSize": 13, "labelFontWeight": "bold"},
-}
 
 
 def render_html(run: Run) -> str:
     """The page as text."""
-    charts = figures(run)
-    specs = [{**figure.chart.to_dict(), "config": _CONFIG} for figure in charts]
-    sections = [
-        _section("Findings", "", "<ul>" + "".join(f"<li>{html(s)}</li>" for s in findings(run)) + "</ul>"),
-        *(_figure(i, figure) for i, figure in enumerate(charts)),
-        _section("Details", "", "".join(_folded(table) for table in details(run))),
-    ]
-    note = "95% intervals over prompts; speedup is paired per prompt."
-    first = _section(SECTIONS[0].TITLE, note, "".join(_table(table) for table in SECTIONS[0].tables(run)))
-    script = "const specs = " + _json(specs) + ";\nspecs.forEach((s, i) => vegaEmbed('#figure-' + i, s, " + _json(_OPTIONS) + "));"
+    parts = list(_parts(run))
+    specs = [{**figure.chart.to_dict(), "config": CONFIG} for figure in figures(run)]
+    links = "".join(f'<a href="#{name}">{html(text)}</a>' for name, text, _ in parts)
+    body = "".join(f'<section id="{name}"><h2>{html(text)}</h2>{content}</section>' for name, text, content in parts)
+    script = f"const specs = {_json(specs)};\nconst options = {_json(OPTIONS)};\n{SCRIPT}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{html(report_title(run.manifest))}</title><style>{_STYLE}</style></head><body><main>"
-        f'<h1>{html(report_title(run.manifest))}</h1><p class="sub">{html(_subtitle(run.manifest))}</p>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{html(title(run.manifest))}</title><style>{STYLE}</style></head><body><nav><div>{links}</div></nav><main>"
+        f'<h1>{html(title(run.manifest))}</h1><p class="sub">{html(_subtitle(run.manifest))}</p>'
         + (f'<p class="warn">{html(run.unfinished)}</p>' if run.unfinished else "")
-        + first + "".join(sections)
-        + f"</main><script>{_vega()}</script><script>{script}</script></body></html>\n"
+        + body
+        + f"</main><script>{vega()}</script><script>{script}</script></body></html>\n"
     )  # fmt: skip
+
+
+def _parts(run: Run) -> Iterator[tuple[str, str, str]]:
+    """Every part of the page in order: name for links, heading, content."""
+    number = 0
+    for section in SECTIONS:
+        charts = section.figures(run)
+        tables = [table for table in section.tables(run) if table.rows or section is result]
+        content = "".join(_figure(number + i, figure, section.TITLE) for i, figure in enumerate(charts))
+        number += len(charts)
+        if section is recommendation:
+            yield _name(section.TITLE), section.TITLE, _recommendation(run)
+        elif section is result:
+            note = '<p class="caption">95% intervals over prompts; speedup is paired per prompt. ★ is what to use.</p>'
+            yield _name(section.TITLE), section.TITLE, note + "".join(map(_table, tables)) + content
+            yield "findings", "Findings", "<ul>" + "".join(f"<li>{html(sentence)}</li>" for sentence in findings(run)) + "</ul>"
+            yield (
+                "legend",
+                "How to read it",
+                _definitions(DEFINITIONS) + f'<p class="caption"><br>{html(" ".join(HOW.replace("`", "").split()))}</p>',
+            )
+        elif charts or tables:
+            yield _name(section.TITLE), section.TITLE, content + _tables(tables, section.TITLE)
+    yield "run", "The run", _definitions(facts(run.manifest))
+
+
+def _name(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text.lower())
+
+
+def _recommendation(run: Run) -> str:
+    paragraph = f'<p class="main">{html(recommendation.paragraph(run))}</p>'
+    return f'{paragraph}<pre class="command">{html(run.recommendation.command)}</pre>'
+
+
+def _definitions(entries: dict[str, str]) -> str:
+    return "<dl>" + "".join(f"<dt>{html(name)}</dt><dd>{html(text)}</dd>" for name, text in entries.items()) + "</dl>"
 
 
 def _subtitle(manifest: Manifest) -> str:
@@ -78,45 +78,44 @@ def _subtitle(manifest: Manifest) -> str:
     return " · ".join(part for part in parts if part and part != "None")
 
 
-def _section(title: str, caption: str, body: str) -> str:
-    note = f'<p class="caption">{html(caption)}</p>' if caption else ""
-    return f"<section><h2>{html(title)}</h2>{note}{body}</section>"
+def _figure(number: int, figure: Figure, heading: str) -> str:
+    own = "" if figure.title == heading else f"<h3>{html(figure.title)}</h3>"
+    return f'{own}<p class="caption">{html(figure.caption)}</p><div class="chart" id="figure-{number}"></div>'
 
 
-def _figure(i: int, figure: Figure) -> str:
-    return _section(figure.title, figure.caption, f'<div id="figure-{i}"></div>')
-
-
-def _folded(table: Table) -> str:
-    return f"<details><summary>{html(table.title)}</summary>{_table(table)}</details>"
+def _tables(tables: Sequence[Table], heading: str) -> str:
+    """Tables of a section, unfolded on a click; those that the section is about stand open."""
+    return "".join(
+        f"<details{' open' if table.open else ''}><summary>{html('Table' if table.title == heading else table.title)}</summary>"
+        f"{_table(table)}</details>"
+        for table in tables
+    )
 
 
 def _table(table: Table) -> str:
-    css = ['class="l"' if i < table.left else "" for i in range(len(table.headers))]
-    head = "".join(f"<th {c}>{html(h)}</th>" for c, h in zip(css, table.headers, strict=True))
+    css = [' class="l"' if i < table.left else "" for i in range(len(table.headers))]
+    head = "".join(f"<th{c}>{html(h)}</th>" for c, h in zip(css, table.headers, strict=True))
     lines, group = [], None
-    for row in table.rows:
-        mark = ' class="new"' if group is not None and row[0] != group else ""
+    for i, row in enumerate(table.rows):
+        text = table.texts[i] if table.texts else None
+        marks = ["win"] if i == table.marked else []
+        marks += ["new"] if group is not None and row[0] != group and not table.texts else []
+        marks += ["has"] if text else []
         group = row[0]
-        lines.append(f"<tr{mark}>" + "".join(f"<td {c}>{html(cell)}</td>" for c, cell in zip(css, row, strict=True)) + "</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        mark = f' class="{" ".join(marks)}"' if marks else ""
+        lines.append(f"<tr{mark}>" + "".join(f"<td{c}>{html(cell)}</td>" for c, cell in zip(css, row, strict=True)) + "</tr>")
+        lines += [f'<tr class="text"><td colspan="{len(row)}">{_text(text)}</td></tr>'] if text else []
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _text(text: Text) -> str:
+    start = " ".join(text.prompt.split())
+    answer = "".join(f"<mark>{html(part)}</mark>" if by_draft else html(part) for part, by_draft in text.answer)
+    shown = f'<b class="label">Answer, what the draft proposed in green</b><pre>{answer}</pre>' if answer else ""
+    summary = html(start if len(start) <= 90 else f"{start[:89]}…")
+    return f'<details><summary>{summary}</summary><b class="label">Prompt</b><pre>{html(text.prompt)}</pre>{shown}</details>'
 
 
 def _json(value: Any) -> str:
     """JSON that cannot end a script element."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
-
-
-def _vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that defines ``vegaEmbed``; bundling takes seconds, so the cache keeps it."""
-    import vl_convert
-
-    cached = cache_dir() / f"vega-bundle-{version('vl-convert-python')}.js"
-    if cached.is_file():
-        return cached.read_text(encoding="utf-8")
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    bundle = bundle.replace("</script", "<\\/script")
-    with contextlib.suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(cached, bundle)
-    return bundle

@@ -5,33 +5,45 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from harness.core.walltime import own_share
-from harness.report.escape import markdown
+from harness.report.escape import code, markdown
 from harness.report.run import Run
-from harness.report.sections import SECTIONS, details, findings
+from harness.report.sections import findings, recommendation, tables
 from harness.report.tables import Table
 from harness.results.store import Manifest
 
 
 def render(run: Run) -> str:
     """The whole report as GitHub Markdown; the same records give the same text."""
+    first, *details = tables(run)
     parts = [
         f"# {markdown(title(run.manifest))}",
         f"**{markdown(run.unfinished)}**" if run.unfinished else "",
-        *(markdown_table(table) for table in SECTIONS[0].tables(run)),
+        markdown(recommendation.paragraph(run)),
+        f"Command: {code(run.recommendation.command)}",
+        markdown_table(first),
         "\n".join(f"- {markdown(sentence)}" for sentence in findings(run)),
         "## How to read it",
-        LEGEND,
+        "\n".join(f"- {name}: {text}" for name, text in DEFINITIONS.items()),
+        HOW,
     ]
-    for table in details(run):
+    for table in details:
         parts += [f"## {markdown(table.title)}", markdown_table(table)]
-    parts += ["## The run", _facts(run.manifest)]
+    parts += ["## The run", "\n".join(f"- {name}: {markdown(value)}" for name, value in facts(run.manifest).items())]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-LEGEND = """Rate is accepted / drafted tokens, alpha accepted / (accepted + rejections), tau emitted tokens per target pass, all from
-pooled counts. Speedup is the target's own wall time over the cell's, paired per prompt, prompt processing included. Brackets are 95%
-intervals over prompts (jackknife; score intervals of rates and tau, logarithms of speedups); claims of speed and detectable differences
-are corrected for the number of cells (Holm). `–` is missing."""
+DEFINITIONS = {
+    "rate": "accepted / drafted tokens: how much of what the draft proposed was kept",
+    "alpha": "accepted / (accepted + rejections): how often a single proposed token is kept; what follows a rejection does not count",
+    "tau": "emitted tokens per pass of the target, its own token included: from 1 to K + 1",
+    "speedup": "the target's own wall time over the cell's, paired per prompt, prompt processing included",
+    "K": "tokens drafted per round; auto weighs acceptance against measured costs, dynamic stops where the draft is unsure",
+    "predicted": "the speedup that tau and the calibrated costs of drafting and verifying promise",
+    "diverged": "greedy outputs that are not the target's own; each is a near-tie or a bug",
+}
+"""What the columns mean."""
+HOW = """Counts are pooled over prompts. Brackets are 95% intervals over prompts (jackknife; score intervals of rates and tau, logarithms of
+speedups); claims of speed and detectable differences are corrected for the number of cells (Holm). `–` is missing."""
 
 
 def title(manifest: Manifest) -> str:
@@ -52,10 +64,11 @@ def markdown_table(table: Table) -> str:
     )
 
 
-def _facts(manifest: Manifest) -> str:
+def facts(manifest: Manifest) -> dict[str, str]:
+    """What ran, where and when."""
     machine, code, measured = manifest.machine, manifest.code, manifest.measured
     memory = machine.get("memory_bytes")
-    facts = {
+    found = {
         "run": manifest.run,
         "started": manifest.started,
         "suite": f"{manifest.suite.get('name')} ({manifest.suite_hash[:12]})",
@@ -67,10 +80,10 @@ def _facts(manifest: Manifest) -> str:
         "packages": ", ".join(f"{name} {version}" for name, version in manifest.packages.items()),
     }
     sealed = manifest.seal
-    facts["records"] = f"{sealed.records}, sealed with SHA-256 {sealed.sha256[:12]}" if sealed else "not sealed"
+    found["records"] = f"{sealed.records}, sealed with SHA-256 {sealed.sha256[:12]}" if sealed else "not sealed"
     if measured.peak_memory_bytes:
-        facts["peak memory"] = f"{measured.peak_memory_bytes / 2**30:.2f} GiB"
+        found["peak memory"] = f"{measured.peak_memory_bytes / 2**30:.2f} GiB"
     if measured.time_s:
         time_s = measured.time_s
-        facts["time"] = f"{time_s['total']:.0f} s, of which {own_share(time_s):.1%} outside model calls and training"
-    return "\n".join(f"- {name}: {markdown(value)}" for name, value in facts.items())
+        found["time"] = f"{time_s['total']:.0f} s, of which {own_share(time_s):.1%} outside model calls and training"
+    return found

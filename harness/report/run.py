@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.core.records import Record
+from harness.results.recommend import Recommendation, ranked_rows, recommend
 from harness.results.router_rows import compare_router
 from harness.results.store import Manifest, read_run
 from harness.results.summary import ALL, CellRow, summarise
+from harness.results.texts import Texts, read_texts
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Run:
     records: Sequence[Record]
     rows: Sequence[CellRow]
     """Every cell; :attr:`shown` is what tables and charts show."""
+    texts: Texts = field(default_factory=Texts)
+    """Prompts and answers, as far as the run kept them."""
 
     @cached_property
     def shown(self) -> list[CellRow]:
@@ -33,6 +37,21 @@ class Run:
     def own(self) -> list[CellRow]:
         """Shown rows of single domains; of the only domain where there is one."""
         return [row for row in self.shown if row.domain != ALL]
+
+    @cached_property
+    def models(self) -> str:
+        """The pair, as ``--models`` takes it."""
+        return str(self.manifest.suite.get("models") or self.manifest.pair)
+
+    @cached_property
+    def recommendation(self) -> Recommendation:
+        """What to use."""
+        return recommend(self.shown, self.models)
+
+    @cached_property
+    def best_row(self) -> CellRow | None:
+        """The row that the recommendation calls the best."""
+        return next(iter(ranked_rows(self.shown)), None)
 
     @cached_property
     def unfinished(self) -> str:
@@ -68,9 +87,9 @@ def load_run(folder: Path) -> Run:
     Raises:
         HarnessError: the run cannot be read, or has no record yet.
     """
-    return make_run(*read_run(folder))
+    return make_run(*read_run(folder), read_texts(folder))
 
 
-def make_run(manifest: Manifest, records: Sequence[Record]) -> Run:
+def make_run(manifest: Manifest, records: Sequence[Record], texts: Texts | None = None) -> Run:
     """Summarise what :func:`harness.results.store.read_run` returned."""
-    return Run(manifest, records, summarise(records, manifest.measured.calibration))
+    return Run(manifest, records, summarise(records, manifest.measured.calibration), texts or Texts())

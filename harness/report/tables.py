@@ -20,6 +20,15 @@ ON = "on "
 
 
 @dataclass(frozen=True)
+class Text:
+    """What the page shows below a row when asked."""
+
+    prompt: str
+    answer: tuple[tuple[str, bool], ...]
+    """Stretches of the answer, each with whether the draft proposed it."""
+
+
+@dataclass(frozen=True)
 class Table:
     """A titled table of text."""
 
@@ -28,6 +37,12 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     left: int = 2
     """How many leading columns are text, aligned left."""
+    marked: int | None = None
+    """Row that stands out."""
+    texts: tuple[Text | None, ...] = ()
+    """A text per row, for the page."""
+    open: bool = False
+    """The page shows it without a click."""
 
 
 def number(value: float | None, digits: int = 3, unit: str = "") -> str:

@@ -21,6 +21,7 @@ from harness.report.tables import MISSING, ON
 from harness.results.record_lines import decode_line
 from harness.results.store import RECORDS, read_run, upgrade
 from harness.results.summary import ALL, CellRow
+from harness.results.texts import read_texts
 
 Raw = Mapping[str, Any]
 
@@ -42,7 +43,7 @@ def verify(folder: Path, out: Path) -> int:
     false = contradictions(manifest, records)
     if false:
         raise CheckFailed(f"the records of {folder} cannot be what the run made:\n{_first(false)}", "Restore the run's folder from a copy.")
-    run = make_run(manifest, records)
+    run = make_run(manifest, records, read_texts(folder))
     texts = report_texts(run)
     wrong = differences(texts, out)
     problems, checked = recompute(texts["report.md"], run, folder)

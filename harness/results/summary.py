@@ -36,6 +36,29 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """One prompt in a cell, its seeds together."""
+
+    sample_id: str
+    domain: str
+    tokens: int
+    """Emitted tokens."""
+    rounds: int
+    drafted: int
+    accepted: int
+    pair: tuple[float, float, float, float] | None
+    """Seconds and tokens of the target alone, seconds and tokens of the cell, over the answers that a speedup compares; None: none."""
+
+    @property
+    def speedup(self) -> float | None:
+        """Time per token of the target alone over that of the cell."""
+        if self.pair is None:
+            return None
+        base_s, base_tokens, cell_s, cell_tokens = self.pair
+        return base_s / base_tokens / (cell_s / cell_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellRow:
     """One cell over the prompts of one domain, or of all domains. None is missing, never 0."""
 
@@ -104,6 +127,8 @@ class CellRow:
     quality: Quality | None
     profile: Mapping[str, float] | None
     """Seconds over all answers: ``prefill_s``, the parts of the rounds and ``other_s``; None where not every answer was profiled."""
+    prompts: tuple[PromptRow, ...] = ()
+    """What the sums are made of."""
 
     @property
     def label(self) -> str:
@@ -125,7 +150,7 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
     baselines = _baselines(records)
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault((_cell_key(record), record.domain), []).append(record)
+        groups.setdefault((cell_key(record), record.domain), []).append(record)
     pools: dict[tuple[Any, ...], list[Record]] = {}
     for (key, _), group in groups.items():
         pools.setdefault(key, []).extend(group)
@@ -138,7 +163,8 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
     return rows
 
 
-def _cell_key(record: Record) -> tuple[Any, ...]:
+def cell_key(record: Record) -> tuple[Any, ...]:
+    """:attr:`CellRow.cell` of the row that a record belongs to."""
     adapter = None if record.drafter == "router" else record.adapter
     settings = settings_key(record.settings)
     return (
@@ -170,12 +196,13 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
     accepted, drafted, rejected, rounds, emitted = (sums[name] for name in _COUNTS)
     walls = [r.wall_s for r in group]
     timed = all(w is not None for w in walls)
-    speedup, unpaired = _speedup(group, baselines) if drafts and timed else (None, 0)
+    by_prompt = _prompt_rows(prompts, baselines)
+    speedup, unpaired = _speedup(by_prompt, sampled=first.temperature > 0) if drafts and timed else (None, 0)
     predicted = _predicted(group, calibration)
     marginal, conditional, reached = positions(group)
     some = drafted > 0
     return CellRow(
-        cell=_cell_key(first), experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
+        cell=cell_key(first), experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
         adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, loop=first.loop,
         method=first.method, lossy=first.lossy, settings=first.settings, n=len(prompts), tokens=int(emitted.sum()),
         rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),
@@ -190,26 +217,43 @@ def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], 
         token_s=_percentiles([_per_token(r) for r in group]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in group]), swap_s=_median([r.swap_s for r in group]), predicted=predicted,
         efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(group),
-        profile=_profile(group),
+        profile=_profile(group), prompts=by_prompt,
     )  # fmt: skip
 
 
 _COUNTS = ("accepted", "drafted", "rejected", "rounds", "emitted")
 
 
-def _speedup(group: Sequence[Record], baselines: Mapping[Any, Record]) -> tuple[Estimate | None, int]:
+def _prompt_rows(prompts: Sequence[Sequence[Record]], baselines: Mapping[Any, Record]) -> tuple[PromptRow, ...]:
+    return tuple(
+        PromptRow(
+            sample_id=p[0].sample_id, domain=p[0].domain, tokens=sum(r.emitted for r in p), rounds=sum(r.rounds for r in p),
+            drafted=sum(r.drafted for r in p), accepted=sum(r.accepted for r in p), pair=_pair(p, baselines),
+        )
+        for p in prompts
+    )  # fmt: skip
+
+
+def _pair(records: Sequence[Record], baselines: Mapping[Any, Record]) -> tuple[float, float, float, float] | None:
+    """Sums over the answers to one prompt that have a baseline, of equal length where greedy."""
+    found = [(baselines.get((r.sample_id, r.temperature, r.seed)), r) for r in records if r.drafter is not None]
+    matched = [
+        (b.wall_s, b.emitted, r.wall_s, r.emitted)
+        for b, r in found
+        if b is not None and b.wall_s is not None and r.wall_s is not None and (r.temperature > 0 or b.emitted == r.emitted)
+    ]
+    if not matched:
+        return None
+    base_s, base_tokens, cell_s, cell_tokens = (float(sum(values)) for values in zip(*matched, strict=True))
+    return base_s, base_tokens, cell_s, cell_tokens
+
+
+def _speedup(prompts: Sequence[PromptRow], *, sampled: bool) -> tuple[Estimate | None, int]:
     """Speedup over the paired prompts and how many prompts have no pair."""
-    pairs = []
-    prompts = _by_prompt(group)
-    for records in prompts:
-        found = [(baselines.get((r.sample_id, r.temperature, r.seed)), r) for r in records]
-        matched = [(b, r) for b, r in found if b is not None and b.wall_s is not None and (r.temperature > 0 or b.emitted == r.emitted)]
-        if matched:
-            pairs.append([sum(values) for values in zip(*((b.wall_s, b.emitted, r.wall_s, r.emitted) for b, r in matched), strict=True)])
+    pairs = [prompt.pair for prompt in prompts if prompt.pair is not None]
     if not pairs:
         return None, len(prompts)
     base_s, base_tokens, cell_s, cell_tokens = np.array(pairs, float).T
-    sampled = group[0].temperature > 0
     estimate = stats.relative((base_s, base_tokens), (cell_s, cell_tokens)) if sampled else stats.ratio(base_s, cell_s)
     return estimate, len(prompts) - len(pairs)
 

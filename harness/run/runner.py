@@ -22,6 +22,7 @@ from harness.results.store import Manifest, RunStore, check_writable, new_run_na
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
 from harness.run.jobs import Context, check_verification, execute, remember_baselines
+from harness.run.texts import keep_texts
 from harness.run.trained import Trained
 from harness.suite.experiments import Cell
 from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
@@ -85,6 +86,7 @@ def run_suite(
         if store.repaired_bytes:
             show(console, f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         store.update(warnings=warnings)
+        keep_texts(folder, samples, read_records(folder), pair.decode)
         context = Context(
             max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, stages=stages
         )
@@ -102,6 +104,7 @@ def run_suite(
             store.update(status="interrupted", time_s=stages.seconds())
         else:
             store.finish(time_s=stages.seconds())
+        keep_texts(folder, samples, read_records(folder), pair.decode)
         generic = store.manifest.measured.calibration.get("generic")
         remember(pair.name, read_records(folder), generic["c"] if generic else None)
     if len(store):
@@ -273,9 +276,10 @@ def _same(name: str, before: Any, now: Any) -> None:
 
 
 def _report(folder: Path, console: Console) -> None:
-    from harness.report import load_run, show_table, write_reports
+    from harness.report import load_run, show_recommendation, show_table, write_reports
 
     run, reports = load_run(folder), reports_folder(folder)
     write_reports(run, reports)
     show_table(run, console)
-    show(console, f"records: {folder}\nreport:  {reports / 'report.md'}")
+    show(console, f"records: {folder}")
+    show_recommendation(run, reports / "report.html", console)

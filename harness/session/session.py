@@ -22,6 +22,7 @@ from harness.core.errors import HarnessError
 from harness.core.records import Generation, Sample
 from harness.datasets import load_samples
 from harness.datasets.splits import leaks
+from harness.decode.making import DrafterOptions
 from harness.decode.memory import Answer, memory_path
 from harness.models.pair import load_pair
 from harness.models.pair_config import pair_k
@@ -71,13 +72,21 @@ class Session:
 
     @classmethod
     def from_config(
-        cls, path: str | Path = DEFAULT, overrides: Sequence[str] = (), *, pair: Any = None, offline: bool = False, **changes: Any
+        cls,
+        path: str | Path = DEFAULT,
+        overrides: Sequence[str] = (),
+        *,
+        settings: str | Path | None = None,
+        pair: Any = None,
+        offline: bool = False,
+        **changes: Any,
     ) -> Session:
         """Open the session a file describes, loading its pair.
 
         Args:
             path: session file.
             overrides: ``k=8`` strings.
+            settings: a settings file, such as a report's, whose keys replace those of ``path``.
             pair: a loaded pair to use instead of the file's.
             offline: never use the network.
             **changes: keys of the file to replace.
@@ -85,7 +94,7 @@ class Session:
         Raises:
             HarnessError: a mistake in the file, before any model loads, or what loading the pair refuses.
         """
-        config = load_session_config(path, overrides)
+        config = load_session_config(path, overrides, settings)
         config = config.replace(**changes) if changes else config
         if pair is not None:
             config = config.replace(models=pair.name)
@@ -135,6 +144,8 @@ class Session:
         if name == "router":
             api.pair_router(self.pair, offline=self.offline)
         watched = name is not None and ((kind := find_kind(name)) is None or kind.trainable)
+        if name is not None and config.options.given():
+            chosen.setdefault("options", DrafterOptions(**config.options.given()))
         generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=watched, **chosen)
         self.totals = self.totals.plus(generation)
         write_totals(self.folder / STATE, self.totals)

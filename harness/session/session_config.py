@@ -14,7 +14,8 @@ from harness.core.errors import HarnessError
 from harness.core.limits import DraftLength, Temperature
 from harness.core.paths import find_config
 from harness.core.records import Rule
-from harness.core.yamlfile import Strict, apply_overrides, read_yaml, validate
+from harness.core.settings_file import DraftOptions, load_settings
+from harness.core.yamlfile import Strict, apply_overrides, read_yaml, set_value, validate
 from harness.datasets.spec import DatasetSpec
 from harness.models.pair_config import pair_path
 
@@ -35,6 +36,8 @@ class SessionConfig(Strict):
     """``adaptive``, a drafter's name as for ``generate``, or null for plain decoding."""
     k: DraftLength | Literal["dynamic", "auto"] | None = None
     """Draft length; the pair's own when absent."""
+    options: DraftOptions = Field(default_factory=DraftOptions)
+    """Options of the drafter."""
     rule: Rule = "match"
     """Acceptance rule, ``match`` or ``rejection``; the second needs a temperature above 0."""
     temperature: Temperature = 0.0
@@ -108,8 +111,8 @@ class SessionConfig(Strict):
         self.training_config()
 
 
-def load_session_config(path: str | Path = DEFAULT, overrides: Sequence[str] = ()) -> SessionConfig:
-    """Read a session file; ``overrides`` are ``k=8`` strings.
+def load_session_config(path: str | Path = DEFAULT, overrides: Sequence[str] = (), settings: str | Path | None = None) -> SessionConfig:
+    """Read a session file; the keys of a ``settings`` file replace its own, ``overrides`` are ``k=8`` strings.
 
     Raises:
         HarnessError: no such file, broken YAML, an unknown key or a wrong value; names file and line.
@@ -119,5 +122,8 @@ def load_session_config(path: str | Path = DEFAULT, overrides: Sequence[str] = (
     except HarnessError as error:
         raise HarnessError(f"no session file {str(path)!r}", f"Give the path of a YAML file such as {DEFAULT}.") from error
     file = read_yaml(found)
+    if settings is not None:
+        for name, value in load_settings(settings).for_session().items():
+            set_value(file, (name,), value, str(settings))
     apply_overrides(file, overrides)
     return validate(SessionConfig, file)

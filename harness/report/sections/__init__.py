@@ -15,7 +15,9 @@ from harness.report.sections import (
     latency,
     lossless,
     machine,
+    prompts,
     quality,
+    recommendation,
     replay,
     result,
     router,
@@ -44,10 +46,12 @@ class Section(Protocol):
 
 
 SECTIONS: tuple[Section, ...] = (
+    recommendation,
     result,
     lossless,
     best_k,
     domains,
+    prompts,
     acceptance,
     speed,
     quality,
@@ -61,13 +65,13 @@ SECTIONS: tuple[Section, ...] = (
 
 
 def findings(run: Run) -> list[str]:
-    """Sentences of every section."""
-    return [sentence for section in SECTIONS for sentence in section.sentences(run)]
+    """Sentences of every section, those of the recommendation apart."""
+    return [sentence for section in SECTIONS if section is not recommendation for sentence in section.sentences(run)]
 
 
-def details(run: Run) -> list[Table]:
-    """Every table that has lines, that of the result apart."""
-    return [table for section in SECTIONS[1:] for table in section.tables(run) if table.rows]
+def tables(run: Run) -> list[Table]:
+    """Every table that has lines, and that of the result."""
+    return [table for section in SECTIONS for table in section.tables(run) if table.rows or section is result]
 
 
 def figures(run: Run) -> list[Figure]:

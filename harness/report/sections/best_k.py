@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import altair as alt
 
-from harness.report.figures import Figure, Values, colour, facet, intervals, lines, over_k, series
+from harness.report.figures import Figure, Values, colour, facet, intervals, lines, over_k, plain, series
 from harness.report.run import Run
-from harness.report.tables import Table
+from harness.report.tables import MISSING, Table, interval, number
+from harness.results.summary import ALL, CellRow
 
 TITLE = "Draft length"
 
 
 def tables(run: Run) -> list[Table]:
-    """None."""
-    return []
+    """Per domain and drafter the draft length with the best prediction and the one with the best clock."""
+    cells = [r for r in run.shown if r.k is not None and not r.lossy and r.loop == "own" and (plain(r) or r.domain == ALL)]
+    lowest = min((r.temperature for r in cells), default=0.0)
+    groups: dict[tuple[str, str], list[CellRow]] = {}
+    for row in cells:
+        if row.temperature == lowest and not {"rank", "round"} & set(row.settings):
+            groups.setdefault((row.domain, row.label), []).append(row)
+    domains = sorted(dict.fromkeys(domain for domain, _ in groups), key=lambda domain: domain != ALL)
+    rows = [_line(*key, groups[key]) for domain in domains for key in groups if key[0] == domain]
+    headers = ("domain", "drafter", "best K by prediction", "predicted", "best K by the clock", "measured [95%]")
+    return [Table("Best draft length", headers, tuple(rows), 2, open=True)]
+
+
+def _line(domain: str, drafter: str, rows: Sequence[CellRow]) -> tuple[str, ...]:
+    promised = max((r for r in rows if r.predicted), key=lambda r: r.predicted or 0.0, default=None)
+    clocked = max((r for r in rows if r.speedup), key=lambda r: r.speedup.value if r.speedup else 0.0, default=None)
+    return (
+        domain,
+        drafter,
+        str(promised.k) if promised else MISSING,
+        number(promised.predicted, 2, "x") if promised else MISSING,
+        str(clocked.k) if clocked else MISSING,
+        interval(clocked.speedup, 2, "x") if clocked else MISSING,
+    )
 
 
 def figures(run: Run) -> list[Figure]:

@@ -12,7 +12,7 @@ from harness.report.run import Run
 from harness.report.tables import MISSING, Column, Table, cell_table, timed_rows
 from harness.results.summary import CellRow
 
-TITLE = "Latency in milliseconds"
+TITLE = "Latency"
 
 
 def tables(run: Run) -> list[Table]:
@@ -21,7 +21,7 @@ def tables(run: Run) -> list[Table]:
     for title, name in (("first token", "ttft_s"), ("per token", "token_s"), ("total", "total_s")):
         for i, level in enumerate((50, 90, 99)):
             columns.append((f"{title} p{level}", lambda r, name=name, i=i: _ms(getattr(r, name), i)))  # type: ignore[misc]
-    return [cell_table(TITLE, timed_rows(run.shown), columns)]
+    return [cell_table("Latency in milliseconds", timed_rows(run.shown), columns)]
 
 
 def _ms(values: Sequence[float] | None, i: int) -> str:
@@ -47,7 +47,7 @@ def _latency(rows: Sequence[CellRow]) -> Figure | None:
         return None
     panels = [_latency_panel([v for v in values if v["what"] == what], what, first=i == 0) for i, (what, _) in enumerate(names)]
     caption = "Milliseconds: dot the median, tick the 90th percentile, line to the 99th."
-    return Figure("Latency", caption, alt.hconcat(*panels, spacing=24))
+    return Figure(TITLE, caption, alt.hconcat(*panels, spacing=24))
 
 
 def _latency_panel(values: Values, title: str, *, first: bool) -> Any:

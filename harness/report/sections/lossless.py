@@ -7,7 +7,7 @@ from harness.report.run import Run
 from harness.report.tables import Table
 from harness.results.summary import ALL
 
-TITLE = "Divergences from the target's greedy output"
+TITLE = "Divergences"
 
 
 def tables(run: Run) -> list[Table]:
@@ -18,7 +18,9 @@ def tables(run: Run) -> list[Table]:
         if row.domain != ALL
         for sample, d in row.divergences
     ]
-    return [Table(TITLE, ("drafter", "K", "sample", "position", "gap (nats)", "kind"), tuple(lines), 3)]
+    return [
+        Table("Divergences from the target's greedy output", ("drafter", "K", "sample", "position", "gap (nats)", "kind"), tuple(lines), 3)
+    ]
 
 
 def figures(run: Run) -> list[Figure]:

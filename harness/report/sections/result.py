@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from harness.core.stats import Estimate
@@ -55,7 +56,15 @@ def first_table(run: Run) -> Table:
         (f"{ON}{domain}", lambda r, domain=domain: _point(speed.get((domain, r.cell))))  # type: ignore[misc]
         for domain in domains
     ]
-    return cell_table(TITLE, shown, [*by_domain, *COUNTS, DIVERGED], first=[SPEEDUP])
+    table = cell_table(TITLE, shown, [*by_domain, *COUNTS, DIVERGED], first=[SPEEDUP])
+    return _marked(table, shown.index(run.best_row)) if run.recommendation.verdict == "faster" and run.best_row else table
+
+
+def _marked(table: Table, row: int) -> Table:
+    """The table with a star at what to use."""
+    cells = list(table.rows[row])
+    cells[1] = f"★\u00a0{cells[1]}"
+    return dataclasses.replace(table, rows=(*table.rows[:row], tuple(cells), *table.rows[row + 1 :]), marked=row)
 
 
 def first_rows(rows: Sequence[CellRow]) -> list[CellRow]:
@@ -85,8 +94,10 @@ def _point(estimate: Estimate | None) -> str:
 
 
 def figures(run: Run) -> list[Figure]:
-    """Speedups with their intervals."""
-    values = intervals((row for row in run.shown if row.speedup), "speedup")
+    """Speedups with their intervals, best first."""
+    best_first = [row.cell for row in first_rows(run.shown)]
+    rows = sorted((row for row in run.shown if row.speedup), key=lambda row: best_first.index(row.cell))
+    values = intervals(rows, "speedup")
     caption = "Right of the dashed line is faster than the target alone. Bars are 95% intervals over prompts."
     return [Figure("Speedup", caption, dots(values, "speedup over the target alone (×)", reference=1.0))] if values else []
 

@@ -7,7 +7,7 @@ from harness.report.run import Run
 from harness.report.tables import Column, Table, cell_table, interval, number, timed_rows
 from harness.results.summary import corrected_speedups
 
-TITLE = "Measured and predicted speedup"
+TITLE = "Prediction"
 
 
 def tables(run: Run) -> list[Table]:
@@ -21,7 +21,7 @@ def tables(run: Run) -> list[Table]:
         ("detectable difference", lambda r: number(detectable[id(r)], 2, "x")),
         ("prompts left out", lambda r: str(r.unpaired)),
     ]
-    return [cell_table(TITLE, shown, columns)]
+    return [cell_table("Measured and predicted speedup", shown, columns)]
 
 
 def figures(run: Run) -> list[Figure]:
