@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_gate import draws, stored
 
+from harness.core.errors import HarnessError
 from harness.core.settings_file import load_settings
-from harness.core.text import printable
+from harness.core.text import odd_character, printable
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare
@@ -116,7 +117,11 @@ def test_reports_show_hostile_names_as_text(name: str, tmp_path: Path) -> None:
     assert not {"img", "iframe", "link"} & set(page.found)
     assert not re.search(r"(?m)(^|,)\"?[=@+]", render_csv(run.rows))
     (tmp_path / "settings.yaml").write_text(settings_yaml(run))
-    assert load_settings(tmp_path / "settings.yaml").models == run.models
+    if odd_character(name) is None:
+        assert load_settings(tmp_path / "settings.yaml").models == run.models
+    else:
+        with pytest.raises(HarnessError, match="cannot stand here"):
+            load_settings(tmp_path / "settings.yaml")
     assert json.loads(recommendation_json(run))["command"] == run.recommendation.command
 
 
