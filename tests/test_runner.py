@@ -513,3 +513,21 @@ def test_a_run_without_a_sandbox_says_so_at_the_start(tmp_path: Path, monkeypatc
     assert f"Warning: {warning}" in seen[1]
     assert "Warning: code answers will be unscored" in report
     assert "Warning" not in seen[0]
+
+
+def test_without_a_clock_nothing_is_calibrated(tmp_path: Path) -> None:
+    """Counts are the same, and what only clocks need is left out."""
+    timed = run(tmp_path / "a", suite=make_suite())
+
+    def never(*_: Any) -> Any:
+        pytest.fail("the machine was timed")
+
+    counted = run(tmp_path / "b", suite=make_suite(), engine=make_engine(calibrate=never, verification=never), clock=False)
+    assert without_times(read_records(counted)) == without_times(read_records(timed))
+    measured = read_manifest(counted).measured
+    assert "calibration" not in measured
+    assert "reference_s" not in measured
+    assert (reports_folder(counted) / "report.md").is_file()
+    auto = make_suite(experiments=[{"kind": "baseline"}, {"kind": "dynamic_k", "policies": ["auto"]}])
+    with pytest.raises(HarnessError, match="only a calibration measures"):
+        run(tmp_path / "c", suite=auto, clock=False)

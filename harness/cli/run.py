@@ -24,6 +24,9 @@ def run(
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also record where the time of each round goes.")] = False,
+    no_clock: Annotated[
+        bool, typer.Option("--no-clock", help="Only counts matter: no calibration, no warm-up, no predicted speedups.")
+    ] = False,
 ) -> None:
     """Decode a suite and write a run folder with records and a report.
 
@@ -41,7 +44,7 @@ def run(
 
     from harness.run.runner import run_suite
 
-    run_suite(loaded, results_dir=results, resume=resume, offline=offline, profile=profile, console=Console())
+    run_suite(loaded, results_dir=results, resume=resume, offline=offline, profile=profile, clock=not no_clock, console=Console())
 
 
 def report(

@@ -40,6 +40,8 @@ class Context:
     costs: dict[str, Any] = field(default_factory=dict)
     profile: bool = False
     """Record where the time of each round goes."""
+    clock: bool = True
+    """Calibrate, warm up, and look now and then whether the machine became slower; False where only counts are wanted."""
     prompts: dict[str, list[int]] = field(default_factory=dict)
     baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
     scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class Context:
 def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> None:
     """All stages that need the models; stops between records when asked to."""
     todo = [job for job in (*plan.decodes, *plan.replays) if job.key not in context.store]
-    if todo and not stop.requested:
+    if todo and context.clock and not stop.requested:
         show(console, "calibrating and warming up")
         with context.stages("calibrate"):
             _prepare(context, todo)
@@ -252,6 +254,8 @@ def check_verification(context: Context, after: str) -> None:
 
 def _time_reference(context: Context, sample: Sample, after: str) -> None:
     """Time a fixed short decode, and v(5); the manifest keeps all of them in order."""
+    if not context.clock:
+        return
     check_verification(context, after)
     prompt = context.prompts[sample.id][-32:]
     started = time.perf_counter()

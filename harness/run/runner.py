@@ -40,6 +40,7 @@ def run_suite(
     resume: str | None = None,
     offline: bool = False,
     profile: bool = False,
+    clock: bool = True,
     console: Console | None = None,
     engine: Engine | None = None,
 ) -> Path:
@@ -51,6 +52,8 @@ def run_suite(
         resume: name or path of an interrupted run to go on with.
         offline: use only what is in the cache.
         profile: record where the time of each round goes; cells of mlx-lm's loop have no profile.
+        clock: False leaves out calibration, warm-up and the checks that the machine keeps its speed: counts do not need them. The report
+            then predicts no speedup.
         console: where to show progress; a new one on stdout when None.
         engine: replaces models and decoding in tests.
 
@@ -65,6 +68,10 @@ def run_suite(
     from rich.console import Console
 
     console = console or Console()
+    if not clock and any(cell.k == "auto" for cell in suite.cells()):
+        raise HarnessError(
+            "k: auto weighs costs that only a calibration measures", "Run without --no-clock, or drop the entries with k: auto."
+        )
     check_writable(results_dir)
     folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, Path(suite.models).stem, results_dir)
     before = read_manifest(folder) if resume else None
@@ -88,11 +95,12 @@ def run_suite(
         store.update(warnings=warnings)
         keep_texts(folder, samples, read_records(folder), pair.decode)
         context = Context(
-            max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, stages=stages
+            max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, clock=clock, stages=stages
         )
         with suppress(Stopped):
             cells = _possible(context, suite.cells())
-            check_verification(context, "loading")
+            if clock:
+                check_verification(context, "loading")
             load = partial(engine.load_samples, offline=offline)
             with stages("train"):
                 context.trained = _train(context, suite, cells, samples, load, stop, console)
