@@ -260,6 +260,20 @@ def test_collect_has_a_folder_of_its_own(
     assert f"answers/{folder}" in out
 
 
+def test_a_suites_seed_makes_the_generated_prompts_of_training(tmp_path: Path) -> None:
+    """``train``, ``train-router`` and ``collect`` read the prompts that a run of the suite would."""
+    from harness.cli.generate import read_samples, source_seed
+    from harness.datasets import DatasetSpec, load_samples
+
+    text = "name: t\nseed: 5\ndomains:\n  math: {dataset: wordproblems, size: 60}\nexperiments: [{kind: baseline}]\n"
+    (tmp_path / "t.yaml").write_text(text)
+    found = read_samples(str(tmp_path / "t.yaml"), split="train", limit=None, offline=True)
+    spec = DatasetSpec(dataset="wordproblems", size=60, split="train")
+    assert found == load_samples(spec, domain="math", seed=5)
+    assert found != load_samples(spec, domain="math", seed=0)
+    assert (source_seed(str(tmp_path / "t.yaml")), source_seed("x.jsonl")) == (5, 0)
+
+
 @pytest.mark.parametrize("name", ["quick", "quick.yaml", "suites/quick.yaml"])
 def test_a_shipped_suite_is_found_by_any_of_its_names(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

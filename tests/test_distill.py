@@ -162,12 +162,12 @@ def test_rate_warms_up_and_decays():
     assert rates[-1] == pytest.approx(0.02, rel=0.01)
 
 
-def fitted(folder, where, report=None, **changes):
+def fitted(folder, where, report=None, *, ids=range(96), data=(30,), last=0, **changes):
     """Train the tiny cut on random data."""
     shape, weights = torch_llama.load_llama(folder)
-    ids = np.arange(96, dtype=np.int32)
-    cut_shape, cut = fit.initial_weights(shape, weights, CutConfig(layers=2, vocab=96), ids)
-    examples, vocab = fit.prepare(stored(30)), fit.vocabulary(ids, 96, context_tokens=True)
+    ids = np.array(ids, dtype=np.int32)
+    cut_shape, cut = fit.initial_weights(shape, weights, CutConfig(layers=2, last=last, vocab=96), ids)
+    examples, vocab = fit.prepare(stored(*data)), fit.vocabulary(ids, 96, context_tokens=True)
     config = TINY.fit.model_copy(update=changes)
     return fit.fit(cut_shape, cut, weights["embed"], examples, vocab, config, where, report), len(fit.plan_updates(examples, config))
 
@@ -191,11 +191,12 @@ def test_killed_training_resumes_to_the_same_weights(target, tmp_path, stop_afte
     assert len(logs[0]) == steps > stop_after
 
 
-def test_a_checkpoint_of_other_settings_is_refused(target, tmp_path):
-    """Going on with other settings would mix two runs into one card."""
+@pytest.mark.parametrize("change", [{"learning_rate": 0.1}, {"ids": [*range(94), 95, 94]}, {"data": (30, 4, 96, 1)}, {"last": 1}])
+def test_a_checkpoint_of_another_run_is_refused(target, tmp_path, change):
+    """Other settings, another vocabulary of the same size, as many other answers, other blocks: one card would speak of two runs."""
     fitted(target[0], tmp_path / "run")
     with pytest.raises(HarnessError, match="other data or settings"):
-        fitted(target[0], tmp_path / "run", learning_rate=0.1)
+        fitted(target[0], tmp_path / "run", **change)
 
 
 def test_training_lowers_the_loss(target, tmp_path):

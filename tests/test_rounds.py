@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,25 @@ def test_known_replays_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
     # Two rounds end with one validation each; the start is mined and validated once, by the first chain.
     assert found["first"][1:] == (1, 3)
     assert found["second"][1:] == (0, 2)
+
+
+def test_records_find_their_adapters_where_the_folder_is_now(tmp_path: Path) -> None:
+    """A moved cache; records of earlier versions hold whole paths. An adapter that lies elsewhere stays where it is."""
+    there, now, elsewhere = tmp_path / "there", tmp_path / "now", tmp_path / "elsewhere/round-1"
+    for folder in (there / "round-1", there / "round-2", elsewhere):
+        folder.mkdir(parents=True)
+    known = {"accepted": True, "failures": 1, "replayed": 1, "before": {}, "after": {}, "steps": 1, "tokens": 1, "train_s": 0.1}
+    paths = [str(there / "round-1"), str(elsewhere.with_name("x")), None]
+    records = [RoundRecord(round=i, adapter=path, **known) for i, path in enumerate(paths, start=1)]
+    rounds.write_rounds(there / "rounds.json", records)
+    assert read_rounds(there / "rounds.json") == records
+    assert str(there) not in (there / "rounds.json").read_text()
+    there.rename(now)
+    assert [r.adapter for r in read_rounds(now / "rounds.json")] == [str(now / "round-1"), paths[1], None]
+    older = json.loads((now / "rounds.json").read_text())
+    older["rounds"][0]["adapter"] = str(there / "round-2")
+    (now / "rounds.json").write_text(json.dumps(older))
+    assert read_rounds(now / "rounds.json")[0].adapter == str(now / "round-2")
 
 
 def test_domain_round_mixes_and_measures_forgetting(tmp_path: Path) -> None:

@@ -67,6 +67,24 @@ def test_answers_are_counted_and_kept(opened: Any) -> None:
     assert opened().stats() == stats
 
 
+def test_cases_keep_as_many_probabilities_as_training_asks_for(opened: Any, home: tuple[Path, Any]) -> None:
+    """``adapt.top_k`` of the training settings, which is what the losses read."""
+    session = opened()
+    config = session.learner.config.replace(adapt={"top_k": 5})
+    session.learner.config = config
+    session.generate(PROMPTS[0])
+    (case,) = session.learner.store
+    assert {len(d.top_tokens) for d in case.disagreements} == {5}
+
+
+def test_the_seed_decides_generated_evaluation_prompts_and_training(opened: Any) -> None:
+    """Two seeds are two sessions."""
+    problems = {"math": {"dataset": "wordproblems", "size": 60, "limit": 4}}
+    held_out = [tuple(s.prompt for s in opened(name=f"s{seed}", seed=seed, evaluation=problems).held_out()) for seed in (0, 1)]
+    assert held_out[0] != held_out[1]
+    assert opened(name="s2", seed=2).learner.config.optim.seed == 2
+
+
 def test_a_round_raises_acceptance_and_the_adapter_stays(opened: Any, home: tuple[Path, Any]) -> None:
     """Failures become training; the new adapter drafts better, is installed by name, and is in use after reopening."""
     session = opened()

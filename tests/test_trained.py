@@ -15,16 +15,21 @@ import tiny
 import yaml
 from rich.console import Console
 
-from harness.adapt.training_config import TrainingConfig
+from harness.adapt.routers import routed
+from harness.adapt.routers.routed import RouterConfig
+from harness.adapt.training_config import TrainingConfig, load_training_config
+from harness.cli import main
 from harness.core import machine
 from harness.core.errors import HarnessError
+from harness.core.limits import TOP_K
 from harness.core.records import Record, Sample
-from harness.models.address import cache_key, pair_facts
+from harness.models import blas
+from harness.models.address import answers_folder, cache_key, pair_facts
 from harness.models.pair import load_pair
 from harness.results.store import read_manifest, read_records
 from harness.run.engine import real_engine
 from harness.run.runner import reports_folder, run_suite
-from harness.run.trained import _address
+from harness.run.trained import _address, _config
 from harness.suite.chains import Chain, adapter_names, needed_chains
 from harness.suite.experiments import Cell, Recipe
 from harness.suite.suite import load_suite
@@ -102,6 +107,52 @@ def test_code_and_packages_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) 
     assert cache_key(**INPUTS) != before
 
 
+def test_answers_are_kept_by_what_decides_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code, BLAS, target and template decide the target's answers; the draft does not."""
+    pair = tiny.tiny_pair(tmp_path)
+    before = answers_folder(pair)
+    assert answers_folder(dataclasses.replace(pair, draft=None)) == before
+    assert answers_folder(dataclasses.replace(pair, target_hash="other")) != before
+    for place, change in ((machine, "source_hash"), (blas, "blas_name")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, change, lambda: "other")
+            assert answers_folder(pair) != before
+
+
+def test_a_suites_seed_reaches_training() -> None:
+    """Two seeds must not give one adapter or one router."""
+    chain = Chain(domain="code", rank=4, training="default", samples=20)
+    seeds = [_config(chain, seed).optim.seed for seed in (0, 1, 2**32 - 1)]
+    assert len(set(seeds)) == 3
+    assert _config(chain, 0) == load_training_config().replace(lora={"rank": 4})
+    assert RouterConfig().seeded(1).seed == 1
+    assert RouterConfig(seed=2).seeded(2**32 - 1).seed == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("training", "lora: {rnk: 4}\n", "did you mean 'rank'?"),
+        ("training", "lora: {rank: many}\n", "training.yaml:1"),
+        ("router", "folds: 1\n", "router.yaml:1"),
+        ("router", "reward: speedup\n", "has reward speedup, which needs costs"),
+    ],
+)
+def test_configs_that_a_suite_names_are_checked_before_anything_loads(
+    tmp_path: Path, suite_file: Path, capsys: pytest.CaptureFixture[str], key: str, text: str, message: str
+) -> None:
+    """By ``harness validate`` and at the start of a run, not after hours of training."""
+    (tmp_path / f"{key}.yaml").write_text(text)
+    with pytest.raises(SystemExit) as caught:
+        main(["validate", str(suite_file)])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    engine = dataclasses.replace(real_engine(), load_pair=lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(HarnessError) as refused:
+        go(tmp_path, suite_file, engine=engine)
+    assert message in str(refused.value)
+
+
 def test_the_chat_template_is_part_of_a_pairs_facts(tmp_path: Path) -> None:
     """The same weights under another template answer other prompts."""
     pair = tiny.tiny_pair(tmp_path)
@@ -171,8 +222,11 @@ def counts(records: list[Record]) -> list[Any]:
     return sorted(keep, key=str)
 
 
-def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file: Path) -> None:
+def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that needs training runs, is lossless, beats the plain draft where it claims to, and is found again by the next run."""
+    groups: list[Any] = []
+    fit = routed.fit_router
+    monkeypatch.setattr(routed, "fit_router", lambda *args, **settings: groups.append(settings["groups"]) or fit(*args, **settings))
     folder, printed = go(tmp_path, suite_file)
     records, measured = read_records(folder), read_manifest(folder).measured
     assert {r.experiment for r in records} == {
@@ -184,10 +238,13 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
     assert any(accepted.values()), measured.adapters
     for check in measured.spot_checks:
         assert check["equal"] or check["near_ties"], check
-    routed = [r for r in records if r.drafter == "router"]
-    assert {r.choice for r in routed} <= {"generic", "code", "math"}
-    assert all(r.route_s is not None and r.swap_s is not None and r.wall_s is not None for r in routed)
-    assert all(r.route_s + r.swap_s < r.wall_s for r in routed if r.route_s is not None and r.swap_s is not None and r.wall_s)
+    assert [len(g) for g in groups] == [24], "near-copies of a prompt stay on one side of the folds"
+    kept = {json.loads(path.read_text().splitlines()[0])["top_k"] for path in (tmp_path / "cache/trajectories").rglob("*.jsonl")}
+    assert kept == {8, TOP_K}, "as many probabilities as the training settings say; the router needs none"
+    routed_records = [r for r in records if r.drafter == "router"]
+    assert {r.choice for r in routed_records} <= {"generic", "code", "math"}
+    assert all(r.route_s is not None and r.swap_s is not None and r.wall_s is not None for r in routed_records)
+    assert all(r.route_s + r.swap_s < r.wall_s for r in routed_records if r.route_s is not None and r.swap_s is not None and r.wall_s)
     zero = [r for r in records if r.experiment == "adaptive_rounds" and r.settings["round"] == 0]
     generic = {r.sample_id: r.accept_lengths for r in records if r.experiment == "generic_draft"}
     assert zero

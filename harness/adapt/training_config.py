@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from harness.core.limits import WarmTemperature
+from harness.core.limits import TOP_K, WarmTemperature, joined_seed
 from harness.core.yamlfile import Seed, Strict, load_config
 
 LossPart = Literal["ce", "forward_kl", "reverse_kl", "js"]
@@ -143,7 +143,7 @@ class AdaptConfig(Strict):
     """Capacity of the replay buffer."""
     window: int = Field(50, ge=2, le=10**6)
     """Generations in the rolling acceptance."""
-    top_k: int = Field(20, ge=1, le=1000)
+    top_k: int = Field(TOP_K, ge=1, le=1000)
     """Target probabilities kept per position."""
 
 
@@ -190,6 +190,10 @@ class TrainingConfig(Strict):
         for key, value in changes.items():
             data[key] = {**data[key], **value} if isinstance(value, dict) else value
         return TrainingConfig.model_validate(data)
+
+    def seeded(self, seed: int) -> TrainingConfig:
+        """Return the same settings for a suite or session with this seed: its own seed counts too."""
+        return self.replace(optim={"seed": joined_seed(self.optim.seed, seed)})
 
 
 def load_training_config(name_or_path: str = "default", overrides: Sequence[str] = ()) -> TrainingConfig:

@@ -21,7 +21,7 @@ from typing_extensions import NotRequired, TypedDict
 from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text, reading, this_version, typed
-from harness.core.limits import COUNT, check, room
+from harness.core.limits import COUNT, TOP_K, check, room
 from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 from harness.models.tensors import read_header
 
@@ -59,7 +59,7 @@ def collect(
     max_tokens: int = 256,
     temperature: float = 0.0,
     batch: int = 64,
-    top_k: int = 16,
+    top_k: int = TOP_K,
     out: Path | None = None,
     seed: int = 0,
     decoder: Decoder | None = None,

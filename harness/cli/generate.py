@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.core.drafter_kinds import described, drafter_kinds, needs_draft
+from harness.core.limits import TOP_K
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
 from harness.decode.pieces import TextPieces
@@ -211,8 +212,10 @@ def collect(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together.")] = 32,
-    top_k: Annotated[int, typer.Option(min=1, help="Target probabilities kept per token.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of sampling and of generated datasets.")] = 0,
+    top_k: Annotated[int, typer.Option(min=1, help="Target probabilities kept per token.")] = TOP_K,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of sampling and of generated datasets; the suite's without it.", show_default=False)
+    ] = None,
     offline: OfflineOption = False,
 ) -> None:
     """Write the target's answers to prompts: the raw material of training.
@@ -221,6 +224,7 @@ def collect(
     """
     from harness.core.limits import check
 
+    seed = source_seed(source) if seed is None else seed
     check(temperature=temperature, max_tokens=max_tokens, seed=seed)
     samples = read_samples(source, split=split, limit=limit, seed=seed, offline=offline)
     from rich.progress import track
@@ -244,16 +248,28 @@ def _stem(source: str) -> str:
     return Path(source).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".yaml")
 
 
-def read_samples(source: str, *, split: str, limit: int | None, seed: int, offline: bool) -> Sequence[Sample]:
-    """Load the prompts of a suite's domains, or of one JSONL file."""
+def source_seed(source: str) -> int:
+    """The seed of a suite; 0 for a JSONL file."""
+    from harness.suite.suite import load_suite
+
+    return 0 if _is_lines(source) else load_suite(source).seed
+
+
+def _is_lines(source: str) -> bool:
+    return source.removesuffix(".gz").endswith(".jsonl")
+
+
+def read_samples(source: str, *, split: str, limit: int | None, offline: bool, seed: int | None = None) -> Sequence[Sample]:
+    """Load the prompts of a suite's domains, or of one JSONL file; generated ones with the suite's seed where none is given."""
     from harness.datasets import DatasetSpec, load_samples
     from harness.suite.suite import load_suite
 
     one_of("--split", split, ("train", "validation", "test", "all"))
     specs: dict[str | None, DatasetSpec] = {}
-    if source.removesuffix(".gz").endswith(".jsonl"):
+    if _is_lines(source):
         specs[None] = DatasetSpec(dataset="local", path=source)
     else:
         specs.update(load_suite(source).domains)
     changed = {name: spec.model_copy(update={"split": split, "limit": limit or spec.limit}) for name, spec in specs.items()}
+    seed = source_seed(source) if seed is None else seed
     return [s for name, spec in changed.items() for s in load_samples(spec, domain=name, seed=seed, offline=offline)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.generate import OfflineOption, PairOption
+from harness.cli.generate import OfflineOption, PairOption, source_seed
 from harness.core.terminal import read_input, say
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def train_router(
     else:
         name, k = _pair_name(models or "smollm2"), k or _own_k(models or "smollm2")
         folders = _adapters(name, adapters)
+        settings = settings.seeded(source_seed(source))
         samples = _prompts(source, split, limit, skip, allow_test, offline)
         from harness.adapt.routers.fitting import replay_material
         from harness.models.pair import load_pair
@@ -135,14 +136,14 @@ def _prompts(source: str, split: str, limit: int, skip: int, allow_test: bool, o
     from harness.core.errors import HarnessError
     from harness.datasets.splits import refuse_leaks
 
-    left_out = {s.id for s in read_samples(source, split=split, limit=skip, seed=0, offline=offline)} if skip else set()
-    read = read_samples(source, split=split, limit=skip + limit, seed=0, offline=offline)
+    left_out = {s.id for s in read_samples(source, split=split, limit=skip, offline=offline)} if skip else set()
+    read = read_samples(source, split=split, limit=skip + limit, offline=offline)
     samples = [s for s in read if s.id not in left_out]
     if not samples:
         raise HarnessError(f"no prompts of split {split!r} are left after the first {skip} of each domain", "Lower --skip.")
     if not allow_test:
         _refuse_test(samples)
-        everything = read_samples(source, split="all", limit=10**9, seed=0, offline=offline)
+        everything = read_samples(source, split="all", limit=10**9, offline=offline)
         refuse_leaks(samples, [s for s in everything if s.split == "test"])
     return samples
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.generate import OfflineOption, PairOption
+from harness.cli.generate import OfflineOption, PairOption, source_seed
 from harness.core.terminal import say
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def train(
 
     settings = load_training_config(config, set_ or [])
     settings = settings if rank is None else settings.replace(lora={"rank": rank})
+    settings = settings.seeded(source_seed(source))
     prompts = read_prompts(source, limit=limit, offline=offline)
     from harness.adapt.training.campaign import train_pair
     from harness.models.pair import load_pair
@@ -81,7 +82,7 @@ def read_prompts(source: str, *, limit: int | None, offline: bool) -> Prompts:
     from harness.cli.generate import read_samples
 
     train, validation, test = (
-        read_samples(source, split=split, limit=limit if split == "train" else None, seed=0, offline=offline)
+        read_samples(source, split=split, limit=limit if split == "train" else None, offline=offline)
         for split in ("train", "validation", "test")
     )
     return Prompts(train=train, validation=validation, test=test)

@@ -48,10 +48,13 @@ def validate(
 
 def load(suite: str, *, models: str | None, limit: int | None, domains: str | None, overrides: list[str] | None) -> Suite:
     """Load a suite with the options that `validate` and `run` share."""
+    from harness.run.trained import check_configs
     from harness.suite.suite import load_suite
 
     chosen = None if domains is None else [d.strip() for d in domains.split(",") if d.strip()]
-    return load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen)
+    loaded = load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen)
+    check_configs(loaded.cells())
+    return loaded
 
 
 def describe(suite: Suite, counts: Mapping[str, int | None] | None = None) -> list[str]:

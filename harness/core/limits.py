@@ -42,6 +42,8 @@ class Limit:
         return int(number) if self.whole else float(number)
 
 
+TOP_K = 20
+"""Target probabilities kept per token, where nothing else is asked for."""
 COUNT = Limit(1, 2**31 - 1, whole=True)
 """Something of which there is at least one."""
 SEED = Limit(0, 2**32 - 1, whole=True)
@@ -51,6 +53,13 @@ TEMPERATURE = Limit(0.001, 100, zero="greedy")
 LENIENCE = Limit(1, 1000)
 LENGTH = Limit(1, 64, whole=True, zero="decode plainly")
 """A draft length."""
+
+
+def joined_seed(one: int, other: int) -> int:
+    """One seed that changes with either of two; a seed of 0 changes nothing."""
+    return (one + other) % (int(SEED.high) + 1)
+
+
 LIMITS = {
     "seed": SEED,
     "temperature": TEMPERATURE,

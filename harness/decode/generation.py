@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.limits import check, draft_length, room
+from harness.core.limits import TOP_K, check, draft_length, room
 from harness.core.records import Finish, Generation, Loop, Rule
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, ModelDrafter
@@ -40,7 +40,7 @@ def stream(
     lenience: float = 1.0,
     max_tokens: int = 256,
     seed: int = 0,
-    detailed: bool = False,
+    detailed: bool | int = False,
     loop: Loop = "own",
     options: DrafterOptions | None = None,
     costs: Costs | None = None,
@@ -53,7 +53,7 @@ def stream(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     k = _length(pair, k)
     check(max_tokens=max_tokens, seed=seed, lenience=lenience)
-    _check(rule, lenience, sampling, loop, k, detailed)
+    _check(rule, lenience, sampling, loop, k, bool(detailed))
     ids = pair.encode(prompt)
     max_tokens = room(pair.context_tokens, len(ids), max_tokens)
     common: dict[str, Any] = {"max_tokens": max_tokens, "eos": pair.eos_token_ids, "sampling": sampling, "seed": seed}
@@ -68,7 +68,7 @@ def stream(
 
         costs = calibrate(pair, chosen).costs
     policy = make_policy(k, costs) if isinstance(k, int | str) else k
-    details = Details() if detailed else None
+    details = Details(TOP_K if detailed is True else detailed) if detailed else None
     return speculative_steps(
         CachedModel(pair.target), chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, profile=profile, **common
     )
@@ -94,7 +94,8 @@ def generate(
             ``k`` draft length, an int (the pair's own by default), ``dynamic``, ``auto`` or a policy object;
             ``rule`` ``match`` (default) or ``rejection``; ``temperature`` (default 0), ``top_p``, ``top_k``, ``min_p``;
             ``lenience`` above 1 is lossy and needs the rejection rule; ``max_tokens`` (default 256); ``seed`` (default 0);
-            ``detailed`` True records :class:`~harness.core.records.Position` entries; ``loop`` ``own`` or ``mlx-lm``; ``options`` a
+            ``detailed`` True records :class:`~harness.core.records.Position` entries, a number
+            that many target probabilities in each; ``loop`` ``own`` or ``mlx-lm``; ``options`` a
             :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``;
             ``profile`` True records where the rounds' time goes (this project's loop only).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from harness.core.limits import TOP_K
 from harness.core.records import Position
 from harness.decode.drafters import Proposal
 from harness.models.blas import mx
@@ -36,7 +37,7 @@ class Details:
         top_k: how many target log-probabilities to keep per position.
     """
 
-    def __init__(self, top_k: int = 8) -> None:
+    def __init__(self, top_k: int = TOP_K) -> None:
         self.top_k = top_k
         self._map: mx.array | None = None  # the draft's token map, the same object for a whole answer
         self._draft_id: dict[int, int] | None = None

@@ -8,6 +8,7 @@ The run is a fixed sequence of updates decided by the data and the configuration
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import time
@@ -236,8 +237,7 @@ def fit(
     plain = [p for p in parameters if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
-    key = {"updates": len(updates), "examples": len(examples), "config": config.model_dump(), "layers": shape.layers}
-    key |= {"context_tokens": vocab.context_tokens}
+    key = _run_key(shape, weights, examples, vocab, config)
     start = _resume(folder, key, names, weights, optimizer)
     for step in range(start, len(updates)):
         began = time.perf_counter()
@@ -270,6 +270,37 @@ def fit(
         if report:
             report(row)
     return {name: weights[name].detach() for name in names}
+
+
+@apart
+def check_checkpoint(
+    folder: Path, shape: Shape, weights: Weights, examples: Sequence[Example], vocab: Vocabulary, config: FitConfig
+) -> None:
+    """Refuse a checkpoint in ``folder`` that :func:`fit` with these arguments would not go on from.
+
+    Raises:
+        HarnessError: it belongs to a run with another start, other data, another vocabulary or other settings.
+    """
+    if (folder / "checkpoint.safetensors").is_file():
+        with _open_checkpoint(folder) as (_, header):
+            _check_key(folder, header, _run_key(shape, weights, examples, vocab, config))
+
+
+def _run_key(shape: Shape, weights: Weights, examples: Sequence[Example], vocab: Vocabulary, config: FitConfig) -> dict[str, Any]:
+    """What decides a run: the weights it starts from, which the cut and the target decide, its data, vocabulary and settings."""
+    start, data = hashlib.sha256(), hashlib.sha256()
+    for name in sorted(weights):
+        start.update(name.encode() + weights[name].detach().cpu().numpy().tobytes())
+    for e in examples:
+        data.update(b"".join(part.tobytes() for part in (np.array([len(e.tokens), e.prompt]), e.tokens, e.labels, e.top, e.top_p)))
+    return {
+        "config": config.model_dump(),
+        "layers": shape.layers,
+        "context_tokens": vocab.context_tokens,
+        "vocabulary": hashlib.sha256(vocab.index.tobytes()).hexdigest(),
+        "start": start.hexdigest(),
+        "data": data.hexdigest(),
+    }
 
 
 @apart
@@ -317,6 +348,14 @@ def _checkpoint(folder: Path, key: dict[str, Any], step: int, names: list[str], 
     write_durably(folder / "checkpoint.safetensors", save(state, {"key": json.dumps(key), "step": str(step)}))
 
 
+def _check_key(folder: Path, header: dict[str, str], key: dict[str, Any]) -> None:
+    if json.loads(header["key"]) != json.loads(json.dumps(key)):
+        raise HarnessError(
+            f"{folder / 'checkpoint.safetensors'} belongs to a run with other data or settings",
+            f"Delete {folder} to start over, or undo the change.",
+        )
+
+
 def _resume(folder: Path, key: dict[str, Any], names: list[str], weights: Weights, optimizer: torch.optim.Optimizer) -> int:
     """Load the checkpoint into ``weights`` and ``optimizer``; return the number of finished updates and cut the log to them."""
     import torch
@@ -327,10 +366,7 @@ def _resume(folder: Path, key: dict[str, Any], names: list[str], weights: Weight
         log.write_text("")
         return 0
     with _open_checkpoint(folder) as (file, header):
-        if json.loads(header["key"]) != json.loads(json.dumps(key)):
-            raise HarnessError(
-                f"{path} belongs to a run with other data or settings", f"Delete {folder} to start over, or undo the change."
-            )
+        _check_key(folder, header, key)
         step = int(header["step"])
         with torch.no_grad():
             for name in names:

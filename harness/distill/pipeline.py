@@ -170,13 +170,14 @@ def train(job: Job) -> None:
     shape, weights = fit.initial_weights(shape, target, job.config.cut, ids)
     if start_from:
         weights = start
+    examples = fit.prepare(stored)
+    fit.check_checkpoint(job.fitted, shape, weights, examples, vocab, job.config.fit)  # before what belongs to it is replaced
     job.fitted.mkdir(parents=True, exist_ok=True)
     np.save(job.fitted / "vocab.npy", ids)
     outputs = _outputs_by_domain(stored)
     facts = {"prompts": Counter(s.domain for s in stored), "outputs": outputs, "earlier": earlier}
     (job.fitted / "data.json").write_text(json.dumps(facts))
     job.note(f"training on {len(stored)} trajectories, {sum(outputs.values())} output tokens")
-    examples = fit.prepare(stored)
     fit.fit(shape, weights, target["embed"], examples, vocab, job.config.fit, job.fitted, lambda row: _note_row(job, row))
 
 

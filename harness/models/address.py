@@ -43,6 +43,12 @@ def pair_facts(pair: Any) -> Mapping[str, str | None]:
     }
 
 
+def answers_folder(pair: Any) -> Path:
+    """Folder of the target's answers to prompts, whoever asked for them; the draft has no say in them."""
+    facts = {name: value for name, value in pair_facts(pair).items() if not name.startswith("draft")}
+    return cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **facts))
+
+
 def cache_folder(kind: str, pair: str, key: str) -> Path:
     """Folder of one cached result: ``<cache>/<kind>/<pair>/<key>``."""
     return cache_dir() / kind / pair / key

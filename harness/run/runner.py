@@ -23,7 +23,7 @@ from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
 from harness.run.jobs import Context, check_verification, execute, remember_baselines
 from harness.run.texts import keep_texts
-from harness.run.trained import Trained
+from harness.run.trained import Trained, check_configs
 from harness.suite.experiments import Cell
 from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
 
@@ -68,6 +68,7 @@ def run_suite(
     from rich.console import Console
 
     console = console or Console()
+    check_configs(suite.cells())
     if not clock and any(cell.k == "auto" for cell in suite.cells()):
         raise HarnessError(
             "k: auto weighs costs that only a calibration measures", "Run without --no-clock, or drop the entries with k: auto."

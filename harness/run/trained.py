@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import HarnessError
+from harness.core.limits import TOP_K
 from harness.core.progress import NowAndThen
 from harness.core.records import Generation, Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
-from harness.models.address import cache_folder, cache_key, pair_facts
+from harness.models.address import answers_folder, cache_folder, cache_key, pair_facts
 from harness.suite.chains import Chain, adapter_names, chain_of, domain_chain, needed_chains
 from harness.suite.experiments import Cell, Recipe
 
@@ -136,7 +137,7 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
     names = adapter_names(chains)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
     for chain, rounds in chains.items():
-        config = _config(chain)
+        config = _config(chain, suite.seed)
         records = _train_chain(material, chain, config, rounds, names[chain, 1])
         for done in range(1, rounds + 1):
             own = tuple(records[:done])
@@ -158,10 +159,9 @@ class _Material:
     def __init__(self, pair: Any, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, say: Say) -> None:
         self.pair, self.suite, self.evaluation, self.load_samples, self.say = pair, suite, evaluation, load_samples, say
         self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
-        self._answers: dict[str, Trajectory] = {}
+        self._answers: dict[tuple[int, str], Trajectory] = {}
         self.known: dict[int, Known] = {}
         """Training prompts per domain to what replays over them gave: chains that start alike share it."""
-        self._folder = cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **pair_facts(pair)))
 
     def prompts(self, split: str, limit: int, skip: int = 0) -> list[Sample]:
         """``limit`` prompts per domain of a split after the first ``skip``, none of them close to an evaluation prompt."""
@@ -184,25 +184,46 @@ class _Material:
         loaded: list[Sample] = self.load_samples(own, domain=domain, seed=self.suite.seed)
         return loaded
 
-    def answers(self, prompts: Sequence[Sample]) -> list[Trajectory]:
-        """The target's greedy answers, in the order of ``prompts``; kept in the cache batch by batch."""
+    def answers(self, prompts: Sequence[Sample], top_k: int = TOP_K) -> list[Trajectory]:
+        """The target's greedy answers with ``top_k`` probabilities per token, in the order of ``prompts``; kept in the cache by batch."""
         from harness.answers.collect import collect
 
-        todo = [s for s in prompts if s.id not in self._answers]
+        todo = [s for s in prompts if (top_k, s.id) not in self._answers]
         if todo:
             self.say(f"the target answers {len(todo)} training prompts")
-        found = collect(self.pair, todo, max_tokens=self.suite.max_tokens, batch=COLLECT_BATCH, out=self._folder) if todo else ()
+        tokens, folder = self.suite.max_tokens, answers_folder(self.pair)
+        found = collect(self.pair, todo, max_tokens=tokens, batch=COLLECT_BATCH, top_k=top_k, out=folder) if todo else ()
         for done, trajectory in enumerate(found, start=1):
-            self._answers[trajectory.sample_id] = trajectory
+            self._answers[top_k, trajectory.sample_id] = trajectory
             if done % COLLECT_BATCH == 0:
                 self.say(f"  {done} of {len(todo)} answered")
-        return [self._answers[s.id] for s in prompts]
+        return [self._answers[top_k, s.id] for s in prompts]
 
 
-def _config(chain: Chain) -> TrainingConfig:
+def check_configs(cells: Iterable[Cell]) -> None:
+    """Read the training and router configs that cells name, before anything is trained.
+
+    Raises:
+        HarnessError: an unknown key or a wrong value, with file and line, or a router that needs costs: a run has none when it trains.
+    """
+    from harness.adapt.routers.routed import load_router_config
     from harness.adapt.training_config import load_training_config
 
-    config = load_training_config(chain.training)
+    recipes = {cell.recipe for cell in cells if cell.recipe is not None}
+    for name in sorted({recipe.training for recipe in recipes}):
+        load_training_config(name)
+    for name in sorted({recipe.router for recipe in recipes if recipe.router is not None}):
+        if load_router_config(name).reward == "speedup":
+            raise HarnessError(
+                f"router config {name!r} has reward speedup, which needs costs, and a run has none when it fits its routers",
+                "Use reward tau, or train the router with `harness train-router`.",
+            )
+
+
+def _config(chain: Chain, seed: int) -> TrainingConfig:
+    from harness.adapt.training_config import load_training_config
+
+    config = load_training_config(chain.training).seeded(seed)
     return config if chain.rank is None else config.replace(lora={"rank": chain.rank})
 
 
@@ -214,7 +235,7 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
     if not any(s.domain == chain.domain for s in validation):
         raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")
     folder = _address(material, chain.domain, config, train, validation)
-    answers = material.answers(train), material.answers(validation)
+    answers = material.answers(train, config.adapt.top_k), material.answers(validation, config.adapt.top_k)
 
     timer = NowAndThen(at_once=True)
 
@@ -255,13 +276,14 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
     wanted = {_router_key(cell): cell for cell in cells if cell.drafter == "router"}
     if not wanted:
         return
+    from harness.adapt.routers.fitting import prompt_groups
     from harness.adapt.routers.routed import fit_router, load_router_config, outcome_table
     from harness.adapt.training.studies import replay_bank
 
     routers: dict[tuple[Recipe, int], Any] = {}
     facts: dict[str, Any] = {}
     for (recipe, k), cell in wanted.items():
-        config = load_router_config(recipe.router)
+        config = load_router_config(recipe.router).seeded(material.suite.seed)
         prompts = material.prompts("train", recipe.router_samples, skip=recipe.samples)
         if not prompts:
             raise HarnessError(
@@ -277,5 +299,6 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
         material.say(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
         rows = replay_bank(trained.bank, answers, [k], note=material.say)
         rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
-        routers[recipe, k] = fit_router(outcome_table(rows, prompts), config, k=k, adapter_hashes=hashes)
+        table = outcome_table(rows, prompts)
+        routers[recipe, k] = fit_router(table, config, k=k, adapter_hashes=hashes, groups=prompt_groups(table, prompts))
     trained.routers, trained.router_facts = routers, facts

@@ -136,7 +136,7 @@ class Session:
         name = self._resolve(self.drafter if drafter == "" else drafter)
         config = self.config
         chosen: dict[str, Any] = {"k": self.k, "rule": config.rule, "temperature": config.temperature, "max_tokens": config.max_tokens}
-        chosen |= settings
+        chosen |= {"seed": config.seed, **settings}
         if chosen["k"] == "auto" and name is not None:
             chosen.setdefault("costs", self._calibrated(name))
         if name is None or (name == "router" and "k" not in settings):  # the router has a draft length of its own
@@ -146,7 +146,8 @@ class Session:
         watched = name is not None and ((kind := find_kind(name)) is None or kind.trainable)
         if name is not None and config.options.given():
             chosen.setdefault("options", DrafterOptions(**config.options.given()))
-        generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=watched, **chosen)
+        kept = self.learner.config.adapt.top_k if watched and self.learner else 0
+        generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=kept, **chosen)
         self.totals = self.totals.plus(generation)
         write_totals(self.folder / STATE, self.totals)
         if self._growth is not None or (watched and generation.drafter is not None):
@@ -359,7 +360,9 @@ class Session:
         """All prompts of the evaluation's splits, limits aside."""
         if self._held_out is None:
             specs = {d: spec.model_copy(update={"limit": None}) for d, spec in self.config.evaluation.items()}
-            self._held_out = [s for d, spec in specs.items() for s in load_samples(spec, domain=d, offline=self.offline)]
+            self._held_out = [
+                s for d, spec in specs.items() for s in load_samples(spec, domain=d, seed=self.config.seed, offline=self.offline)
+            ]
         return self._held_out
 
 

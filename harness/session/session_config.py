@@ -15,7 +15,7 @@ from harness.core.limits import DraftLength, Temperature
 from harness.core.paths import find_config
 from harness.core.records import Rule
 from harness.core.settings_file import DraftOptions, load_settings
-from harness.core.yamlfile import Strict, apply_overrides, read_yaml, set_value, validate
+from harness.core.yamlfile import Seed, Strict, apply_overrides, read_yaml, set_value, validate
 from harness.datasets.spec import DatasetSpec
 from harness.models.pair_config import pair_path
 
@@ -42,6 +42,8 @@ class SessionConfig(Strict):
     """Acceptance rule, ``match`` or ``rejection``; the second needs a temperature above 0."""
     temperature: Temperature = 0.0
     """Sampling temperature; 0 is greedy."""
+    seed: Seed = 0
+    """Seed of sampling, training and generated evaluation prompts."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer."""
     system: str | None = None
@@ -94,9 +96,9 @@ class SessionConfig(Strict):
             raise HarnessError(f"{where}: {first['msg'].removeprefix('Value error, ')}", f"The keys are those of {DEFAULT}.") from error
 
     def training_config(self) -> TrainingConfig:
-        """The training settings with this session's thresholds."""
+        """The training settings with this session's seed and thresholds."""
         changes = {name: getattr(self, name) for name in ("threshold", "min_failure_cases", "window") if getattr(self, name) is not None}
-        config = load_training_config(self.training)
+        config = load_training_config(self.training).seeded(self.seed)
         return config.replace(adapt=changes) if changes else config
 
     def check(self) -> None:

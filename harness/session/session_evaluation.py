@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness import api
 from harness.answers.collect import collect
 from harness.core.errors import HarnessError
-from harness.core.paths import cache_dir
 from harness.core.records import Sample, Trajectory
 from harness.core.stats import Estimate, difference, ratio
 from harness.datasets import load_samples
+from harness.models.address import answers_folder
 from harness.models.pair_config import pair_k
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 BATCH = 16
 """Prompts the target answers together."""
-TOP_K = 16
-"""Target probabilities kept per token, as in ``harness collect``."""
 ALL = "all"
 """Name of the row over all domains."""
 
@@ -84,8 +82,7 @@ def evaluate(session: Answering, samples: Sequence[Sample | str] | None) -> list
         raise HarnessError("there is no draft to evaluate", "Choose a drafter, and a pair that has a draft.")
     chosen = _samples(session, samples)
     k = session.k if isinstance(session.k, int) else pair_k(pair)
-    folder = cache_dir() / "trajectories" / pair.name
-    trajectories = list(collect(pair, chosen, max_tokens=config.evaluation_tokens, batch=BATCH, top_k=TOP_K, out=folder))
+    trajectories = list(collect(pair, chosen, max_tokens=config.evaluation_tokens, batch=BATCH, out=answers_folder(pair)))
     generic = {row.sample_id: row for row in api.replay(pair, trajectories, ["generic"], [k])}
     if drafter == "generic":
         current = generic
@@ -104,7 +101,7 @@ def evaluate(session: Answering, samples: Sequence[Sample | str] | None) -> list
 def _samples(session: Answering, samples: Sequence[Sample | str] | None) -> list[Sample]:
     if samples is None:
         specs = session.config.evaluation
-        return [s for d, spec in specs.items() for s in load_samples(spec, domain=d, offline=session.offline)]
+        return [s for d, spec in specs.items() for s in load_samples(spec, domain=d, seed=session.config.seed, offline=session.offline)]
     given = [
         s if isinstance(s, Sample) else Sample(id=f"prompt/{i}", domain=session.config.domain, prompt=s)
         for i, s in enumerate(samples, start=1)

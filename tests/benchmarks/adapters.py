@@ -24,9 +24,9 @@ from harness.adapt.training.studies import replay_bank
 from harness.adapt.training_config import AdaptConfig
 from harness.answers.collect import collect, read_answers
 from harness.core import stats
-from harness.core.paths import cache_dir
 from harness.core.records import Trajectory
 from harness.decode.replay import ReplayRow
+from harness.models.address import answers_folder
 from harness.models.pair import load_pair
 
 PLAIN = "generic"
@@ -85,7 +85,7 @@ def held_out(pair: Any, args: argparse.Namespace) -> list[Trajectory]:
     """The target's answers to prompts that no adapter was trained on."""
     if args.answers:
         return [s.trajectory() for s in read_answers(args.answers, pair.target_hash) if s.domain in args.domains]
-    out = cache_dir() / "trajectories" / pair.name
+    out = answers_folder(pair)
     return list(collect(pair, common.samples(args), max_tokens=args.tokens, batch=args.batch, top_k=AdaptConfig().top_k, out=out))
 
 

@@ -102,8 +102,8 @@ def replay_material(
     """
     from harness.adapt.training.bank import AdapterBank
     from harness.adapt.training.studies import replay_bank
-    from harness.adapt.training_config import AdaptConfig
     from harness.answers.collect import collect
+    from harness.models.address import answers_folder
 
     say = notify or (lambda line: None)
     if pair.draft is None:
@@ -112,13 +112,12 @@ def replay_material(
         raise HarnessError(f"pair {pair.name!r} has no adapters to choose from", "Train some with `harness train`.")
     bank = AdapterBank(pair.draft, folders)
     say(f"collecting the target's answers to {len(samples)} prompts")
-    out = cache_dir() / "trajectories" / pair.name
-    answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=AdaptConfig().top_k, out=out))
+    answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, out=answers_folder(pair)))
     rows = replay_bank(bank, answers, [k], note=say)
     facts = [pair.target_hash, k, max_tokens, sorted((s.id, s.prompt) for s in samples)]
     return Material(
         table=(table := outcome_table(rows, samples)),
-        groups=_groups(table, samples),
+        groups=prompt_groups(table, samples),
         adapter_hashes=hash_adapters(folders),
         folders=folders,
         k=k,
@@ -235,7 +234,7 @@ def recorded_material(
     costs = manifest.measured.calibration.get(GENERIC)
     return Material(
         table=table,
-        groups=_groups(table, samples),
+        groups=prompt_groups(table, samples),
         adapter_hashes=hash_adapters(used),
         folders=used,
         k=k,
@@ -270,7 +269,8 @@ def _measured_everywhere(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(name for name, own in domains.items() if everywhere and own >= everywhere)
 
 
-def _groups(table: OutcomeTable, samples: Sequence[Sample]) -> np.ndarray:
+def prompt_groups(table: OutcomeTable, samples: Sequence[Sample]) -> np.ndarray:
+    """(n,) labels of a table's prompts: near-copies share one, so that folds keep them together."""
     import numpy as np
 
     label = dict(zip((s.id for s in samples), cluster_labels(samples), strict=True))

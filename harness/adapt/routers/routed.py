@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.limits import joined_seed
 from harness.core.paths import cache_dir
 from harness.core.records import Generation, Sample
 from harness.core.yamlfile import Seed, Strict, load_config
@@ -69,6 +70,10 @@ class RouterConfig(Strict):
         if self.fallback == PLAIN and self.reward != "speedup":
             raise ValueError("fallback plain needs reward speedup: by tau alone plain decoding never wins")
         return self
+
+    def seeded(self, seed: int) -> RouterConfig:
+        """Return the same settings for a suite with this seed: its own seed counts too."""
+        return self.model_copy(update={"seed": joined_seed(self.seed, seed)})
 
 
 def load_router_config(name_or_path: str = "default", overrides: Sequence[str] = ()) -> RouterConfig:

@@ -17,11 +17,11 @@ from harness.answers.collect import collect, read_answers
 from harness.answers.rollout import Decoder
 from harness.answers.torch_batch import torch_decoder
 from harness.core.errors import HarnessError
-from harness.core.paths import cache_dir
 from harness.core.progress import counted
 from harness.core.records import Sample, Trajectory
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
+from harness.models.address import answers_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def train_pair(
         raise HarnessError(f"no training prompts of domain {domain!r}", f"There are prompts of: {', '.join(domains)}.")
     folder = adapter_folder(pair.name, name)
     refuse_leaks([*prompts.train, *prompts.validation], prompts.test)
-    cached = cache_dir() / "trajectories" / pair.name
+    cached = answers_folder(pair)
     written: list[Sample] = []
     if answers is None:
         decoder = torch_decoder(pair)

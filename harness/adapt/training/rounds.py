@@ -7,10 +7,11 @@ the current draft over them, which gives the counts that decoding would.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -220,8 +221,13 @@ def record_round(
 
 
 def write_rounds(path: Path, records: Sequence[RoundRecord]) -> None:
-    """Replace the file of round records."""
-    rows = {"schema_version": SCHEMA_VERSION, "rounds": [asdict(r) for r in records]}
+    """Replace the file of round records; adapters beside it are named relative to it, so that the folder can move."""
+
+    def place(adapter: str | None) -> str | None:
+        own = adapter is not None and Path(adapter).absolute().parent == path.absolute().parent
+        return Path(adapter).name if own and adapter is not None else adapter
+
+    rows = {"schema_version": SCHEMA_VERSION, "rounds": [{**asdict(r), "adapter": place(r.adapter)} for r in records]}
     write_atomic(path, json.dumps(rows, indent=2).encode())
 
 
@@ -234,7 +240,15 @@ def read_rounds(path: Path) -> list[RoundRecord]:
     if not path.exists():
         return []
     stored: _Rounds = read_stored(_Rounds, path, advice="Delete it, or train without resuming.")
-    return list(stored.rounds)
+    return [replace(r, adapter=_located(path.parent, r.adapter)) for r in stored.rounds]
+
+
+def _located(folder: Path, adapter: str | None) -> str | None:
+    """Where an adapter that a record in ``folder`` names is now; older records hold the whole path of where it was then."""
+    if adapter is None:
+        return None
+    moved = folder / Path(adapter).name
+    return str(moved if os.path.isdir(moved) or not os.path.isabs(adapter) else adapter)
 
 
 def cases_from_replay(
