@@ -32,7 +32,7 @@ from harness.suite.experiments import Baseline, Cell, Drafters, GenericDraft, Le
 from harness.suite.plan import make_plan
 from harness.suite.suite import Suite
 
-TIMES = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "wall_s")
+TIMES = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "wall_s", "draft_times_s", "verify_times_s")
 
 
 class FakePair:

@@ -86,7 +86,8 @@ def answer(session: Session, request: AnswerRequest, stop: threading.Event, send
     if request.compare and result.drafter is not None and not stop.is_set():
         plain = _Side("plain", session.pair, send)
         config = session.config
-        alone = api.generate(session.pair, request.prompt, drafter=None, temperature=config.temperature, on_step=plain.show, **common)
+        sampling = {"temperature": config.temperature, "seed": config.seed}
+        alone = api.generate(session.pair, request.prompt, drafter=None, on_step=plain.show, **sampling, **common)
         plain.done(alone)
         if not stop.is_set():
             _compare(result, alone, config.temperature == 0, send)
