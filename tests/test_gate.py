@@ -20,7 +20,7 @@ from test_store import make_manifest
 
 from harness.core.errors import HarnessError
 from harness.core.records import Divergence, Record, Score
-from harness.decode.replay import simulate_match
+from harness.decode.simulate import simulate_match
 from harness.report.compare import compare
 from harness.report.gate_output import junit, summary
 from harness.results.gate import Verdict, check

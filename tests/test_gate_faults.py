@@ -18,7 +18,7 @@ from rich.console import Console
 from test_gate import broken_up, exit_code, refused
 
 from harness.core.records import Divergence, Record
-from harness.decode import drafters, replay, speculative
+from harness.decode import drafters, simulate, speculative
 from harness.decode.cached import CachedModel
 from harness.results.store import RunStore, read_manifest, read_records
 from harness.run.engine import Engine, real_engine
@@ -139,8 +139,8 @@ def _everything_accepted(patch: pytest.MonkeyPatch) -> None:
 
 
 def _k_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    real = replay.simulate
-    patch.setattr(replay, "simulate", lambda propose, emitted, k, max_tokens: real(propose, emitted, k + 1, max_tokens))
+    real = simulate.simulate
+    patch.setattr(simulate, "simulate", lambda propose, emitted, k, max_tokens: real(propose, emitted, k + 1, max_tokens))
 
 
 def _never_drafts(patch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from harness.decode import accept, drafters, speculative
 from harness.decode.accept import accept_rejection
 from harness.decode.drafters import LookupDrafter, MemoryDrafter
 from harness.decode.generation import generate
-from harness.decode.replay import expected_counts
 from harness.decode.sampling import Sampling, processed_logprobs
+from harness.decode.simulate import expected_counts
 from harness.decode.suffix_counts import Walker, count_suffixes
 from harness.models.blas import mx
 

@@ -18,8 +18,10 @@ from harness.core.records import Trajectory
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import LookupDrafter, Request
-from harness.decode.replay import expected_counts, forced_passes, simulate_free, simulate_match
+from harness.decode.memory import Answer, Memory, write_memory
+from harness.decode.replay import forced_passes
 from harness.decode.sampling import log_softmax
+from harness.decode.simulate import expected_counts, simulate_free, simulate_match
 from harness.models.blas import mx
 
 VOCAB = 2048
@@ -166,3 +168,38 @@ def test_forced_pass(benchmark: Benchmark) -> None:
     clear = found.gap > 1e-3
     assert clear.mean() > 0.9
     assert ((best == np.array(trajectory.tokens)) == found.match)[clear].all()
+
+
+def remembered(tokens: int) -> list[Answer]:
+    """Answers of 128 tokens each, words drawn by Zipf's law and every third one fixed by the one before it."""
+    rng = np.random.default_rng(0)
+    text = np.minimum(rng.zipf(1.3, (tokens // 128, 128)), 40_000)
+    text[:, 1::3] = (text[:, 0:-1:3] * 7 + 3) % 40_000
+    return [Answer(sample_id=str(i), domain="x", prompt="p", before=(1, 2), tokens=tuple(row)) for i, row in enumerate(text.tolist())]
+
+
+@pytest.fixture(scope="module", params=[20_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
+def memory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Memory:
+    """A memory on disk, opened by memory map."""
+    return write_memory(tmp_path_factory.mktemp("memory") / "m", "p", "h", remembered(request.param))
+
+
+@pytest.mark.benchmark(group="memory")
+def test_memory_draft(benchmark: Benchmark, memory: Memory) -> None:
+    """The next draft, 8 tokens at most: it begins as one of the continuations of the context in the remembered answers does."""
+    answers = memory.answers()
+    contexts = [a.tokens[i - 30 : i] for a in answers[:: max(len(answers) // 50, 1)] for i in (40, 80, 110)]
+    turn = iter(range(10**12))
+
+    def run() -> tuple[tuple[int, ...], list[int]]:
+        context = contexts[next(turn) % len(contexts)]
+        return context, memory.walker.walk(memory.walker.find(context)[0], 8, 0.15)[0]
+
+    context, tokens = benchmark(run)
+    assert any((*context[-2:], tokens[0]) == a.tokens[i : i + 3] for a in answers for i in range(126))
+
+
+@pytest.mark.benchmark(group="memory")
+def test_memory_miss(benchmark: Benchmark, memory: Memory) -> None:
+    """A context that was never seen costs seven searches and proposes nothing."""
+    assert benchmark(memory.walker.find, [45_000, 45_001] * 4) == (-1, 0)

@@ -12,7 +12,8 @@ from harness.adapt.training.acceptance import Acceptance, Counts
 from harness.adapt.training.examples import Batch, Example, make_batch
 from harness.adapt.training.hidden import PrefixCache
 from harness.core.progress import counted
-from harness.decode.replay import length_batches, simulate_match
+from harness.decode.replay import length_batches
+from harness.decode.simulate import simulate_match
 from harness.models.forward import ForcedHead, forced_head, inner
 from harness.models.mlx_names import mx
 

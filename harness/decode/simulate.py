@@ -1,0 +1,136 @@
+"""Counting the rounds of a loop along a known answer: what each draft length would have drafted and had accepted, without the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.core.records import Trajectory
+from harness.decode.accept import common_prefix
+from harness.decode.drafters import Drafter, FreeDrafter, Request
+from harness.models.blas import ints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Raw counts of one sample in one cell."""
+
+    rounds: int
+    drafted: int
+    accepted: int
+    rejected: int
+    emitted: int
+    accept_lengths: tuple[int, ...]
+    draft_lengths: tuple[int, ...]
+
+
+def simulate(propose: Callable[[int, int], tuple[int, int]], emitted: int, k: int, max_tokens: int) -> Counts:
+    """Count the rounds of a loop that drafts ``k`` tokens along a known answer.
+
+    Args:
+        propose: ``propose(position, limit) -> (drafted, agreeing)``: tokens proposed after ``position`` emitted tokens, at most
+            ``limit``, and how many of them in a row equal the answer.
+        emitted: length of the answer.
+        k: draft length.
+        max_tokens: limit of the generation; near it the draft shortens to what can still be emitted.
+    """
+    position, accepts, drafts, rejected = 0, [], [], 0
+    while position < emitted:
+        drafted, agreeing = propose(position, min(k, max_tokens - position - 1))
+        agreeing = min(agreeing, emitted - position)  # an accepted end-of-sequence token ends the answer
+        accepts.append(agreeing)
+        drafts.append(drafted)
+        ended_inside = position + agreeing == emitted
+        rejected += not ended_inside and agreeing < drafted
+        position += agreeing + (not ended_inside)
+    return Counts(
+        rounds=len(accepts),
+        drafted=sum(drafts),
+        accepted=sum(accepts),
+        rejected=rejected,
+        emitted=emitted,
+        accept_lengths=tuple(accepts),
+        draft_lengths=tuple(drafts),
+    )
+
+
+def run_lengths(match: np.ndarray) -> np.ndarray:
+    """Return, per position, how many True follow in a row from there (n,)."""
+    runs = np.zeros(len(match) + 1, dtype=np.int64)
+    for i in range(len(match) - 1, -1, -1):
+        runs[i] = runs[i + 1] + 1 if match[i] else 0
+    return runs[:-1]
+
+
+def simulate_match(match: np.ndarray, k: int, max_tokens: int) -> Counts:
+    """Greedy counts of a draft model from its teacher-forced ``match`` (n,)."""
+    runs = run_lengths(match)
+    return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(match), k, max_tokens)
+
+
+def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> Counts:
+    """Greedy counts of a drafter that needs no model at all.
+
+    Args:
+        drafter: a lookup or a memory.
+        trajectory: the known answer.
+        k: draft length.
+        match: (n,) of the draft model that steps in where it finds nothing (hybrid); None is the drafter alone.
+    """
+    prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
+    runs = None if match is None else run_lengths(match)
+    drafter.begin(prompt)
+
+    def propose(position: int, limit: int) -> tuple[int, int]:
+        found = drafter.search(prompt + answer[:position], Request(k=limit)).tokens
+        if not found and runs is not None:
+            return limit, min(int(runs[position]), limit)
+        return len(found), common_prefix(found, answer[position:])
+
+    return simulate(propose, len(answer), k, trajectory.max_tokens)
+
+
+def simulate_proposals(drafter: Drafter, trajectory: Trajectory, k: int) -> Counts:
+    """Greedy counts of any drafter: it proposes at every start of a round along the known answer."""
+    prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
+    drafter.begin(prompt)
+
+    def propose(position: int, limit: int) -> tuple[int, int]:
+        proposal = drafter.propose(prompt + answer[:position], Request(k=limit))
+        tokens = [] if proposal is None else ints(proposal.tokens)
+        return len(tokens), common_prefix(tokens, answer[position:])
+
+    return simulate(propose, len(answer), k, trajectory.max_tokens)
+
+
+def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> tuple[float, float, float, float]:
+    """Expected (rounds, drafted, accepted, rejected) under sampling, by dynamic programming over round starts.
+
+    Args:
+        stand: (n,) probability that the trajectory's token stands when drafted, min(1, q/p).
+        k: draft length.
+        max_tokens: limit of the generation.
+    """
+    n = len(stand)
+    begins = np.zeros(n + k + 2)
+    begins[0] = 1.0
+    rounds = drafted = accepted = rejected = 0.0
+    for i in range(n):
+        weight = begins[i]
+        if weight == 0:
+            continue
+        limit = min(k, max_tokens - i - 1)
+        rounds += weight
+        drafted += weight * limit
+        survive = 1.0
+        for j in range(min(limit, n - i)):
+            p = stand[i + j]
+            rejected += weight * survive * (1 - p)
+            begins[i + j + 1] += weight * survive * (1 - p)
+            survive *= p
+            accepted += weight * survive
+        if i + limit < n:  # everything drafted stands: the bonus token follows
+            begins[i + limit + 1] += weight * survive
+    return rounds, drafted, accepted, rejected
