@@ -21,12 +21,13 @@ from harness.adapt.adapters.names import check_drafter
 from harness.cli import app
 from harness.core import drafter_kinds as kinds
 from harness.core.errors import HarnessError
+from harness.core.paths import memory_path
 from harness.core.records import Trajectory
 from harness.decode.calibrate import calibrate
 from harness.decode.drafters import Drafter
 from harness.decode.length import AutoK, Costs
 from harness.decode.making import DrafterOptions, resolve_drafter
-from harness.decode.memory import Answer, memory_path, write_memory
+from harness.decode.memory import Answer, write_memory
 from harness.results.store import read_manifest, read_records
 from harness.run.runner import run_suite
 from harness.suite.suite import load_suite

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,19 @@ from harness.adapt.memory_sources import Growth, UserWords, answers_in_folder, a
 from harness.answers.collect import collect
 from harness.cli import app
 from harness.core.errors import HarnessError
+from harness.core.paths import memory_path
 from harness.core.records import Sample, Trajectory
 from harness.datasets import DatasetSpec, load_samples
 from harness.decode import memory as memories
 from harness.decode.drafters import LookupDrafter, MemoryDrafter, Request
 from harness.decode.generation import generate
 from harness.decode.length import AutoK, Costs
-from harness.decode.memory import Answer, Memory, grow_memory, memory_path, pair_memory, write_memory
+from harness.decode.memory import Answer, Memory, grow_memory, pair_memory, write_memory
 from harness.decode.replay import replay
 from harness.decode.suffix_counts import DOUBT, END, LONGEST, SHORTEST, Walker, count_suffixes
 from harness.results.store import read_manifest, read_records
 from harness.run.runner import run_suite
+from harness.session.session_config import SessionConfig
 from harness.suite.suite import load_suite
 
 NAMES = ("memory", "memory_hybrid")
@@ -248,7 +251,36 @@ def test_size_is_bounded_and_the_oldest_go(tmp_path: Path) -> None:
         write_memory(path, "p", "h", [answer(0, ())])
 
 
+def test_two_sessions_growing_one_memory_lose_nothing(tmp_path: Path) -> None:
+    """Each reads, adds and replaces the file: the second waits for the first."""
+
+    def grow(mine: list[Answer]) -> None:
+        for one in mine:
+            grow_memory(tmp_path / "m", "p", "h", [one])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(grow, (told(12)[:6], told(12)[6:])))
+    assert sorted(a.sample_id for a in Memory(tmp_path / "m").answers()) == sorted(a.sample_id for a in told(12))
+
+
 # --- what is refused ---
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pair_without_a_memory_is_told_before_it_loads(name: str, tmp_path: Path) -> None:
+    """In a suite, a session file and on the command line; a session that remembers makes its own."""
+    pair_file = write_pair(tmp_path / "pair")
+    (tmp_path / "pair/target/model.safetensors").write_bytes(b"not read")
+    with pytest.raises(HarnessError, match=r"experiments\[0\]: pair 'tiny' has no memory"):
+        load_suite(suite_file(tmp_path, "test", experiments=[{"kind": "drafters", "drafters": [name]}]))
+    with pytest.raises(HarnessError, match="pair 'tiny' has no memory"):
+        CliRunner().invoke(app, ["generate", "hi", "--models", str(pair_file), "--drafter", name], catch_exceptions=False)
+    config = SessionConfig(models=str(pair_file), drafter=name)
+    with pytest.raises(HarnessError, match="pair 'tiny' has no memory"):
+        config.check()
+    config.replace(remember=True).check()
+    with pytest.raises(HarnessError, match="pair 'tiny' has no memory"):
+        CliRunner().invoke(app, ["memory", "show", str(pair_file)], catch_exceptions=False)
 
 
 def test_another_targets_memory_is_refused_by_name(tmp_path: Path) -> None:

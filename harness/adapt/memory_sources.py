@@ -12,10 +12,11 @@ from harness.answers.collect import read_answers
 from harness.core import journal
 from harness.core.errors import HarnessError
 from harness.core.files import typed
+from harness.core.paths import memory_path
 from harness.core.records import Sample
 from harness.datasets.splits import refuse_leaks
 from harness.decode.accept import common_prefix
-from harness.decode.memory import Answer, Memory, grow_memory, memory_path
+from harness.decode.memory import Answer, Memory, grow_memory
 from harness.results.store import read_manifest, read_records
 from harness.suite.suite import recorded_suite
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.core.drafter_kinds import described, drafter_kinds, needs_draft
+from harness.core.drafter_kinds import check_memory, described, drafter_kinds, needs_draft
 from harness.core.limits import TOP_K
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
@@ -137,6 +137,7 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
         raise HarnessError("--drafter, --adapter and --route exclude each other", "Give one of them.")
     if drafter is not None:
         one_of("--drafter", drafter, (*drafter_kinds(), "none"))
+        check_memory(pair_path(models).stem, drafter)
         return None if drafter == "none" else drafter
     pair_name = pair_path(models).stem
     if route:

@@ -50,8 +50,8 @@ def build(
     run_folders = [run_folder(results, run) for run in runs or []]
     evaluation = _evaluation(against or [], offline)
     from harness.adapt.memory_sources import answers_in_folder, answers_of_run, answers_of_session, build_memory
+    from harness.core.paths import memory_path
     from harness.datasets import load_samples
-    from harness.decode.memory import memory_path
     from harness.models.pair import load_pair
 
     loaded = load_pair(pair, offline=offline, draft=False)
@@ -70,7 +70,8 @@ def list_memories() -> None:
 
     Example: `harness memory list`
     """
-    from harness.decode.memory import Memory, memory_path
+    from harness.core.paths import memory_path
+    from harness.decode.memory import Memory
 
     for path in sorted(memory_path("any").parent.glob("*.safetensors")):
         say(_line(Memory(path)))
@@ -82,14 +83,14 @@ def show(pair: PairArgument) -> None:
 
     Example: `harness memory show smollm2`
     """
-    from harness.core.errors import HarnessError
-    from harness.decode.memory import Memory, memory_path
+    from harness.core.drafter_kinds import no_memory
+    from harness.core.paths import memory_path
+    from harness.decode.memory import Memory
     from harness.models.pair_config import pair_path
 
-    name = pair_path(pair).stem
-    path = memory_path(name)
+    path = memory_path(pair_path(pair).stem)
     if not path.is_file():
-        raise HarnessError(f"pair {name!r} has no memory", f"Make one: `harness memory build {name} --from answers/`.")
+        raise no_memory(path.stem)
     memory = Memory(path)
     say(f"{_line(memory)}\nfile:    {path}\nsha256:  {memory.hash}\ntarget:  {memory.info.target_hash}")
     answers, tokens = Counter[str](), Counter[str]()

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason
+from harness.core.paths import memory_path
 from harness.core.text import printable
 
 GROUP = "harness.drafters"
@@ -118,6 +119,22 @@ def needs_draft(name: str | None) -> bool:
     """Whether decoding with ``name`` takes a draft model; adapters and the router do."""
     kind = find_kind(name)
     return name is not None and (kind is None or kind.needs_draft)
+
+
+def check_memory(pair_name: str, drafter: str | None) -> None:
+    """Check before anything is loaded that a drafter which remembers has something to remember.
+
+    Raises:
+        HarnessError: the pair has no memory.
+    """
+    kind = find_kind(drafter)
+    if kind is not None and kind.remembers and not memory_path(pair_name).is_file():
+        raise no_memory(pair_name)
+
+
+def no_memory(pair_name: str) -> HarnessError:
+    """What to do where a pair has no memory."""
+    return HarnessError(f"pair {pair_name!r} has no memory", f"Make one: `harness memory build {pair_name} --from answers/`.")
 
 
 def described() -> str:

@@ -10,6 +10,20 @@ from typing import BinaryIO
 from harness.core.errors import HarnessError
 
 
+def wait_for_lock(path: Path) -> BinaryIO:
+    """Lock ``path`` until the returned file is closed, after whoever holds it now.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b")  # noqa: SIM115  held until close()
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
 def take_lock(path: Path, busy: Callable[[str], HarnessError]) -> BinaryIO:
     """Lock ``path`` until the returned file is closed.
 

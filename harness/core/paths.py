@@ -27,6 +27,11 @@ def cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("specdraft-harness"))
 
 
+def memory_path(pair_name: str) -> Path:
+    """Where a pair's memory is kept: what its target said before."""
+    return cache_dir() / "memory" / f"{pair_name}.safetensors"
+
+
 def expand(text: str) -> Path:
     """A path as it was written, ``~`` and ``~user`` replaced by the home folder.
 

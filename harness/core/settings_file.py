@@ -30,10 +30,16 @@ class DraftOptions(Strict):
     """Hybrid: longest suffix to look up."""
     hybrid_min_ngram: Count | None = None
     """Hybrid: shortest suffix for which lookup replaces the draft."""
+    memory_ngram: Count | None = None
+    """Memory: longest suffix to look up in the text so far."""
+    memory_min_ngram: Count | None = None
+    """Memory: shortest suffix to look up there."""
+    memory_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Memory: a draft ends where the product of its tokens' shares falls below this."""
     layers: Count | None = None
     """Early exit: layers of the target to keep."""
 
-    def given(self) -> dict[str, int]:
+    def given(self) -> dict[str, Any]:
         """Those that the file sets."""
         return self.model_dump(exclude_none=True)
 

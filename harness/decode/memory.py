@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from harness.core import files
+from harness.core.drafter_kinds import no_memory
 from harness.core.errors import HarnessError
-from harness.core.paths import cache_dir
+from harness.core.lock import wait_for_lock
+from harness.core.paths import memory_path
 from harness.core.records import SCHEMA_VERSION, Sample
 from harness.decode.suffix_counts import END, LONGEST, SuffixCounts, Walker, count_suffixes
 from harness.models.tensors import read_header
@@ -140,13 +142,8 @@ class Memory:
             raise HarnessError(
                 f"the memory in {self.path} is of the target of {self.info.pair!r} ({self.info.target_hash[:12]}), "
                 f"not of {pair_name!r} ({target_hash[:12]})",
-                f"Make one of this pair: `harness memory build {pair_name} --from answers/`.",
+                f"Make one of this pair: `harness memory build {pair_name} --fresh --from answers/`.",
             )
-
-
-def memory_path(pair_name: str) -> Path:
-    """Where a pair's memory is kept."""
-    return cache_dir() / "memory" / f"{pair_name}.safetensors"
 
 
 def pair_memory(pair: Any) -> Memory:
@@ -157,7 +154,7 @@ def pair_memory(pair: Any) -> Memory:
     """
     path = memory_path(pair.name)
     if not path.is_file():
-        raise HarnessError(f"pair {pair.name!r} has no memory", f"Make one: `harness memory build {pair.name} --from answers/`.")
+        raise no_memory(pair.name)
     memory = _opened(path, path.stat().st_mtime_ns)
     memory.require(pair.name, pair.target_hash)
     return memory
@@ -200,12 +197,13 @@ def grow_memory(path: Path, pair_name: str, target_hash: str, answers: Iterable[
     Raises:
         HarnessError: the file is damaged or another target's memory, or there is nothing to begin with.
     """
-    known: list[Answer] = []
-    if path.is_file():
-        memory = Memory(path)
-        memory.require(pair_name, target_hash)
-        known = memory.answers()
-    return write_memory(path, pair_name, target_hash, [*known, *answers], most_tokens=most_tokens)
+    with wait_for_lock(path.with_suffix(".lock")):
+        known: list[Answer] = []
+        if path.is_file():
+            memory = Memory(path)
+            memory.require(pair_name, target_hash)
+            known = memory.answers()
+        return write_memory(path, pair_name, target_hash, [*known, *answers], most_tokens=most_tokens)
 
 
 def _newest(answers: Iterable[Answer], most_tokens: int) -> tuple[list[Answer], int]:

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from harness import api
 from harness.adapt.adapters.folder import adapter_folder, read_info
-from harness.adapt.adapters.names import ROUTER, check_drafter, installed
+from harness.adapt.adapters.names import ROUTER, installed
 from harness.adapt.memory_sources import Growth
 from harness.adapt.training.learner import Learner
 from harness.adapt.training.outcome import TrainProgress
 from harness.adapt.training.rounds import RoundRecord, install
 from harness.core.drafter_kinds import drafter_kinds, find_kind
 from harness.core.errors import HarnessError
+from harness.core.paths import memory_path
 from harness.core.records import Generation, Sample
 from harness.datasets import load_samples
 from harness.datasets.splits import leaks
 from harness.decode.making import DrafterOptions
-from harness.decode.memory import Answer, memory_path
+from harness.decode.memory import Answer
 from harness.models.pair import load_pair
 from harness.models.pair_config import pair_k
 from harness.session.session_config import ADAPTIVE, DEFAULT, SessionConfig, load_session_config
@@ -166,8 +167,7 @@ class Session:
         Raises:
             HarnessError: no such drafter; names the nearest.
         """
-        if drafter != ADAPTIVE:
-            check_drafter(self.pair.name, drafter, also=(ADAPTIVE,))
+        self.config.check_drafter(self.pair.name, drafter)
         self.drafter = drafter
 
     def drafters(self) -> dict[str, str]:

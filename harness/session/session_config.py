@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.adapt.adapters.names import check_drafter
 from harness.adapt.training_config import TrainingConfig, load_training_config
+from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.limits import DraftLength, Temperature
 from harness.core.paths import find_config
@@ -107,10 +108,18 @@ class SessionConfig(Strict):
         Raises:
             HarnessError: unknown pair, drafter or training config.
         """
-        pair = pair_path(self.models).stem
-        if self.drafter != ADAPTIVE:
-            check_drafter(pair, self.drafter, also=(ADAPTIVE,))
+        self.check_drafter(pair_path(self.models).stem, self.drafter)
         self.training_config()
+
+    def check_drafter(self, pair_name: str, drafter: str | None) -> None:
+        """Check that answers can be drafted by ``drafter``; a session that remembers makes the memory itself.
+
+        Raises:
+            HarnessError: unknown, or without a memory.
+        """
+        kind = find_kind(drafter)
+        if drafter != ADAPTIVE and not (self.remember and kind is not None and kind.remembers):
+            check_drafter(pair_name, drafter, also=(ADAPTIVE,))
 
 
 def load_session_config(path: str | Path = DEFAULT, overrides: Sequence[str] = (), settings: str | Path | None = None) -> SessionConfig:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field, ValidationError
 
+from harness.core.drafter_kinds import check_memory
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
 from harness.core.paths import expand, find_config
@@ -189,7 +190,7 @@ def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
 
 def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> Iterable[Problem]:
     """Yield what the suite names but cannot be read: model pair, datasets of ``domains``, training and router configs."""
-    from harness.models.pair_config import read_pair_config
+    from harness.models.pair_config import pair_path, read_pair_config
 
     pairs: list[Any] = []
     yield from _try(file, ("models",), lambda: pairs.append(read_pair_config(suite.models)))
@@ -199,6 +200,8 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> I
         cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
         if pairs and pairs[0].draft is None and any(cell.needs_draft for cell in cells):
             yield file.problem(("experiments", i), f"{entry.label} needs a draft model, and the pair {suite.models} has none")
+        for drafter in dict.fromkeys(cell.drafter for cell in cells):
+            yield from _try(file, ("experiments", i), lambda drafter=drafter: check_memory(pair_path(suite.models).stem, drafter))
         for key in ("training", "router"):
             value = getattr(entry, key, None)
             if value is not None:

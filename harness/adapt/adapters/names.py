@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.adapt.adapters.folder import adapters_root, list_adapters
-from harness.core.drafter_kinds import drafter_kinds, find_kind
+from harness.core.drafter_kinds import check_memory, drafter_kinds, find_kind
 from harness.core.errors import HarnessError, did_you_mean
 
 ROUTER = "router"
@@ -26,9 +26,10 @@ def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] 
     """Check a drafter's name before anything is loaded; ``also`` are further names to suggest.
 
     Raises:
-        HarnessError: neither built in nor installed; names the nearest.
+        HarnessError: neither built in nor installed; names the nearest. Or the pair has no memory for it.
     """
     if drafter is None or built_in(drafter):
+        check_memory(pair_name, drafter)
         return
     adapters = installed(pair_name)
     if drafter not in adapters:
