@@ -9,6 +9,7 @@ from typing import Any
 
 import detailed
 import lossless
+import memory_sizes
 import numpy as np
 import pytest
 import replay
@@ -17,7 +18,10 @@ from adapting import VOCAB, quick_config, target_trajectories, tiny_draft
 from tiny import write_pair
 
 from harness.adapt.training.examples import from_trajectory
+from harness.answers.collect import collect
 from harness.core.errors import HarnessError
+from harness.core.records import Sample
+from harness.models.pair import load_pair
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,27 @@ def test_replay_script(options: list[str], tmp_path: Path, capsys: pytest.Captur
     monkeypatch.setattr(replay, "replay", wrong)
     replay.main([*settings, "--rounds", "0"])
     assert "0 bugs" not in capsys.readouterr().out
+
+
+def test_memory_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line per drafter and size; more remembered answers to like prompts save passes, those to test prompts are refused."""
+    pair = load_pair(options[1])
+
+    def answers(name: str, numbers: range) -> str:
+        prompts = [f"question number {i * 37} about topic {i}" for i in numbers]
+        samples = [Sample(id=f"{name}/{i}", domain="chat", prompt=text) for i, text in enumerate(prompts)]
+        list(collect(pair, samples, max_tokens=40, out=tmp_path / name))
+        return str(tmp_path / name)
+
+    train, test = answers("train", range(12)), answers("test", range(20, 23))
+    memory_sizes.main([*options[:2], "--train", train, "--test", test, "--tokens", "80", "400"])
+    lines = [line.split("|")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(lines) == 5 + 2 * 3
+    sizes = {name.split(" (")[0].strip(): float(cell.split()[0]) for name, cell, _ in lines if name.startswith(" memory of")}
+    assert list(sizes) == ["memory of 80 tokens", "memory of 400 tokens"]
+    assert sizes["memory of 400 tokens"] > sizes["memory of 80 tokens"] >= 1
+    with pytest.raises(HarnessError, match="near-duplicates"):
+        memory_sizes.main([*options[:2], "--train", test, "--test", test])
 
 
 def test_lossless_script_goes_on_where_it_stopped(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from harness.decode.replay import replay
 from harness.models.pair import load_pair
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print one table: a line per drafter and size, a column per domain."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="smollm2")
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--tokens", type=int, nargs="+", default=[15_000, 30_000, 60_000])
     parser.add_argument("--k", type=int, default=8, help="longest draft of lookup and memory")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     pair = load_pair(args.models, offline=True)
     test = [stored.trajectory() for stored in read_answers(args.test, pair.target_hash)]
     prompts = [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in answers_in_folder(args.test, pair)]
