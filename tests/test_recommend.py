@@ -197,6 +197,17 @@ def test_adapters_and_router_are_weighed_against_the_plain_draft() -> None:
     assert "The router changes the plain draft with K = 4 by" in text
 
 
+def test_what_a_run_trained_for_itself_is_trained_for_use_first() -> None:
+    """The command line of an adapter or of the router needs what ``harness train`` installs."""
+    adapter = made(clocked({"adapter": [1.6]}, adapter="a"))
+    assert adapter.recommendation.command.endswith("--adapter a -k 4")
+    assert "Train the adapter for use first: harness train quick --models tiny --domain a." in paragraph(adapter)
+    assert "drafter: a\n" in settings_yaml(adapter)
+    router = made(clocked({"router": [1.6]}))
+    assert router.recommendation.command.endswith("--route -k 4")
+    assert "harness train-router quick --models tiny." in paragraph(router)
+
+
 def test_cells_of_untrained_adapters_are_one_line() -> None:
     """An adapter that was not kept is the plain draft: no row, no chart, and the router that had no choice neither."""
     records = clocked({"generic": [1.5], "router": [1.5]})

@@ -394,6 +394,8 @@ def test_replay_is_weighed_against_decoding_the_same_cells() -> None:
     measured = {"spot_checks": [{"drafter": "lookup", "equal": True, "replay_s": 2.0}, {"drafter": "generic", "equal": True}]}
     (text, _) = [t for t in findings(made(records + other, measured)) if "eplay" in t]
     assert text == "1 cell came from replay in 2.0 s; decoding it would take about 16 s, 8 times as long."
+    partly = [{**measured["spot_checks"][0], "replayed": 1}]
+    assert not [t for t in findings(made(records + other, {"spot_checks": partly})) if "came from replay" in t]
     assert not [t for t in findings(made(records, {"time_s": {"replay": 2.0, "total": 20.0}})) if "came from replay" in t]
 
 

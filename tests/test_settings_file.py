@@ -47,6 +47,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("options: {layer: 2}\n", "did you mean 'layers'"),
         ("drafter: genric\n", "no drafter 'genric' for pair 'smollm2': did you mean 'generic'"),
         ("models: nowhere\n", "nowhere"),
+        ("options: {ngram: 3, min_ngram: 4}\n", "the shortest suffix needs a longest one"),
         ("a: [\n", "not valid YAML"),
     ],
 )

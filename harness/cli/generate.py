@@ -75,6 +75,7 @@ def generate(
         name = _drafter(chosen.models, drafter, adapter, route)
     else:
         name = _named_in(settings, chosen)
+    options = _options(chosen)
     from harness import api
 
     pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name))
@@ -92,7 +93,7 @@ def generate(
         seed=seed,
         on_step=printer.show,
         k=chosen.k if length is None else length,
-        **_options(chosen),
+        **options,
     )
     printer.end()
     say(summary(result), err=True)

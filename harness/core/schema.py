@@ -71,7 +71,9 @@ class SpotCheck(TypedDict):
     equal: bool
     near_ties: int | None
     replay_s: NotRequired[Duration]
-    """What the replay of its cell took; not in runs of versions that did not store it."""
+    """What the replay of the drafter's cells took; not in runs of versions that did not store it."""
+    replayed: NotRequired[int]
+    """Records that this replay wrote; a run that was killed while they were written has more. Not in runs of older versions."""
 
 
 class Verification(TypedDict):

@@ -39,6 +39,14 @@ class DraftOptions(Strict):
     layers: Count | None = None
     """Early exit: layers of the target to keep."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> DraftOptions:
+        pairs = ((self.min_ngram, self.ngram), (self.hybrid_min_ngram, self.hybrid_ngram), (self.memory_min_ngram, self.memory_ngram))
+        for short, long in pairs:
+            if short is not None and (long is None or short > long):
+                raise ValueError("the shortest suffix needs a longest one that is at least as long")
+        return self
+
     def given(self) -> dict[str, Any]:
         """Those that the file sets."""
         return self.model_dump(exclude_none=True)

@@ -187,7 +187,7 @@ def _replay(context: Context, jobs: Sequence[Job], progress: Any) -> None:
         context.store.extend(records)
         for record in records:
             progress.advance(record)
-        _spot_check(context, group[0], records[0], replay_s)
+        _spot_check(context, group[0], records, replay_s)
 
 
 def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
@@ -200,8 +200,9 @@ def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
         context.store.update(target_ties={**known, **dict(zip(samples, found, strict=True))})
 
 
-def _spot_check(context: Context, job: Job, replayed: Record, replay_s: float) -> None:
+def _spot_check(context: Context, job: Job, records: Sequence[Record], replay_s: float) -> None:
     """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took."""
+    replayed = records[0]
     with context.stages("check"):
         decoded = _generate(context, job, context.max_tokens)
     checks = context.store.manifest.measured.spot_checks
@@ -214,6 +215,7 @@ def _spot_check(context: Context, job: Job, replayed: Record, replay_s: float) -
         "equal": equal and decoded.tokens == context.baselines[job.sample.id],
         "near_ties": near_ties,
         "replay_s": replay_s,
+        "replayed": len(records),
     }
     context.store.update(spot_checks=[*checks, check])
 

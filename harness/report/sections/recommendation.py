@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from typing import Any
 
 from harness.core.records import SCHEMA_VERSION
@@ -31,7 +32,8 @@ def figures(run: Run) -> list[Figure]:
 def sentences(run: Run) -> list[str]:
     """The recommendation; what was not finished says so."""
     r = run.recommendation
-    found = [*_main(r), *_elsewhere(r), *_next(r), *_gain("Adapters", r.adapters), *_gain("The router", r.router), *_untimed(r)]
+    found = [*_main(r), *_install(run), *_elsewhere(r), *_next(r)]
+    found += [*_gain("Adapters", r.adapters), *_gain("The router", r.router), *_untimed(r)]
     found += [] if r.question is None else [_open(r.question, r)]
     return [f"So far: {found[0][0].lower()}{found[0][1:]}", *found[1:]] if run.unfinished else found
 
@@ -57,6 +59,16 @@ def _main(r: Recommendation) -> list[str]:
         return [f"Use the target alone: nothing ran faster. {best.name} came closest: {speed} on {on}{where}."]
     chance = f", which the best of {r.tried} can reach by chance" if best.speedup and best.speedup.excludes(1.0) else ""
     return [f"Nothing is shown to be faster than the target alone. {best.name} came closest: {speed} on {on}{where}{chance}."]
+
+
+def _install(run: Run) -> list[str]:
+    """What the command line needs first: a run keeps the adapters and the router that it trains to itself."""
+    suite, pair, domain = (shlex.quote(str(name)) for name in (run.manifest.suite.get("name"), run.models, run.recommendation.scope))
+    first = {
+        "adapter": f"Train the adapter for use first: harness train {suite} --models {pair} --domain {domain}.",
+        "router": f"Train the router for use first: harness train-router {suite} --models {pair}.",
+    }.get(run.recommendation.use.drafter or "")
+    return [first] if first else []
 
 
 def _speed(choice: Choice) -> str:

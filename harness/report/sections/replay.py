@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import Table
@@ -27,9 +29,11 @@ def sentences(run: Run) -> list[str]:
 def _cost(run: Run) -> list[str]:
     """Decoding is estimated from the target's own speed on each domain and the predicted speedups.
 
-    Only cells whose replay was timed count: a process that was killed took its clock with it.
+    Only cells whose replay was timed as a whole count: a process that was killed took its clock with it.
     """
-    seconds = {check["drafter"]: check["replay_s"] for check in run.manifest.measured.spot_checks if "replay_s" in check}
+    written = Counter(r.adapter or r.drafter for r in run.records if r.method == "replay")
+    checks = [check for check in run.manifest.measured.spot_checks if check.get("replayed", 0) in (0, written[check["drafter"]])]
+    seconds = {check["drafter"]: check["replay_s"] for check in checks if "replay_s" in check}
     plain = [r for r in run.rows if r.drafter is None and r.temperature == 0 and r.method == "decode"]
     base = {r.domain: r.tokens / r.tok_s / r.n for r in plain if r.tok_s}
     cells = [r for r in run.own if r.method == "replay" and r.domain in base and (r.adapter or r.drafter) in seconds]
