@@ -18,7 +18,7 @@ from harness.core.settings_file import load_settings
 from harness.report import Run, show_recommendation, write_reports
 from harness.report.sections.prompts import tables as prompt_tables
 from harness.report.sections.recommendation import paragraph, recommendation_json, sentences, settings_yaml
-from harness.report.sections.result import first_table
+from harness.report.sections.result import first_rows, first_table
 from harness.results.texts import Texts, answer_key
 
 COSTS = {name: {"c": 0.1, "v": [1, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3]} for name in ("lookup", "generic")}
@@ -108,6 +108,19 @@ def test_the_best_of_many_can_be_chance() -> None:
     assert best.speedup.excludes(1.0)
     assert run.recommendation.verdict == "unclear"
     assert "which the best of 20 can reach by chance" in paragraph(run)
+
+
+def test_what_is_shown_comes_before_what_only_ran_faster() -> None:
+    """A drafter with one lucky prompt, and one whose times scatter, do not stand before one that is surely faster."""
+    records = clocked({"generic": [1.4]})
+    walls = {r.sample_id: r.wall_s or 0.0 for r in records if r.drafter is None}
+    rng = random.Random(3)
+    records.append(cell("a0", [4, 4], domain="a", drafter="lookup", wall_s=walls["a0"] / 4))
+    records += [cell(s, [4, 4], domain="a", drafter="hybrid", wall_s=wall / 1.9 * math.exp(rng.gauss(0, 1.2))) for s, wall in walls.items()]
+    run = made(records)
+    assert first_rows(run.shown)[0].drafter != "lookup"
+    assert (run.recommendation.verdict, run.recommendation.use.drafter) == ("faster", "generic")
+    assert (run.recommendation.next_best or run.recommendation.use).drafter == "hybrid"
 
 
 def test_one_prompt_is_too_few() -> None:

@@ -65,8 +65,8 @@ def intervals(rows: Iterable[CellRow], field: str) -> Values:
 
 
 def order(values: Values, field: str) -> list[Any]:
-    """Values of a field in the order in which they appear."""
-    return list(dict.fromkeys(v[field] for v in values))
+    """Values of a field in the order in which they appear, all domains together last."""
+    return sorted(dict.fromkeys(v[field] for v in values), key=lambda value: field == "domain" and value == ALL)
 
 
 def colour(values: Values, field: str = "domain") -> Any:

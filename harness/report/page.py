@@ -60,7 +60,14 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-sr
 CONFIG = {
     "font": "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif",
     "view": {"stroke": None},
-    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#e8ecf0", "domainColor": "#b7c0ca"},
+    "axis": {
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelFlush": False,
+        "gridColor": "#e8ecf0",
+        "domainColor": "#b7c0ca",
+    },
     "legend": {"labelFontSize": 12, "titleFontSize": 12},
     "header": {"labelFontSize": 13, "labelFontWeight": "bold"},
 }

@@ -126,12 +126,25 @@ def recommend(rows: Sequence[CellRow], models: str) -> Recommendation:
 
 
 def ranked_rows(rows: Sequence[CellRow]) -> list[CellRow]:
-    """Rows of what can be used, best first: by the clock where anything was timed, else by prediction; pooled where any is."""
+    """Rows of what can be used, best first: by the clock where anything was timed, else by prediction; pooled where any is.
+
+    What is shown to be faster than the target alone comes before what is not, and before that what has too few prompts.
+    """
     compared = _compared(rows)
     temperature = min((r.temperature for r in compared), default=0.0)
     compared = [r for r in compared if r.temperature == temperature]
     scope = ALL if any(r.domain == ALL for r in compared) else next((r.domain for r in compared), ALL)
-    return sorted((r for r in compared if r.domain == scope), key=_speed, reverse=True)
+    rows = [r for r in compared if r.domain == scope]
+    most = max((r.speedup.n for r in rows if r.speedup), default=0)
+    shown = {id(r) for r in _shown(rows)}
+    return sorted(rows, key=lambda r: (r.speedup is None or 2 * r.speedup.n >= most, id(r) in shown, _speed(r)), reverse=True)
+
+
+def _shown(rows: Sequence[CellRow]) -> list[CellRow]:
+    """Rows that are shown to be faster than the target alone, corrected for how many were tried."""
+    corrected = stats.corrected([row.speedup for row in rows])
+    pairs = [(row, e) for row, e in zip(rows, corrected, strict=True) if e is not None and e.p is not None and e.p < ALPHA]
+    return [row for row, e in pairs if e.value > 1 and e.excludes(1.0)]
 
 
 def _compared(rows: Sequence[CellRow]) -> list[CellRow]:
@@ -158,9 +171,7 @@ def _verdict(best: CellRow, ranked: Sequence[CellRow]) -> Verdict:
         return "target"
     if best.speedup is None:
         return "predicted"
-    corrected = stats.corrected([row.speedup for row in ranked])[0]
-    shown = best.speedup.excludes(1.0) and corrected is not None and corrected.p is not None and corrected.p < ALPHA
-    return "faster" if shown else "unclear"
+    return "faster" if any(row is best for row in _shown(ranked)) else "unclear"
 
 
 def choice(row: CellRow, rows: Sequence[CellRow]) -> Choice:
@@ -248,7 +259,7 @@ def _question(verdict: Verdict, first: CellRow, second: CellRow | None, lead: Es
     if verdict == "unclear":
         assert first.speedup is not None
         return _open(choice(first, []).name, "the target alone", first.speedup, tried)
-    if verdict == "faster" and second and lead and not lead.excludes(1.0) and lead.value > 1 + SAME:
+    if verdict == "faster" and second and lead and not lead.excludes(1.0) and _difference(lead) > SAME:
         return _open(choice(first, []).name, choice(second, []).name, lead, 1)
     return None
 
@@ -256,8 +267,13 @@ def _question(verdict: Verdict, first: CellRow, second: CellRow | None, lead: Es
 def _open(first: str, second: str, estimate: Estimate, tests: int) -> OpenQuestion:
     more = None
     if estimate.error is not None:
-        more = max(1, stats.prompts_needed(estimate, max(SAME, estimate.value - 1), tests) - estimate.n)
+        more = max(1, stats.prompts_needed(estimate, max(SAME, _difference(estimate)), tests) - estimate.n)
     return OpenQuestion(first=first, second=second, prompts=estimate.n, more=more)
+
+
+def _difference(ratio: Estimate) -> float:
+    """How far a ratio of times is from 1, in either direction."""
+    return max(ratio.value, 1 / ratio.value) - 1
 
 
 def command(use: Choice, models: str) -> str:

@@ -78,8 +78,8 @@ def first_rows(rows: Sequence[CellRow]) -> list[CellRow]:
     return sorted(shown, key=lambda row: (row.drafter is None, bool(pooled) and row.domain != ALL, _rank(row)))
 
 
-def _rank(row: CellRow) -> tuple[bool, bool, float, float]:
-    return row.drafter is None, row.lossy, row.temperature, -_value(row)
+def _rank(row: CellRow) -> tuple[bool, bool, float, bool, float]:
+    return row.drafter is None, row.lossy, row.temperature, row.speedup is None or row.speedup.low is None, -_value(row)
 
 
 def domain_rows(rows: Sequence[CellRow]) -> list[CellRow]:
