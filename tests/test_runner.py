@@ -515,6 +515,15 @@ def test_a_run_without_a_sandbox_says_so_at_the_start(tmp_path: Path, monkeypatc
     assert "Warning" not in seen[0]
 
 
+def test_a_cache_that_cannot_be_written_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last record only shortcuts for later plans are kept there."""
+    (tmp_path / "a-file").write_text("")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "a-file"))
+    folder = run(tmp_path)
+    assert read_manifest(folder).measured.status == "finished"
+    assert (reports_folder(folder) / "report.md").is_file()
+
+
 def test_without_a_clock_nothing_is_calibrated(tmp_path: Path) -> None:
     """Counts are the same, and what only clocks need is left out."""
     timed = run(tmp_path / "a", suite=make_suite())
@@ -527,6 +536,7 @@ def test_without_a_clock_nothing_is_calibrated(tmp_path: Path) -> None:
     measured = read_manifest(counted).measured
     assert not measured.calibration
     assert not measured.reference_s
+    assert not measured.verification
     assert (reports_folder(counted) / "report.md").is_file()
     auto = make_suite(experiments=[{"kind": "baseline"}, {"kind": "dynamic_k", "policies": ["auto"]}])
     with pytest.raises(HarnessError, match="only a calibration measures"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -340,6 +342,38 @@ def test_fast_mode_counts_mlx_lms_rounds() -> None:
         assert fast.tokens == plain.tokens == greedy(pair, prompt, None, max_tokens=20, loop="mlx-lm").tokens
         assert fast.accept_lengths[:-1] == ours.accept_lengths[: len(fast.accept_lengths) - 1]
         assert fast.draft_s is None
+        assert fast.prefill_s is None, "mlx-lm's loop reads the prompt inside its first round"
+
+
+@pytest.mark.parametrize("drafter", [None, "generic"])
+def test_the_callers_time_between_rounds_is_not_the_answers(drafter: str | None) -> None:
+    """Printing one token or four at a time must not decide which decoding is faster."""
+    waited: list[float] = []
+
+    def slow(_: Any) -> None:
+        began = time.perf_counter()
+        time.sleep(0.02)
+        waited.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    answer = generate(PAIRS[1], [2, 3], drafter=drafter, max_tokens=12, on_step=slow)
+    whole = time.perf_counter() - began
+    assert len(waited) == answer.rounds > 1
+    assert answer.wall_s <= whole - sum(waited)
+    assert sum(answer.verify_times_s or ()) <= answer.wall_s
+
+
+def test_the_device_is_asked_for_when_decoding_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that chooses its device after the import must get the loop for it: on a GPU verification is queued ahead."""
+    queued = []
+    for device in (mx.cpu, mx.gpu):
+        calls: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(speculative.mx, "default_device", lambda device=device: mx.Device(device))
+            patch.setattr(speculative.mx, "async_eval", lambda *arrays, calls=calls: calls.append(arrays))
+            rounds = generate(PAIRS[1], [2, 3], drafter="generic", k=3, max_tokens=8).rounds
+        queued.append(len(calls))
+    assert queued[1] == queued[0] + rounds
 
 
 def drop_trim(self: CachedModel, length: int) -> None:

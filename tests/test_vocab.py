@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_cli import run
+from tiny import write_pair
 
+from harness.answers.collect import collect
 from harness.core.errors import HarnessError
+from harness.core.records import Sample
+from harness.models.pair import load_pair
 from harness.models.vocab import read_vocab, write_vocab
 
 
@@ -48,3 +54,16 @@ def test_broken_files_are_refused(text, tmp_path):
         read_vocab(path)
     with pytest.raises(HarnessError, match="cannot read"):
         read_vocab(tmp_path / "absent.json")
+
+
+def test_answers_of_another_target_choose_no_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its ids mean other tokens, and its favourites are none of this target's."""
+    own, other = (write_pair(tmp_path / name, seed=seed) for seed, name in enumerate(("own", "other")))
+    list(collect(load_pair(str(own)), [Sample(id="a", domain="d", prompt="Name a fruit.")], max_tokens=8, out=tmp_path / "answers"))
+    command = ["--from", str(tmp_path / "answers"), "--out", str(tmp_path / "v.json"), "--size", "16"]
+    code, out, err = run("models", "vocab", str(other), *command, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert "answers of another target" in err
+    assert not (tmp_path / "v.json").exists()
+    code, out, _ = run("models", "vocab", str(own), *command, capsys=capsys)
+    assert (code, len(read_vocab(tmp_path / "v.json"))) == (0, 16)

@@ -102,7 +102,7 @@ def vocab(
 
     Example: `harness models vocab qwen-coder --from answers --out qwen-coder.vocab.json`
     """
-    from harness.answers.collect import read_shard, shard_names
+    from harness.answers.collect import read_answers
     from harness.core.errors import HarnessError
     from harness.models.forward import useful_vocab
     from harness.models.pair import vocab_size
@@ -110,13 +110,10 @@ def vocab(
     from harness.models.weights import pull_pair
 
     folders = pull_pair(pair, offline=offline)
-    draft = folders.get("draft")
-    if draft is None or draft.is_cut:
+    target, draft = folders["target"], folders.get("draft")
+    if target is None or draft is None or draft.is_cut:
         raise HarnessError(f"the draft of {pair!r} has no whole vocabulary to choose from", "Name a pair with a full draft model.")
-    names = shard_names(answers)
-    if not names:
-        raise HarnessError(f"no answers in {answers}", f"Write some: `harness collect SUITE --models {pair} --out {answers}`.")
-    stored = [s for name in names for s in read_shard(answers, name) or []]
+    stored = list(read_answers(answers, target.hash))
     ids = useful_vocab((s.trajectory() for s in stored), size, min(vocab_size(model.path) for model in folders.values() if model))
     tokens = sum(len(s.rollout.tokens) for s in stored)
     write_vocab(out, ids, f"{size} ids for {pair}, by their probability in {tokens} tokens of {len(stored)} target answers")

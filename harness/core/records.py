@@ -146,8 +146,8 @@ class Generation:
     """Accepted tokens per round."""
     draft_lengths: tuple[int, ...]
     """Drafted tokens per round."""
-    prefill_s: float
-    """Prompt processing, target and draft."""
+    prefill_s: float | None
+    """Prompt processing, target and draft. None where the loop cannot tell (mlx-lm's)."""
     ttft_s: float
     """Start of the call to the first emitted token."""
     draft_s: float | None
@@ -155,7 +155,7 @@ class Generation:
     verify_s: float | None
     """Total time in target passes after prefill. None where the loop cannot tell."""
     wall_s: float
-    """Whole call, tokenisation and detokenisation excluded."""
+    """Whole call; tokenisation, detokenisation and what the caller did between the rounds excluded."""
     route_s: float | None = None
     """Embedding the prompt and choosing the adapter."""
     swap_s: float | None = None

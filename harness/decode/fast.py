@@ -25,7 +25,7 @@ def fast_steps(
     """Run mlx-lm's ``generate_step`` (``draft`` None) or ``speculative_generate_step`` and yield its rounds as steps.
 
     mlx-lm drafts min(k, tokens left), one more than this project's loop at the very end. It does not tell drafting from
-    verifying, so those times are None.
+    verifying, and reads the prompt inside its first round, so those times are None.
     """
     from mlx_lm.generate import generate_step, speculative_generate_step
     from mlx_lm.sample_utils import make_sampler
@@ -63,6 +63,7 @@ def _rounds(stream: Iterator[tuple[int, bool]], k: int, max_tokens: int, eos: fr
             rejected=rejected,
             draft_s=None,
             verify_s=None,
+            prefill_s=None,
         )
 
     for token, from_draft in stream:

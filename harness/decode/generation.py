@@ -87,7 +87,7 @@ def generate(
     Args:
         pair: from :func:`harness.load_pair`.
         prompt: a string (chat template applied), a list of chat messages, or token ids.
-        on_step: called after every round, e.g. to print as it goes.
+        on_step: called after every round, e.g. to print as it goes; the time it takes counts in none of the answer's.
         stop: once set, the answer ends after the round under way, with ``finish`` ``stopped``.
         **settings: keyword arguments, all optional:
             ``drafter`` None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` (``generic`` by default) or an object;
@@ -108,14 +108,15 @@ def generate(
     ids = pair.encode(prompt)
     rounds = stream(pair, ids, **settings)
     steps: list[Step] = []
-    ttft_s = 0.0
-    start = time.perf_counter()
+    ttft_s, start = 0.0, time.perf_counter()
     for step in rounds:
         if not steps:
             ttft_s = time.perf_counter() - start
         steps.append(step)
         if on_step:
+            called = time.perf_counter()
             on_step(step)
+            start += time.perf_counter() - called  # the caller's time is not the answer's
         if stop is not None and stop.is_set():
             break
     wall_s = time.perf_counter() - start

@@ -57,7 +57,7 @@ def plain_steps(
         )
         if value in eos or following is None:
             break
-        start, prefill_s, token = now, 0.0, following
+        start, prefill_s, token = time.perf_counter(), 0.0, following
         laps.start()
 
 

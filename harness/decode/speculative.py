@@ -21,10 +21,6 @@ from harness.decode.sampling import Sampling, processed_logprobs, sample
 from harness.decode.timing import Laps, NoLaps
 from harness.models.blas import ints, mx
 
-QUEUE_AHEAD = mx.default_device() == mx.Device(mx.gpu)
-"""On a GPU the verification is queued behind the draft before the draft is read, so the device never idles between them. The CPU
-backend runs what is queued at once, so there the draft is read first, which keeps the two times apart at no cost."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -38,7 +34,8 @@ class Step:
     """A rejection ended the round."""
     draft_s: float | None
     verify_s: float | None
-    prefill_s: float = 0.0
+    prefill_s: float | None = 0.0
+    """None where the loop cannot tell."""
     positions: tuple[Position, ...] = ()
     """Details per decided draft position (detailed mode)."""
     profile: Profile | None = None
@@ -71,6 +68,9 @@ def speculative_steps(
         drafter.begin(prompt)
     prefill_s = time.perf_counter() - start
     laps = Laps() if profile else NoLaps()
+    # On a GPU the verification is queued behind the draft before the draft is read, so the device never idles between them. The CPU
+    # backend runs what is queued at once, so there the draft is read first, which keeps the two times apart at no cost.
+    ahead = mx.default_device() == mx.Device(mx.gpu)
     emitted, finished = 0, False
     while emitted < max_tokens and not finished:
         start = time.perf_counter()
@@ -96,7 +96,7 @@ def speculative_steps(
         logits = target.forward(mx.concatenate([last, proposal.tokens]))  # (k + 1, vocab)
         verdict = _verdict(logits, proposal, rule, sampling, lenience, accept_key)
         extra = details.arrays(logits, proposal, verdict) if details else ()
-        if QUEUE_AHEAD:
+        if ahead:
             mx.async_eval(proposal.tokens, verdict, *extra)
         laps.end("verify_s")
         draft = ints(proposal.tokens)
