@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from serving import PROMPTS, install_adapter, session_file
-from tiny import tiny_pair
+from tiny import tiny_pair, write_pair
 
 from harness import Session, api
 from harness.adapt.adapters.folder import adapter_folder, read_info
+from harness.cli.demo_answers import AnswerRequest
 from harness.core.errors import HarnessError
 from harness.datasets import DatasetSpec, load_samples
+from harness.models.pair import load_pair
 from harness.session.session_config import SessionConfig, load_session_config
 
 
@@ -314,3 +316,16 @@ def test_the_shipped_file_is_complete() -> None:
         load_session_config("nope")
     assert load_session_config(overrides=["k=8"]).k == 8
     assert SessionConfig().replace(threshold=0.3).training_config().adapt.threshold == 0.3
+
+
+def test_the_draft_length_is_the_pairs_where_no_one_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call, a session, and a request of the demo's page: a pair is tuned once, in its file."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    path = write_pair(tmp_path, max_position_embeddings=1024)
+    path.write_text(path.read_text() + "k: 2\n")
+    pair = load_pair(str(path))
+    assert max(api.generate(pair, "count to ten", max_tokens=12).draft_lengths) == 2
+    with Session.from_config(session_file(tmp_path, k=None), pair=pair) as session:
+        assert max(session.generate("count to ten").draft_lengths) == 2
+        assert AnswerRequest.from_json({"prompt": "x"}, session).k == 2
+        assert max(session.generate("count to ten", k=3).draft_lengths) == 3
