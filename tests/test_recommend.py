@@ -154,6 +154,16 @@ def test_a_run_that_only_replays_recommends_by_prediction() -> None:
     timed = made([*own, *replayed("generic", 4, [4, 4])], calibration={"generic": COSTS["generic"]})
     assert timed.recommendation.untimed is not None
     assert "Not timed, but predicted to be faster: generic with K = 4, 3.12x." in paragraph(timed)
+    both = made([*own, *replayed("lookup", 4, [4, 4])], calibration=COSTS)
+    assert both.recommendation.untimed is None
+
+
+def test_a_run_without_a_clock_knows_no_speed() -> None:
+    """Counts alone recommend nothing; decoded without a warm-up, the speeds are not to be relied on."""
+    counted = made([baseline(f"s{i}", 10, 4.0) for i in range(6)] + replayed("generic", 4, [4, 4]), {"calibration": {}})
+    assert counted.recommendation.verdict == "nothing"
+    assert paragraph(counted).startswith("No speed is known, so nothing is recommended")
+    assert paragraph(made(clocked({"generic": [1.5]}), {"calibration": {}})).endswith("time it again before relying on its speeds.")
 
 
 def test_a_killed_run_says_so_far() -> None:

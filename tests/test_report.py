@@ -41,8 +41,9 @@ ROOT = Path(__file__).parent.parent
 
 def made(records: Sequence[Record], measured: dict[str, Any] | None = None, calibration: Any = None, **changes: Any) -> Run:
     """A finished run of these records."""
+    known = {"status": "finished", "calibration": {"lookup": {"c": 0.0, "v": [1.0]}}}
     return Run(
-        make_manifest(**{"measured": Measured(**{"status": "finished", **(measured or {})}), **changes}),
+        make_manifest(**{"measured": Measured(**{**known, **(measured or {})}), **changes}),
         records,
         summarise(records, calibration),
     )

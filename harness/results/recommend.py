@@ -249,10 +249,16 @@ def _pooled(prompts: Iterable[PromptRow]) -> float:
 def _untimed(best: CellRow, rows: Sequence[CellRow]) -> Choice | None:
     """The replayed cell with the best prediction, where it is clearly above what the best one reached and was promised."""
     alike = [r for r in rows if r.domain == best.domain and r.temperature == best.temperature and not {"rank", "round"} & set(r.settings)]
-    replayed = [r for r in alike if r.method == "replay" and r.predicted]
+    timed = {_way(r) for r in alike if r.method == "decode"}
+    replayed = [r for r in alike if r.method == "replay" and r.predicted and _way(r) not in timed]
     top = max(replayed, key=lambda r: r.predicted or 0.0, default=None)
     reached = max(_speed(best), best.predicted or 0.0)
     return choice(top, rows) if top and (top.predicted or 0.0) > reached * (1 + SAME) else None
+
+
+def _way(row: CellRow) -> tuple[Any, ...]:
+    """What tells a way of drafting from another, timed or replayed."""
+    return row.drafter, row.adapter, row.k, row.loop, tuple(sorted(row.settings.items()))
 
 
 def _question(verdict: Verdict, first: CellRow, second: CellRow | None, lead: Estimate | None, tried: int) -> OpenQuestion | None:

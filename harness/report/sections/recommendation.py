@@ -32,9 +32,11 @@ def figures(run: Run) -> list[Figure]:
 def sentences(run: Run) -> list[str]:
     """The recommendation; what was not finished says so."""
     r = run.recommendation
-    found = [*_main(r), *_install(run), *_elsewhere(r), *_next(r)]
+    found = [*_main(run), *_install(run), *_elsewhere(r), *_next(r)]
     found += [*_gain("Adapters", r.adapters), *_gain("The router", r.router), *_untimed(r)]
     found += [] if r.question is None else [_open(r.question, r)]
+    if r.best is not None and r.best.speedup is not None and not run.manifest.measured.calibration:
+        found.append("The run was not warmed up (--no-clock): time it again before relying on its speeds.")
     return [f"So far: {found[0][0].lower()}{found[0][1:]}", *found[1:]] if run.unfinished else found
 
 
@@ -43,7 +45,10 @@ def paragraph(run: Run) -> str:
     return " ".join(sentences(run))
 
 
-def _main(r: Recommendation) -> list[str]:
+def _main(run: Run) -> list[str]:
+    r = run.recommendation
+    if r.best is None and any(row.drafter for row in run.shown):
+        return ["No speed is known, so nothing is recommended: no drafter was timed, and the costs of a step were not measured."]
     if r.best is None:
         return ["No drafter ran, so there is nothing to recommend: add drafters to the suite."]
     best, where = r.best, _domains(r.best)
