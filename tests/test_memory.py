@@ -360,6 +360,8 @@ def test_collected_answers_become_a_memory(pair: Any, tmp_path: Path) -> None:
     assert run.output.startswith("tiny: 6 answers, ")
     assert pair_memory(pair).answers() == list(found.values())
     assert CliRunner().invoke(app, ["memory", "list"]).output == run.output
+    memory_path("broken").write_bytes(b"nothing")
+    assert CliRunner().invoke(app, ["memory", "list"]).output.startswith("broken: cannot read ")
     shown = CliRunner().invoke(app, ["memory", "show", str(tmp_path / "pair/tiny.yaml")]).output
     assert pair_memory(pair).hash in shown
     assert f"chat         6 answers, {sum(map(len, answers.values()))} tokens" in shown

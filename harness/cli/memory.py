@@ -70,11 +70,15 @@ def list_memories() -> None:
 
     Example: `harness memory list`
     """
+    from harness.core.errors import HarnessError
     from harness.core.paths import memory_path
     from harness.decode.memory import Memory
 
     for path in sorted(memory_path("any").parent.glob("*.safetensors")):
-        say(_line(Memory(path)))
+        try:
+            say(_line(Memory(path)))
+        except HarnessError as error:
+            say(f"{path.stem}: {error.problem}")
 
 
 @memory_app.command("show")
