@@ -85,7 +85,7 @@ def facet(chart: Any, values: Values) -> Any:
 
 def dots(values: Values, title: str, *, reference: float | None, domain: tuple[float, float] | None = None) -> Any:
     """Dot per cell and domain with its interval, cells on the y axis."""
-    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False, nice=True)
+    scale = alt.Scale(domain=list(domain), zero=False, nice=False) if domain else alt.Scale(zero=False, nice=True)
     base = alt.Chart(alt.Data(values=values)).encode(
         y=alt.Y("cell:N", title=None, sort=order(values, "cell"), axis=alt.Axis(labelLimit=320, grid=True)),
         yOffset=alt.YOffset("domain:N", sort=order(values, "domain")),
@@ -93,7 +93,8 @@ def dots(values: Values, title: str, *, reference: float | None, domain: tuple[f
         tooltip=["cell:N", "domain:N", alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("low:Q", format=".3f"),
                  alt.Tooltip("high:Q", format=".3f"), "n:Q"],
     )  # fmt: skip
-    bars = base.transform_filter("datum.low !== null").mark_rule(strokeWidth=2, opacity=0.75).encode(x=alt.X("low:Q"), x2="high:Q")
+    bars = base.transform_filter("datum.low !== null").mark_rule(strokeWidth=2, opacity=0.75, clip=True)
+    bars = bars.encode(x=alt.X("low:Q"), x2="high:Q")
     points = base.mark_point(filled=True, size=70, opacity=1).encode(x=alt.X("value:Q", title=title, scale=scale))
     layers = [bars, points]
     if reference is not None:

@@ -28,7 +28,7 @@ def tables(run: Run) -> list[Table]:
     records = {r.sample_id: r for r in reversed(run.records) if cell_key(r) == best.cell}
     plain = {r.sample_id: r for r in reversed(run.records) if r.drafter is None and r.temperature == 0 and r.tokens}
     texts = tuple(_text(run, records[p.sample_id], plain.get(p.sample_id)) for p in prompts)
-    title = f"Every prompt with {run.recommendation.best.name}" if run.recommendation.best else TITLE
+    title = f"Every prompt: {run.recommendation.best.name}" if run.recommendation.best else TITLE
     return [Table(title, ("prompt", "domain", "speedup", "rate", "tau", "tokens"), rows, 2, texts=texts, open=True)]
 
 

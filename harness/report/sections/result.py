@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from harness.core.stats import Estimate
-from harness.report.figures import Figure, dots, intervals
+from harness.report.figures import Figure, Values, dots, intervals
 from harness.report.run import Run
 from harness.report.tables import (
     MISSING,
@@ -27,6 +27,8 @@ from harness.results.summary import ALL, CellRow, corrected_speedups
 TITLE = "Result"
 ALPHA = 0.05
 """Family-wise error of the speed claims of one report (Holm)."""
+WILD = 2.0
+"""Intervals are drawn up to this many times the value."""
 MANY = 12
 """With more timed cells than this, or several domains, only the fastest and those that are shown to be slower get a sentence."""
 
@@ -99,7 +101,15 @@ def figures(run: Run) -> list[Figure]:
     rows = sorted((row for row in run.shown if row.speedup), key=lambda row: best_first.index(row.cell))
     values = intervals(rows, "speedup")
     caption = "Right of the dashed line is faster than the target alone. Bars are 95% intervals over prompts."
-    return [Figure("Speedup", caption, dots(values, "speedup over the target alone (×)", reference=1.0))] if values else []
+    title = "speedup over the target alone (×)"
+    return [Figure("Speedup", caption, dots(values, title, reference=1.0, domain=_range(values)))] if values else []
+
+
+def _range(values: Values) -> tuple[float, float]:
+    """Ends of the axis: every value and its interval, cut where a wild one would squeeze the others."""
+    lows = [max(v["low"] or v["value"], v["value"] / WILD) for v in values]
+    highs = [min(v["high"] or v["value"], v["value"] * WILD) for v in values]
+    return min(1.0, *lows) * 0.98, max(1.0, *highs) * 1.02
 
 
 def sentences(run: Run) -> list[str]:
