@@ -83,19 +83,19 @@ function themed(spec) {
   return {...spec, config: {...spec.config, background: null, axis, legend, header}};
 }
 function fitted(spec, room) {
-  if (room >= 700) return spec;
-  const s = JSON.parse(JSON.stringify(spec));
+  if (room >= 1180) return spec;
+  const s = JSON.parse(JSON.stringify(spec)), phone = room < 700;
   const narrow = (part, inner) => {
     if (typeof part.width === 'number') part.width = Math.min(part.width, inner);
     (part.layer || []).concat(part.hconcat || [], part.spec ? [part.spec] : []).forEach(p => narrow(p, inner));
     if (part.hconcat) { part.vconcat = part.hconcat; delete part.hconcat; }
-    if (part.columns) part.columns = 1;
+    if (part.columns) part.columns = Math.max(1, Math.floor((room - 40) / 370));
     const y = part.encoding && part.encoding.y;
-    if (y && y.type === 'nominal') y.axis = {...y.axis, labelLimit: 120, labels: true};
+    if (y && y.type === 'nominal') y.axis = {...y.axis, labels: true, ...(phone ? {labelLimit: 120} : {})};
     const colour = part.encoding && part.encoding.color;
-    if (colour && colour.legend) colour.legend = {...colour.legend, columns: 2, labelLimit: 150};
+    if (phone && colour && colour.legend) colour.legend = {...colour.legend, columns: 2, labelLimit: 150};
   };
-  narrow(s, Math.max(140, room - (s.facet ? 60 : 150)));
+  narrow(s, Math.max(140, room - (s.facet ? 60 : phone ? 160 : 340)));
   return s;
 }
 function draw() {

@@ -61,7 +61,7 @@ def _latency_panel(values: Values, title: str, *, first: bool) -> Any:
     line = base.mark_rule(strokeWidth=1.5, opacity=0.7).encode(x="p50:Q", x2="p99:Q")
     dot = base.mark_point(filled=True, size=55, opacity=1).encode(x=alt.X("p50:Q", title=f"{title} (ms)"))
     tick = base.mark_tick(thickness=2, size=9).encode(x="p90:Q")
-    return alt.layer(line, dot, tick).properties(width=PANEL - 20, height=alt.Step(step(values)))
+    return alt.layer(line, dot, tick).properties(width=PANEL - 40, height=alt.Step(step(values)))
 
 
 def sentences(run: Run) -> list[str]:
