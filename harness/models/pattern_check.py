@@ -55,7 +55,9 @@ def _counts(found: re.Match[str]) -> tuple[int, int | None]:
     if sign := found["sign"]:
         return (1 if sign == "+" else 0), (1 if sign == "?" else None)
     low = int(found["low"] or 0)
-    return low, (int(found["high"]) if found["high"] else None) if found["comma"] else low
+    if not found["comma"]:
+        return (0 if found["more"] == "?" else low), low  # a{2}? is an optional a{2} here, not a lazy one
+    return low, int(found["high"]) if found["high"] else None
 
 
 def _class_end(pattern: str, at: int) -> int:
