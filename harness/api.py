@@ -17,6 +17,7 @@ from harness.core.records import Generation, Trajectory
 from harness.decode import generation as decoding
 from harness.decode import replay as replaying
 from harness.decode.drafters import Drafter
+from harness.decode.length import Costs
 from harness.models.pair import Pair, load_pair
 
 if TYPE_CHECKING:
@@ -128,9 +129,10 @@ def replay(
     pair: Any,
     trajectories: Sequence[Trajectory],
     drafters: Sequence[str | Drafter],
-    ks: Sequence[int],
+    ks: Sequence[int | str],
     *,
     sampling: Sampling | None = None,
+    costs: Costs | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[ReplayRow]:
     """Acceptance of every drafter x sample x K from stored target trajectories, without running the target.
@@ -146,7 +148,7 @@ def replay(
     rows: list[ReplayRow] = []
     for drafter, adapter in zip(drafters, adapters, strict=True):
         chosen = _activate(pair, drafter, adapter)
-        rows += replaying.replay(pair, trajectories, [chosen], ks, sampling=sampling, progress=progress)  # type: ignore[list-item]
+        rows += replaying.replay(pair, trajectories, [chosen], ks, sampling=sampling, costs=costs, progress=progress)  # type: ignore[list-item]
     return rows
 
 

@@ -73,13 +73,23 @@ def fake_generate(pair: Any, prompt: Any, *, drafter: str | None = "generic", k:
     )  # fmt: skip
 
 
-def fake_replay(pair: Any, trajectories: Any, drafters: Any, ks: Any) -> list[Any]:
+def fake_answers(pair: Any, samples: Any, max_tokens: int) -> list[Trajectory]:
+    """The same tokens as decoding."""
+    found = []
+    for s in samples:
+        tokens = fake_generate(pair, pair.encode(s.prompt), drafter=None, max_tokens=max_tokens).tokens
+        facts = {"sample_id": s.id, "domain": s.domain, "prompt_tokens": tuple(pair.encode(s.prompt)), "max_tokens": max_tokens}
+        found.append(Trajectory(tokens=tokens, finish="length", **facts))
+    return found
+
+
+def fake_replay(pair: Any, trajectories: Any, drafters: Any, ks: Any, **_: Any) -> list[Any]:
     """The same counts as decoding."""
     rows = []
     for t in trajectories:
         for k in ks:
             g = fake_generate(pair, t.prompt_tokens, drafter=drafters[0], k=k, max_tokens=t.max_tokens)
-            row = type("Row", (), {"sample_id": t.sample_id, "near_ties": 0})()
+            row = type("Row", (), {"sample_id": t.sample_id, "near_ties": 0, "sources": None})()
             for name in ("k", "rounds", "drafted", "accepted", "rejected", "emitted", "accept_lengths", "draft_lengths"):
                 setattr(row, name, getattr(g, name))
             rows.append(row)
@@ -96,6 +106,7 @@ def make_engine(**changes: Any) -> Engine:
         ],
         generate=fake_generate,
         classify=lambda pair, prompt, a, b: Divergence(position=0, gap=1.0, kind="bug"),
+        answer=fake_answers,
         replay=fake_replay,
         ties=lambda pair, trajectories: [0] * len(trajectories),
         calibrate=lambda pair, cell, max_k: (None, costs),
@@ -138,7 +149,7 @@ def run(tmp_path: Path, **options: Any) -> Path:
 
 def without_times(records: list[Record]) -> list[Record]:
     """Records with their clocks removed, in a fixed order."""
-    return sorted((dataclasses.replace(r, **dict.fromkeys(TIMES)) for r in records), key=lambda r: str(record_key(r)))
+    return sorted((dataclasses.replace(r, load=None, **dict.fromkeys(TIMES)) for r in records), key=lambda r: str(record_key(r)))
 
 
 def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:

@@ -68,8 +68,10 @@ def test_replay_equals_decoding(drafter: str) -> None:
             finish=plain.finish,
             max_tokens=23,
         )
-        for row in replay(pair, [t], [drafter], [1, 2, 3, 4, 6, 8]):
+        for row in replay(pair, [t], [drafter], [1, 2, 3, 4, 6, 8, "dynamic", "auto"], costs=CHEAP):
             real = greedy(pair, prompt, drafter, row.k, max_tokens=23)
+            known = tuple("lookup" if s == "copy" else s for s in real.sources or ())
+            assert row.sources is None or tuple("lookup" if s == "copy" else s for s in row.sources) == known
             assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
             assert (row.rounds, row.drafted, row.accepted, row.rejected) == (real.rounds, real.drafted, real.accepted, real.rejected)
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness.core.records import Load
 from harness.core.version import __version__
 
 PACKAGES = ("mlx", "mlx-lm", "mkl", "numpy", "scipy", "transformers", "torch", "scikit-learn", "sentence-transformers", "datasets")
@@ -67,6 +68,30 @@ def machine_facts() -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
     }
+
+
+def steal_s() -> float | None:
+    """Seconds that the host gave to other machines since this one started; None where the system does not say."""
+    import psutil
+
+    return getattr(psutil.cpu_times(), "steal", None)
+
+
+def load(stolen_s: float, wall_s: float) -> Load:
+    """What else the machine does, of whose processors' time ``stolen_s`` in ``wall_s`` went elsewhere."""
+    import psutil
+
+    share = stolen_s / (wall_s * (os.cpu_count() or 1)) if wall_s > 0 else 0.0
+    return Load(average=round(psutil.getloadavg()[0], 2), pressure=_pressure(), steal=round(min(1.0, max(0.0, share)), 4))
+
+
+def _pressure() -> float | None:
+    """``avg10`` of Linux's pressure file."""
+    try:
+        text = Path("/proc/pressure/cpu").read_text(encoding="ascii")
+        return min(100.0, float(text.split("avg10=")[1].split()[0]))
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def peak_memory_bytes() -> int:

@@ -170,6 +170,8 @@ class Generation:
     """Per-position details in detailed mode."""
     profile: Profile | None = None
     """Where the rounds' time went, prefill apart; None unless asked for."""
+    sources: tuple[str, ...] | None = None
+    """Who proposed, per round: a source of the drafter, or empty where nothing was drafted; None where the loop cannot tell."""
     draft_times_s: tuple[float, ...] | None = None
     """Seconds drafting per round; None where the loop cannot tell."""
     verify_times_s: tuple[float, ...] | None = None
@@ -210,14 +212,37 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Load:
+    """What else the machine did while an answer was decoded. None where the system does not say."""
+
+    average: Annotated[float, Ge(0)] | None = None
+    """Load average over the last minute: processes that ran or waited."""
+    pressure: Annotated[float, Ge(0), Le(100)] | None = None
+    """Percent of the last ten seconds in which some process waited for a processor."""
+    steal: Annotated[float, Ge(0), Le(1)] | None = None
+    """Share of the processors' time that the host gave to other machines during the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """An answer that was decoded again because something disturbed its clock."""
+
+    wall_s: Time
+    expected_s: Time
+    """What its rounds take by the medians of the run."""
+    load: Load | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One line of records.jsonl: one sample decoded (or replayed) in one cell."""
 
     schema_version: int = RUN_VERSION
     experiment: str
     """Suite entry the cell belongs to."""
-    method: Literal["decode", "replay"]
-    """``decode`` was timed; ``replay`` has counts only, its times are None."""
+    method: Literal["decode", "replay", "answer"]
+    """``decode`` was timed; ``answer`` is the target's own, made in a batch with others; ``replay`` has counts along the target's answer.
+    The last two have no times."""
     loop: Loop = "own"
     sample_id: str
     domain: str
@@ -229,6 +254,8 @@ class Record:
     rule: Rule = "match"
     temperature: float = 0.0
     seed: int = 0
+    repeat: Count = 0
+    """Which of several equal decodes, to see the spread of the clock."""
     lossy: bool = False
     prompt_tokens: Count
     rounds: Count
@@ -262,10 +289,16 @@ class Record:
     """Positions of a replayed answer where the draft's favourite may differ on another machine; None where nothing counted them."""
     choice: str | None = None
     """What a router picked."""
+    sources: tuple[str, ...] | None = None
+    """Who proposed, per round: ``draft``, ``lookup`` and so on, empty where nothing was drafted; None where the loop cannot tell."""
     draft_times_s: tuple[Time, ...] | None = None
     """Seconds drafting per round; None where the loop cannot tell, and in runs of versions that did not store it."""
     verify_times_s: tuple[Time, ...] | None = None
     """Seconds verifying per round (a plain step, where nothing is drafted); None as above."""
+    load: Load | None = None
+    """What else the machine did meanwhile."""
+    tries: tuple[Try, ...] = ()
+    """Earlier tries whose clock was disturbed; the record holds the last, or the fastest, one."""
 
 
 def to_dict(record: Any) -> dict[str, Any]:

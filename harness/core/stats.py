@@ -99,6 +99,18 @@ def relative(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike]) -> 
     return None if jackknife is None else _logarithmic(jackknife)
 
 
+def widened(estimate: Estimate, error: float, freedom: float) -> Estimate:
+    """A ratio's estimate with a further, independent error of its logarithm, such as that of the clocks it rests on."""
+    assert estimate.error is not None
+    assert estimate.freedom is not None
+    total = math.hypot(estimate.error, error)
+    parts = (estimate.error**4 / estimate.freedom, error**4 / freedom)  # Welch and Satterthwaite
+    jackknife = _Jackknife(estimate.value, np.array([]), estimate.n, max(1.0, total**4 / sum(parts)))
+    reach = quantile((1 + LEVEL) / 2, jackknife.freedom) * total
+    low, high = (estimate.value * math.exp(side * min(reach, 500.0)) for side in (-1, 1))
+    return _tested(jackknife, low, high, 1.0, math.log(estimate.value), total)
+
+
 def corrected(estimates: Sequence[Estimate | None]) -> list[Estimate | None]:
     """One table of comparisons: p-values adjusted by Holm's method, detectable effects at the level of its first step."""
     adjusted = holm([None if estimate is None else estimate.p for estimate in estimates])

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-MODEL_STAGES = ("train", "calibrate", "decode", "replay", "check")
+MODEL_STAGES = ("train", "calibrate", "answer", "decode", "replay", "check")
 """Stages that are model calls or training; the rest of a run is the harness's own."""
 OWN_STAGES = ("load", "score")
 """Stages of the harness's own that are timed by name; what no stage covers is planning, records and pauses between samples."""

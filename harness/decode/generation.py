@@ -155,6 +155,7 @@ def _collect(
         lossy=settings.get("lenience", 1.0) > 1,
         positions=positions if settings.get("detailed") else None,
         profile=functools.reduce(operator.add, profiles) if profiles else None,
+        sources=None if settings.get("loop") == "mlx-lm" else tuple(s.source for s in steps),
         draft_times_s=draft_times,
         verify_times_s=verify_times,
     )

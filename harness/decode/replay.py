@@ -18,15 +18,18 @@ from harness.core.errors import HarnessError
 from harness.core.limits import room
 from harness.core.records import Trajectory
 from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter, ModelDrafter
-from harness.decode.making import resolve_drafter
+from harness.decode.length import Costs, make_policy
+from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.sampling import Sampling, processed_logprobs
-from harness.decode.simulate import Counts, expected_counts, simulate_free, simulate_match, simulate_proposals
+from harness.decode.simulate import Counts, expected_counts, simulate_free, simulate_match, simulate_policy
 from harness.models.blas import mx
 from harness.models.forward import ForcedHead, draft_ids, forced_head
 from harness.models.opened import hidden_states, open_model
 
 BATCH_TOKENS = 2048
 """Padded tokens per teacher-forced batch."""
+MOST_DRAFTED = 2**31
+"""No bound of replay's own: the policy decides."""
 HEAD_ROWS = 256
 """Rows per call of the output head: 256 x 152k logits are 150 MB."""
 
@@ -38,7 +41,7 @@ class ReplayRow:
     sample_id: str
     domain: str
     drafter: str
-    k: int
+    k: int | str
     rounds: float
     drafted: float
     accepted: float
@@ -46,6 +49,8 @@ class ReplayRow:
     emitted: int
     accept_lengths: tuple[int, ...] = ()
     draft_lengths: tuple[int, ...] = ()
+    sources: tuple[str, ...] | None = None
+    """Who proposed, per round; None where only one source can, and under sampling."""
     near_ties: int = 0
     """Positions where the draft's top two logits are closer than kernel noise, so that a flip against decoding is possible."""
 
@@ -228,7 +233,7 @@ def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "length", **cut)
 
 
-def _row_of(name: str, t: Trajectory, k: int, counts: Counts, near_ties: int = 0) -> ReplayRow:
+def _row_of(name: str, t: Trajectory, k: int | str, counts: Counts, near_ties: int = 0) -> ReplayRow:
     return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=near_ties, **dataclasses.asdict(counts))
 
 
@@ -236,9 +241,11 @@ def replay(
     pair: Any,
     trajectories: Sequence[Trajectory],
     drafters: Sequence[str | Drafter],
-    ks: Sequence[int],
+    ks: Sequence[int | str],
     *,
     sampling: Sampling | None = None,
+    costs: Costs | None = None,
+    options: DrafterOptions | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[ReplayRow]:
     """Acceptance of every drafter x sample x K from stored target trajectories, one draft pass per (drafter, sample).
@@ -247,29 +254,42 @@ def replay(
         pair: a loaded :class:`harness.models.pair.Pair`.
         trajectories: from :func:`harness.answers.collect.collect` or from baseline generations.
         drafters: names or objects, as for :func:`harness.decode.generation.generate`.
-        ks: draft lengths.
+        ks: draft lengths; ``dynamic`` and ``auto`` run the draft along the answer, round by round, as the loop does.
         sampling: temperature and filters the trajectories were drawn with; None is greedy.
+        costs: measured c and v, for ``auto``.
+        options: settings of the drafters.
         progress: called with the number of trajectories finished per drafter.
 
     Returns:
         One row per (drafter, sample, K).
 
     Raises:
-        HarnessError: an unknown drafter, one that is no model under sampling, or sampled trajectories without log-probabilities.
+        HarnessError: an unknown drafter, one that is no model under sampling, ``dynamic`` or ``auto`` under sampling, or sampled
+            trajectories without log-probabilities.
     """
     greedy = sampling is None or sampling.greedy
     trajectories = [_within_context(t, pair.context_tokens) for t in trajectories]
+    fixed, policies = [k for k in ks if isinstance(k, int)], [k for k in ks if isinstance(k, str)]
     rows: list[ReplayRow] = []
     for item in drafters:
-        drafter = resolve_drafter(pair, item)
+        drafter = resolve_drafter(pair, item, options)
         name = item if isinstance(item, str) else item.name
-        if isinstance(drafter, ModelDrafter):
-            rows += replay_model(name, drafter.model, drafter.token_map, trajectories, ks, sampling=sampling, progress=progress)
-            continue
-        if not greedy:
+        if not greedy and (policies or not isinstance(drafter, ModelDrafter)):
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
-        rows += _replay_greedy(name, drafter, trajectories, ks, progress)
+        if fixed and isinstance(drafter, ModelDrafter):
+            rows += replay_model(name, drafter.model, drafter.token_map, trajectories, fixed, sampling=sampling, progress=progress)
+        elif fixed:
+            rows += _replay_greedy(name, drafter, trajectories, fixed, progress)
+        for k in policies:
+            rows += [_row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress)]
     return rows
+
+
+def _counted(trajectories: Sequence[Trajectory], progress: Callable[[int], None] | None) -> Iterator[Trajectory]:
+    for done, trajectory in enumerate(trajectories, start=1):
+        yield trajectory
+        if progress:
+            progress(done)
 
 
 def _replay_greedy(
@@ -279,7 +299,7 @@ def _replay_greedy(
     if isinstance(drafter, FreeDrafter):
         return [_row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
     if not isinstance(drafter, HybridDrafter):
-        return [_row_of(name, t, k, simulate_proposals(drafter, t, k)) for t in trajectories for k in ks]
+        return [_row_of(name, t, k, simulate_policy(drafter, t, make_policy(k))) for t in trajectories for k in ks]
     passes = forced_passes(drafter.draft.model, drafter.draft.token_map, trajectories, progress=progress)
     return [
         _row_of(name, t, k, simulate_free(drafter.first, t, k, forced.match), forced.near_ties())

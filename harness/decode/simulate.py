@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,12 @@ import numpy as np
 from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, FreeDrafter, Request
+from harness.decode.length import LengthPolicy
+from harness.decode.proposing import Proposing
 from harness.models.blas import ints
+
+MOST_DRAFTED = 2**31
+"""No bound of replay's own: the policy decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,8 @@ class Counts:
     emitted: int
     accept_lengths: tuple[int, ...]
     draft_lengths: tuple[int, ...]
+    sources: tuple[str, ...] | None = None
+    """Who proposed, per round; None where only one source can."""
 
 
 def simulate(propose: Callable[[int, int], tuple[int, int]], emitted: int, k: int, max_tokens: int) -> Counts:
@@ -81,28 +89,34 @@ def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: n
     """
     prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
     runs = None if match is None else run_lengths(match)
+    sources: list[str] = []
     drafter.begin(prompt)
 
     def propose(position: int, limit: int) -> tuple[int, int]:
-        found = drafter.search(prompt + answer[:position], Request(k=limit)).tokens
-        if not found and runs is not None:
+        found = drafter.search(prompt + answer[:position], Request(k=limit))
+        if not found.tokens and runs is not None:
+            sources.append("draft" if limit else "")
             return limit, min(int(runs[position]), limit)
-        return len(found), common_prefix(found, answer[position:])
+        sources.append(found.source if found.tokens else "")
+        return len(found.tokens), common_prefix(found.tokens, answer[position:])
 
-    return simulate(propose, len(answer), k, trajectory.max_tokens)
+    return dataclasses.replace(simulate(propose, len(answer), k, trajectory.max_tokens), sources=tuple(sources))
 
 
-def simulate_proposals(drafter: Drafter, trajectory: Trajectory, k: int) -> Counts:
-    """Greedy counts of any drafter: it proposes at every start of a round along the known answer."""
+def simulate_policy(drafter: Drafter, trajectory: Trajectory, policy: LengthPolicy) -> Counts:
+    """Greedy counts of any drafter under any policy: it proposes at every start of a round along the known answer, as in the loop."""
     prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
-    drafter.begin(prompt)
+    proposing, sources = Proposing(drafter, policy, prompt), list[str]()
 
     def propose(position: int, limit: int) -> tuple[int, int]:
-        proposal = drafter.propose(prompt + answer[:position], Request(k=limit))
-        tokens = [] if proposal is None else ints(proposal.tokens)
-        return len(tokens), common_prefix(tokens, answer[position:])
+        proposal = proposing.propose(prompt + answer[:position], limit)
+        tokens = ints(proposal.tokens)
+        agreeing = common_prefix(tokens, answer[position:])
+        policy.update(drafted=len(tokens), accepted=agreeing, confidences=proposal.confidences, source=proposal.source)
+        sources.append(proposal.source if tokens else "")
+        return len(tokens), agreeing
 
-    return simulate(propose, len(answer), k, trajectory.max_tokens)
+    return dataclasses.replace(simulate(propose, len(answer), MOST_DRAFTED, trajectory.max_tokens), sources=tuple(sources))
 
 
 def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> tuple[float, float, float, float]:

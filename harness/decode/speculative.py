@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from harness.core.errors import HarnessError
 from harness.core.records import Position, Profile, Rule
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import EMPTY, Drafter, Proposal, Request
+from harness.decode.drafters import Drafter, Proposal
 from harness.decode.length import LengthPolicy
 from harness.decode.positions import Details
+from harness.decode.proposing import Proposing
 from harness.decode.sampling import Sampling, processed_logprobs, sample
 from harness.decode.timing import Laps, NoLaps
 from harness.models.blas import ints, mx
@@ -36,6 +38,8 @@ class Step:
     verify_s: float | None
     prefill_s: float | None = 0.0
     """None where the loop cannot tell."""
+    source: str = ""
+    """Who proposed: a source of the drafter; empty where nothing was drafted."""
     positions: tuple[Position, ...] = ()
     """Details per decided draft position (detailed mode)."""
     profile: Profile | None = None
@@ -62,10 +66,7 @@ def speculative_steps(
     key = mx.random.key(seed)
     context = list(prompt)
     target.prefill(prompt[:-1])
-    free = getattr(drafter, "free", False)
-    begun = policy.max_k() > 0 or (free and any(policy.free_k().values()))  # a draft that cannot pay does not read the prompt
-    if begun:
-        drafter.begin(prompt)
+    proposing = Proposing(drafter, policy, prompt)
     prefill_s = time.perf_counter() - start
     laps = Laps() if profile else NoLaps()
     # On a GPU the verification is queued behind the draft before the draft is read, so the device never idles between them. The CPU
@@ -76,21 +77,9 @@ def speculative_steps(
         start = time.perf_counter()
         laps.start()
         key, draft_key, accept_key = mx.random.split(key, 3) if not sampling.greedy else (key, None, None)
-        room = max_tokens - emitted - 1
-        request = Request(
-            k=min(policy.max_k(), room),
-            free_k={source: min(most, room) for source, most in policy.free_k().items()},
-            worth=policy.worth,
-            sampling=sampling,
-            key=draft_key,
-            with_logq=rule == "rejection" and not sampling.greedy,
-            with_logits=details is not None,
-            keep_going=policy.keep_going if policy.needs_confidence else None,
-        )
-        if not begun and (request.k > 0 or (free and any((request.free_k or {}).values()))):  # decoded plainly so far, now tries
-            drafter.begin(prompt)
-            begun = True
-        proposal = (drafter.propose(context, request) if begun else None) or Proposal(EMPTY)
+        with_logq = rule == "rejection" and not sampling.greedy
+        how: dict[str, Any] = {"sampling": sampling, "key": draft_key, "with_logq": with_logq, "with_logits": details is not None}
+        proposal = proposing.propose(context, max_tokens - emitted - 1, **how)
         laps.end("draft_s", proposal.tokens)
         last = mx.array(context[-1:], dtype=mx.int32)
         logits = target.forward(mx.concatenate([last, proposal.tokens]))  # (k + 1, vocab)
@@ -128,6 +117,7 @@ def speculative_steps(
             draft_s=drafted_at - start,
             verify_s=verified_at - drafted_at,
             prefill_s=prefill_s,
+            source=proposal.source if draft else "",
             positions=details.positions(extra, draft, tokens, emitted - len(tokens)) if details else (),
             profile=laps.take(),
         )

@@ -76,7 +76,7 @@ def score_rows(rows: Sequence[ReplayRow]) -> list[Score]:
             rounds=round(sum(r.rounds for r in chosen)),
         )
         for domain in domains
-        for k in sorted({r.k for r in rows})
+        for k in sorted({r.k for r in rows if isinstance(r.k, int)})
         if (chosen := [r for r in rows if r.k == k and domain in (r.domain, "all")])
     ]
 

@@ -13,10 +13,10 @@ from harness.results.store import settings_key
 from harness.results.summary import CellRow, corrected_speedups
 
 _PLAIN = (
-    "experiment", "domain", "drafter", "adapter", "k", "rule", "temperature", "loop", "method", "lossy", "n", "tokens", "rounds",
+    "experiment", "domain", "drafter", "adapter", "k", "rule", "temperature", "loop", "method", "lossy", "n", "clocked", "tokens", "rounds",
     "drafted", "accepted", "rejected", "rate_per_prompt", "tok_s", "predicted", "efficiency", "unpaired", "compared",
 )  # fmt: skip
-_ESTIMATES = ("rate", "alpha", "tau", "speedup")
+_ESTIMATES = ("rate", "alpha", "tau", "speedup", "robust")
 _LATENCIES = ("ttft_s", "token_s", "total_s")
 
 

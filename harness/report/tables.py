@@ -114,7 +114,7 @@ def cell_table(title: str, rows: Sequence[CellRow], columns: Iterable[Column], *
 
 def timed_rows(rows: Sequence[CellRow]) -> list[CellRow]:
     """Rows of the cells that were decoded against the clock."""
-    return [row for row in rows if row.method == "decode"]
+    return [row for row in rows if row.clocked]
 
 
 def rich_table(table: Table) -> RichTable:

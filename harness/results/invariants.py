@@ -60,7 +60,11 @@ def _outcome(r: Record) -> Iterator[str]:
         yield f"tokens has {len(r.tokens)} ids for {r.emitted} emitted tokens, or one below 0"
     if r.method == "replay" and any(getattr(r, name) is not None for name in (*TIMES, "tokens")):
         yield "method is replay, but there are times or tokens"
-    if r.compared and (r.drafter is None or r.temperature > 0 or r.lossy or r.method == "replay"):
+    if r.method == "answer" and (r.drafter is not None or r.tokens is None or any(getattr(r, name) is not None for name in TIMES)):
+        yield "method is answer, but there is a drafter, a time or no token"
+    if r.sources is not None and len(r.sources) != r.rounds:
+        yield f"sources has {len(r.sources)} entries for {r.rounds} rounds"
+    if r.compared and (r.drafter is None or r.temperature > 0 or r.lossy or r.method != "decode"):
         yield "compared is true for an answer that need not equal the baseline's"
     if r.score and (r.score.status == "unscored") != (r.score.value is None):
         yield f"score has status {r.score.status} and value {r.score.value}"

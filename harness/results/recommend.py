@@ -111,7 +111,7 @@ def recommend(rows: Sequence[CellRow], models: str) -> Recommendation:
     if not ranked:
         return _without(models)
     first, second = ranked[0], ranked[1] if len(ranked) > 1 else None
-    timed, temperature, scope = first.speedup is not None, first.temperature, first.domain
+    timed, temperature, scope = first.speed is not None, first.temperature, first.domain
     compared = [r for r in _compared(rows) if r.temperature == temperature]
     verdict = _verdict(first, ranked)
     best = choice(first, rows)
@@ -150,7 +150,7 @@ def _shown(rows: Sequence[CellRow]) -> list[CellRow]:
 def _compared(rows: Sequence[CellRow]) -> list[CellRow]:
     """Lossless drafters, the cells of adapter studies apart: the timed ones, or those with a prediction where none was timed."""
     drafted = [r for r in rows if r.drafter is not None and not r.lossy and not {"rank", "round"} & set(r.settings)]
-    timed = [r for r in drafted if r.method == "decode" and r.speedup]
+    timed = [r for r in drafted if r.clocked and r.speed]
     return timed or [r for r in drafted if r.predicted]
 
 
@@ -163,13 +163,13 @@ def _without(models: str) -> Recommendation:
 
 
 def _speed(row: CellRow) -> float:
-    return row.speedup.value if row.speedup else row.predicted or 0.0
+    return row.speed.value if row.speed else row.predicted or 0.0
 
 
 def _verdict(best: CellRow, ranked: Sequence[CellRow]) -> Verdict:
     if _speed(best) <= 1:
         return "target"
-    if best.speedup is None:
+    if best.speed is None:
         return "predicted"
     return "faster" if any(row is best for row in _shown(ranked)) else "unclear"
 
@@ -177,12 +177,12 @@ def _verdict(best: CellRow, ranked: Sequence[CellRow]) -> Verdict:
 def choice(row: CellRow, rows: Sequence[CellRow]) -> Choice:
     """A row as something to use; its speed on every domain from the other ``rows`` of the cell."""
     own = [r for r in rows if r.cell == row.cell and r.domain != ALL and row.domain == ALL]
-    domains = {r.domain: _speed(r) for r in own if bool(r.speedup) == bool(row.speedup)}
+    domains = {r.domain: _speed(r) for r in own if bool(r.speed) == bool(row.speed)}
     return Choice(
         drafter=row.drafter, adapter=row.adapter, k=row.k, rule=row.rule if row.temperature else "match",
         temperature=row.temperature, loop=row.loop,
         options={name: value for name, value in row.settings.items() if name != "adapter_domain"},
-        name=row.label + ("" if row.k is None else f" with K = {row.k}"), speedup=row.speedup, predicted=row.predicted, domains=domains,
+        name=row.label + ("" if row.k is None else f" with K = {row.k}"), speedup=row.speed, predicted=row.predicted, domains=domains,
     )  # fmt: skip
 
 
@@ -263,8 +263,8 @@ def _way(row: CellRow) -> tuple[Any, ...]:
 
 def _question(verdict: Verdict, first: CellRow, second: CellRow | None, lead: Estimate | None, tried: int) -> OpenQuestion | None:
     if verdict == "unclear":
-        assert first.speedup is not None
-        return _open(choice(first, []).name, "the target alone", first.speedup, tried)
+        assert first.speed is not None
+        return _open(choice(first, []).name, "the target alone", first.speed, tried)
     if verdict == "faster" and second and lead and not lead.excludes(1.0) and _difference(lead) > SAME:
         return _open(choice(first, []).name, choice(second, []).name, lead, 1)
     return None

@@ -101,6 +101,7 @@ def record_key(record: Record) -> Key:
         record.loop,
         record.method,
         settings_key(record.settings),
+        record.repeat,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from harness.core import stats
 from harness.core.records import Divergence, Profile, Record
 from harness.core.stats import Estimate
+from harness.results.robust import Timing, shares
 from harness.results.store import settings_key
 
 ALL = "all"
@@ -78,7 +79,9 @@ class CellRow:
     settings: Mapping[str, Any]
     """Further settings, such as ``lenience``, ``rank`` or ``round``."""
     n: int
-    """Prompts."""
+    """Prompts that the counts are from."""
+    clocked: int
+    """Prompts that the clocks are from; equal to ``n`` where every prompt was decoded, 0 where none was."""
     tokens: int
     """Emitted tokens."""
     rounds: float
@@ -100,6 +103,11 @@ class CellRow:
     ratio of the times per token."""
     unpaired: int
     """Prompts that the speedup leaves out."""
+    robust: Estimate | None
+    """Speedup over all prompts of ``n``: what their rounds and prompts take by the run's median times, the target alone over this cell.
+    The interval covers the spread of the prompts and of the clocks. None where a shape of round was never timed."""
+    sources: Mapping[str, float]
+    """Share of the emitted tokens by who proposed them; what the target added itself is left out. Empty where the loop cannot tell."""
     compared: int
     """Outputs compared with the baseline's."""
     divergences: tuple[tuple[str, Divergence], ...]
@@ -131,6 +139,11 @@ class CellRow:
     """What the sums are made of."""
 
     @property
+    def speed(self) -> Estimate | None:
+        """What to go by: the robust speedup where the run's rounds have times, else the ratio of the wall times."""
+        return self.robust or self.speedup
+
+    @property
     def label(self) -> str:
         """Drafter with its adapter and further settings."""
         own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name != "adapter_domain")
@@ -148,28 +161,34 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
         pooled: add the rows over all domains.
     """
     baselines = _baselines(records)
+    timing, merged = Timing(records), counted_apart(records)
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault((cell_key(record), record.domain), []).append(record)
+        groups.setdefault((cell_key(record, merged), record.domain), []).append(record)
     pools: dict[tuple[Any, ...], list[Record]] = {}
     for (key, _), group in groups.items():
         pools.setdefault(key, []).extend(group)
     cells, domains = list(pools), list(dict.fromkeys(record.domain for record in records))
     order = sorted(groups, key=lambda key: (domains.index(key[1]), cells.index(key[0])))
-    rows = [_row(groups[key], key[1], baselines, calibration or {}) for key in order]
+    rows = [_row(key[0], groups[key], key[1], baselines, calibration or {}, timing) for key in order]
     if pooled:
-        several = [pool for pool in pools.values() if len({r.domain for r in pool}) > 1]
-        rows += [_row(pool, ALL, baselines, calibration or {}) for pool in several]
+        several = [(key, pool) for key, pool in pools.items() if len({r.domain for r in pool}) > 1]
+        rows += [_row(key, pool, ALL, baselines, calibration or {}, timing) for key, pool in several]
     return rows
 
 
-def cell_key(record: Record) -> tuple[Any, ...]:
-    """:attr:`CellRow.cell` of the row that a record belongs to."""
+def counted_apart(records: Sequence[Record]) -> bool:
+    """Whether a run's counts come from many prompts, which the target answered in batches, and its clocks from few of them."""
+    return any(r.method == "answer" for r in records)
+
+
+def cell_key(record: Record, merged: bool) -> tuple[Any, ...]:
+    """:attr:`CellRow.cell` of a record's row; where counts come from many prompts and clocks from few, a cell is both (``merged``)."""
     adapter = None if record.drafter == "router" else record.adapter
     settings = settings_key(record.settings)
     return (
-        record.experiment, record.drafter, adapter, record.k, record.rule, record.temperature, record.loop, record.method,
-        record.lossy, settings,
+        record.experiment, record.drafter, adapter, record.k, record.rule, record.temperature, record.loop, record.lossy, settings,
+        None if merged else record.method,
     )  # fmt: skip
 
 
@@ -188,36 +207,47 @@ def _by_prompt(records: Sequence[Record]) -> list[list[Record]]:
     return list(prompts.values())
 
 
-def _row(group: Sequence[Record], domain: str, baselines: Mapping[Any, Record], calibration: Calibration) -> CellRow:
+def _row(
+    key: tuple[Any, ...],
+    everything: Sequence[Record],
+    domain: str,
+    baselines: Mapping[Any, Record],
+    calibration: Calibration,
+    timing: Timing,
+) -> CellRow:
+    """One row: counts from all prompts (replayed, or the target's answers) where there are such, clocks from those decoded."""
+    clocks = [r for r in everything if r.method == "decode"]
+    counted = {r.sample_id for r in everything if r.method != "decode"}
+    group = [r for r in everything if r.method != "decode" or r.sample_id not in counted]
     first = group[0]
     prompts = _by_prompt(group)
     drafts = first.drafter is not None
     sums = {name: np.array([sum(getattr(r, name) for r in p) for p in prompts], float) for name in _COUNTS}
     accepted, drafted, rejected, rounds, emitted = (sums[name] for name in _COUNTS)
-    walls = [r.wall_s for r in group]
-    timed = all(w is not None for w in walls)
-    by_prompt = _prompt_rows(prompts, baselines)
+    walls = [r.wall_s for r in clocks]
+    timed = bool(walls) and all(w is not None for w in walls)
+    by_prompt = _prompt_rows(_by_prompt(clocks) if clocks else prompts, baselines)
     speedup, unpaired = _speedup(by_prompt, sampled=first.temperature > 0) if drafts and timed else (None, 0)
     predicted = _predicted(group, calibration)
     marginal, conditional, reached = positions(group)
     some = drafted > 0
     return CellRow(
-        cell=cell_key(first), experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
+        cell=key, experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
         adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, loop=first.loop,
-        method=first.method, lossy=first.lossy, settings=first.settings, n=len(prompts), tokens=int(emitted.sum()),
+        method=first.method if not (counted and clocks) else "both", lossy=first.lossy, settings=first.settings, n=len(prompts), clocked=len(_by_prompt(clocks)), tokens=int(emitted.sum()),
         rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),
         rate=stats.ratio(accepted, drafted, most=1.0) if drafts else None,
         rate_per_prompt=float(np.mean(accepted[some] / drafted[some])) if drafts and some.any() else None,
         alpha=stats.ratio(accepted, accepted + rejected, most=1.0) if drafts else None,
         tau=stats.ratio(emitted, rounds, least=1.0, most=1.0 + longest_draft(group)),
-        tok_s=float(emitted.sum() / sum(w for w in walls if w is not None)) if timed else None,
-        speedup=speedup, unpaired=unpaired, compared=sum(r.compared for r in group),
-        divergences=tuple((r.sample_id, r.divergence) for r in group if r.divergence is not None),
-        marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in group]),
-        token_s=_percentiles([_per_token(r) for r in group]), total_s=_percentiles(walls),
-        route_s=_median([r.route_s for r in group]), swap_s=_median([r.swap_s for r in group]), predicted=predicted,
-        efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(group),
-        profile=_profile(group), prompts=by_prompt,
+        tok_s=sum(r.emitted for r in clocks) / sum(w for w in walls if w is not None) if timed else None,
+        speedup=speedup, unpaired=unpaired, robust=timing.speedup(group) if drafts else None, sources=shares(group),
+        compared=sum(r.compared for r in clocks),
+        divergences=tuple((r.sample_id, r.divergence) for r in clocks if r.divergence is not None),
+        marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in clocks]),
+        token_s=_percentiles([_per_token(r) for r in clocks]), total_s=_percentiles(walls),
+        route_s=_median([r.route_s for r in clocks]), swap_s=_median([r.swap_s for r in clocks]), predicted=predicted,
+        efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(timing.answers(group) or everything), profile=_profile(clocks), prompts=_robust_rows(prompts, timing) or by_prompt,
     )  # fmt: skip
 
 
@@ -232,6 +262,18 @@ def _prompt_rows(prompts: Sequence[Sequence[Record]], baselines: Mapping[Any, Re
         )
         for p in prompts
     )  # fmt: skip
+
+
+def _robust_rows(prompts: Sequence[Sequence[Record]], timing: Timing) -> tuple[PromptRow, ...]:
+    """Prompts with what their rounds take by the run's medians; empty where a shape of round was never timed."""
+    found = [(row, timing.seconds(p)) for row, p in zip(_prompt_rows(prompts, {}), prompts, strict=True) if p[0].drafter is not None]
+    if not found or any(seconds is None for _, seconds in found):
+        return ()
+    return tuple(
+        dataclasses.replace(row, pair=(seconds[0], float(row.tokens), seconds[1], float(row.tokens)))
+        for row, seconds in found
+        if seconds is not None
+    )
 
 
 def _pair(records: Sequence[Record], baselines: Mapping[Any, Record]) -> tuple[float, float, float, float] | None:
@@ -266,7 +308,7 @@ def longest_draft(group: Sequence[Record]) -> int:
 
 def corrected_speedups(rows: Sequence[CellRow]) -> list[Estimate | None]:
     """Speedups of rows with p-values and detectable differences corrected for how many of them have one."""
-    return stats.corrected([row.speedup for row in rows])
+    return stats.corrected([row.speed for row in rows])
 
 
 def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float | None, ...], tuple[int, ...]]:

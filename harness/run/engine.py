@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from harness.core.records import Divergence, Generation, Sample, Trajectory
 from harness.run.trained import Trained, train_for
 from harness.suite.experiments import Cell
 
+ANSWER_BATCH = 32
+"""Prompts that the target answers together."""
 TRAINED = ("adapter", "router")
 """Drafters whose step costs what the plain draft's does: adapters are fused."""
 
@@ -26,8 +28,10 @@ class Engine:
     """``generate(pair, prompt_tokens, **settings)``."""
     classify: Callable[..., Divergence | None]
     """``classify(pair, prompt_tokens, baseline_tokens, other_tokens)``."""
-    replay: Callable[[Any, Sequence[Trajectory], Sequence[Any], Sequence[int]], list[Any]]
-    """``replay(pair, trajectories, drafters, ks)``; drafters are names or drafter objects."""
+    answer: Callable[[Any, Sequence[Sample], int], Iterable[Trajectory]]
+    """``answer(pair, samples, max_tokens)`` -> the target's greedy answers as they come, made in batches and kept in the cache."""
+    replay: Callable[..., list[Any]]
+    """``replay(pair, trajectories, drafters, ks, **settings)``; drafters are names or drafter objects."""
     ties: Callable[[Any, Sequence[Trajectory]], list[int]]
     """``ties(pair, trajectories)``: per answer, the positions where another machine's kernels may flip the target's favourite."""
     calibrate: Callable[[Any, Cell, int], tuple[Any, dict[str, Any]]]
@@ -75,6 +79,7 @@ def real_engine() -> Engine:
         load_samples=load_samples,
         generate=generate,
         classify=classify,
+        answer=_answer,
         replay=replay,
         ties=ties,
         calibrate=_calibrate,
@@ -85,6 +90,14 @@ def real_engine() -> Engine:
         facts=facts,
         dtype=lambda pair: number_format(pair.target),
     )
+
+
+def _answer(pair: Any, samples: Sequence[Sample], max_tokens: int) -> Iterable[Trajectory]:
+    from harness.answers.collect import collect
+    from harness.models.address import cache_folder, cache_key, pair_facts
+
+    folder = cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **pair_facts(pair)))
+    return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=folder)
 
 
 def _calibrate(pair: Any, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:

@@ -21,7 +21,8 @@ from harness.datasets.splits import refuse_leaks
 from harness.results.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
-from harness.run.jobs import Context, check_verification, execute, remember_baselines
+from harness.run.jobs import Context, check_verification, execute
+from harness.run.jobs import remember as remember_records
 from harness.run.texts import keep_texts
 from harness.run.trained import Trained, check_configs
 from harness.suite.experiments import Cell
@@ -96,7 +97,15 @@ def run_suite(
         store.update(warnings=warnings)
         keep_texts(folder, samples, read_records(folder), pair.decode)
         context = Context(
-            max_tokens=suite.max_tokens, pair=pair, engine=engine, store=store, prompts=prompts, profile=profile, clock=clock, stages=stages
+            max_tokens=suite.max_tokens,
+            clock_tokens=suite.clock_tokens,
+            pair=pair,
+            engine=engine,
+            store=store,
+            prompts=prompts,
+            profile=profile,
+            clock=clock,
+            stages=stages,
         )
         with suppress(Stopped):
             cells = _possible(context, suite.cells())
@@ -105,8 +114,8 @@ def run_suite(
             load = partial(engine.load_samples, offline=offline)
             with stages("train"):
                 context.trained = _train(context, suite, cells, samples, load, stop, console)
-            remember_baselines(context, read_records(folder))
-            plan = make_plan(cells, samples, suite.seed, context.trained.adapter)
+            remember_records(context, read_records(folder))
+            plan = make_plan(cells, samples, suite.seed, context.trained.adapter, clocked=suite.clocked, repeats=suite.repeats)
             store.update(planned=len(plan.jobs))
             execute(context, plan, stop, console)
         if stop.requested:

@@ -60,7 +60,7 @@ class Trained:
     """(chain, rounds done) -> adapter."""
     bank: Any = None
     """:class:`harness.adapt.training.bank.AdapterBank` with every adapter that was kept."""
-    routers: Mapping[tuple[Recipe, int], Any] = field(default_factory=dict)
+    routers: Mapping[tuple[Recipe, int | str], Any] = field(default_factory=dict)
     """(recipe, K) -> fitted router; None where there is no adapter to choose."""
     router_facts: Mapping[str, Any] = field(default_factory=dict)
     swaps: Sequence[Any] = ()
@@ -96,15 +96,22 @@ class Trained:
             return generate(pair, prompt, drafter=self.drafter(None), **settings)
         return route_and_decode(pair, prompt, router=self.routers[_router_key(cell)], bank=self.bank, **settings)
 
+    def choose(self, cell: Cell, prompt: str) -> str:
+        """What the cell's router would take for a prompt: an adapter's name, ``generic``, or ``plain``."""
+        from harness.adapt.routers.routed import route
+
+        router = self.routers[_router_key(cell)]
+        return "generic" if router is None else route(prompt, router=router, bank=self.bank).drafter
+
     def facts(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
         adapters = {a.name: a.facts() for a in self.adapters.values()}
         return {"adapters": adapters, "routers": dict(self.router_facts), "swaps": [asdict(s) for s in self.swaps]}
 
 
-def _router_key(cell: Cell) -> tuple[Recipe, int]:
+def _router_key(cell: Cell) -> tuple[Recipe, int | str]:
     assert cell.recipe is not None
-    assert isinstance(cell.k, int)
+    assert cell.k is not None
     return (cell.recipe, cell.k)
 
 
@@ -279,11 +286,13 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
     from harness.adapt.routers.fitting import prompt_groups
     from harness.adapt.routers.routed import fit_router, load_router_config, outcome_table
     from harness.adapt.training.studies import replay_bank
+    from harness.models.pair_config import pair_k
 
-    routers: dict[tuple[Recipe, int], Any] = {}
+    routers: dict[tuple[Recipe, int | str], Any] = {}
     facts: dict[str, Any] = {}
     for (recipe, k), cell in wanted.items():
         config = load_router_config(recipe.router).seeded(material.suite.seed)
+        fixed = k if isinstance(k, int) else pair_k(material.pair)
         prompts = material.prompts("train", recipe.router_samples, skip=recipe.samples)
         if not prompts:
             raise HarnessError(
@@ -297,8 +306,8 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
             continue
         answers = material.answers(prompts)
         material.say(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
-        rows = replay_bank(trained.bank, answers, [k], note=material.say)
+        rows = replay_bank(trained.bank, answers, [fixed], note=material.say)
         rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
         table = outcome_table(rows, prompts)
-        routers[recipe, k] = fit_router(table, config, k=k, adapter_hashes=hashes, groups=prompt_groups(table, prompts))
+        routers[recipe, k] = fit_router(table, config, k=fixed, adapter_hashes=hashes, groups=prompt_groups(table, prompts))
     trained.routers, trained.router_facts = routers, facts

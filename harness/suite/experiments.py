@@ -145,8 +145,8 @@ class Experiment(Strict):
 class Speculative(Experiment):
     """What every entry that drafts may say."""
 
-    k: NonEmpty[DraftLength] = (4,)
-    """Draft lengths."""
+    k: NonEmpty[DraftLength | DynamicLength] = (4,)
+    """Draft lengths; ``dynamic`` stops at low draft confidence, ``auto`` weighs measured costs."""
     rule: Rule = "match"
     """``match`` accepts a draft token equal to the target's own; ``rejection`` accepts with probability min(1, p/q)."""
     timed: bool = True
@@ -219,8 +219,8 @@ class GenericDraft(Speculative):
 
     @model_validator(mode="after")
     def _their_rule(self) -> GenericDraft:
-        if self.loop == "mlx-lm" and (self.rule != "match" or not self.timed):
-            raise ValueError("loop mlx-lm needs rule: match and timed: true")
+        if self.loop == "mlx-lm" and (self.rule != "match" or not self.timed or not all(isinstance(k, int) for k in self.k)):
+            raise ValueError("loop mlx-lm needs rule: match, timed: true and numbers for k")
         return self
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:

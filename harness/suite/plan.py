@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from harness.core.records import Record, Sample
 from harness.results.store import Key, Manifest, record_key, settings_key
 from harness.suite.chains import adapter_names, chain_of, needed_chains
 from harness.suite.experiments import Cell
 from harness.suite.suite import recorded_suite
+
+Method = Literal["decode", "replay", "answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,9 @@ class Job:
     cell: Cell
     sample: Sample
     seed: int
-    method: str
-    """``decode`` or ``replay``."""
+    method: Method
+    repeat: int = 0
+    """Which of several equal decodes."""
     adapter: str | None = None
     """Name of the trained adapter, where the cell has one."""
 
@@ -31,7 +34,7 @@ class Job:
         c = self.cell
         return (
             c.experiment, self.sample.id, c.drafter, self.adapter, c.k, c.rule, c.temperature, self.seed, c.loop, self.method,
-            settings_key(settings_of(c)),
+            settings_key(settings_of(c)), self.repeat,
         )  # fmt: skip
 
 
@@ -42,7 +45,9 @@ class Plan:
     prompts: tuple[tuple[Sample, tuple[Job, ...]], ...]
     """Decode jobs prompt by prompt: baselines first, the others in an order that rotates from prompt to prompt."""
     replays: tuple[Job, ...]
-    """Jobs whose counts come from the baseline's greedy tokens."""
+    """Jobs whose counts come from the target's greedy answers."""
+    answers: tuple[Job, ...] = ()
+    """The target's greedy answers, made in batches, where a suite clocks only some prompts."""
 
     @property
     def decodes(self) -> list[Job]:
@@ -52,7 +57,7 @@ class Plan:
     @property
     def jobs(self) -> dict[Key, Job]:
         """Everything, by the key of the record it will write."""
-        return {job.key: job for job in (*self.decodes, *self.replays)}
+        return {job.key: job for job in (*self.answers, *self.decodes, *self.replays)}
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
@@ -69,36 +74,58 @@ def settings_of(cell: Cell) -> dict[str, Any]:
 
 
 def make_plan(
-    cells: Sequence[Cell], samples: Sequence[Sample], seed: int, adapter: Callable[[Cell], str | None] = lambda cell: None
+    cells: Sequence[Cell],
+    samples: Sequence[Sample],
+    seed: int,
+    adapter: Callable[[Cell], str | None] = lambda cell: None,
+    *,
+    clocked: int | None = None,
+    repeats: int = 1,
 ) -> Plan:
-    """Assign every cell to decoding or replay and interleave the decode jobs prompt by prompt.
+    """Assign every cell to decoding, to replay or to both, and interleave the decode jobs prompt by prompt.
 
-    A cell is replayed when it asks for no clock, replay is exact for it, and its domain has a greedy baseline.
+    A cell is replayed when replay is exact for it and its domain has a greedy baseline; it is decoded when it asks for a clock, or
+    cannot be replayed.
 
     Args:
         cells: from :meth:`harness.suite.suite.Suite.cells`.
         samples: prompts of all domains.
         seed: of every job.
         adapter: name of the trained adapter that a cell runs with.
+        clocked: prompts per domain that are decoded; on all others a cell has counts from replay alone, and the target answers in
+            batches. None decodes all prompts, and replays only what asks for no clock.
+        repeats: decodes of one prompt in one cell.
     """
-    baselines = {cell.domain for cell in cells if cell.drafter is None and cell.temperature == 0}
-    replayed = [cell for cell in cells if _replayable(cell) and cell.domain in baselines]
-    decoded = [cell for cell in cells if cell not in replayed]
+    baselines = {cell.domain: cell for cell in reversed(cells) if cell.drafter is None and cell.temperature == 0}
+    replayed = [c for c in cells if _replayable(c) and c.domain in baselines and (clocked is not None or _simple(c))]
+    decoded = [c for c in cells if c.timed or c not in replayed]
+    by_domain: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_domain.setdefault(sample.domain, []).append(sample)
+    timed = [sample for group in by_domain.values() for sample in group[:clocked]]
 
-    def job(cell: Cell, sample: Sample, method: str) -> Job:
-        return Job(cell=cell, sample=sample, seed=seed, method=method, adapter=adapter(cell))
+    def job(cell: Cell, sample: Sample, method: Method, repeat: int = 0) -> Job:
+        return Job(cell=cell, sample=sample, seed=seed, method=method, adapter=adapter(cell), repeat=repeat)
 
+    answered = [] if clocked is None else [(baselines[s.domain], s) for s in samples if s.domain in baselines]
     return Plan(
+        answers=tuple(job(cell, s, "answer") for cell, s in answered),
         prompts=tuple(
-            (s, tuple(job(cell, s, "decode") for cell in _interleaved(decoded, s, i))) for i, s in enumerate(_round_robin(samples))
+            (s, tuple(job(cell, s, "decode", repeat) for repeat in range(repeats) for cell in _interleaved(decoded, s, i + repeat)))
+            for i, s in enumerate(_round_robin(timed))
         ),
-        replays=tuple(job(c, s, "replay") for c in replayed for s in samples if s.domain == c.domain),
+        replays=tuple(job(c, s, "replay") for c in replayed for s in by_domain.get(c.domain, ())),
     )
 
 
 def _replayable(cell: Cell) -> bool:
-    special = cell.lossy or cell.temperature or cell.layers is not None or cell.ngram not in (None, 3)
-    return not (cell.timed or special) and cell.drafter not in (None, "router") and isinstance(cell.k, int)
+    return cell.drafter is not None and not (cell.lossy or cell.temperature) and cell.loop == "own"
+
+
+def _simple(cell: Cell) -> bool:
+    """Replayed instead of decoded where every prompt has a clock: a plain drafter at a fixed length."""
+    special = cell.layers is not None or cell.ngram not in (None, 3)
+    return not (cell.timed or special) and cell.drafter != "router" and isinstance(cell.k, int)
 
 
 def _interleaved(cells: Sequence[Cell], sample: Sample, index: int) -> Iterator[Cell]:
@@ -125,6 +152,8 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
         HarnessError: the manifest's suite is none of this version.
     """
     suite = recorded_suite(manifest.suite)
+    order = {sample: i for i, sample in enumerate(manifest.prompts)}
+    samples = sorted(samples, key=lambda sample: order.get(sample.id, len(order)))
     skipped = manifest.measured.skipped
     cells = [c for c in suite.cells() if not (c.loop == "mlx-lm" and c.drafter is not None and c.experiment in skipped)]
     names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.adapters
@@ -135,7 +164,7 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
         name = names[chain_of(cell), cell.round or 1]
         return name if name in facts and facts[name]["hash"] else None
 
-    return make_plan(cells, samples, suite.seed, adapter)
+    return make_plan(cells, samples, suite.seed, adapter, clocked=suite.clocked, repeats=suite.repeats)
 
 
 def foreign(plan: Plan, records: Sequence[Record]) -> list[str]:

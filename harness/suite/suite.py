@@ -42,6 +42,15 @@ class Suite(Strict):
     """Seed of sampling, training and generated datasets."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer per prompt."""
+    prompts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Prompts of every domain that has no ``limit`` of its own; None is all."""
+    clocked: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Prompts per domain that are decoded with a clock. Counts of all prompts then come from replay along the target's answers, which it
+    gives in batches. None decodes every prompt."""
+    clock_tokens: Annotated[int, Field(ge=2, le=32_768)] | None = None
+    """Longest answer with a clock, where ``clocked`` is set: a clock needs rounds, not ends. None is ``max_tokens``."""
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often a prompt is decoded in a cell, to see the spread of the clock."""
     domains: Annotated[dict[Label, DatasetSpec], Field(min_length=1)]
     """Domain name to the dataset its prompts come from."""
     experiments: Annotated[list[AnyExperiment], Field(min_length=1)]
@@ -133,7 +142,7 @@ def load_suite(
     if limit is not None:
         _set_limit(file, limit)
     _locate_paths(file)
-    suite = validate(Suite, file)
+    suite = _with_prompts(validate(Suite, file))
     _note_old_keys(file)
     kept = suite if domains is None else suite.only(domains)
     fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file, list(kept.domains))])
@@ -144,6 +153,14 @@ def _note_old_keys(file: YamlFile) -> None:
     for entry in file.data["experiments"]:
         if "mode" in entry:
             say(f"note: {file.path}: `mode: {entry['mode']}` is now written `loop: own` or `loop: mlx-lm`", err=True)
+
+
+def _with_prompts(suite: Suite) -> Suite:
+    """``prompts`` as the limit of every domain that has none."""
+    if suite.prompts is None:
+        return suite
+    domains = {name: spec if spec.limit else spec.model_copy(update={"limit": suite.prompts}) for name, spec in suite.domains.items()}
+    return suite.model_copy(update={"domains": domains})
 
 
 def _set_limit(file: YamlFile, limit: int) -> None:

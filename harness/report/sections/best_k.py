@@ -30,14 +30,14 @@ def tables(run: Run) -> list[Table]:
 
 def _line(domain: str, drafter: str, rows: Sequence[CellRow]) -> tuple[str, ...]:
     promised = max((r for r in rows if r.predicted), key=lambda r: r.predicted or 0.0, default=None)
-    clocked = max((r for r in rows if r.speedup), key=lambda r: r.speedup.value if r.speedup else 0.0, default=None)
+    clocked = max((r for r in rows if r.speed), key=lambda r: r.speed.value if r.speed else 0.0, default=None)
     return (
         domain,
         drafter,
         str(promised.k) if promised else MISSING,
         number(promised.predicted, 2, "x") if promised else MISSING,
         str(clocked.k) if clocked else MISSING,
-        interval(clocked.speedup, 2, "x") if clocked else MISSING,
+        interval(clocked.speed, 2, "x") if clocked else MISSING,
     )
 
 
@@ -62,8 +62,8 @@ def _speed(run: Run) -> list[Figure]:
         shared = {"domain": row.domain, "drafter": series(row), "K": row.k}
         if row.predicted:
             values.append({**shared, "kind": "predicted", "speedup": row.predicted})
-        if row.speedup:
-            values.append({**shared, "kind": "measured", "speedup": row.speedup.value})
+        if row.speed:
+            values.append({**shared, "kind": "measured", "speedup": row.speed.value})
     if not values:
         return []
     ticks = sorted({int(v["K"]) for v in values})

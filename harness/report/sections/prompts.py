@@ -8,7 +8,7 @@ from harness.core.records import Record
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import MISSING, Table, Text, number
-from harness.results.summary import PromptRow, cell_key
+from harness.results.summary import PromptRow, cell_key, counted_apart
 from harness.results.texts import answer_key
 
 TITLE = "Prompts"
@@ -25,7 +25,8 @@ def tables(run: Run) -> list[Table]:
     rows = tuple(
         (p.sample_id, p.domain, number(p.speedup, 2, "x"), number(_rate(p)), number(p.tokens / p.rounds, 2), str(p.tokens)) for p in prompts
     )
-    records = {r.sample_id: r for r in reversed(run.records) if cell_key(r) == best.cell}
+    apart = counted_apart(run.records)
+    records = {r.sample_id: r for r in reversed(run.records) if cell_key(r, apart) == best.cell}
     plain = {r.sample_id: r for r in reversed(run.records) if r.drafter is None and r.temperature == 0 and r.tokens}
     texts = tuple(_text(run, records[p.sample_id], plain.get(p.sample_id)) for p in prompts)
     title = f"Every prompt: {run.recommendation.best.name}" if run.recommendation.best else TITLE

@@ -33,6 +33,7 @@ MANY = 12
 """With more timed cells than this, or several domains, only the fastest and those that are shown to be slower get a sentence."""
 
 SPEEDUP: Column = ("speedup [95%]", lambda r: interval(r.speedup, 2, "x"))
+ROBUST: Column = ("robust [95%]", lambda r: interval(r.robust, 2, "x"))
 COUNTS: tuple[Column, ...] = (
     ("rate", lambda r: point(r.rate)),
     ("alpha", lambda r: point(r.alpha)),
@@ -40,6 +41,7 @@ COUNTS: tuple[Column, ...] = (
     ("tok/s", lambda r: number(r.tok_s, 1)),
     ("n", lambda r: str(r.n)),
 )
+CLOCKED: Column = ("clocked", lambda r: str(r.clocked))
 DIVERGED: Column = ("diverged", diverged)
 
 
@@ -51,14 +53,16 @@ def tables(run: Run) -> list[Table]:
 def first_table(run: Run) -> Table:
     """The first table of the report."""
     shown = first_rows(run.shown)
-    speed = {(row.domain, row.cell): row.speedup for row in timed_rows(run.shown)}
+    speed = {(row.domain, row.cell): row.speed for row in timed_rows(run.shown)}
     several = any(row.domain == ALL for row in shown)
     domains = dict.fromkeys(row.domain for row in timed_rows(run.shown) if several and row.domain != ALL)
     by_domain: list[Column] = [
         (f"{ON}{domain}", lambda r, domain=domain: _point(speed.get((domain, r.cell))))  # type: ignore[misc]
         for domain in domains
     ]
-    table = cell_table(TITLE, shown, [*by_domain, *COUNTS, DIVERGED], first=[SPEEDUP])
+    robust = [ROBUST] if any(row.robust for row in shown) else []
+    clocked = [CLOCKED] if any(row.clocked != row.n for row in shown) else []
+    table = cell_table(TITLE, shown, [*by_domain, *COUNTS, *clocked, DIVERGED], first=[*robust, SPEEDUP])
     return _marked(table, shown.index(run.best_row)) if run.recommendation.verdict == "faster" and run.best_row else table
 
 
@@ -98,8 +102,8 @@ def _point(estimate: Estimate | None) -> str:
 def figures(run: Run) -> list[Figure]:
     """Speedups with their intervals, best first."""
     best_first = [row.cell for row in first_rows(run.shown)]
-    rows = sorted((row for row in run.shown if row.speedup), key=lambda row: best_first.index(row.cell))
-    values = intervals(rows, "speedup")
+    rows = sorted((row for row in run.shown if row.speed), key=lambda row: best_first.index(row.cell))
+    values = intervals(rows, "speed")
     caption = "Right of the dashed line is faster than the target alone. Bars are 95% intervals over prompts."
     title = "speedup over the target alone (×)"
     return [Figure("Speedup", caption, dots(values, title, reference=1.0, domain=_range(values)))] if values else []
@@ -114,7 +118,7 @@ def _range(values: Values) -> tuple[float, float]:
 
 def sentences(run: Run) -> list[str]:
     """Where there are few cells a sentence each, else the fastest on each domain and what is shown to be slower."""
-    cells = [row for row in run.shown if row.speedup is not None]
+    cells = [row for row in run.shown if row.speed is not None]
     speedups = [estimate for estimate in corrected_speedups(cells) if estimate is not None]
     said = {id(row): _sentence(row, speedup, len(cells)) for row, speedup in zip(cells, speedups, strict=True)}
     domains = sorted(dict.fromkeys(r.domain for r in cells), key=lambda d: d != ALL)
@@ -123,7 +127,7 @@ def sentences(run: Run) -> list[str]:
     exact = [r for r in cells if not r.lossy and not r.temperature] or cells
     best = [max((r for r in exact if r.domain == d), key=_value) for d in domains if any(r.domain == d for r in exact)]
     slow = [
-        f"{name_in_words(row)} on {where(row)} {interval(row.speedup, 2, 'x')}"
+        f"{name_in_words(row)} on {where(row)} {interval(row.speed, 2, 'x')}"
         for row, speedup in zip(cells, speedups, strict=True)
         if speedup.p is not None and speedup.p < ALPHA and speedup.value < 1
     ]
@@ -134,12 +138,12 @@ def sentences(run: Run) -> list[str]:
 def _fastest(row: CellRow, sentence: str) -> str:
     if _value(row) > 1:
         return sentence[0].upper() + sentence[1:]
-    closest = f"{name_in_words(row)} came closest at {interval(row.speedup, 2, 'x')}, n = {row.n}"
+    closest = f"{name_in_words(row)} came closest at {interval(row.speed, 2, 'x')}, n = {row.n}"
     return f"On {where(row)}, nothing ran faster than the target alone: {closest}."
 
 
 def _value(row: CellRow) -> float:
-    return row.speedup.value if row.speedup else 0.0
+    return row.speed.value if row.speed else 0.0
 
 
 def _sentence(row: CellRow, speedup: Estimate, cells: int) -> str:

@@ -24,6 +24,7 @@ CAPTION = (
 _STAGES = {
     "train": "answers, training and router fits",
     "calibrate": "calibration and warm-up",
+    "answer": "answers of the target in batches",
     "decode": "decoding the timed cells",
     "replay": "replaying the other cells",
     "check": "spot checks of replay, divergences",
@@ -37,7 +38,7 @@ def stage_table(measured: Measured) -> Table | None:
     time_s = measured.time_s
     if not time_s:
         return None
-    named = {_STAGES[name]: time_s.get(name, 0.0) for name in (*MODEL_STAGES, *OWN_STAGES)}
+    named = {_STAGES[name]: time_s.get(name, 0.0) for name in (*MODEL_STAGES, *OWN_STAGES) if name != "answer" or name in time_s}
     named["planning, records, everything else"] = time_s["total"] - sum(named.values())
     lines = [(name, f"{seconds:.1f} s", f"{seconds / time_s['total']:.1%}") for name, seconds in named.items()]
     return Table("Where the run's time went", ("stage", "time", "share"), tuple(lines), left=1)

@@ -1,0 +1,221 @@
+"""Counts without a clock: the target's answers in batches, and every drafter replayed along them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.core.interrupt import StopRequest
+from harness.core.progress import NowAndThen
+from harness.core.records import Record, Sample, Score, Trajectory
+from harness.core.terminal import show
+from harness.run.jobs import Context, costs_now, generate_job
+from harness.suite.experiments import Cell
+from harness.suite.plan import Job, Plan, settings_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def answer_all(context: Context, jobs: Sequence[Job], stop: StopRequest, console: Console) -> None:
+    """Let the target answer every prompt, in batches; each answer is scored and becomes one record."""
+    if not jobs:
+        return
+    todo = [job for job in jobs if job.key not in context.store]
+    if todo:
+        show(console, f"the target answers {len(todo)} prompts")
+    timer = NowAndThen()
+    with context.stages("answer"):
+        by_id = {job.sample.id: job for job in jobs}
+        found = context.engine.answer(context.pair, [job.sample for job in jobs], context.max_tokens)
+        for done, trajectory in enumerate(found, start=1):
+            if stop.requested:
+                return
+            job = by_id[trajectory.sample_id]
+            context.answers[job.sample.id] = trajectory
+            if job.key not in context.store:
+                context.store.append(_answered(context, job, trajectory))
+            if timer.due() and todo:
+                show(console, f"  {done} of {len(jobs)} answered")
+
+
+def _answered(context: Context, job: Job, t: Trajectory) -> Record:
+    cell, n = job.cell, len(t.tokens)
+    return Record(
+        experiment=cell.experiment, method="answer", loop=cell.loop, sample_id=t.sample_id, domain=t.domain, drafter=None, k=None,
+        seed=job.seed, prompt_tokens=len(t.prompt_tokens), rounds=n, drafted=0, accepted=0, rejected=0, accept_lengths=(0,) * n,
+        draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens, score=_score(context, job.sample, t),
+    )  # fmt: skip
+
+
+def _score(context: Context, sample: Sample, t: Trajectory) -> Score:
+    text = context.pair.decode(t.tokens)
+    with context.stages("score"):
+        score = context.engine.score(sample, text, target_text=text)
+    return dataclasses.replace(score, reason=score.reason[:200], details={})
+
+
+def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -> None:
+    """Take the counts of every job that needs no clock from the target's greedy answers."""
+    _target_ties(context, plan.replays)
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for job in plan.replays:
+        if job.key not in context.store:
+            groups.setdefault(_alike(job), []).append(job)
+    for group in groups.values():
+        if stop.requested:
+            return
+        started = time.perf_counter()
+        with context.stages("replay"):
+            records = _routed(context, group) if group[0].cell.drafter == "router" else _replayed(context, group)
+        replay_s = time.perf_counter() - started
+        context.store.extend(records)
+        for record in records:
+            progress.advance(record)
+        _spot_check(context, plan, group[0], records, replay_s)
+
+
+def _alike(job: Job) -> tuple[Any, ...]:
+    """Jobs that are replayed together: one draft pass gives every fixed length."""
+    cell = job.cell
+    return (cell.drafter, job.adapter, cell.layers, cell.ngram, cell.recipe if cell.drafter == "router" else None, _policy(cell))
+
+
+def _policy(cell: Cell) -> Any:
+    return cell.k if isinstance(cell.k, str) or cell.drafter == "router" else None
+
+
+def _replayed(context: Context, group: Sequence[Job]) -> list[Record]:
+    cell, adapter = group[0].cell, group[0].adapter
+    answers = {job.sample.id: answer(context, job.sample) for job in group}
+    rows = _rows(context, cell, adapter, list(answers.values()), sorted({job.cell.k for job in group}, key=str))
+    by_key = {(row.sample_id, row.k): row for row in rows}
+    return [_record(job, by_key[job.sample.id, job.cell.k], answers[job.sample.id]) for job in group]
+
+
+def _rows(context: Context, cell: Cell, adapter: str | None, answers: Sequence[Trajectory], ks: Sequence[Any]) -> list[Any]:
+    """Replay rows of a cell's drafter with one adapter in place."""
+    context.trained.activate(adapter)
+    trained = cell.drafter in ("adapter", "router")
+    source = context.trained.drafter(adapter) if trained else cell.drafter
+    settings = {"costs": costs_now(context, cell)} if "auto" in ks else {}
+    return context.engine.replay(context.pair, answers, [source], ks, **settings, **context.engine.settings(cell))
+
+
+def _routed(context: Context, group: Sequence[Job]) -> list[Record]:
+    """Counts of a router: each prompt with the drafter it would choose."""
+    cell = group[0].cell
+    choices = {job.sample.id: context.trained.choose(cell, job.sample.prompt) for job in group}
+    rows: dict[str, Any] = {}
+    for choice in dict.fromkeys(choices.values()):
+        own = [answer(context, job.sample) for job in group if choices[job.sample.id] == choice]
+        found = _plain(own) if choice == "plain" else _rows(context, cell, None if choice == "generic" else choice, own, [cell.k])
+        rows |= {row.sample_id: row for row in found}
+    return [
+        dataclasses.replace(_record(job, rows[job.sample.id], answer(context, job.sample)), choice=choices[job.sample.id]) for job in group
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plain:
+    """Counts of an answer that a router decodes without drafting."""
+
+    sample_id: str
+    rounds: int
+    accept_lengths: tuple[int, ...]
+    draft_lengths: tuple[int, ...]
+    drafted: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    near_ties: int = 0
+    sources: tuple[str, ...] | None = None
+
+    @property
+    def emitted(self) -> int:
+        """Tokens: one per round."""
+        return self.rounds
+
+
+def _plain(answers: Sequence[Trajectory]) -> list[_Plain]:
+    return [_Plain(t.sample_id, n, (0,) * n, (0,) * n, sources=("",) * n) for t in answers for n in [len(t.tokens)]]
+
+
+def _record(job: Job, row: Any, t: Trajectory) -> Record:
+    cell = job.cell
+    return Record(
+        experiment=cell.experiment, method="replay", loop=cell.loop, sample_id=job.sample.id, domain=job.sample.domain,
+        drafter=cell.drafter, adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed,
+        prompt_tokens=len(t.prompt_tokens), rounds=row.rounds, drafted=row.drafted, accepted=row.accepted,
+        rejected=row.rejected, accept_lengths=row.accept_lengths, draft_lengths=row.draft_lengths, emitted=row.emitted,
+        finish=t.finish, settings=settings_of(cell), near_ties=row.near_ties, sources=row.sources,
+    )  # fmt: skip
+
+
+def answer(context: Context, sample: Sample) -> Trajectory:
+    """The target's greedy answer: from a batch, or as it was decoded with a clock."""
+    if sample.id in context.answers:
+        return context.answers[sample.id]
+    tokens = context.baselines[sample.id]
+    ended = bool(tokens) and tokens[-1] in context.pair.eos_token_ids
+    return Trajectory(
+        sample_id=sample.id,
+        domain=sample.domain,
+        prompt_tokens=tuple(context.prompts[sample.id]),
+        tokens=tokens,
+        finish="eos" if ended else "length",
+        max_tokens=context.max_tokens,
+    )
+
+
+def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
+    """Keep in the manifest how many near-ties of the target each replayed answer has: there another machine may answer otherwise."""
+    known = context.store.manifest.measured.target_ties
+    samples = {job.sample.id: job.sample for job in jobs if job.sample.id not in known}
+    if samples:
+        with context.stages("check"):
+            found = context.engine.ties(context.pair, [answer(context, sample) for sample in samples.values()])
+        context.store.update(target_ties={**known, **dict(zip(samples, found, strict=True))})
+
+
+def _spot_check(context: Context, plan: Plan, job: Job, records: Sequence[Record], replay_s: float) -> None:
+    """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took.
+
+    Policies that learn their costs while the run goes on are left out: another moment has other costs.
+    """
+    if job.cell.k == "auto":
+        return
+    whole, replayed = answer(context, job.sample), records[0]
+    with context.stages("check"):
+        limit = context.max_tokens if not plan.answers else min(context.max_tokens, context.clock_tokens or context.max_tokens)
+        decoded = generate_job(context, job, limit)
+    checks = context.store.manifest.measured.spot_checks
+    ended = decoded.emitted < limit or limit == context.max_tokens
+    rounds = decoded.rounds if ended else _settled(decoded.accept_lengths, job.cell.k, limit)
+    equal = all(
+        getattr(decoded, name)[:rounds] == getattr(replayed, name)[: rounds if not ended else None]
+        for name in ("accept_lengths", "draft_lengths")
+    )
+    near_ties = context.store.manifest.measured.target_ties[job.sample.id] + (replayed.near_ties or 0)
+    check = {
+        "drafter": job.adapter or job.cell.drafter,
+        "sample_id": job.sample.id,
+        "k": job.cell.k,
+        "equal": equal and decoded.tokens == whole.tokens[: decoded.emitted],
+        "near_ties": near_ties,
+        "replay_s": replay_s,
+        "replayed": len(records),
+    }
+    context.store.update(spot_checks=(*checks, check))
+
+
+def _settled(accepted: Sequence[int], k: Any, limit: int) -> int:
+    """Rounds of an answer cut at ``limit`` tokens that the cut did not shorten."""
+    position, rounds = 0, 0
+    longest = k if isinstance(k, int) else max(accepted, default=0) + 8
+    for n in accepted:
+        if position + longest + 1 > limit:
+            break
+        position, rounds = position + n + 1, rounds + 1
+    return rounds
