@@ -20,9 +20,11 @@ from rich.console import Console
 from harness.cli import main
 from harness.core import machine
 from harness.core.errors import HarnessError
-from harness.core.records import Divergence, Generation, Record, Sample
+from harness.core.records import Divergence, Generation, Record, Sample, Trajectory
 from harness.report import load_run
+from harness.report.verify import verify
 from harness.results.store import RunStore, read_manifest, read_records, record_key
+from harness.results.summary import summarise
 from harness.run.engine import Engine
 from harness.run.runner import reports_folder, run_suite
 from harness.run.trained import Trained
@@ -552,3 +554,92 @@ def test_without_a_clock_nothing_is_calibrated(tmp_path: Path) -> None:
     auto = make_suite(experiments=[{"kind": "baseline"}, {"kind": "dynamic_k", "policies": ["auto"]}])
     with pytest.raises(HarnessError, match="only a calibration measures"):
         run(tmp_path / "c", suite=auto, clock=False)
+
+
+def clocked_suite(**changes: Any) -> Suite:
+    """Counts of five prompts per domain, clocks of two."""
+    experiments = [
+        {"kind": "baseline"},
+        {"kind": "generic_draft", "k": [2, "auto"]},
+        {"kind": "ablation_k", "k": [4], "name": "counts"},
+        {"kind": "lenience", "values": [1.5]},
+    ]
+    return make_suite(limit=5, max_tokens=20, clocked=2, clock_tokens=9, experiments=experiments, **changes)
+
+
+def timed_generate(*args: Any, **settings: Any) -> Generation:
+    """With times per round: 10 ms a plain step, 12 ms a verification, 1 ms a drafted token."""
+    g = fake_generate(*args, **settings)
+    drafting = tuple(0.001 * d for d in g.draft_lengths) if g.drafter else None
+    verifying = tuple((0.012 if d else 0.010) for d in g.draft_lengths)
+    spent = sum(verifying) + sum(drafting or ())
+    sources = tuple("draft" if d else "" for d in g.draft_lengths)
+    return dataclasses.replace(
+        g, draft_times_s=drafting, verify_times_s=verifying, draft_s=sum(drafting) if drafting else None, verify_s=sum(verifying),
+        sources=sources, prefill_s=0.001 * g.prompt_tokens, wall_s=spent + 0.001 * g.prompt_tokens,
+    )  # fmt: skip
+
+
+def test_counts_come_from_all_prompts_and_clocks_from_few(tmp_path: Path) -> None:
+    """Lossless cells are replayed everywhere and clocked on the first prompts, lossy ones decoded to their end on those."""
+    folder = run(tmp_path, suite=clocked_suite(), engine=make_engine(generate=timed_generate))
+    records = read_records(folder)
+    found = {
+        (r.method, r.experiment, r.k): [x for x in records if (x.method, x.experiment, x.k) == (r.method, r.experiment, r.k)]
+        for r in records
+    }
+    counts = {key: len(group) for key, group in found.items()}
+    assert counts == {
+        ("answer", "baseline", None): 10, ("decode", "baseline", None): 4, ("decode", "generic_draft", 2): 4,
+        ("decode", "generic_draft", "auto"): 4, ("replay", "generic_draft", 2): 10, ("replay", "generic_draft", "auto"): 10,
+        ("replay", "counts", 4): 10, ("decode", "lenience", 4): 4,
+    }  # fmt: skip
+    assert {r.emitted for r in records if r.method == "decode" and not r.lossy} == {9}
+    assert {r.emitted for r in records if r.method != "decode" or r.lossy} == {20}
+    assert all((r.score is None) == (r.method == "replay" or (r.method == "decode" and not r.lossy)) for r in records)
+    rows = {(row.domain, row.experiment, row.k): row for row in summarise(records, pooled=False)}
+    row = rows["code", "generic_draft", 2]
+    assert (row.n, row.clocked, row.tokens, row.method) == (5, 2, 100, "both")
+    assert row.quality == rows["code", "baseline", None].quality
+    own = [r for r in records if (r.domain, r.experiment, r.k, r.method) == ("code", "generic_draft", 2, "replay")]
+    base = sum(0.001 * r.prompt_tokens + 0.010 * r.emitted for r in own)
+    cell = sum(0.001 * r.prompt_tokens + sum((0.012 if d else 0.010) + 0.001 * d for d in r.draft_lengths) for r in own)
+    assert row.robust is not None
+    assert row.robust.value == pytest.approx(base / cell)
+    assert row.speed is row.robust
+    verify(folder, reports_folder(folder))
+
+
+def test_a_disturbed_answer_is_decoded_again(tmp_path: Path) -> None:
+    """An answer far slower than its own rounds is tried again; the best try counts, all are kept."""
+    calls = itertools.count()
+
+    def disturbed(*args: Any, **settings: Any) -> Generation:
+        g = timed_generate(*args, **settings)
+        slow = 5.0 if settings["max_tokens"] == 9 and settings["drafter"] and next(calls) % 4 == 3 else 0.0
+        return dataclasses.replace(g, wall_s=g.wall_s + slow)
+
+    records = read_records(run(tmp_path, suite=clocked_suite(), engine=make_engine(generate=disturbed)))
+    tried = [r for r in records if r.tries]
+    assert tried
+    assert all(r.wall_s is not None and r.wall_s < 1 < r.tries[0].wall_s for r in tried)
+    assert all(r.wall_s is None or r.wall_s < 1 for r in records)
+
+
+def test_a_clocked_run_resumes(tmp_path: Path) -> None:
+    """Stopped anywhere, the same records as an unbroken run."""
+    whole = run(tmp_path / "whole", suite=clocked_suite())
+    for after in (1, 7, 14):
+        with pytest.raises(Boom):
+            run(tmp_path / str(after), suite=clocked_suite(), engine=make_engine(generate=failing(after)))
+        (folder,) = (tmp_path / str(after) / "results").iterdir()
+        assert run(tmp_path / str(after), suite=clocked_suite(), resume=folder.name) == folder
+        assert without_times(read_records(folder)) == without_times(read_records(whole))
+
+
+def test_repeats_are_records_of_their_own(tmp_path: Path) -> None:
+    """Every prompt is decoded as often as the suite says; counts of a prompt pool its repeats."""
+    suite = make_suite(limit=1, repeats=3, experiments=[{"kind": "baseline"}, {"kind": "prompt_lookup"}])
+    records = read_records(run(tmp_path, suite=suite))
+    expected = itertools.product(("code", "math"), ("baseline", "prompt_lookup"), range(3))
+    assert sorted((r.domain, r.experiment, r.repeat) for r in records) == sorted(expected)

@@ -234,7 +234,8 @@ def _row(
     return CellRow(
         cell=key, experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
         adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, loop=first.loop,
-        method=first.method if not (counted and clocks) else "both", lossy=first.lossy, settings=first.settings, n=len(prompts), clocked=len(_by_prompt(clocks)), tokens=int(emitted.sum()),
+        method="both" if counted and clocks else first.method, lossy=first.lossy, settings=first.settings, n=len(prompts),
+        clocked=len(_by_prompt(clocks)), tokens=int(emitted.sum()),
         rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),
         rate=stats.ratio(accepted, drafted, most=1.0) if drafts else None,
         rate_per_prompt=float(np.mean(accepted[some] / drafted[some])) if drafts and some.any() else None,
@@ -247,7 +248,8 @@ def _row(
         marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in clocks]),
         token_s=_percentiles([_per_token(r) for r in clocks]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in clocks]), swap_s=_median([r.swap_s for r in clocks]), predicted=predicted,
-        efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(timing.answers(group) or everything), profile=_profile(clocks), prompts=_robust_rows(prompts, timing) or by_prompt,
+        efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(timing.answers(group) or everything),
+        profile=_profile(clocks), prompts=_robust_rows(prompts, timing) or by_prompt,
     )  # fmt: skip
 
 
