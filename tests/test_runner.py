@@ -91,8 +91,8 @@ def fake_replay(pair: Any, trajectories: Any, drafters: Any, ks: Any, **_: Any) 
     for t in trajectories:
         for k in ks:
             g = fake_generate(pair, t.prompt_tokens, drafter=drafters[0], k=k, max_tokens=t.max_tokens)
-            row = type("Row", (), {"sample_id": t.sample_id, "near_ties": 0, "sources": None})()
-            for name in ("k", "rounds", "drafted", "accepted", "rejected", "emitted", "accept_lengths", "draft_lengths"):
+            row = type("Row", (), {"sample_id": t.sample_id, "k": k, "near_ties": 0, "sources": None})()
+            for name in ("rounds", "drafted", "accepted", "rejected", "emitted", "accept_lengths", "draft_lengths"):
                 setattr(row, name, getattr(g, name))
             rows.append(row)
     return rows

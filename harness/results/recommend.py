@@ -135,14 +135,14 @@ def ranked_rows(rows: Sequence[CellRow]) -> list[CellRow]:
     compared = [r for r in compared if r.temperature == temperature]
     scope = ALL if any(r.domain == ALL for r in compared) else next((r.domain for r in compared), ALL)
     rows = [r for r in compared if r.domain == scope]
-    most = max((r.speedup.n for r in rows if r.speedup), default=0)
+    most = max((r.speed.n for r in rows if r.speed), default=0)
     shown = {id(r) for r in _shown(rows)}
-    return sorted(rows, key=lambda r: (r.speedup is None or 2 * r.speedup.n >= most, id(r) in shown, _speed(r)), reverse=True)
+    return sorted(rows, key=lambda r: (r.speed is None or 2 * r.speed.n >= most, id(r) in shown, _speed(r)), reverse=True)
 
 
 def _shown(rows: Sequence[CellRow]) -> list[CellRow]:
     """Rows that are shown to be faster than the target alone, corrected for how many were tried."""
-    corrected = stats.corrected([row.speedup for row in rows])
+    corrected = stats.corrected([row.speed for row in rows])
     pairs = [(row, e) for row, e in zip(rows, corrected, strict=True) if e is not None and e.p is not None and e.p < ALPHA]
     return [row for row, e in pairs if e.value > 1 and e.excludes(1.0)]
 

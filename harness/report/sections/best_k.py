@@ -30,7 +30,7 @@ def tables(run: Run) -> list[Table]:
 
 def _line(domain: str, drafter: str, rows: Sequence[CellRow]) -> tuple[str, ...]:
     promised = max((r for r in rows if r.predicted), key=lambda r: r.predicted or 0.0, default=None)
-    clocked = max((r for r in rows if r.speed), key=lambda r: r.speed.value if r.speed else 0.0, default=None)
+    clocked = max((r for r in rows if r.clocked and r.speed), key=lambda r: r.speed.value if r.speed else 0.0, default=None)
     return (
         domain,
         drafter,
@@ -62,7 +62,7 @@ def _speed(run: Run) -> list[Figure]:
         shared = {"domain": row.domain, "drafter": series(row), "K": row.k}
         if row.predicted:
             values.append({**shared, "kind": "predicted", "speedup": row.predicted})
-        if row.speed:
+        if row.clocked and row.speed:
             values.append({**shared, "kind": "measured", "speedup": row.speed.value})
     if not values:
         return []

@@ -102,7 +102,7 @@ def _point(estimate: Estimate | None) -> str:
 def figures(run: Run) -> list[Figure]:
     """Speedups with their intervals, best first."""
     best_first = [row.cell for row in first_rows(run.shown)]
-    rows = sorted((row for row in run.shown if row.speed), key=lambda row: best_first.index(row.cell))
+    rows = sorted((row for row in timed_rows(run.shown) if row.speed), key=lambda row: best_first.index(row.cell))
     values = intervals(rows, "speed")
     caption = "Right of the dashed line is faster than the target alone. Bars are 95% intervals over prompts."
     title = "speedup over the target alone (×)"
@@ -118,7 +118,7 @@ def _range(values: Values) -> tuple[float, float]:
 
 def sentences(run: Run) -> list[str]:
     """Where there are few cells a sentence each, else the fastest on each domain and what is shown to be slower."""
-    cells = [row for row in run.shown if row.speed is not None]
+    cells = [row for row in timed_rows(run.shown) if row.speed is not None]
     speedups = [estimate for estimate in corrected_speedups(cells) if estimate is not None]
     said = {id(row): _sentence(row, speedup, len(cells)) for row, speedup in zip(cells, speedups, strict=True)}
     domains = sorted(dict.fromkeys(r.domain for r in cells), key=lambda d: d != ALL)
