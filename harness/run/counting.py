@@ -11,7 +11,7 @@ from harness.core.interrupt import StopRequest
 from harness.core.progress import NowAndThen
 from harness.core.records import Record, Sample, Score, Trajectory
 from harness.core.terminal import show
-from harness.run.jobs import Context, costs_now, generate_job
+from harness.run.context import Context, costs_now, generate_job
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 

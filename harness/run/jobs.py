@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from harness.core import machine, stats
 from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress
-from harness.core.records import Generation, Load, Record, Sample, Score, Trajectory, Try
+from harness.core.records import Generation, Load, Record, Sample, Score, Try
 from harness.core.terminal import show
-from harness.core.walltime import Stages
-from harness.decode.length import AUTO_MAX_K, Costs
-from harness.results.clock import Clock, cost_label
-from harness.results.store import RunStore
-from harness.run.engine import TRAINED, Engine
-from harness.run.trained import Trained
-from harness.suite.experiments import Cell
+from harness.decode.length import AUTO_MAX_K
+from harness.results.clock import cost_label
+from harness.run.context import Context, generate_job
+from harness.run.counting import answer_all, replay_all
+from harness.run.engine import TRAINED
 from harness.suite.plan import Job, Plan, settings_of
 
 if TYPE_CHECKING:
@@ -34,38 +31,8 @@ TRIES = 3
 """How often at most."""
 
 
-@dataclass(kw_only=True)
-class Context:
-    """What the stages of one run share."""
-
-    max_tokens: int
-    clock_tokens: int | None = None
-    """Longest lossless answer with a clock; None is ``max_tokens``."""
-    pair: Any
-    engine: Engine
-    store: RunStore
-    trained: Trained = field(default_factory=Trained)
-    costs: dict[str, Any] = field(default_factory=dict)
-    """Cost label to calibrated costs."""
-    timings: Clock = field(default_factory=Clock)
-    """What the rounds of this run took so far."""
-    clock: bool = True
-    """Calibrate, warm up, and look now and then whether the machine became slower; False where only counts are wanted."""
-    profile: bool = False
-    """Record where the time of each round goes."""
-    prompts: dict[str, list[int]] = field(default_factory=dict)
-    baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Greedy outputs of the target, decoded one at a time."""
-    answers: dict[str, Trajectory] = field(default_factory=dict)
-    """Greedy outputs of the target, made in batches."""
-    scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
-    stages: Stages = field(default_factory=Stages)
-
-
 def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> None:
     """All stages that need the models; stops between records when asked to."""
-    from harness.run.counting import answer_all, replay_all
-
     todo = [job for job in (*plan.answers, *plan.decodes, *plan.replays) if job.key not in context.store]
     own_clock = any(job.method == "decode" for job in todo)
     if not stop.requested:
@@ -112,42 +79,6 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
     for job in {(j.cell.drafter, j.adapter, j.cell.k, j.cell.loop, j.cell.rule, j.cell.layers): j for j in decodes}.values():
         generate_job(context, job, WARMUP_TOKENS)
     _time_reference(context, todo[0].sample, "calibration")
-
-
-def costs_now(context: Context, cell: Cell) -> Any:
-    """What a cell's ``auto`` goes by: the calibration, and what the run's own rounds have shown since."""
-    label = cost_label(cell.drafter, settings_of(cell))
-    calibrated = context.costs[label]
-    if not isinstance(calibrated, Costs):
-        return calibrated
-    c, v = context.timings.costs(label, calibrated.c, calibrated.v)
-    return Costs(c=c, v=v)
-
-
-def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:
-    """Decode one job's sample in its cell."""
-    cell = job.cell
-    settings: dict[str, Any] = {
-        "drafter": cell.drafter,
-        "temperature": cell.temperature,
-        "max_tokens": max_tokens,
-        "seed": job.seed,
-        "loop": cell.loop,
-        **context.engine.settings(cell),
-    }
-    if cell.drafter is not None:
-        settings.update(k=cell.k, rule=cell.rule, lenience=cell.lenience)
-    if cell.k == "auto":
-        settings["costs"] = costs_now(context, cell)
-    if context.profile:
-        settings["profile"] = True
-    context.trained.activate(job.adapter)
-    if cell.drafter == "adapter":
-        settings["drafter"] = context.trained.drafter(job.adapter)
-    if cell.drafter == "router":
-        del settings["drafter"]
-        return context.trained.route(context.pair, cell, job.sample.prompt, **settings)
-    return context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
 
 
 def _decode(context: Context, job: Job) -> Record:

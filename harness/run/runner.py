@@ -19,9 +19,10 @@ from harness.core.terminal import show
 from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
 from harness.results.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
+from harness.run.context import Context
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
-from harness.run.jobs import Context, check_verification, execute
+from harness.run.jobs import check_verification, execute
 from harness.run.jobs import remember as remember_records
 from harness.run.texts import keep_texts
 from harness.run.trained import Trained, check_configs

@@ -1,0 +1,80 @@
+"""What the stages of one run share, and how a job's sample is decoded in its cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.core.records import Generation, Score, Trajectory
+from harness.core.walltime import Stages
+from harness.decode.length import Costs
+from harness.results.clock import Clock, cost_label
+from harness.results.store import RunStore
+from harness.run.engine import Engine
+from harness.run.trained import Trained
+from harness.suite.experiments import Cell
+from harness.suite.plan import Job, settings_of
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What the stages of one run share."""
+
+    max_tokens: int
+    clock_tokens: int | None = None
+    """Longest lossless answer with a clock; None is ``max_tokens``."""
+    pair: Any
+    engine: Engine
+    store: RunStore
+    trained: Trained = field(default_factory=Trained)
+    costs: dict[str, Any] = field(default_factory=dict)
+    """Cost label to calibrated costs."""
+    timings: Clock = field(default_factory=Clock)
+    """What the rounds of this run took so far."""
+    clock: bool = True
+    """Calibrate, warm up, and look now and then whether the machine became slower; False where only counts are wanted."""
+    profile: bool = False
+    """Record where the time of each round goes."""
+    prompts: dict[str, list[int]] = field(default_factory=dict)
+    baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Greedy outputs of the target, decoded one at a time."""
+    answers: dict[str, Trajectory] = field(default_factory=dict)
+    """Greedy outputs of the target, made in batches."""
+    scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
+    stages: Stages = field(default_factory=Stages)
+
+
+def costs_now(context: Context, cell: Cell) -> Any:
+    """What a cell's ``auto`` goes by: the calibration, and what the run's own rounds have shown since."""
+    label = cost_label(cell.drafter, settings_of(cell))
+    calibrated = context.costs[label]
+    if not isinstance(calibrated, Costs):
+        return calibrated
+    c, v = context.timings.costs(label, calibrated.c, calibrated.v)
+    return Costs(c=c, v=v)
+
+
+def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:
+    """Decode one job's sample in its cell."""
+    cell = job.cell
+    settings: dict[str, Any] = {
+        "drafter": cell.drafter,
+        "temperature": cell.temperature,
+        "max_tokens": max_tokens,
+        "seed": job.seed,
+        "loop": cell.loop,
+        **context.engine.settings(cell),
+    }
+    if cell.drafter is not None:
+        settings.update(k=cell.k, rule=cell.rule, lenience=cell.lenience)
+    if cell.k == "auto":
+        settings["costs"] = costs_now(context, cell)
+    if context.profile:
+        settings["profile"] = True
+    context.trained.activate(job.adapter)
+    if cell.drafter == "adapter":
+        settings["drafter"] = context.trained.drafter(job.adapter)
+    if cell.drafter == "router":
+        del settings["drafter"]
+        return context.trained.route(context.pair, cell, job.sample.prompt, **settings)
+    return context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
