@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from importlib.metadata import version
 
 from harness.core.files import write_atomic
@@ -111,8 +112,9 @@ draw();
 OPTIONS = {"actions": False, "renderer": "svg", "ast": False}
 
 
+@functools.cache
 def vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that defines ``vegaEmbed``; bundling takes seconds, so the cache keeps it."""
+    """Vega, Vega-Lite and vega-embed as one script that defines ``vegaEmbed``; bundling takes seconds, so cache and process keep it."""
     import vl_convert
 
     cached = cache_dir() / f"vega-bundle-{version('vl-convert-python')}.js"
