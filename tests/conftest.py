@@ -53,4 +53,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"kind": "generic_draft", "name": "sampled", "temperatures": [1.0], "rule": "rejection"},
     ]
     engine = make_engine(generate=lambda *a, **k: dataclasses.replace(fake_generate(*a, **k), draft_s=0.01))
-    return run(tmp_path_factory.mktemp("run"), suite=make_suite(limit=6, experiments=experiments), engine=engine)
+    return run(tmp_path_factory.mktemp("run"), suite=make_suite(limit=6, experiments=experiments), engine=engine, report=True)

@@ -53,7 +53,7 @@ def child(root: Path, acknowledge: int) -> None:
 
     RunStore.extend = told  # type: ignore[method-assign]
     folder = newest(root / "results")
-    run(root, resume=folder.name if folder else None, engine=make_engine(generate=slow_generate))
+    run(root, resume=folder.name if folder else None, engine=make_engine(generate=slow_generate), report=True)
 
 
 def attempt(root: Path, kill_after_s: float | None) -> tuple[bool, set[str]]:

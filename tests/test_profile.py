@@ -125,7 +125,7 @@ def profiled(pair: Any, prompt: Any, *, profile: bool = False, **settings: Any) 
 @pytest.mark.parametrize("asked", [False, True])
 def test_profiled_run_reports_where_the_time_goes(tmp_path: Path, asked: bool) -> None:
     """``--profile`` puts raw times into the records, a table and a chart into the reports; without it there is no trace of it."""
-    folder = run(tmp_path, engine=make_engine(generate=profiled), profile=asked)
+    folder = run(tmp_path, report=True, engine=make_engine(generate=profiled), profile=asked)
     records = [r for r in read_records(folder) if r.method == "decode"]
     assert {r.profile is not None for r in records} == {asked}
     markdown = (reports_folder(folder) / "report.md").read_text()
@@ -140,7 +140,7 @@ def test_profiled_run_reports_where_the_time_goes(tmp_path: Path, asked: bool) -
 
 def test_partly_profiled_cells_are_missing(tmp_path: Path) -> None:
     """Shares of half a cell would not be the cell's: a run resumed without the flag shows no profile for that cell."""
-    folder = run(tmp_path, engine=make_engine(generate=profiled), profile=True)
+    folder = run(tmp_path, report=True, engine=make_engine(generate=profiled), profile=True)
     records = read_records(folder)
     first = next(i for i, r in enumerate(records) if r.drafter == "lookup")
     records[first] = dataclasses.replace(records[first], profile=None)

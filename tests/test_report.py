@@ -448,7 +448,7 @@ def test_stages_add_up_and_an_inner_one_counts_once(monkeypatch: pytest.MonkeyPa
 def test_compare_names_what_changed(finished: Path, tmp_path: Path) -> None:
     """Two runs of different suites: the changed key, the shared cells and the cells of one side only."""
     experiments = [{"kind": "baseline"}, {"kind": "drafters", "drafters": ["lookup"]}]
-    other = run(tmp_path, suite=make_suite(limit=6, max_tokens=14, experiments=experiments))
+    other = run(tmp_path, report=True, suite=make_suite(limit=6, max_tokens=14, experiments=experiments))
     text = compare(finished, other)
     assert re.search(r"suite.max_tokens +\| 12 +\| 14", text)
     assert "code lookup K=4 (drafters, decode)" in text

@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from rich.console import Console
@@ -143,10 +145,11 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def run(tmp_path: Path, **options: Any) -> Path:
-    """One run with the fake engine."""
+def run(tmp_path: Path, *, report: bool = False, **options: Any) -> Path:
+    """One run with the fake engine, without the report where none is asked for: it takes ten times as long as the rest."""
     values = {"results_dir": tmp_path / "results", "console": quiet(), "engine": make_engine(), **options}
-    return run_suite(values.pop("suite", make_suite()), **values)
+    with nullcontext() if report else patch("harness.run.runner._report"):
+        return run_suite(values.pop("suite", make_suite()), **values)
 
 
 def without_times(records: list[Record]) -> list[Record]:
@@ -156,7 +159,7 @@ def without_times(records: list[Record]) -> list[Record]:
 
 def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
     """Nothing is dropped and nothing is counted twice: 6 prompts in 1 + 2 decoded and 2 replayed cells."""
-    folder = run(tmp_path)
+    folder = run(tmp_path, report=True)
     records = read_records(folder)
     assert len(records) == len({record_key(r) for r in records}) == 6 * 5
     assert [r.method for r in records].count("replay") == 12
@@ -184,7 +187,7 @@ def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
 def test_a_report_tells_that_verification_became_slower(tmp_path: Path, costs: list[float], warned: bool) -> None:
     """Drafting that looks slow may be the process's own doing; a rise that a second look does not find again is none."""
     readings = itertools.chain(costs, itertools.repeat(costs[-1]))
-    folder = run(tmp_path, engine=make_engine(verification=lambda pair: next(readings)))
+    folder = run(tmp_path, report=True, engine=make_engine(verification=lambda pair: next(readings)))
     assert ("verification became 2.0x slower" in (reports_folder(folder) / "report.md").read_text(encoding="utf-8")) == warned
 
 
@@ -397,7 +400,7 @@ def test_divergence_is_recorded(tmp_path: Path) -> None:
         g = fake_generate(pair, prompt, **settings)
         return dataclasses.replace(g, tokens=(*g.tokens[:-1], 777)) if settings.get("drafter") == "lookup" else g
 
-    folder = run(tmp_path, engine=make_engine(generate=generate))
+    folder = run(tmp_path, report=True, engine=make_engine(generate=generate))
     wrong = [r for r in read_records(folder) if r.divergence is not None]
     assert {r.drafter for r in wrong} == {"lookup"}
     assert len(wrong) == 6
@@ -423,7 +426,7 @@ def slow(*a, **k):
     print("decoding", flush=True)
     time.sleep(float(sys.argv[3]))
     return t.fake_generate(*a, **k)
-main([], command=lambda *a, **k: t.run(Path(sys.argv[1]), engine=t.make_engine(generate=slow)))
+main([], command=lambda *a, **k: t.run(Path(sys.argv[1]), engine=t.make_engine(generate=slow), report=True))
 """
 
 
@@ -532,7 +535,7 @@ def test_a_cache_that_cannot_be_written_costs_no_report(tmp_path: Path, monkeypa
     """After the last record only shortcuts for later plans are kept there."""
     (tmp_path / "a-file").write_text("")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "a-file"))
-    folder = run(tmp_path)
+    folder = run(tmp_path, report=True)
     assert read_manifest(folder).measured.status == "finished"
     assert (reports_folder(folder) / "report.md").is_file()
 
@@ -544,7 +547,7 @@ def test_without_a_clock_nothing_is_calibrated(tmp_path: Path) -> None:
     def never(*_: Any) -> Any:
         pytest.fail("the machine was timed")
 
-    counted = run(tmp_path / "b", suite=make_suite(), engine=make_engine(calibrate=never, verification=never), clock=False)
+    counted = run(tmp_path / "b", suite=make_suite(), engine=make_engine(calibrate=never, verification=never), clock=False, report=True)
     assert without_times(read_records(counted)) == without_times(read_records(timed))
     measured = read_manifest(counted).measured
     assert not measured.calibration
