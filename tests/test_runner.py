@@ -585,7 +585,7 @@ def timed_generate(*args: Any, **settings: Any) -> Generation:
 
 def test_counts_come_from_all_prompts_and_clocks_from_few(tmp_path: Path) -> None:
     """Lossless cells are replayed everywhere and clocked on the first prompts, lossy ones decoded to their end on those."""
-    folder = run(tmp_path, suite=clocked_suite(), engine=make_engine(generate=timed_generate))
+    folder = run(tmp_path, report=True, suite=clocked_suite(), engine=make_engine(generate=timed_generate))
     records = read_records(folder)
     found = {
         (r.method, r.experiment, r.k): [x for x in records if (x.method, x.experiment, x.k) == (r.method, r.experiment, r.k)]
