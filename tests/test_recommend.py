@@ -93,6 +93,16 @@ def test_what_may_be_chance_is_not_shown() -> None:
     assert f"About {r.question.more} more prompts" in paragraph(run)
 
 
+def test_what_ran_slower_by_chance_is_open_too() -> None:
+    """Below 1, but not beyond noise: that the target alone is best is not shown either."""
+    run = made(clocked({"generic": [0.9]}, noise=0.3))
+    assert run.recommendation.best is not None
+    assert run.recommendation.best.speedup is not None
+    assert run.recommendation.best.speedup.value < 1
+    assert run.recommendation.verdict == "unclear"
+    assert paragraph(run).startswith("Nothing is shown to be faster than the target alone. generic with K = 4 came closest: 0.")
+
+
 def test_the_best_of_many_can_be_chance() -> None:
     """An interval without 1 is not enough where many were tried: one of them reaches it by chance."""
     records, seed = [], random.Random(14)

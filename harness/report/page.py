@@ -51,6 +51,7 @@ mark { background: var(--draft); color: inherit; border-radius: 2px; }
   main { padding: 12px 8px 48px; } section { padding: 14px 12px; margin: 12px 0; } nav div { padding: 8px 12px; }
   h1 { font-size: 22px; } p.main { font-size: 16px; } table { font-size: 13px; }
   th, td { padding: 5px 4px; } .l { white-space: normal; }
+  #prompts th, #prompts td { padding: 5px 2px; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
 }
 """

@@ -14,7 +14,7 @@ from harness.core.stats import Estimate
 from harness.results.summary import ALL, CellRow, PromptRow
 
 Verdict = Literal["faster", "unclear", "target", "predicted", "nothing"]
-"""The best drafter is shown to be faster; ran faster, which may be chance; no drafter ran faster; only replay ran; no drafter ran."""
+"""The best drafter is shown to be faster; is not shown to be; every drafter is slower; only replay ran; no drafter ran."""
 ALPHA = 0.05
 """Error of the claim that the best drafter is faster than the target alone, over all that were tried (Holm)."""
 SAME = 0.02
@@ -167,10 +167,10 @@ def _speed(row: CellRow) -> float:
 
 
 def _verdict(best: CellRow, ranked: Sequence[CellRow]) -> Verdict:
-    if _speed(best) <= 1:
-        return "target"
     if best.speed is None:
-        return "predicted"
+        return "predicted" if _speed(best) > 1 else "target"
+    if best.speed.value <= 1 and best.speed.excludes(1.0):
+        return "target"
     return "faster" if any(row is best for row in _shown(ranked)) else "unclear"
 
 
