@@ -57,6 +57,10 @@ def load(suite: str, *, models: str | None, limit: int | None, domains: str | No
     return loaded
 
 
+MANY = 10**9
+"""More prompts than any dataset has."""
+
+
 def describe(suite: Suite, counts: Mapping[str, int | None] | None = None) -> list[str]:
     """Return the lines of a short plan: prompts per domain (``counts`` where counted), cells per experiment, answers to decode."""
     cells, sizes = suite.cells(), {name: (counts or {}).get(name) or spec.limit for name, spec in suite.domains.items()}
@@ -67,7 +71,7 @@ def describe(suite: Suite, counts: Mapping[str, int | None] | None = None) -> li
         timed = sum(c.timed for c in cells if c.experiment == label)
         lines.append(f"  {label}: {count} cells, {timed} timed")
     if all(sizes.values()):
-        answers = sum(sizes[c.domain] or 0 for c in cells if c.timed)
+        answers = sum(min(sizes[c.domain] or 0, suite.clocked or MANY) for c in cells if c.timed) * suite.repeats
         lines.append(f"{len(cells)} cells, {sum(n or 0 for n in sizes.values())} prompts, {answers} timed answers")
     else:
         lines.append(f"{len(cells)} cells")

@@ -186,6 +186,11 @@ class ModelDrafter:
             confidences=tuple(confidences),
         )
 
+    def guessed(self, context: list[int], n: int) -> None:
+        """Say that the last ``n`` tokens of ``context``, after which it proposed last, were a guess of its own and not the answer's."""
+        self._seen = len(context) - n
+        self._proposed = mx.concatenate([mx.array(context[self._seen :], dtype=mx.int32), self._proposed])
+
     def _draw(self, row: mx.array, request: Request, key: mx.array | None) -> tuple[mx.array, mx.array | None]:
         if request.sampling.greedy:
             return mx.argmax(row, axis=-1).astype(mx.int32), None

@@ -20,8 +20,8 @@ from harness.core.records import Trajectory
 from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter, ModelDrafter
 from harness.decode.length import Costs, make_policy
 from harness.decode.making import DrafterOptions, resolve_drafter
-from harness.decode.sampling import Sampling, processed_logprobs
-from harness.decode.simulate import Counts, expected_counts, simulate_free, simulate_match, simulate_policy
+from harness.decode.sampling import Sampling, log_softmax, processed_logprobs
+from harness.decode.simulate import AlongAnswer, Counts, expected_counts, simulate_free, simulate_match, simulate_policy
 from harness.models.blas import mx
 from harness.models.forward import ForcedHead, draft_ids, forced_head
 from harness.models.opened import hidden_states, open_model
@@ -73,6 +73,10 @@ class ForcedPass:
     """(n,) bool: the draft's favourite equals the target's token."""
     gap: np.ndarray
     """(n,) float32: top-1 minus top-2 draft logit."""
+    favourite: np.ndarray
+    """(n,) int32: the draft's favourite, as the target's id."""
+    confidence: np.ndarray
+    """(n,) float32: its probability under the draft."""
     logq: np.ndarray | None = None
     """(n,) float32: processed draft log-probability of the target's token, for temperature above 0."""
 
@@ -161,24 +165,25 @@ def length_batches(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterat
 
 def _score(head: ForcedHead, hidden: mx.array, t: Trajectory, lookup: dict[int, int] | None, sampling: Sampling | None) -> ForcedPass:
     ids = [lookup.get(x, -1) for x in t.tokens] if lookup is not None else list(t.tokens)
-    matches: list[np.ndarray] = []
-    gaps: list[np.ndarray] = []
-    logqs: list[np.ndarray] = []
+    found: list[list[np.ndarray]] = [[] for _ in range(5)]
     for start in range(0, len(ids), HEAD_ROWS):
         logits = head.logits(hidden[start : start + HEAD_ROWS], start)
         wanted = mx.array(ids[start : start + HEAD_ROWS], dtype=mx.int32)
         wanted = mx.where(wanted < logits.shape[-1], wanted, -1)  # a token that the draft lacks
         best = mx.argmax(logits, axis=-1)
         top2 = -mx.partition(-logits, kth=1, axis=-1)[:, :2]
-        parts = [best == wanted, (top2[:, 0] - top2[:, 1]).astype(mx.float32)]
+        confidence = mx.exp(mx.max(log_softmax(logits), axis=-1))
+        ids_of = best if head.token_map is None else head.token_map[best]
+        parts = [best == wanted, (top2[:, 0] - top2[:, 1]).astype(mx.float32), ids_of.astype(mx.int32), confidence]
         if sampling is not None and not sampling.greedy:
             logq = processed_logprobs(logits, sampling)
             picked = mx.take_along_axis(logq, mx.maximum(wanted, 0)[:, None], axis=-1)[:, 0]
             parts.append(mx.where(wanted >= 0, picked, -mx.inf))
         mx.eval(parts)
-        for store, part in zip((matches, gaps, logqs), parts, strict=False):
+        for store, part in zip(found, parts, strict=False):
             store.append(np.array(part))
-    return ForcedPass(match=np.concatenate(matches), gap=np.concatenate(gaps), logq=np.concatenate(logqs) if logqs else None)
+    match, gap, favourite, confidence_, *logq = [np.concatenate(parts) for parts in found if parts]
+    return ForcedPass(match=match, gap=gap, favourite=favourite, confidence=confidence_, logq=logq[0] if logq else None)
 
 
 def replay_model(
@@ -281,7 +286,23 @@ def replay(
         elif fixed:
             rows += _replay_greedy(name, drafter, trajectories, fixed, progress)
         for k in policies:
-            rows += [_row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress)]
+            rows += _replay_policy(name, drafter, trajectories, k, costs, progress)
+    return rows
+
+
+def _replay_policy(
+    name: str, drafter: Drafter, trajectories: Sequence[Trajectory], k: str, costs: Costs | None, progress: Callable[[int], None] | None
+) -> list[ReplayRow]:
+    """Counts of a length that is chosen while decoding. What a draft model says along the answer itself comes from one pass."""
+    model = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
+    if not isinstance(model, ModelDrafter):
+        return [_row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress)]
+    rows = []
+    passes = forced_passes(model.model, model.token_map, trajectories)
+    for t, forced in zip(_counted(trajectories, progress), passes, strict=True):
+        along = AlongAnswer(model, t, forced.match, forced.favourite, forced.confidence)
+        chosen = HybridDrafter(drafter.first, along) if isinstance(drafter, HybridDrafter) else along  # type: ignore[arg-type]
+        rows.append(_row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()))
     return rows
 
 

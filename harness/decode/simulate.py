@@ -10,10 +10,10 @@ import numpy as np
 
 from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
-from harness.decode.drafters import Drafter, FreeDrafter, Request
+from harness.decode.drafters import Drafter, FreeDrafter, ModelDrafter, Proposal, Request
 from harness.decode.length import LengthPolicy
 from harness.decode.proposing import Proposing
-from harness.models.blas import ints
+from harness.models.blas import ints, mx
 
 MOST_DRAFTED = 2**31
 """No bound of replay's own: the policy decides."""
@@ -117,6 +117,67 @@ def simulate_policy(drafter: Drafter, trajectory: Trajectory, policy: LengthPoli
         return len(tokens), agreeing
 
     return dataclasses.replace(simulate(propose, len(answer), MOST_DRAFTED, trajectory.max_tokens), sources=tuple(sources))
+
+
+class AlongAnswer:
+    """A draft model beside a known answer: what it says there is known, so it runs only behind a token that the answer has not.
+
+    Args:
+        draft: the model's drafter.
+        trajectory: the answer.
+        match: (n,) bool, whether the draft's favourite is the answer's token.
+        favourite: (n,) int, the favourite's id.
+        confidence: (n,) float, its probability under the draft.
+    """
+
+    def __init__(
+        self, draft: ModelDrafter, trajectory: Trajectory, match: np.ndarray, favourite: np.ndarray, confidence: np.ndarray
+    ) -> None:
+        self.name = draft.name
+        self._draft, self._prompt = draft, list(trajectory.prompt_tokens)
+        self._match, self._favourite, self._confidence = match.tolist(), favourite.tolist(), confidence.tolist()
+        self._reads = False
+
+    def begin(self, prompt: list[int]) -> None:
+        """Start the answer; the model reads the prompt when it is first needed."""
+        self._reads = False
+
+    def propose(self, context: list[int], request: Request) -> Proposal | None:
+        """As :meth:`harness.decode.drafters.ModelDrafter.propose`, greedy."""
+        if request.k == 0:
+            return None
+        start, goes_on = len(context) - len(self._prompt), request.keep_going
+        tokens: list[int] = []
+        confidences: tuple[float, ...] = ()
+        for i in range(start, min(start + request.k, len(self._match))):
+            tokens.append(self._favourite[i])
+            if goes_on is not None:
+                confidences = (*confidences, self._confidence[i])
+                if not goes_on(confidences):
+                    return self._proposal(tokens, confidences)
+            if not self._match[i]:
+                break
+        if len(tokens) < request.k:
+            more = self._behind([*context, *tokens], request.k - len(tokens), goes_on, confidences)
+            tokens, confidences = [*tokens, *ints(more.tokens)], (*confidences, *more.confidences)
+        return self._proposal(tokens, confidences)
+
+    def _behind(
+        self, context: list[int], k: int, goes_on: Callable[[tuple[float, ...]], bool] | None, known: tuple[float, ...]
+    ) -> Proposal:
+        """What the model drafts after its own first wrong token, or after the answer's end."""
+        if not self._reads:
+            self._draft.begin(self._prompt)
+            self._reads = True
+        keep_going = None if goes_on is None else lambda confidences: goes_on((*known, *confidences))
+        proposal = self._draft.propose(context, Request(k=k, keep_going=keep_going))
+        self._draft.guessed(context, 1)
+        assert proposal is not None
+        return proposal
+
+    @staticmethod
+    def _proposal(tokens: list[int], confidences: tuple[float, ...]) -> Proposal:
+        return Proposal(tokens=mx.array(tokens, dtype=mx.int32), confidences=confidences)
 
 
 def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> tuple[float, float, float, float]:

@@ -22,7 +22,7 @@ class Context:
 
     max_tokens: int
     clock_tokens: int | None = None
-    """Longest lossless answer with a clock; None is ``max_tokens``."""
+    """Longest lossless answer with a clock, which is not scored; None is ``max_tokens``."""
     pair: Any
     engine: Engine
     store: RunStore

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from harness.suite.suite import Suite
 
 REPLAY_SHARE = 1 / 30
-"""A replayed cell's cost as a share of decoding it."""
+"""What replaying a drafter costs, as a share of decoding a cell: one pass gives every length."""
+POLICY_SHARE = 1 / 15
+"""The same of a cell whose length is chosen while decoding."""
 BATCH_SHARE = 1 / 5
 """An answer's cost in a batch as a share of decoding it alone."""
 TRAIN_PASSES = 9
@@ -91,10 +93,14 @@ def estimate_s(
     suite: Suite, cells: Sequence[Cell], speed: dict[str, Any], counts: Mapping[str, int | None] | None = None
 ) -> dict[str, float]:
     """Seconds of decoding, of replay, and of training with its answers; decoding as if drafting brought nothing."""
-    answer = speed["prompt_tokens"] * speed["prompt_token_s"] + suite.max_tokens * speed["step_s"]
+    prefill, step = speed["prompt_tokens"] * speed["prompt_token_s"], speed["step_s"]
+    answer = prefill + suite.max_tokens * step
     prompts = {domain: (counts or {}).get(domain) or spec.limit or DEFAULT_PROMPTS for domain, spec in suite.domains.items()}
-    timed = sum(prompts[cell.domain] for cell in cells if cell.timed)
-    replayed = sum(prompts[cell.domain] for cell in cells if not cell.timed)
+    clocked = {domain: n if suite.clocked is None else min(n, suite.clocked) for domain, n in prompts.items()}
+    timed = sum(clocked[c.domain] * (prefill + _clock_tokens(suite, c) * step) for c in cells if c.timed) * suite.repeats
+    policies = [c for c in cells if suite.clocked is not None and isinstance(c.k, str) and not c.temperature]
+    counted = [c for c in cells if c.drafter and not isinstance(c.k, str) and (not c.timed or suite.clocked is not None)]
+    passes = {(c.domain, c.drafter, c.adapter_domain, c.rank, c.round, c.layers) for c in counted}  # one for all lengths
     chains = needed_chains(cells, list(suite.domains))
     collected = {chain.samples + VALIDATION_PROMPTS for chain in chains}
     routed = {cell.recipe.router_samples for cell in cells if cell.recipe is not None}
@@ -102,10 +108,19 @@ def estimate_s(
     example = (speed["prompt_tokens"] + suite.max_tokens) * speed["prompt_token_s"] * speed["c"]
     rounds = sum(done * chain.samples for chain, done in chains.items())
     return {
-        "decoding": timed * answer,
-        "replay": replayed * answer * REPLAY_SHARE,
+        "answers": 0.0 if suite.clocked is None else sum(prompts.values()) * answer * BATCH_SHARE,
+        "decoding": timed,
+        "replay": answer * REPLAY_SHARE * sum(prompts[domain] for domain, *_ in passes)
+        + answer * POLICY_SHARE * sum(prompts[c.domain] for c in policies),
         "training": answers * answer * BATCH_SHARE + rounds * example * TRAIN_PASSES,
     }
+
+
+def _clock_tokens(suite: Suite, cell: Cell) -> int:
+    """Longest answer of a cell with a clock."""
+    if suite.clocked is None or suite.clock_tokens is None or cell.lossy:
+        return suite.max_tokens
+    return min(suite.clock_tokens, suite.max_tokens)
 
 
 def describe_time(suite: Suite, cells: Sequence[Cell], pair: str, counts: Mapping[str, int | None] | None = None) -> str:

@@ -84,7 +84,7 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
 def _decode(context: Context, job: Job) -> Record:
     """Decode one sample in one cell, again where something disturbed its clock, audit it against the baseline and score it."""
     cell, sample = job.cell, job.sample
-    cut = context.clock_tokens is not None and not cell.lossy and cell.temperature == 0
+    cut = context.clock_tokens is not None and not cell.lossy
     max_tokens = min(context.max_tokens, context.clock_tokens or context.max_tokens) if cut else context.max_tokens
     tries: list[tuple[Record, float]] = []
     while True:
