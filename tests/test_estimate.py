@@ -38,10 +38,10 @@ def record(**changes: Any) -> Record:
 
 
 def test_decoding_is_counted_answer_by_answer() -> None:
-    """Eight timed answers of 100 prompt and 10 output tokens at these speeds are 16 s, replay a thirtieth per cell."""
+    """Eight timed answers of 100 prompt and 10 output tokens at these speeds are 16 s, replay of every length a thirtieth of one cell."""
     times = estimate_s(suite(), suite().cells(), SPEED)
     assert times["decoding"] == pytest.approx(8 * 2.0)
-    assert times["replay"] == pytest.approx(8 * 2.0 / 30)
+    assert times["replay"] == pytest.approx(4 * 2.0 / 30)
     assert times["training"] == 0
     assert estimate_s(suite(4), suite(4).cells(), SPEED)["decoding"] == pytest.approx(2 * times["decoding"])
 
@@ -74,3 +74,18 @@ def test_a_run_is_remembered_for_its_processor(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     (tmp_path / "speeds" / "p.json").write_text("{")
     assert read_speed("p") is None
+
+
+def test_a_clocked_suite_decodes_few_and_answers_all() -> None:
+    """Of 20 prompts two have a clock, of 4 tokens each; the others cost a batch and a replay."""
+    own = Suite.model_validate(
+        {
+            "name": "few", "max_tokens": 10, "clocked": 1, "clock_tokens": 4,
+            "domains": {"code": {"dataset": "humaneval", "limit": 10}, "math": {"dataset": "gsm8k", "limit": 10}},
+            "experiments": [{"kind": "baseline"}, {"kind": "prompt_lookup"}],
+        }
+    )  # fmt: skip
+    times = estimate_s(own, own.cells(), SPEED)
+    assert times["decoding"] == pytest.approx(2 * 2 * (1.0 + 0.4))
+    assert times["answers"] == pytest.approx(20 * 2.0 / 5)
+    assert times["replay"] == pytest.approx(20 * 2.0 / 30)
