@@ -289,3 +289,11 @@ def test_the_old_key_mode_is_read_with_a_note(tmp_path: Path, capsys: pytest.Cap
     suite = load_suite(tmp_path / "s.yaml")
     assert {cell.loop for cell in suite.cells() if cell.drafter} == {"mlx-lm", "own"}
     assert capsys.readouterr().err.count("is now written") == 2
+
+
+def test_the_shipped_reference_belongs_to_the_shipped_suite() -> None:
+    """A key that suites get later must not make the gate refuse its references; a value of it that decides something must count."""
+    reference = json.loads((shipped_root() / "results/reference/smollm2.json").read_text())
+    suite = load_suite("regression")
+    assert suite.hash() == reference["suite_hash"]
+    assert suite.model_copy(update={"repeats": 2}).hash() != suite.hash()

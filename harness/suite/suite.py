@@ -29,6 +29,10 @@ MAX_CELLS = 5000
 """Most cells that one entry may ask for."""
 
 
+LATER = ("prompts", "clocked", "clock_tokens", "repeats")
+"""Keys that suites have not always had: at their default they leave the hash as it was, and with it the references of the gate."""
+
+
 class Suite(Strict):
     """One evaluation: prompts of several domains, and the experiments to run on them."""
 
@@ -95,7 +99,8 @@ class Suite(Strict):
 
 def resolved_hash(resolved: Mapping[str, Any]) -> str:
     """:meth:`Suite.hash` of what :meth:`Suite.resolved` returned, as a run's manifest keeps it."""
-    data = {name: value for name, value in resolved.items() if name != "description"}
+    absent = {name: Suite.model_fields[name].default for name in LATER}
+    data = {name: value for name, value in resolved.items() if name != "description" and not (name in absent and value == absent[name])}
     data["domains"] = {name: {key: value for key, value in spec.items() if key != "path"} for name, spec in data["domains"].items()}
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
