@@ -407,12 +407,13 @@ def test_divergence_is_recorded(tmp_path: Path) -> None:
     assert "a bug in the decoding" in (reports_folder(folder) / "report.md").read_text()
 
 
-def test_plain_output_is_one_line_per_record(tmp_path: Path) -> None:
-    """Logs of CI must be readable: no bars, no colour codes, one line per record."""
+def test_plain_output_is_one_line_per_answer(tmp_path: Path) -> None:
+    """Logs of CI must be readable: no bars, no colour codes, one line per decoded answer and per replay."""
     console = quiet()
     run(tmp_path, console=console)
     output = console.file.getvalue()  # type: ignore[attr-defined]
-    assert sum(line.startswith("[") for line in output.splitlines()) == 30
+    assert sum(line.startswith("[") for line in output.splitlines()) == 18 + 1
+    assert "generic k=2, 4: replayed along 6 answers" in output
     assert "\x1b" not in output
 
 

@@ -71,12 +71,14 @@ def list_memories() -> None:
     Example: `harness memory list`
     """
     from harness.core.errors import HarnessError
-    from harness.core.paths import memory_path
+    from harness.core.paths import memory_path, shipped_memories
     from harness.decode.memory import Memory
 
-    for path in sorted(memory_path("any").parent.glob("*.safetensors")):
+    own = {path.stem: path for path in memory_path("any").parent.glob("*.safetensors")}
+    shipped = {path.stem: path for path in shipped_memories()}
+    for name, path in sorted({**shipped, **own}.items()):
         try:
-            say(_line(Memory(path)))
+            say(_line(Memory(path)) + ("" if name in own else ", comes with the package"))
         except HarnessError as error:
             say(f"{path.stem}: {error.problem}")
 
@@ -88,13 +90,14 @@ def show(pair: PairArgument) -> None:
     Example: `harness memory show smollm2`
     """
     from harness.core.drafter_kinds import no_memory
-    from harness.core.paths import memory_path
+    from harness.core.paths import found_memory
     from harness.decode.memory import Memory
     from harness.models.pair_config import pair_path
 
-    path = memory_path(pair_path(pair).stem)
-    if not path.is_file():
-        raise no_memory(path.stem)
+    name = pair_path(pair).stem
+    path = found_memory(name)
+    if path is None:
+        raise no_memory(name)
     memory = Memory(path)
     say(f"{_line(memory)}\nfile:    {path}\nsha256:  {memory.hash}\ntarget:  {memory.info.target_hash}")
     answers, tokens = Counter[str](), Counter[str]()

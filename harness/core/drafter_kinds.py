@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason
-from harness.core.paths import memory_path
+from harness.core.paths import found_memory
 from harness.core.text import printable
 
 GROUP = "harness.drafters"
@@ -121,6 +121,12 @@ def needs_draft(name: str | None) -> bool:
     return name is not None and (kind is None or kind.needs_draft)
 
 
+def remembers(name: str | None) -> bool:
+    """Whether decoding with ``name`` drafts from the pair's memory."""
+    kind = find_kind(name)
+    return kind is not None and kind.remembers
+
+
 def check_memory(pair_name: str, drafter: str | None) -> None:
     """Check before anything is loaded that a drafter which remembers has something to remember.
 
@@ -128,7 +134,7 @@ def check_memory(pair_name: str, drafter: str | None) -> None:
         HarnessError: the pair has no memory.
     """
     kind = find_kind(drafter)
-    if kind is not None and kind.remembers and not memory_path(pair_name).is_file():
+    if kind is not None and kind.remembers and found_memory(pair_name) is None:
         raise no_memory(pair_name)
 
 

@@ -28,8 +28,19 @@ def cache_dir() -> Path:
 
 
 def memory_path(pair_name: str) -> Path:
-    """Where a pair's memory is kept: what its target said before."""
+    """Where a pair's own memory is kept: what its target said before."""
     return cache_dir() / "memory" / f"{pair_name}.safetensors"
+
+
+def found_memory(pair_name: str) -> Path | None:
+    """A pair's memory: its own, else the one that comes with the package; None where there is neither."""
+    shipped = [path for path in shipped_memories() if path.stem == pair_name]
+    return next((path for path in (memory_path(pair_name), *shipped) if path.is_file()), None)
+
+
+def shipped_memories() -> list[Path]:
+    """Memories that come with the package."""
+    return sorted((_PACKAGE / "models" / "memories").glob("*.safetensors"))
 
 
 def expand(text: str) -> Path:

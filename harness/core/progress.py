@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.core.records import Record
@@ -81,6 +81,17 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def replayed(self, records: Sequence[Record]) -> None:
+        """Show that a drafter was replayed along many answers at once."""
+        self._count += len(records)
+        first, lengths = records[0], ", ".join(dict.fromkeys(str(record.k) for record in records))
+        name = f"{first.adapter or first.drafter} k={lengths}"
+        if self._bar is not None:
+            self._bar.update(self._task, advance=len(records), description=printable(name))
+            return
+        answers = len({record.sample_id for record in records})
+        show(self._console, f"[{self._count}/{self._total}] {name}: replayed along {answers} answers")
 
     def advance(self, record: Record) -> None:
         """Show one more finished record."""

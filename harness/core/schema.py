@@ -114,6 +114,8 @@ class Measured:
     """Seconds by stage."""
     skipped: tuple[str, ...] = ()
     """Experiments that this pair cannot do."""
+    without_memory: tuple[str, ...] = ()
+    """Drafters that were left out because the pair has no memory."""
     warnings: tuple[str, ...] = ()
     """What this machine could not do."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from harness.core import files
 from harness.core.drafter_kinds import no_memory
 from harness.core.errors import HarnessError
 from harness.core.lock import wait_for_lock
-from harness.core.paths import memory_path
+from harness.core.paths import found_memory, memory_path
 from harness.core.records import SCHEMA_VERSION, Sample
 from harness.decode.suffix_counts import END, LONGEST, SuffixCounts, Walker, count_suffixes
 from harness.models.tensors import read_header
@@ -152,8 +152,8 @@ def pair_memory(pair: Any) -> Memory:
     Raises:
         HarnessError: the pair has none, or it is damaged or another target's.
     """
-    path = memory_path(pair.name)
-    if not path.is_file():
+    path = found_memory(pair.name)
+    if path is None:
         raise no_memory(pair.name)
     memory = _opened(path, path.stat().st_mtime_ns)
     memory.require(pair.name, pair.target_hash)
@@ -199,8 +199,9 @@ def grow_memory(path: Path, pair_name: str, target_hash: str, answers: Iterable[
     """
     with wait_for_lock(path.with_suffix(".lock")):
         known: list[Answer] = []
-        if path.is_file():
-            memory = Memory(path)
+        first = found_memory(pair_name) if path == memory_path(pair_name) else path if path.is_file() else None
+        if first is not None and (path.is_file() or Memory(first).info.target_hash == target_hash):
+            memory = Memory(first)
             memory.require(pair_name, target_hash)
             known = memory.answers()
         return write_memory(path, pair_name, target_hash, [*known, *answers], most_tokens=most_tokens)

@@ -55,7 +55,7 @@ def show_table(run: Run, console: Any) -> None:
 
     if run.unfinished:
         show(console, run.unfinished)
-    timed = any(row.drafter is not None and row.method == "decode" for row in run.shown)
+    timed = any(row.drafter is not None and row.clocked for row in run.shown)
     for table in (first_table(run), *(() if timed else (acceptance_table(run),))):
         show(console, rich_table(table) if console.is_terminal else markdown_table(table) + "\n")
     for sentence in findings(run):

@@ -72,8 +72,7 @@ def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -
             records = _routed(context, group) if group[0].cell.drafter == "router" else _replayed(context, group)
         replay_s = time.perf_counter() - started
         context.store.extend(records)
-        for record in records:
-            progress.advance(record)
+        progress.replayed(records)
         _spot_check(context, plan, group[0], records, replay_s)
 
 

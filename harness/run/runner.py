@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness import scoring
 from harness.core import machine
-from harness.core.drafter_kinds import find_kind
+from harness.core.drafter_kinds import remembers
 from harness.core.errors import HarnessError
 from harness.core.interrupt import StopRequest
+from harness.core.paths import found_memory
 from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
@@ -141,9 +142,12 @@ class Stopped(Exception):
 def _possible(context: Context, cells: Sequence[Cell]) -> list[Cell]:
     """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
     pruned = getattr(context.pair.draft, "token_map", None) is not None
-    left_out = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
-    context.store.update(skipped=sorted({c.experiment for c in left_out}))
-    return [c for c in cells if c not in left_out]
+    skipped = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
+    forgotten = [c for c in cells if found_memory(context.pair.name) is None and remembers(c.drafter)]
+    context.store.update(
+        skipped=tuple(sorted({c.experiment for c in skipped})), without_memory=tuple(sorted({c.drafter for c in forgotten if c.drafter}))
+    )
+    return [c for c in cells if c not in (*skipped, *forgotten)]
 
 
 def _train(
@@ -184,7 +188,7 @@ def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
 
 def _memory(suite: Suite, pair: Any, samples: Sequence[Sample]) -> dict[str, str]:
     """Name the pair's memory in the manifest where a cell drafts from it, and refuse one that knows the prompts of this run."""
-    if not any((kind := find_kind(cell.drafter)) is not None and kind.remembers for cell in suite.cells()):
+    if found_memory(pair.name) is None or not any(remembers(cell.drafter) for cell in suite.cells()):
         return {}
     from harness.decode.memory import pair_memory
 

@@ -19,7 +19,7 @@ from harness.adapt.training.outcome import TrainProgress
 from harness.adapt.training.rounds import RoundRecord, install
 from harness.core.drafter_kinds import drafter_kinds, find_kind
 from harness.core.errors import HarnessError
-from harness.core.paths import memory_path
+from harness.core.paths import found_memory
 from harness.core.records import Generation, Sample
 from harness.datasets import load_samples
 from harness.datasets.splits import leaks
@@ -307,7 +307,7 @@ class Session:
         return self.config.name if self._has_adapter() else "generic"
 
     def _has_memory(self) -> bool:
-        return memory_path(self.pair.name).is_file()
+        return found_memory(self.pair.name) is not None
 
     def _has_adapter(self) -> bool:
         return self.learner is not None and self.learner.adapter is not None

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field, ValidationError
 
-from harness.core.drafter_kinds import check_memory
+from harness.core.drafter_kinds import check_memory, remembers
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
 from harness.core.paths import expand, find_config
@@ -218,12 +218,14 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> I
     yield from _try(file, ("models",), lambda: pairs.append(read_pair_config(suite.models)))
     for name in domains:
         yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name], name))
+    drafters = {cell.drafter for entry in suite.experiments for cell in entry.cells(list(suite.domains)) if cell.drafter}
+    if drafters and all(map(remembers, drafters)):  # else a run leaves these cells out where there is no memory
+        for name in drafters:
+            yield from _try(file, ("experiments",), lambda name=name: check_memory(pair_path(suite.models).stem, name))
     for i, entry in enumerate(suite.experiments):
         cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
         if pairs and pairs[0].draft is None and any(cell.needs_draft for cell in cells):
             yield file.problem(("experiments", i), f"{entry.label} needs a draft model, and the pair {suite.models} has none")
-        for drafter in dict.fromkeys(cell.drafter for cell in cells):
-            yield from _try(file, ("experiments", i), lambda drafter=drafter: check_memory(pair_path(suite.models).stem, drafter))
         for key in ("training", "router"):
             value = getattr(entry, key, None)
             if value is not None:

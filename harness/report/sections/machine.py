@@ -26,6 +26,8 @@ def sentences(run: Run) -> list[str]:
     found = [f"Warning: {text}" for text in measured.warnings]
     found += [f"Warning: {text}." for text in stats.instability(measured.reference_s)]
     found += [f"Warning: {text}." for text in stats.slower_verification(measured.verification)]
+    if measured.without_memory:
+        found.append(f"Not run: {', '.join(measured.without_memory)}. The pair has no memory yet: `harness memory build`.")
     if measured.skipped:
         found.append(f"Not run: {', '.join(measured.skipped)}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
     return found
