@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 from toy import ToyPair, toy_draft
 
-from harness.decode import accept, drafters, speculative
+from harness.decode import accept, drafters, proposing, speculative
 from harness.decode.accept import accept_rejection
 from harness.decode.drafters import LookupDrafter, MemoryDrafter
 from harness.decode.generation import generate
@@ -315,4 +315,4 @@ def test_expected_counts_against_enumeration() -> None:
 def test_modules_under_test_are_the_loops() -> None:
     """The functions checked above are the ones the loop calls."""
     assert speculative.accept_rejection is accept.accept_rejection
-    assert speculative.Request is drafters.Request
+    assert proposing.Request is drafters.Request
