@@ -23,6 +23,7 @@ from harness.cli import main
 from harness.core import machine
 from harness.core.errors import HarnessError
 from harness.core.records import Divergence, Generation, Record, Sample, Trajectory
+from harness.decode.length import Costs
 from harness.report import load_run
 from harness.report.verify import verify
 from harness.results.store import RunStore, read_manifest, read_records, record_key
@@ -647,3 +648,33 @@ def test_repeats_are_records_of_their_own(tmp_path: Path) -> None:
     records = read_records(run(tmp_path, suite=suite))
     expected = itertools.product(("code", "math"), ("baseline", "prompt_lookup"), range(3))
     assert sorted((r.domain, r.experiment, r.repeat) for r in records) == sorted(expected)
+
+
+def test_drafters_of_one_draft_are_calibrated_once(tmp_path: Path) -> None:
+    """The pair's draft is timed once for all cells that use it; what runs no draft has its verification and no cost of drafting."""
+    timed: list[str | None] = []
+
+    def calibrate(pair: Any, cell: Cell, max_k: int) -> tuple[Costs, dict[str, Any]]:
+        timed.append(cell.drafter)
+        return Costs(c=0.3, v=(1.0, 1.1, 1.2)), {"c": 0.3, "v": [1.0, 1.1, 1.2]}
+
+    drafters = ["lookup", "generic", "hybrid", "early_exit"]
+    suite = make_suite(limit=1, experiments=[{"kind": "baseline"}, {"kind": "drafters", "drafters": drafters, "k": ["auto"]}])
+    measured = read_manifest(run(tmp_path, suite=suite, engine=make_engine(calibrate=calibrate))).measured.calibration
+    assert sorted(map(str, timed)) == ["early_exit", "generic"]
+    assert {name: costs["c"] for name, costs in measured.items()} == {"lookup": 0.0, "generic": 0.3, "hybrid": 0.3, "early_exit": 0.3}
+
+
+def test_near_ties_come_with_answers_that_keep_probabilities(tmp_path: Path) -> None:
+    """Half precision tells which of the target's choices were close, without another pass; answers without them are passed again."""
+
+    def answers(pair: Any, samples: Any, max_tokens: int) -> list[Trajectory]:
+        found = fake_answers(pair, samples, max_tokens)
+        top = ((-0.7, -0.7005), *[(-0.1, -3.0)] * (max_tokens - 1))
+        return [dataclasses.replace(t, top_tokens=((1, 2),) * max_tokens, top_logprobs=top) for t in found]
+
+    def never(*_: Any) -> Any:
+        pytest.fail("the target ran again")
+
+    folder = run(tmp_path, suite=clocked_suite(), engine=make_engine(answer=answers, ties=never))
+    assert set(read_manifest(folder).measured.target_ties.values()) == {1}

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+HALF_TIE = 0.004
+"""Nats between two choices that half precision cannot tell from a near-tie; wider than a near-tie, so that none is missed."""
+
+
 def answer_all(context: Context, jobs: Sequence[Job], stop: StopRequest, console: Console) -> None:
     """Let the target answer every prompt, in batches; each answer is scored and becomes one record."""
     if not jobs:
@@ -172,10 +176,21 @@ def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
     """Keep in the manifest how many near-ties of the target each replayed answer has: there another machine may answer otherwise."""
     known = context.store.manifest.measured.target_ties
     samples = {job.sample.id: job.sample for job in jobs if job.sample.id not in known}
-    if samples:
+    whole = [answer(context, sample) for sample in samples.values()]
+    found = {t.sample_id: n for t in whole if (n := _close(t)) is not None}
+    rest = [t for t in whole if t.sample_id not in found]
+    if rest:
         with context.stages("check"):
-            found = context.engine.ties(context.pair, [answer(context, sample) for sample in samples.values()])
-        context.store.update(target_ties={**known, **dict(zip(samples, found, strict=True))})
+            found |= dict(zip((t.sample_id for t in rest), context.engine.ties(context.pair, rest), strict=True))
+    if found:
+        context.store.update(target_ties={**known, **found})
+
+
+def _close(t: Trajectory) -> int | None:
+    """Positions where the target's first two choices are close by the half-precision probabilities that its answer keeps; None without."""
+    if t.top_logprobs is None:
+        return None
+    return sum(len(top) > 1 and top[0] - top[1] < HALF_TIE for top in t.top_logprobs)
 
 
 def _spot_check(context: Context, plan: Plan, job: Job, records: Sequence[Record], replay_s: float) -> None:

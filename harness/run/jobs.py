@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core import machine, stats
+from harness.core.drafter_kinds import DRAFTERS
 from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress
 from harness.core.records import Generation, Load, Record, Sample, Score, Try
 from harness.core.terminal import show
-from harness.decode.length import AUTO_MAX_K
+from harness.decode.length import AUTO_MAX_K, Costs
 from harness.results.clock import cost_label
 from harness.run.context import Context, generate_job
 from harness.run.counting import answer_all, replay_all
 from harness.run.engine import TRAINED
+from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ REFERENCE_TOKENS = 8
 WARMUP_TOKENS = 4
 DISTURBED = 1.4
 """An answer that takes this many times what its own rounds take by the run's medians is decoded again."""
+DRAFT, FREE = ("draft", None), ("free", None)
 TRIES = 3
 """How often at most."""
 
@@ -69,16 +72,30 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
     lengths = [AUTO_MAX_K if job.cell.k == "auto" else job.cell.k for job in todo]
     max_k = max([8, *(k for k in lengths if isinstance(k, int))])
     measured: dict[tuple[Any, Any], Any] = {}
-    for (drafter, layers), cell in {(job.cell.drafter, job.cell.layers): job.cell for job in wanted}.items():
-        name = cost_label(drafter, settings_of(cell))
-        own = ("generic" if drafter in TRAINED else drafter, layers)
+    cells = {(job.cell.drafter, job.cell.layers): job.cell for job in wanted}.values()
+    for cell in sorted(cells, key=lambda cell: _costs_like(cell) == FREE):
+        name, own = cost_label(cell.drafter, settings_of(cell)), _costs_like(cell)
         if own not in measured:
-            measured[own] = context.engine.calibrate(context.pair, cell, max_k)
+            drafted = measured.get(DRAFT) if own == FREE else None
+            measured[own] = _without_draft(*drafted) if drafted else context.engine.calibrate(context.pair, cell, max_k)
         context.costs[name], calibration[name] = measured[own]
     context.store.update(calibration=calibration)
     for job in {(j.cell.drafter, j.adapter, j.cell.k, j.cell.loop, j.cell.rule, j.cell.layers): j for j in decodes}.values():
         generate_job(context, job, WARMUP_TOKENS)
     _time_reference(context, todo[0].sample, "calibration")
+
+
+def _costs_like(cell: Cell) -> tuple[Any, Any]:
+    """What decides a cell's costs: cells of the pair's draft have the same, and cells that run no model but the target."""
+    kind = DRAFTERS.get(cell.drafter or "")
+    if cell.drafter in TRAINED or (kind is not None and kind.needs_draft):
+        return DRAFT
+    return FREE if kind is not None and kind.model_free else (cell.drafter, cell.layers)
+
+
+def _without_draft(costs: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The same verification, and drafts for nothing."""
+    return (dataclasses.replace(costs, c=0.0) if isinstance(costs, Costs) else costs), {**facts, "c": 0.0, "draft_step_s": None}
 
 
 def _decode(context: Context, job: Job) -> Record:
