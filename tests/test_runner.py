@@ -565,7 +565,7 @@ def clocked_suite(**changes: Any) -> Suite:
     """Counts of five prompts per domain, clocks of two."""
     experiments = [
         {"kind": "baseline"},
-        {"kind": "generic_draft", "k": [2, "auto"]},
+        {"kind": "generic_draft", "k": [2, "auto", "dynamic"]},
         {"kind": "ablation_k", "k": [4], "name": "counts"},
         {"kind": "lenience", "values": [1.5]},
     ]
@@ -597,6 +597,7 @@ def test_counts_come_from_all_prompts_and_clocks_from_few(tmp_path: Path) -> Non
     assert counts == {
         ("answer", "baseline", None): 10, ("decode", "baseline", None): 4, ("decode", "generic_draft", 2): 4,
         ("decode", "generic_draft", "auto"): 4, ("replay", "generic_draft", 2): 10, ("replay", "generic_draft", "auto"): 10,
+        ("decode", "generic_draft", "dynamic"): 4, ("replay", "generic_draft", "dynamic"): 10,
         ("replay", "counts", 4): 10, ("decode", "lenience", 4): 4,
     }  # fmt: skip
     assert {r.emitted for r in records if r.method == "decode" and not r.lossy} == {9}

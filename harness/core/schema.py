@@ -67,7 +67,7 @@ class SpotCheck(TypedDict):
 
     drafter: str
     sample_id: str
-    k: int
+    k: int | str
     equal: bool
     near_ties: int | None
     replay_s: NotRequired[Duration]
