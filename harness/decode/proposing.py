@@ -37,9 +37,8 @@ class Proposing:
             keep_going=policy.keep_going if policy.needs_confidence else None,
             **how,
         )
-        if not self._begun and (
-            request.k > 0 or (self._free and any((request.free_k or {}).values()))
-        ):  # decoded plainly so far, now tries
+        wanted = request.k > 0 or (self._free and any((request.free_k or {}).values()))
+        if wanted and not self._begun:  # decoded plainly so far, now tries
             self._drafter.begin(self._prompt)
             self._begun = True
         return (self._drafter.propose(context, request) if self._begun else None) or NOTHING

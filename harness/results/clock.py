@@ -7,7 +7,8 @@ count; drafting depends on the drafter too.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ ENOUGH = 12
 """Rounds of one shape whose median is taken for a cost that decoding goes by."""
 LOOKED_UP = {"copy": "lookup"}
 """Sources that cost the same."""
+
+Kind = tuple[str, ...]
+"""What is timed: a step of the target alone, verifying, drafting by a label's source, a label's prompt token, and so on."""
+PLAIN: Kind = ("plain",)
+VERIFY: Kind = ("verify",)
 
 
 def cost_label(drafter: str | None, settings: Mapping[str, Any]) -> str:
@@ -34,8 +40,8 @@ class Clock:
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self._seconds: dict[Hashable, list[float]] = {}
-        self._medians: dict[Hashable, float] = {}
+        self._seconds: dict[Kind, dict[int, list[float]]] = {}
+        self._tables: dict[Kind, dict[int, float]] = {}
         for record in records:
             self.add(record)
 
@@ -49,9 +55,9 @@ class Clock:
         first = 1 if record.rounds > 1 else 0  # the first round of an answer warms up
         shapes = zip(record.draft_lengths, sources, drafting, record.verify_times_s, strict=True)
         for drafted, source, draft_s, verify_s in list(shapes)[first:]:
-            self._note(("verify", drafted) if record.drafter else "plain", verify_s)
+            self._note(VERIFY if record.drafter else PLAIN, verify_s, drafted)
             if record.drafter:
-                self._note(("draft", label, LOOKED_UP.get(source, source), drafted), draft_s)
+                self._note(("draft", label, LOOKED_UP.get(source, source)), draft_s, drafted)
         if record.prefill_s is not None:
             self._note(("prefill", label), record.prefill_s / record.prompt_tokens)
             inside = record.prefill_s + (record.route_s or 0.0) + (record.swap_s or 0.0) + sum(record.verify_times_s) + sum(drafting)
@@ -60,56 +66,42 @@ class Clock:
             if (seconds := getattr(record, name)) is not None:
                 self._note((name, label), seconds)
 
-    def _note(self, key: Hashable, seconds: float) -> None:
-        self._seconds.setdefault(key, []).append(seconds)
-        self._medians.pop(key, None)
+    def _note(self, kind: Kind, seconds: float, drafted: int = 0) -> None:
+        self._seconds.setdefault(kind, {}).setdefault(drafted, []).append(seconds)
+        self._tables.pop(kind, None)
 
-    def _median(self, key: Hashable) -> float | None:
-        if key not in self._medians and key in self._seconds:
-            self._medians[key] = statistics.median(self._seconds[key])
-        return self._medians.get(key)
+    def _table(self, kind: Kind) -> dict[int, float]:
+        """Median seconds of a kind by tokens drafted, shortest first; empty where there is nothing of it."""
+        if kind not in self._tables:
+            known = self._seconds.get(kind, {})
+            self._tables[kind] = {drafted: statistics.median(known[drafted]) for drafted in sorted(known)}
+        return self._tables[kind]
 
-    def count(self, key: Hashable) -> int:
-        """How many rounds of a shape there are: ``"plain"``, ``("verify", drafted)``, ``("draft", label, source, drafted)``."""
-        return len(self._seconds.get(key, ()))
+    def _single(self, kind: Kind) -> float | None:
+        """The median of a kind that does not depend on what was drafted."""
+        return self._table(kind).get(0)
 
-    @property
-    def plain_s(self) -> float | None:
-        """A step of the target alone."""
-        return self._median("plain")
-
-    def verify_s(self, drafted: int) -> float | None:
-        """Verifying a draft of that length; between and beyond the lengths that occurred, on a line."""
-        known = sorted(key[1] for key in self._seconds if isinstance(key, tuple) and key[0] == "verify")
-        return _on_line(drafted, {n: self._median(("verify", n)) or 0.0 for n in known})
-
-    def draft_s(self, label: str, source: str, drafted: int) -> float | None:
-        """Drafting that many tokens."""
-        source = LOOKED_UP.get(source, source)
-        known = sorted(key[3] for key in self._seconds if isinstance(key, tuple) and key[:3] == ("draft", label, source))
-        return _on_line(drafted, {n: self._median(("draft", label, source, n)) or 0.0 for n in known})
+    def _often(self, kind: Kind) -> dict[int, float]:
+        """As :meth:`_table`, of the lengths with :data:`ENOUGH` rounds."""
+        return {n: seconds for n, seconds in self._table(kind).items() if len(self._seconds[kind][n]) >= ENOUGH}
 
     def seconds(self, record: Record) -> float | None:
         """What the rounds of a record, its prompt and its routing take; None where a shape of it was never timed.
 
         The target alone takes a plain step per token.
         """
-        label, plain = cost_label(record.drafter, record.settings), self.plain_s
-        prefill = self._median(("prefill", label))
-        if plain is None or prefill is None:
-            return None
-        total = prefill * record.prompt_tokens
         if record.drafter is None:
-            return total + record.emitted * (plain + (self._median(("host", label)) or 0.0))
-        total += record.rounds * (self._median(("host", label)) or 0.0) + sum(
-            self._median((n, label)) or 0.0 for n in ("route_s", "swap_s")
-        )
-        shapes: dict[tuple[str, int], int] = {}
-        for source, drafted in zip(record.sources or ("draft",) * len(record.draft_lengths), record.draft_lengths, strict=True):
-            shape = (source if drafted else "", drafted)
-            shapes[shape] = shapes.get(shape, 0) + 1
-        for (source, drafted), n in shapes.items():
-            verify, draft = self.verify_s(drafted), self.draft_s(label, source, drafted) if drafted else 0.0
+            return self.plain_seconds(record)
+        label = cost_label(record.drafter, record.settings)
+        prefill = self._single(("prefill", label))
+        if self._single(PLAIN) is None or prefill is None:
+            return None
+        host, route, swap = (self._single((name, label)) or 0.0 for name in ("host", "route_s", "swap_s"))
+        total = prefill * record.prompt_tokens + record.rounds * host + route + swap
+        sources = record.sources or ("draft",) * len(record.draft_lengths)
+        for (source, drafted), n in Counter(zip(sources, record.draft_lengths, strict=True)).items():
+            verify = _on_line(drafted, self._table(VERIFY))
+            draft = _on_line(drafted, self._table(("draft", label, LOOKED_UP.get(source, source)))) if drafted else 0.0
             if verify is None or draft is None:
                 return None
             total += n * (verify + draft)
@@ -117,30 +109,27 @@ class Clock:
 
     def plain_seconds(self, record: Record) -> float | None:
         """What the target alone takes for a record's prompt and tokens."""
-        plain, prefill = self.plain_s, self._median(("prefill", ""))
+        plain, prefill = self._single(PLAIN), self._single(("prefill", ""))
         if plain is None or prefill is None:
             return None
-        return prefill * record.prompt_tokens + record.emitted * (plain + (self._median(("host", "")) or 0.0))
+        return prefill * record.prompt_tokens + record.emitted * (plain + (self._single(("host", "")) or 0.0))
 
     def costs(self, label: str, c: float, v: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
         """Calibrated costs in target steps, with what the run's own rounds say where there are :data:`ENOUGH` of a shape."""
-        plain = self.plain_s
-        if plain is None or self.count("plain") < ENOUGH:
+        plain = self._often(PLAIN).get(0)
+        if plain is None:
             return c, v
-        own = [self._median(("verify", n)) if n and self.count(("verify", n)) >= ENOUGH else None for n in range(len(v))]
-        drafts = [
-            (n, self._median(("draft", label, "draft", n))) for n in range(1, len(v)) if self.count(("draft", label, "draft", n)) >= ENOUGH
-        ]
-        per_token = [seconds / n for n, seconds in drafts if seconds is not None]
-        scale = [seconds / plain / v[n] for n, seconds in enumerate(own) if seconds is not None]
-        level = statistics.median(scale) if scale else 1.0
-        learned = tuple(seconds / plain if seconds is not None else v[n] * (level if n else 1.0) for n, seconds in enumerate(own))
+        verified = {n: seconds / plain for n, seconds in self._often(VERIFY).items() if 0 < n < len(v)}
+        per_token = [seconds / n for n, seconds in self._often(("draft", label, "draft")).items() if 0 < n < len(v)]
+        level = statistics.median(cost / v[n] for n, cost in verified.items()) if verified else 1.0
+        learned = (v[0], *(verified.get(n, v[n] * level) for n in range(1, len(v))))
         return (statistics.median(per_token) / plain if per_token else c), learned
 
 
 def _on_line(n: int, known: Mapping[int, float]) -> float | None:
-    if not known:
-        return None
+    """The seconds of a draft of ``n`` tokens; between and beyond the lengths that occurred, on a line."""
+    if n in known or not known:
+        return known.get(n)
     at = list(known)
     if n <= at[-1] or len(at) == 1:
         return float(np.interp(n, at, list(known.values())))

@@ -12,6 +12,7 @@ import numpy as np
 from harness.core import stats
 from harness.core.records import Divergence, Profile, Record
 from harness.core.stats import Estimate
+from harness.results.clock import cost_label
 from harness.results.robust import Timing, shares
 from harness.results.store import settings_key
 
@@ -333,8 +334,7 @@ def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float |
 def _predicted(group: Sequence[Record], calibration: Calibration) -> float | None:
     """Emitted tokens over the calibrated cost of every round, in target steps: tau / (K c + v(K + 1)) when every round drafts K."""
     first = group[0]
-    layers = first.settings.get("layers")
-    costs = calibration.get(f"{first.drafter} (layers {layers})" if layers else str(first.drafter))
+    costs = calibration.get(cost_label(first.drafter, first.settings))
     lengths = [d for r in group for d in r.draft_lengths]
     if costs is None or not lengths or max(lengths) >= len(costs["v"]):
         return None

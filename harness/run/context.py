@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.core.records import Generation, Score, Trajectory
+from harness.core.records import Generation, Sample, Score, Trajectory
 from harness.core.walltime import Stages
 from harness.decode.length import Costs
 from harness.results.clock import Clock, cost_label
@@ -78,3 +79,14 @@ def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:
         del settings["drafter"]
         return context.trained.route(context.pair, cell, job.sample.prompt, **settings)
     return context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
+
+
+def score_answer(context: Context, sample: Sample, tokens: tuple[int, ...], target: tuple[int, ...] | None) -> Score:
+    """Score an answer beside the target's, once per distinct output: equal outputs have equal scores."""
+    key = (sample.id, tokens)
+    if key not in context.scores:
+        with context.stages("score"):
+            target_text = None if target is None else context.pair.decode(target)
+            score = context.engine.score(sample, context.pair.decode(tokens), target_text=target_text)
+        context.scores[key] = dataclasses.replace(score, reason=score.reason[:200], details={})
+    return context.scores[key]

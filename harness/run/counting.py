@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.core.interrupt import StopRequest
-from harness.core.progress import NowAndThen
-from harness.core.records import Record, Sample, Score, Trajectory
+from harness.core.progress import counted
+from harness.core.records import Record, Sample, Trajectory
 from harness.core.terminal import show
-from harness.run.context import Context, costs_now, generate_job
+from harness.run.context import Context, costs_now, generate_job, score_answer
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
@@ -30,19 +31,16 @@ def answer_all(context: Context, jobs: Sequence[Job], stop: StopRequest, console
     todo = [job for job in jobs if job.key not in context.store]
     if todo:
         show(console, f"the target answers {len(todo)} prompts")
-    timer = NowAndThen()
     with context.stages("answer"):
         by_id = {job.sample.id: job for job in jobs}
         found = context.engine.answer(context.pair, [job.sample for job in jobs], context.max_tokens)
-        for done, trajectory in enumerate(found, start=1):
+        for trajectory in counted(found, len(jobs), "answered", partial(show, console) if todo else None):
             if stop.requested:
                 return
             job = by_id[trajectory.sample_id]
             context.answers[job.sample.id] = trajectory
             if job.key not in context.store:
                 context.store.append(_answered(context, job, trajectory))
-            if timer.due() and todo:
-                show(console, f"  {done} of {len(jobs)} answered")
 
 
 def _answered(context: Context, job: Job, t: Trajectory) -> Record:
@@ -50,15 +48,8 @@ def _answered(context: Context, job: Job, t: Trajectory) -> Record:
     return Record(
         experiment=cell.experiment, method="answer", loop=cell.loop, sample_id=t.sample_id, domain=t.domain, drafter=None, k=None,
         seed=job.seed, prompt_tokens=len(t.prompt_tokens), rounds=n, drafted=0, accepted=0, rejected=0, accept_lengths=(0,) * n,
-        draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens, score=_score(context, job.sample, t),
+        draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens, score=score_answer(context, job.sample, t.tokens, t.tokens),
     )  # fmt: skip
-
-
-def _score(context: Context, sample: Sample, t: Trajectory) -> Score:
-    text = context.pair.decode(t.tokens)
-    with context.stages("score"):
-        score = context.engine.score(sample, text, target_text=text)
-    return dataclasses.replace(score, reason=score.reason[:200], details={})
 
 
 def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -> None:
@@ -121,28 +112,19 @@ def _routed(context: Context, group: Sequence[Job]) -> list[Record]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plain:
-    """Counts of an answer that a router decodes without drafting."""
+def _plain(answers: Sequence[Trajectory]) -> list[Any]:
+    """Replay rows of answers that a router decodes without drafting."""
+    from harness.decode.replay import ReplayRow
 
-    sample_id: str
-    rounds: int
-    accept_lengths: tuple[int, ...]
-    draft_lengths: tuple[int, ...]
-    drafted: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    near_ties: int = 0
-    sources: tuple[str, ...] | None = None
-
-    @property
-    def emitted(self) -> int:
-        """Tokens: one per round."""
-        return self.rounds
-
-
-def _plain(answers: Sequence[Trajectory]) -> list[_Plain]:
-    return [_Plain(t.sample_id, n, (0,) * n, (0,) * n, sources=("",) * n) for t in answers for n in [len(t.tokens)]]
+    shared: dict[str, Any] = {"drafter": "plain", "k": 0, "drafted": 0, "accepted": 0, "rejected": 0}
+    return [
+        ReplayRow(
+            sample_id=t.sample_id, domain=t.domain, rounds=n, emitted=n, accept_lengths=(0,) * n, draft_lengths=(0,) * n,
+            sources=("",) * n, **shared,
+        )
+        for t in answers
+        for n in [len(t.tokens)]
+    ]  # fmt: skip
 
 
 def _record(job: Job, row: Any, t: Trajectory) -> Record:
@@ -206,11 +188,8 @@ def _spot_check(context: Context, plan: Plan, job: Job, records: Sequence[Record
         decoded = generate_job(context, job, limit)
     checks = context.store.manifest.measured.spot_checks
     ended = decoded.emitted < limit or limit == context.max_tokens
-    rounds = decoded.rounds if ended else _settled(decoded.accept_lengths, job.cell.k, limit)
-    equal = all(
-        getattr(decoded, name)[:rounds] == getattr(replayed, name)[: rounds if not ended else None]
-        for name in ("accept_lengths", "draft_lengths")
-    )
+    rounds = None if ended else _settled(decoded.accept_lengths, job.cell.k, limit)
+    equal = all(getattr(decoded, name)[:rounds] == getattr(replayed, name)[:rounds] for name in ("accept_lengths", "draft_lengths"))
     near_ties = context.store.manifest.measured.target_ties[job.sample.id] + (replayed.near_ties or 0)
     check = {
         "drafter": job.adapter or job.cell.drafter,

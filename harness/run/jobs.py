@@ -11,11 +11,11 @@ from harness.core import machine, stats
 from harness.core.drafter_kinds import DRAFTERS
 from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress
-from harness.core.records import Generation, Load, Record, Sample, Score, Try
+from harness.core.records import Generation, Load, Record, Sample, Try
 from harness.core.terminal import show
 from harness.decode.length import AUTO_MAX_K, Costs
 from harness.results.clock import cost_label
-from harness.run.context import Context, generate_job
+from harness.run.context import Context, generate_job, score_answer
 from harness.run.counting import answer_all, replay_all
 from harness.run.engine import TRAINED
 from harness.suite.experiments import Cell
@@ -29,9 +29,10 @@ REFERENCE_TOKENS = 8
 WARMUP_TOKENS = 4
 DISTURBED = 1.4
 """An answer that takes this many times what its own rounds take by the run's medians is decoded again."""
-DRAFT, FREE = ("draft", None), ("free", None)
 TRIES = 3
 """How often at most."""
+DRAFT, FREE = ("draft", None), ("free", None)
+"""Costs that several drafters share: with the pair's draft, and with no model but the target."""
 
 
 def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> None:
@@ -119,7 +120,7 @@ def _decode(context: Context, job: Job) -> Record:
     best, _ = min(tries, key=lambda found: found[0].wall_s or 0.0)
     others = [Try(wall_s=r.wall_s, expected_s=s, load=r.load) for r, s in tries if r is not best and r.wall_s is not None]
     context.timings.add(best)
-    score = None if cut else _score(context, sample, best)
+    score = None if cut else score_answer(context, sample, best.tokens or (), context.baselines.get(sample.id))
     return dataclasses.replace(best, tries=tuple(others), score=score, **_audit(context, job, best))
 
 
@@ -150,19 +151,6 @@ def _record(context: Context, job: Job, generation: Generation, load: Load) -> R
     )  # fmt: skip
 
 
-def _score(context: Context, sample: Sample, record: Record) -> Score:
-    """Score an answer once per distinct output: equal outputs have equal scores."""
-    assert record.tokens is not None
-    key = (sample.id, record.tokens)
-    if key not in context.scores:
-        baseline = context.baselines.get(sample.id)
-        with context.stages("score"):
-            text, target_text = context.pair.decode(record.tokens), None if baseline is None else context.pair.decode(baseline)
-            score = context.engine.score(sample, text, target_text=target_text)
-        context.scores[key] = dataclasses.replace(score, reason=score.reason[:200], details={})
-    return context.scores[key]
-
-
 def check_verification(context: Context, after: str) -> None:
     """Measure v(5), for the manifest to keep in order. What looks like a rise is measured again."""
     known = context.store.manifest.measured.verification
@@ -186,7 +174,7 @@ def _time_reference(context: Context, sample: Sample, after: str) -> None:
     context.store.update(reference_s=(*context.store.manifest.measured.reference_s, elapsed))
 
 
-def remember(context: Context, records: Sequence[Record]) -> None:
+def remember_records(context: Context, records: Sequence[Record]) -> None:
     """Take the greedy target outputs of an interrupted run for audit and replay, and its clocks."""
     for record in records:
         context.timings.add(record)

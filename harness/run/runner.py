@@ -23,8 +23,7 @@ from harness.results.store import Manifest, RunStore, check_writable, new_run_na
 from harness.run.context import Context
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
-from harness.run.jobs import check_verification, execute
-from harness.run.jobs import remember as remember_records
+from harness.run.jobs import check_verification, execute, remember_records
 from harness.run.texts import keep_texts
 from harness.run.trained import Trained, check_configs
 from harness.suite.experiments import Cell
