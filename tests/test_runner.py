@@ -22,7 +22,7 @@ from rich.console import Console
 from harness.cli import main
 from harness.core import machine
 from harness.core.errors import HarnessError
-from harness.core.records import Divergence, Generation, Record, Sample, Trajectory
+from harness.core.records import Divergence, Generation, Record, Sample, Score, Trajectory
 from harness.decode.length import Costs
 from harness.report import load_run
 from harness.report.verify import verify
@@ -679,3 +679,30 @@ def test_near_ties_come_with_answers_that_keep_probabilities(tmp_path: Path) -> 
 
     folder = run(tmp_path, suite=clocked_suite(), engine=make_engine(answer=answers, ties=never))
     assert set(read_manifest(folder).measured.target_ties.values()) == {1}
+
+
+def test_whole_answers_are_scored_beside_whole_answers(tmp_path: Path) -> None:
+    """Where few prompts have a clock, a lossy answer is compared with the target's from a batch, not with the short one of the clock."""
+    seen: list[tuple[int, int]] = []
+
+    def score(sample: Sample, text: str, target_text: str | None) -> Score:
+        seen.append((len(text.split()), len((target_text or "").split())))
+        return verdict("pass@1", True)
+
+    def generate(*args: Any, **settings: Any) -> Generation:
+        g = fake_generate(*args, **settings)
+        return dataclasses.replace(g, tokens=g.tokens[::-1]) if settings.get("lenience", 1) > 1 else g
+
+    class Words(FakePair):
+        def decode(self, tokens: Any) -> str:
+            return " ".join(map(str, tokens))
+
+    run(tmp_path, suite=clocked_suite(), engine=make_engine(generate=generate, score=score, load_pair=lambda name, offline: Words()))
+    assert set(seen) == {(20, 20)}
+
+
+def test_clock_tokens_count_only_where_some_prompts_have_no_clock(tmp_path: Path) -> None:
+    """Without ``clocked`` every answer is decoded to its end and scored."""
+    records = read_records(run(tmp_path, suite=make_suite(limit=1, clock_tokens=5)))
+    assert {r.emitted for r in records} == {12}
+    assert all(r.score for r in records if r.method == "decode")

@@ -44,6 +44,15 @@ class Context:
     scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
     stages: Stages = field(default_factory=Stages)
 
+    @property
+    def clock_limit(self) -> int:
+        """Longest answer whose end does not matter."""
+        return min(self.max_tokens, self.clock_tokens or self.max_tokens)
+
+    def target(self, sample_id: str) -> tuple[int, ...] | None:
+        """The target's own greedy answer, the whole one where there is one; None where it gave none."""
+        return self.answers[sample_id].tokens if sample_id in self.answers else self.baselines.get(sample_id)
+
 
 def costs_now(context: Context, cell: Cell) -> Any:
     """What a cell's ``auto`` goes by: the calibration, and what the run's own rounds have shown since."""

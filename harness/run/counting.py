@@ -68,7 +68,7 @@ def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -
         replay_s = time.perf_counter() - started
         context.store.extend(records)
         progress.replayed(records)
-        _spot_check(context, plan, group[0], records, replay_s)
+        _spot_check(context, group[0], records, replay_s)
 
 
 def _alike(job: Job) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ def _close(t: Trajectory) -> int | None:
     return sum(len(top) > 1 and top[0] - top[1] < HALF_TIE for top in t.top_logprobs)
 
 
-def _spot_check(context: Context, plan: Plan, job: Job, records: Sequence[Record], replay_s: float) -> None:
+def _spot_check(context: Context, job: Job, records: Sequence[Record], replay_s: float) -> None:
     """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took.
 
     Policies that learn their costs while the run goes on are left out: another moment has other costs.
@@ -184,7 +184,7 @@ def _spot_check(context: Context, plan: Plan, job: Job, records: Sequence[Record
         return
     whole, replayed = answer(context, job.sample), records[0]
     with context.stages("check"):
-        limit = context.max_tokens if not plan.answers else min(context.max_tokens, context.clock_tokens or context.max_tokens)
+        limit = context.clock_limit
         decoded = generate_job(context, job, limit)
     checks = context.store.manifest.measured.spot_checks
     ended = decoded.emitted < limit or limit == context.max_tokens

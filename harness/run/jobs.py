@@ -103,7 +103,7 @@ def _decode(context: Context, job: Job) -> Record:
     """Decode one sample in one cell, again where something disturbed its clock, audit it against the baseline and score it."""
     cell, sample = job.cell, job.sample
     cut = context.clock_tokens is not None and not cell.lossy
-    max_tokens = min(context.max_tokens, context.clock_tokens or context.max_tokens) if cut else context.max_tokens
+    max_tokens = context.clock_limit if cut else context.max_tokens
     tries: list[tuple[Record, float]] = []
     while True:
         with context.stages("decode"):
@@ -120,7 +120,7 @@ def _decode(context: Context, job: Job) -> Record:
     best, _ = min(tries, key=lambda found: found[0].wall_s or 0.0)
     others = [Try(wall_s=r.wall_s, expected_s=s, load=r.load) for r, s in tries if r is not best and r.wall_s is not None]
     context.timings.add(best)
-    score = None if cut else score_answer(context, sample, best.tokens or (), context.baselines.get(sample.id))
+    score = None if cut else score_answer(context, sample, best.tokens or (), context.target(sample.id))
     return dataclasses.replace(best, tries=tuple(others), score=score, **_audit(context, job, best))
 
 

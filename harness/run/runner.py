@@ -99,7 +99,7 @@ def run_suite(
         keep_texts(folder, samples, read_records(folder), pair.decode)
         context = Context(
             max_tokens=suite.max_tokens,
-            clock_tokens=suite.clock_tokens,
+            clock_tokens=suite.clocked and suite.clock_tokens,
             pair=pair,
             engine=engine,
             store=store,
