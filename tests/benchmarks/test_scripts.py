@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import busy_core
 import detailed
 import lossless
 import memory_sizes
 import numpy as np
+import psutil
 import pytest
 import replay
 import training
@@ -113,3 +116,13 @@ def test_training_script(tmp_path: Path, pruned: bool) -> None:
     assert len(own.losses) == 6
     assert own.losses[-1] < own.losses[0]
     np.testing.assert_allclose(own.losses, theirs.losses, atol=1e-4)
+
+
+def test_busy_core_script() -> None:
+    """Beside the command, and only as long as it runs, another process computes; the command's exit status is passed on."""
+    look = (
+        "import os, psutil, sys, time; time.sleep(1); others = psutil.Process(os.getppid()).children();"
+        "sys.exit(round(sum(p.cpu_times().user for p in others if p.pid != os.getpid()) > 0.1) + 6)"
+    )
+    assert busy_core.main([sys.executable, "-c", look]) == 7
+    assert not [p for p in psutil.Process().children() if "burn" in " ".join(p.cmdline())]
