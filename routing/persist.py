@@ -139,6 +139,16 @@ def load_router(
     return RouterFile(router=router, run_id=run_id, adapter_hashes=hashes)
 
 
+def adapters_of(path: str | Path) -> Mapping[str, str]:
+    """Adapter name -> content hash of the adapters a router chooses among; needs neither them nor the encoder.
+
+    Raises:
+        RoutingError: not a router file, damaged, or newer than this package.
+    """
+    hashes: Mapping[str, str] = _field(_read(Path(path))[0], "adapter_hashes", dict, path)
+    return hashes
+
+
 def _recipe(features: PromptFeatures) -> dict[str, Any]:
     params = features.get_params()
     text = params["text"] if params["text"] in ("tfidf", "none", *ENCODERS) else "local"

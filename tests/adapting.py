@@ -103,3 +103,18 @@ def quick_config(**changes: Any) -> TrainingConfig:
         checkpoint_every=3,
     )
     return base.replace(**changes)
+
+
+def put_adapter(folder: Any, draft: Any, *, seed: int = 1, dora: bool = False, name: str = "code", **facts: Any) -> None:
+    """Write an adapter of a draft with random updates of its top two blocks; ``facts`` are fields of its metadata."""
+    from harness.adapt.adapters.folder import AdapterInfo, write_adapter
+    from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
+
+    lora = quick_config(lora={"rank": 4, "num_layers": 2, "dora": dora}).lora
+    with attached(draft.model, lora):
+        mx.random.seed(seed)
+        weights = {n: a + mx.random.normal(a.shape) * 0.1 for n, a in adapter_weights(draft.model).items()}
+        mx.eval(weights)
+    defaults = {"draft_hash": draft.hash, "draft_name": draft.name, "domain": None, "rank": 4, "data_hash": "", "examples": 0}
+    info = AdapterInfo(**{"name": name, "metric": "alpha", **defaults, **facts})
+    write_adapter(folder, weights, lora, adapted_layers(draft.model, lora), info)

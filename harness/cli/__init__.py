@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("harness.cli.demo:demo", "Show drafting token by token on a local web page."),
     "collect": ("harness.cli.generate:collect", "Write the target's answers to prompts: the raw material of training."),
     "train": ("harness.cli.train:train", "Adapt the draft to what it gets wrong, and keep what raises acceptance."),
+    "adapters": ("harness.cli.adapters:adapters_app", "List, import, export and remove the adapters of a pair."),
     "train-router": ("harness.cli.route:train_router", "Learn which adapter suits which prompt, and show what that gains."),
     "route": ("harness.cli.route:route", "Show which adapter the router picks for a prompt, why, and what the choice costs."),
     "distill": ("harness.cli.distill:distill", "Build a small draft out of the target itself."),

@@ -1,0 +1,174 @@
+"""The adapters installed on this machine: what each is, what uses it, putting one in from elsewhere, taking one away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.adapt.adapters.folder import (
+    METADATA,
+    WEIGHTS,
+    AdapterInfo,
+    adapter_folder,
+    adapters_root,
+    list_adapters,
+    read_info,
+    weights_hash,
+)
+from harness.adapt.adapters.names import built_in
+from harness.core.errors import HarnessError, did_you_mean
+from harness.core.paths import cache_dir
+
+if TYPE_CHECKING:
+    from harness.core.stats import Estimate
+
+ROUNDS = "rounds.json"
+"""Records of the training rounds, beside an adapter that was trained in its own folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelved:
+    """One installed adapter."""
+
+    pair: str
+    """Pair it is installed for."""
+    name: str
+    """Name of its folder, by which commands know it."""
+    folder: Path
+    info: AdapterInfo
+    """What its metadata says."""
+    sha256: str
+    """Of its weights."""
+    size_bytes: int
+    """All files of its folder, those of its training too."""
+    gain: Estimate | None
+    """Rise of the validation metric in its last kept round, with its interval; None where no record says."""
+    used_by: tuple[str, ...]
+    """What refers to it: the pair's router, sessions."""
+
+
+def shelved(pair: str) -> list[Shelved]:
+    """Adapters installed for a pair, by name.
+
+    Raises:
+        HarnessError: one of them is damaged.
+    """
+    return [look_at(pair, name, folder) for name, folder in list_adapters(adapters_root(pair)).items()]
+
+
+def pairs_with_adapters() -> list[str]:
+    """Names of the pairs that have any adapter on this machine."""
+    return sorted({path.parent.parent.name for path in (cache_dir() / "adapters").glob(f"*/*/{METADATA}")})
+
+
+def look_at(pair: str, name: str, folder: Path) -> Shelved:
+    """All that is known of one adapter.
+
+    Raises:
+        HarnessError: its files cannot be read.
+    """
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return Shelved(
+        pair=pair, name=name, folder=folder, info=read_info(folder), sha256=weights_hash(folder), size_bytes=size,
+        gain=_gain(folder), used_by=tuple(_users(pair, name)),
+    )  # fmt: skip
+
+
+def find(pair: str, name: str) -> Path:
+    """Folder of an installed adapter.
+
+    Raises:
+        HarnessError: no such adapter; names the nearest.
+    """
+    known = list_adapters(adapters_root(pair))
+    if name not in known:
+        raise HarnessError(f"no adapter {name!r} for pair {pair!r}: {did_you_mean(name, list(known))}", "See `harness adapters list`.")
+    return known[name]
+
+
+def put_in(pair: Any, source: Path, name: str, *, domain: str | None = None, replace: bool = False) -> Path:
+    """Install an adapter folder of this project or of PEFT for a pair's draft.
+
+    Args:
+        pair: loaded pair with a draft.
+        source: the folder.
+        name: what to call it here.
+        domain: domain to note, for a PEFT folder, which does not say.
+        replace: take the place of an adapter of that name.
+
+    Raises:
+        HarnessError: a name that is taken or means something else, a folder that is neither, options that are not understood, or
+            weights that do not fit the draft.
+    """
+    from harness.adapt.adapters.peft import import_peft
+    from harness.adapt.training.bank import updated_modules
+    from harness.adapt.training.rounds import install
+
+    place = free_place(pair.name, name, replace=replace)
+    if pair.draft is None:
+        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a pair with a draft model.")
+    if not (os.path.lexists(source / METADATA) and os.path.lexists(source / WEIGHTS)):
+        part = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            import_peft(source, part, pair.draft, name=name, domain=domain)
+            return install(part, place, name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    read_info(source, pair.draft.hash)
+    updated_modules(pair.draft.model, source)
+    return install(source, place, name)
+
+
+def free_place(pair: str, name: str, *, replace: bool = False) -> Path:
+    """Folder for a new adapter of that name.
+
+    Raises:
+        HarnessError: the name is no usable one, or is taken.
+    """
+    place = adapter_folder(pair, name)
+    if built_in(name):
+        raise HarnessError(f"{name!r} is a drafter's own name", "Choose another --name.")
+    if os.path.lexists(place / METADATA) and not replace:
+        raise HarnessError(f"pair {pair!r} has an adapter {name!r}", "Choose another --name, or take its place with --replace.")
+    return place
+
+
+def take_away(folder: Path) -> None:
+    """Delete an installed adapter with everything its training left in its folder; the metadata first, so that no part of it is found."""
+    (folder / METADATA).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _gain(folder: Path) -> Estimate | None:
+    """From the round record that names these weights' last kept round."""
+    if not os.path.lexists(folder / ROUNDS):
+        return None
+    from harness.adapt.training.rounds import read_rounds
+
+    kept = [record for record in read_rounds(folder / ROUNDS) if record.accepted]
+    return kept[-1].gain if kept else None
+
+
+def _users(pair: str, name: str) -> list[str]:
+    found = []
+    if name in _routed(pair):
+        found.append("router")
+    sessions = cache_dir() / "sessions" / pair
+    found += [f"session {path.name}" for path in sorted(sessions.glob(f"{name}-*")) if path.name.rpartition("-")[0] == name]
+    return found
+
+
+def _routed(pair: str) -> Mapping[str, str]:
+    """Adapter name -> hash of the pair's router; empty where there is none that can be read."""
+    from harness.adapt.routers.routed import router_path
+    from routing.errors import RoutingError
+    from routing.persist import adapters_of
+
+    try:
+        return adapters_of(router_path(pair)) if router_path(pair).is_file() else {}
+    except RoutingError:
+        return {}
