@@ -230,11 +230,11 @@ def test_newer_schema_is_refused_with_advice(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with RunStore.create(folder, make_manifest()) as run:
         run.append(make_record(schema_version=RUN_VERSION + 1))
-    with pytest.raises(HarnessError, match=r"line 1 has schema version 3(.|\n)*pip install -U"):
+    with pytest.raises(HarnessError, match=r"line 1 was written by a newer version .schema 3(.|\n)*pip install -U"):
         read_records(folder)
     data = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**data, "schema_version": 99}))
-    with pytest.raises(HarnessError, match="schema version 99"):
+    with pytest.raises(HarnessError, match="newer version"):
         read_manifest(folder)
 
 

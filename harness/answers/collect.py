@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
-from harness.core.files import parse_json, read_text, reading, this_version, typed
+from harness.core.files import parse_json, read_text, reading, this_version, typed, write_atomic
 from harness.core.limits import COUNT, TOP_K, check, room
 from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 from harness.models.tensors import read_header
@@ -238,22 +237,11 @@ def _batch_hash(group: Sequence[Sample], encoded: dict[str, list[int]], rooms: d
 def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: dict[str, Any]) -> None:
     from safetensors.numpy import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.concatenate([getattr(s.rollout, key) for s in stored]) for key in ("logprobs", "top_tokens", "top_logprobs")}
     lines = [{"schema_version": SCHEMA_VERSION, **settings}]
     for s in stored:
         line = {"sample_id": s.sample_id, "domain": s.domain, "finish": s.finish, "prompt_tokens": s.prompt_tokens}
         shorter = {"max_tokens": s.max_tokens} if s.max_tokens < settings["max_tokens"] else {}
         lines.append({**line, **shorter, "tokens": s.rollout.tokens})
-    write_durably(folder / f"{name}.safetensors", save(arrays))
-    write_durably(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def write_durably(path: Path, data: bytes, sync: Callable[[int], None] = os.fsync) -> None:
-    """Write a whole file so that it is there complete or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        sync(file.fileno())
-    temporary.replace(path)
+    write_atomic(folder / f"{name}.safetensors", save(arrays))
+    write_atomic(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

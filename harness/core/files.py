@@ -26,6 +26,7 @@ TEXT_BYTES = 256 * 2**20
 JSON_BYTES = 64 * 2**20
 """A JSON file larger than this is refused."""
 RESTORE = "Restore the file from a copy, or make it again."
+UPGRADE = "Upgrade the harness: pip install -U specdraft-harness."
 POINTER = b"version https://git-lfs.github.com/"
 """How the text file begins that git keeps in place of a large one."""
 
@@ -105,17 +106,27 @@ def parse_json(text: str | bytes, where: str, *, advice: str = RESTORE) -> dict[
     return data
 
 
-def this_version(data: dict[str, Any], where: str, *, advice: str = RESTORE) -> dict[str, Any]:
-    """``data`` without its ``schema_version``.
+def version_of(data: dict[str, Any], where: str, *, newest: int = SCHEMA_VERSION, advice: str = RESTORE) -> int:
+    """The ``schema_version`` of what was read, of a layout whose newest version here is ``newest``.
 
     Raises:
         HarnessError: it has none, or a newer one than this program writes.
     """
     version = data.get("schema_version")
-    if type(version) is not int or version < 1:
+    if type(version) is not int or version < 0:
         raise HarnessError(f"{where} has no schema_version", advice)
-    if version > SCHEMA_VERSION:
-        raise HarnessError(f"{where} was written by a newer version (schema {version}, here {SCHEMA_VERSION})", "Update the harness.")
+    if version > newest:
+        raise HarnessError(f"{where} was written by a newer version (schema {version}, here {newest})", UPGRADE)
+    return version
+
+
+def this_version(data: dict[str, Any], where: str, *, newest: int = SCHEMA_VERSION, advice: str = RESTORE) -> dict[str, Any]:
+    """``data`` without its ``schema_version``.
+
+    Raises:
+        HarnessError: as :func:`version_of`.
+    """
+    version_of(data, where, newest=newest, advice=advice)
     return {key: value for key, value in data.items() if key != "schema_version"}
 
 
@@ -172,23 +183,35 @@ def reading(where: Path | str, *, advice: str = RESTORE) -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replace ``path`` by ``data``: a reader or a crash sees the old file or the new one; file and folder are synced.
+    """Replace ``path`` by ``data``, as :func:`replacing` does.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; the old content stays.
+    """
+    with replacing(path) as part:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that becomes ``path`` when the block ends well: a reader or a crash sees the old file or the new one, both synced.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the old content stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
+        yield part
+        with open(part, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        part.chmod(0o666 & ~_umask())
+        os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            part.unlink()
         raise
     sync_folder(path.parent)
 

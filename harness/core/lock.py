@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import lock_descriptor
+
 from harness.core.errors import HarnessError
 
 
@@ -16,11 +18,9 @@ def wait_for_lock(path: Path) -> BinaryIO:
     Raises:
         OSError: the file cannot be opened.
     """
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+b")  # noqa: SIM115  held until close()
-    fcntl.flock(file, fcntl.LOCK_EX)
+    lock_descriptor(file.fileno())
     return file
 
 
@@ -35,16 +35,12 @@ def take_lock(path: Path, busy: Callable[[str], HarnessError]) -> BinaryIO:
         HarnessError: another process holds the lock.
         OSError: the file cannot be opened.
     """
-    import fcntl
-
     file = open(path, "a+b")  # noqa: SIM115  held until close()
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_descriptor(file.fileno(), blocking=False):
         file.seek(0)
         owner = file.read(32).decode(errors="replace") or "unknown"
         file.close()
-        raise busy(owner) from None
+        raise busy(owner)
     file.truncate(0)
     file.write(str(os.getpid()).encode())
     file.flush()

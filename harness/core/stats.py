@@ -62,7 +62,7 @@ class Estimate:
 
     def signed(self) -> str:
         """The number and its interval, if there is one, with signs: a change."""
-        return f"{self.value:+.3f}" + ("" if self.low is None else f" [{self.low:+.3f}, {self.high:+.3f}]")
+        return f"{self.value:+.3f}" + ("" if self.low is None or self.high is None else f" [{self.low:+.3f}, {self.high:+.3f}]")
 
     def excludes(self, value: float) -> bool:
         """True when the interval exists and does not contain ``value``."""

@@ -21,7 +21,7 @@ import numpy as np
 
 from harness.adapt.training.examples import invert
 from harness.answers import torch_llama
-from harness.answers.collect import Stored, write_durably
+from harness.answers.collect import Stored
 from harness.answers.rollout import Rollout
 from harness.answers.torch_llama import Shape, Weights
 from harness.core import files
@@ -345,7 +345,7 @@ def _checkpoint(folder: Path, key: dict[str, Any], step: int, names: list[str], 
     for name in names:
         moments = optimizer.state[weights[name]]
         state |= {f"w.{name}": weights[name].detach(), f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
-    write_durably(folder / "checkpoint.safetensors", save(state, {"key": json.dumps(key), "step": str(step)}))
+    files.write_atomic(folder / "checkpoint.safetensors", save(state, {"key": json.dumps(key), "step": str(step)}))
 
 
 def _check_key(folder: Path, header: dict[str, str], key: dict[str, Any]) -> None:
@@ -378,5 +378,5 @@ def _resume(folder: Path, key: dict[str, Any], names: list[str], weights: Weight
                     "exp_avg_sq": file.get_tensor(f"v.{name}").to(weight.device),
                 }
     lines = read_text(log).splitlines(keepends=True)
-    write_durably(log, "".join(lines[:step]).encode())
+    files.write_atomic(log, "".join(lines[:step]))
     return step

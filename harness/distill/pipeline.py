@@ -14,12 +14,12 @@ import numpy as np
 from harness.adapt.training.synth import SOURCE, synthesise
 from harness.adapt.training_config import SynthConfig
 from harness.answers import torch_llama
-from harness.answers.collect import Stored, collect, read_answers, write_durably
+from harness.answers.collect import Stored, collect, read_answers
 from harness.answers.rollout import Decoder
 from harness.answers.torch_batch import TorchTarget
 from harness.answers.torch_llama import Shape
 from harness.core.errors import HarnessError
-from harness.core.files import parse_json, read_json, read_text, typed
+from harness.core.files import parse_json, read_json, read_text, typed, write_atomic
 from harness.core.progress import NowAndThen
 from harness.core.records import Sample, Trajectory
 from harness.datasets.jsonl_file import read_jsonl
@@ -132,7 +132,7 @@ def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample
                 decoder=decoder, rows=config.batch, note=job.note,
             )  # fmt: skip
             job.work.mkdir(parents=True, exist_ok=True)
-            write_durably(path, "".join(json.dumps({"id": s.id, "prompt": s.prompt}) + "\n" for s in new).encode())
+            write_atomic(path, "".join(json.dumps({"id": s.id, "prompt": s.prompt}) + "\n" for s in new))
         rows = read_jsonl(path, required=("id", "prompt"))
         found += [Sample(id=row["id"], domain=domain, prompt=row["prompt"], source=SOURCE, split="train") for row in rows]
     return found

