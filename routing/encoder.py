@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sqlite3
 import threading
 import warnings
 from collections import OrderedDict
@@ -25,53 +24,23 @@ _MEMORY_ENTRIES = 20_000
 
 
 class VectorCache:
-    """Vectors by key, in memory, and on disk (SQLite) when a path is given. Safe across threads and processes."""
+    """Vectors by key, in memory; safe across threads."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self) -> None:
         self._memory: OrderedDict[str, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
-        self._path = path
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._connect() as db:
-                db.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
 
     def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """The vectors that are known, by key."""
         with self._lock:
-            found = {k: self._memory[k] for k in keys if k in self._memory}
-        missing = [k for k in keys if k not in found]
-        if missing and self._path is not None:
-            with self._connect() as db:
-                for key in missing:
-                    row = db.execute("SELECT vector FROM vectors WHERE key = ?", (key,)).fetchone()
-                    if row is not None:
-                        found[key] = np.frombuffer(row[0], dtype=np.float32)
-        return found
+            return {k: self._memory[k] for k in keys if k in self._memory}
 
     def put(self, vectors: dict[str, np.ndarray]) -> None:
-        """Remember vectors; the oldest leave memory first."""
+        """Remember vectors; the oldest leave first."""
         with self._lock:
             self._memory.update(vectors)
             while len(self._memory) > _MEMORY_ENTRIES:
                 self._memory.popitem(last=False)
-        if self._path is not None:
-            with self._connect() as db:
-                rows = [(k, np.ascontiguousarray(v, dtype=np.float32).tobytes()) for k, v in vectors.items()]
-                db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        db = None
-        try:
-            db = sqlite3.connect(str(self._path), timeout=30)
-            with db:
-                yield db
-        except sqlite3.DatabaseError as e:
-            raise RoutingError(f"the embedding cache {self._path} is damaged: {e}", "Delete the file; it is rebuilt.") from e
-        finally:
-            if db is not None:
-                db.close()
 
 
 class Encoder:
@@ -81,16 +50,15 @@ class Encoder:
         name: short name, hub name or local folder.
         max_tokens: prompts are cut to this many tokens.
         dtype: ``float32``, ``bfloat16``, or ``auto``: bfloat16 where the CPU computes in it (half the time), else float32.
-        cache: file for the vectors; None keeps them in memory.
         offline: fetch nothing.
     """
 
-    def __init__(self, name: str, *, max_tokens: int, dtype: str = "auto", cache: Path | None = None, offline: bool = False) -> None:
+    def __init__(self, name: str, *, max_tokens: int, dtype: str = "auto", offline: bool = False) -> None:
         self._model = _load(encoder_folder(name, offline=offline), dtype)
         self._model.max_seq_length = max_tokens
         self._max_chars = max_tokens * _CHARS_PER_TOKEN
         self._recipe = f"{name}/{max_tokens}/{dtype}"
-        self._cache = VectorCache(cache)
+        self._cache = VectorCache()
         self.dim: int = self._encode(["dimension"]).shape[1]
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -112,9 +80,9 @@ class Encoder:
 
 
 @functools.lru_cache(maxsize=4)
-def load_encoder(name: str, max_tokens: int, dtype: str, cache: Path | None = None, offline: bool = False) -> Encoder:
+def load_encoder(name: str, max_tokens: int, dtype: str, offline: bool = False) -> Encoder:
     """The encoder, loaded once per process and shared: cloned feature steps and folds reuse model and cache."""
-    return Encoder(name, max_tokens=max_tokens, dtype=dtype, cache=cache, offline=offline)
+    return Encoder(name, max_tokens=max_tokens, dtype=dtype, offline=offline)
 
 
 @apart

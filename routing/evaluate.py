@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import clone
 
 from routing.errors import RoutingError
-from routing.intervals import Interval, clustered
+from routing.intervals import Interval, clustered, gap_recovery
 from routing.outcomes import Arm, prompt_groups
 from routing.policy import PromptRouter
 from routing.routers import grouped_folds
@@ -116,16 +116,6 @@ def evaluate_routers(
     return _summarise(names, chosen, picked, rows, groups[rows], None if weights is None else np.asarray(weights)[rows], splits, noise)
 
 
-def gap_recovery(value: float, best_fixed: float, oracle: float) -> float:
-    """(value - best fixed) / (oracle - best fixed); NaN when the oracle gains nothing."""
-    return (value - best_fixed) / (oracle - best_fixed) if oracle > best_fixed else float("nan")
-
-
-def regret(rewards: np.ndarray, choices: np.ndarray) -> float:
-    """Mean over prompts of the best arm's reward minus the chosen one's."""
-    return float((rewards.max(axis=1) - rewards[np.arange(len(rewards)), choices]).mean())
-
-
 def pooled_value(rewards: np.ndarray, weights: np.ndarray) -> float:
     """sum(w) / sum(w / reward), with w the emitted tokens: tokens over rounds for tau, plain time over cell time for speedup."""
     return float(weights.sum() / (weights / rewards).sum())
@@ -197,9 +187,6 @@ def _summarise(
     def interval(values: np.ndarray, statistic, **bounds: float) -> Interval:  # type: ignore[no-untyped-def]
         return clustered(np.column_stack([values, fixed, oracle]), groups, statistic, **bounds)
 
-    def recovered(m: np.ndarray) -> np.ndarray:
-        return (m[..., 0] - m[..., 1]) / np.where(m[..., 2] > m[..., 1], m[..., 2] - m[..., 1], np.nan)
-
     results = tuple(
         PolicyResult(
             name=name,
@@ -208,7 +195,7 @@ def _summarise(
             mean=interval(values, lambda m: m[..., 0]),
             gain=interval(values, lambda m: m[..., 0] - m[..., 1]),
             regret=interval(values, lambda m: m[..., 2] - m[..., 0], least=0.0),
-            recovery=interval(values, recovered, most=1.0),
+            recovery=interval(values, lambda m: gap_recovery(m[..., 0], m[..., 1], m[..., 2]), most=1.0),
             pooled=None if weights is None or (values <= 0).any() else pooled_value(values, weights),
         )
         for name, values in picked.items()

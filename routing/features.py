@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +29,6 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         cues: add the scores of the code, math and chat cues.
         n_components: project the text part on this many principal components of the training prompts; None keeps it whole.
         max_terms: vocabulary size of ``tfidf``.
-        cache: file that keeps embeddings between processes; None keeps them in memory.
         offline: fetch nothing.
 
     Attributes:
@@ -55,7 +53,6 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         cues: bool = True,
         n_components: int | None = None,
         max_terms: int = 512,
-        cache: str | Path | None = None,
         offline: bool = False,
     ) -> None:
         self.text = text
@@ -65,7 +62,6 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         self.cues = cues
         self.n_components = n_components
         self.max_terms = max_terms
-        self.cache = cache
         self.offline = offline
 
     def fit(self, X: Sequence[str], y: Any = None) -> PromptFeatures:
@@ -120,8 +116,7 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         return self._encoder()(texts)
 
     def _encoder(self) -> Encoder:
-        cache = Path(self.cache) if self.cache is not None else None
-        return load_encoder(self.text, self.max_tokens, self.dtype, cache, self.offline)
+        return load_encoder(self.text, self.max_tokens, self.dtype, self.offline)
 
     def _fit_tfidf(self, texts: list[str]) -> None:
         vectorizer = TfidfVectorizer(max_features=self.max_terms, ngram_range=(1, 2), sublinear_tf=True).fit(texts)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import t
 
 MIN_GROUPS = 5
@@ -28,6 +29,12 @@ class Interval:
     """Lower end; NaN with too few groups."""
     high: float
     """Upper end."""
+
+
+def gap_recovery(value: ArrayLike, fixed: ArrayLike, oracle: ArrayLike) -> np.ndarray:
+    """Oracle gap recovery, (value - fixed) / (oracle - fixed) element by element; NaN where the oracle gains nothing."""
+    value, fixed, oracle = np.asarray(value), np.asarray(fixed), np.asarray(oracle)
+    return (value - fixed) / np.where(oracle > fixed, oracle - fixed, np.nan)
 
 
 def clustered(

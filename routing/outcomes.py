@@ -67,7 +67,7 @@ class OutcomeTable:
     domains: tuple[str, ...]
     """(n,) domain labels; empty strings where unknown."""
     prompts: tuple[str, ...] | None
-    """(n,) prompt texts; None until :meth:`with_prompts`."""
+    """(n,) prompt texts; None where the rows have none."""
     drafters: tuple[str, ...]
     """(d,) names."""
     ks: tuple[int, ...]
@@ -158,15 +158,6 @@ class OutcomeTable:
         per_sample = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("drafters", "ks")}
         picked: dict[str, Any] = {n: None if v is None else pick(v) for n, v in per_sample.items()}
         return dataclasses.replace(self, **picked)
-
-    def with_prompts(self, prompts: Mapping[str, str]) -> OutcomeTable:
-        """The same table with prompt texts from ``{sample_id: prompt}``."""
-        missing = [s for s in self.sample_ids if s not in prompts]
-        if missing:
-            raise RoutingError(
-                f"no prompt text for sample {missing[0]!r} ({len(missing)} missing)", "Give the samples the run was made from."
-            )
-        return dataclasses.replace(self, prompts=tuple(prompts[s] for s in self.sample_ids))
 
     def groups(self) -> np.ndarray:
         """(n,) integer labels, equal for samples whose prompts are equal up to case and spacing."""

@@ -103,7 +103,6 @@ def load_router(
     arms: Sequence[str] | None = None,
     adapter_hashes: Mapping[str, str] | None = None,
     encoder: str | None = None,
-    cache: str | Path | None = None,
     offline: bool = False,
     check_features: bool = True,
 ) -> RouterFile:
@@ -114,7 +113,6 @@ def load_router(
         arms: drafters that exist here; an arm outside them is a mismatch.
         adapter_hashes: content hashes of the adapters that exist here; a different or missing one is a mismatch.
         encoder: folder of the sentence encoder, for routers trained with a local one.
-        cache: file that keeps embeddings between processes.
         offline: fetch no encoder.
         check_features: load the encoder now and compare the features of a fixed text with the stored ones.
 
@@ -128,7 +126,7 @@ def load_router(
         raise RoutingError(f"{path} holds malformed adapter hashes", _DISTRUST)
     _check_adapters(path, loaded_arms, hashes, arms, adapter_hashes)
     run_id = _check_name(_field(header, "run_id", str, path), f"run id of {path}")
-    features = _read_features(header, arrays, path, encoder=encoder, cache=cache, offline=offline)
+    features = _read_features(header, arrays, path, encoder=encoder, offline=offline)
     router = PromptRouter(features, arms=loaded_arms, fallback=header.get("fallback"))
     router.arms_, router.features_ = loaded_arms, features
     router.router_ = _read_router(header, arrays, path, features.n_features_out_, len(loaded_arms))
@@ -280,7 +278,6 @@ def _read_features(
     path: str | Path,
     *,
     encoder: str | None,
-    cache: str | Path | None,
     offline: bool,
 ) -> PromptFeatures:
     recipe = dict(_field(header, "features", dict, path))
@@ -291,7 +288,7 @@ def _read_features(
         raise RoutingError(f"{path} was trained with a local sentence encoder", "Pass encoder= with that encoder's folder.")
     if not isinstance(vocabulary, list) or not all(isinstance(t, str) for t in vocabulary) or len(set(vocabulary)) != len(vocabulary):
         raise RoutingError(f"{path} has a malformed vocabulary", _DISTRUST)
-    features = PromptFeatures(encoder if text == "local" and encoder else text, cache=cache, offline=offline, **recipe)
+    features = PromptFeatures(encoder if text == "local" and encoder else text, offline=offline, **recipe)
     features.vocabulary_ = vocabulary
     features.n_features_out_ = n_features
     _restore(features, "features", arrays, {"terms": len(vocabulary)}, path)

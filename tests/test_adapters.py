@@ -14,9 +14,7 @@ from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_dra
 from harness.adapt.adapters.folder import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
 from harness.adapt.training import bank as bank_module
-from harness.adapt.training.bank import AdapterBank, fusing_error
-from harness.adapt.training.examples import from_trajectory
-from harness.adapt.training.studies import replay_bank
+from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.core.errors import HarnessError
 from harness.decode.replay import length_batches, replay_model
 from harness.models.mlx_names import mx, tree_flatten
@@ -99,22 +97,6 @@ def test_memory_and_hits(tmp_path: Path) -> None:
     roomy = AdapterBank(draft, folders, policy="cached", budget_bytes=10 * one)
     assert [roomy.activate(n).hit for n in "abcabc"] == [False] * 3 + [True] * 3
     roomy.activate(None)
-
-
-def test_fusing_error(tmp_path: Path) -> None:
-    """Floating-point fusing is exact up to rounding; re-quantised fusing is not, and the number says by how much."""
-    examples = [from_trajectory(t) for t in target_trajectories(6)]
-    draft = tiny_draft(quantised=True)
-    random_adapter(tmp_path / "a", draft, 1)
-    before = parameters(draft.model)
-    fused, requantised = fusing_error(draft, tmp_path / "a", examples)
-    assert (fused.form, requantised.form) == ("fused", "requantised")
-    assert fused.max_logit_difference < 1e-3 < requantised.max_logit_difference
-    assert fused.positions == sum(len(e.answer) for e in examples)
-    assert parameters(draft.model) == before
-    plain = tiny_draft()
-    random_adapter(tmp_path / "b", plain, 1)
-    assert [f.form for f in fusing_error(plain, tmp_path / "b", examples)] == ["fused"]
 
 
 def test_wrong_adapters_are_refused(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from harness.adapt.routers.fitting import report, show
 from harness.adapt.routers.routed import RouterConfig, load_router
 from harness.cli import COMMANDS, main
 from harness.cli import route as commands
-from harness.core.records import Record
+from harness.core.records import Record, Sample
 from harness.core.schema import Measured
+from harness.datasets.splits import assign_splits
 from harness.models.pair_config import read_pair_config
 from harness.results.store import Manifest, RunStore
 from routing.evaluate import evaluate_routers
@@ -237,8 +238,6 @@ def test_prompts_close_to_evaluation_prompts_are_refused(home: Any, tmp_path: Pa
     """A training prompt that is a near-copy of a test prompt in another domain's file would flatter the router."""
     text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
     split_a, split_b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-    from harness.datasets.splits import split_of
-
     learn = next(f"{text} x{i}" for i in range(99) if split_of(f"{text} x{i}") == "train")
     judge = next(f"{text} x{i}" for i in range(99) if split_of(f"{text} x{i}") == "test")
     split_a.write_text(json.dumps({"prompt": learn}) + "\n")
@@ -251,9 +250,12 @@ def test_prompts_close_to_evaluation_prompts_are_refused(home: Any, tmp_path: Pa
     assert "leaks into the evaluation" in refused(capsys, "train-router", str(suite), "--models", home.models)
 
 
-def _other(split: str) -> str:
-    from harness.datasets.splits import split_of
+def split_of(prompt: str) -> str:
+    """The split of a prompt that is alone in its dataset."""
+    return str(assign_splits([Sample(id="s", domain="d", prompt=prompt)])[0].split)
 
+
+def _other(split: str) -> str:
     return next(f"something else {i}" for i in range(99) if split_of(f"something else {i}") == split)
 
 

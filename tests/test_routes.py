@@ -30,8 +30,7 @@ from harness.adapt.routers.routed import (
     routing_errors,
     save_router,
 )
-from harness.adapt.training.bank import AdapterBank
-from harness.adapt.training.studies import replay_bank
+from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
 from harness.decode.generation import generate

@@ -18,7 +18,6 @@ from sklearn.utils import estimator_checks
 
 from routing import encoder, fetch
 from routing.cues import CUES, cue_scores
-from routing.encoder import VectorCache
 from routing.errors import RoutingError
 from routing.features import PromptFeatures
 from routing.policy import PromptRouter
@@ -117,25 +116,21 @@ def fake(monkeypatch):
     encoder.load_encoder.cache_clear()
 
 
-def test_each_text_is_encoded_once(fake, tmp_path) -> None:
-    """Cross-validation and restarts ask for the same prompts again and again; only new text costs time."""
-    features = PromptFeatures("minilm", cache=tmp_path / "v.sqlite")
+def test_each_text_is_encoded_once(fake) -> None:
+    """Cross-validation asks for the same prompts again and again; only new text costs time."""
+    features = PromptFeatures("minilm")
     first = features.fit_transform(["a", "b", "a"])
     assert fake.encoded == ["dimension", "a", "b"]
     np.testing.assert_array_equal(first[0], first[2])
     again = clone(features).fit_transform(["b", "a"])
     np.testing.assert_array_equal(again, first[[1, 0]])
     assert len(fake.encoded) == 3
-    encoder.load_encoder.cache_clear()
-    reread = PromptFeatures("minilm", cache=tmp_path / "v.sqlite").fit_transform(["a", "b"])
-    np.testing.assert_array_equal(reread, first[:2])
-    assert fake.encoded == ["dimension", "a", "b", "dimension"]
 
 
-def test_other_recipe_other_cache_entry(fake, tmp_path) -> None:
+def test_other_recipe_other_cache_entry(fake) -> None:
     """Vectors of another truncation must not be served."""
-    PromptFeatures("minilm", max_tokens=64, cache=tmp_path / "v").fit_transform(["a"])
-    PromptFeatures("minilm", max_tokens=128, cache=tmp_path / "v").fit_transform(["a"])
+    PromptFeatures("minilm", max_tokens=64).fit_transform(["a"])
+    PromptFeatures("minilm", max_tokens=128).fit_transform(["a"])
     assert fake.encoded.count("a") == 2
 
 
@@ -143,13 +138,6 @@ def test_long_prompts_are_cut_before_tokenisation(fake) -> None:
     """A 100 kB prompt must not cost more than a 2 kB one."""
     PromptFeatures("minilm", max_tokens=16).fit_transform(["x" * 100_000])
     assert max(map(len, fake.encoded)) == 16 * 12
-
-
-def test_damaged_cache_says_what_to_delete(tmp_path) -> None:
-    """A cache is never worth a crash without advice."""
-    (tmp_path / "v").write_bytes(b"not a database" * 100)
-    with pytest.raises(RoutingError, match="Delete the file"):
-        VectorCache(tmp_path / "v")
 
 
 def _model_wheel(path: Path, modules: str = "sentence_transformers.models.Transformer", extra: str | None = None) -> str:

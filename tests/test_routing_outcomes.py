@@ -96,15 +96,6 @@ def test_drafters_are_chosen_and_ordered_by_name() -> None:
         from_rows([{"sample_id": "x"}])
 
 
-def test_prompts_come_from_the_samples() -> None:
-    """Records may hold ids only."""
-    table = from_rows([{k: v for k, v in r.items() if k != "prompt"} for r in make_rows()])
-    assert table.prompts is None
-    assert table.with_prompts({f"s/{i}": f"text {i}" for i in range(6)}).prompts[2] == "text 2"
-    with pytest.raises(RoutingError, match="no prompt text"):
-        table.with_prompts({"s/0": "x"})
-
-
 def test_equal_prompts_share_a_group() -> None:
     """Folds that split two copies of one prompt would leak the answer."""
     np.testing.assert_array_equal(prompt_groups(["A  b", "a b ", "c"]), [0, 0, 1])

@@ -23,7 +23,6 @@ from harness.datasets.splits import (
     near_duplicates,
     normalise,
     refuse_leaks,
-    split_of,
 )
 
 WORDS = [f"w{i}" for i in range(400)]
@@ -31,6 +30,11 @@ WORDS = [f"w{i}" for i in range(400)]
 
 def sample(number: int, prompt: str, template: str | None = None) -> Sample:
     return Sample(id=f"t/{number}", domain="d", prompt=prompt, source="t", reference={"template": template} if template else None)
+
+
+def split_of(prompt: str) -> str:
+    """The split of a prompt that is alone in its dataset."""
+    return str(assign_splits([sample(0, prompt)])[0].split)
 
 
 def random_prompts(count: int, seed: int, words: int = 40) -> list[str]:
@@ -43,9 +47,9 @@ def test_split_is_stable_across_processes_and_releases() -> None:
     prompts = ["Write a haiku", "What is 2 + 2?", "def f(x):", "Übersetze das", "0", "7 apples"]
     expected = ["train", "train", "train", "train", "train", "train"]
     assert [split_of(p) for p in prompts] == expected
-    code = f"from harness.datasets.splits import split_of; print([split_of(p) for p in {prompts!r}])"
+    code = f"from test_splits import split_of; print([split_of(p) for p in {prompts!r}])"
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7", "PYTHONPATH": "."}
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7", "PYTHONPATH": ".:tests"}
     )
     assert out.stdout.strip() == str(expected)
 

@@ -113,7 +113,7 @@ def version_of(data: dict[str, Any], where: str, *, newest: int = SCHEMA_VERSION
         HarnessError: it has none, or a newer one than this program writes.
     """
     version = data.get("schema_version")
-    if type(version) is not int or version < 0:
+    if type(version) is not int:
         raise HarnessError(f"{where} has no schema_version", advice)
     if version > newest:
         raise HarnessError(f"{where} was written by a newer version (schema {version}, here {newest})", UPGRADE)

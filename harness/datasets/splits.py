@@ -36,11 +36,6 @@ def normalise(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", prompt).lower().split())
 
 
-def split_of(prompt: str, shares: Sequence[float] = SHARES) -> str:
-    """Return the split that the hash of one prompt points to, near-duplicates not considered."""
-    return _split_at(_hash(normalise(prompt)), shares)
-
-
 def assign_splits(samples: Sequence[Sample], *, shares: Sequence[float] = SHARES, pinned: Mapping[str, str] | None = None) -> list[Sample]:
     """Return the samples with their ``split`` set; the result does not depend on their order.
 

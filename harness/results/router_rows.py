@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,9 +37,11 @@ def compare_router(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def oracle_gap_recovery(comparison: Sequence[Mapping[str, Any]], domain: str) -> float | None:
     """(router - best fixed) / (oracle - best fixed); None when the oracle gains nothing."""
+    from routing.intervals import gap_recovery
+
     rate = {entry["choice"]: entry["rate"] for entry in comparison if entry["domain"] == domain}
-    gap = rate["oracle"] - rate["best fixed"]
-    return (rate["router"] - rate["best fixed"]) / gap if gap > 0 else None
+    recovered = float(gap_recovery(rate["router"], rate["best fixed"], rate["oracle"]))
+    return None if math.isnan(recovered) else recovered
 
 
 def _candidates(records: Sequence[Record], own: Mapping[str, Record], like: Record) -> dict[str, dict[str, float]]:

@@ -64,7 +64,7 @@ class Trained:
     """(recipe, K) -> fitted router; None where there is no adapter to choose."""
     router_facts: Mapping[str, Any] = field(default_factory=dict)
     swaps: Sequence[Any] = ()
-    """:class:`harness.adapt.training.studies.SwapRow` per policy."""
+    """:class:`harness.adapt.training.bank.SwapRow` per policy."""
 
     def adapter(self, cell: Cell) -> str | None:
         """Name of the adapter that a cell's drafter runs with; None is the plain draft, also where no round was kept."""
@@ -130,8 +130,7 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
         HarnessError: no draft to adapt, a split without prompts, or a leak.
     """
     from harness.adapt.adapters.folder import weights_hash
-    from harness.adapt.training.bank import AdapterBank
-    from harness.adapt.training.studies import swap_costs
+    from harness.adapt.training.bank import AdapterBank, swap_costs
 
     chains = needed_chains(cells, list(suite.domains))
     if not chains:
@@ -285,7 +284,7 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
         return
     from harness.adapt.routers.fitting import prompt_groups
     from harness.adapt.routers.routed import fit_router, load_router_config, outcome_table
-    from harness.adapt.training.studies import replay_bank
+    from harness.adapt.training.bank import replay_bank
     from harness.models.pair_config import pair_k
 
     routers: dict[tuple[Recipe, int | str], Any] = {}

@@ -19,8 +19,7 @@ from tabulate import tabulate
 
 from harness.adapt.adapters.folder import list_adapters
 from harness.adapt.adapters.names import installed
-from harness.adapt.training.bank import AdapterBank
-from harness.adapt.training.studies import replay_bank
+from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.adapt.training_config import AdaptConfig
 from harness.answers.collect import collect, read_answers
 from harness.core import stats

@@ -100,8 +100,7 @@ def replay_material(
     Raises:
         HarnessError: no draft, no adapters, one of another draft, or a prompt that does not fit.
     """
-    from harness.adapt.training.bank import AdapterBank
-    from harness.adapt.training.studies import replay_bank
+    from harness.adapt.training.bank import AdapterBank, replay_bank
     from harness.answers.collect import collect
     from harness.models.address import answers_folder
 

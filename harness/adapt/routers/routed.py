@@ -95,7 +95,7 @@ def routing_errors() -> Iterator[None]:
 
 
 def outcome_table(rows: Sequence[ReplayRow], samples: Sequence[Sample]) -> OutcomeTable:
-    """Outcomes of every drafter on every prompt, from :func:`harness.adapt.training.studies.replay_bank`.
+    """Outcomes of every drafter on every prompt, from :func:`harness.adapt.training.bank.replay_bank`.
 
     Args:
         rows: replayed cells.

@@ -6,26 +6,26 @@ bit for bit. Key-value caches made before a swap belong to the old weights: star
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, get_args
 
 from harness.adapt.adapters.folder import AGAIN, CONFIG, load_into, read_info, read_lora, weights_hash
-from harness.adapt.adapters.surface import attached, check_surface, embed, head, is_adapter, run_blocks
-from harness.adapt.training.examples import Example, make_batch
-from harness.adapt.training.hidden import PrefixCache
-from harness.adapt.training.measure import output_hidden
+from harness.adapt.adapters.surface import attached, check_surface, embed, is_adapter, run_blocks
 from harness.adapt.training_config import Policy
 from harness.core import files
 from harness.core.errors import HarnessError, did_you_mean
+from harness.core.progress import NowAndThen
+from harness.core.records import Trajectory
+from harness.decode.cached import CachedModel
 from harness.decode.drafters import ModelDrafter
+from harness.decode.replay import ReplayRow, replay_row, variant_passes
 from harness.models.forward import inner
-from harness.models.mlx_names import mx, nn, tree_flatten, tree_unflatten
+from harness.models.mlx_names import mx, tree_flatten, tree_unflatten
 from harness.models.opened import hidden_states
 
 Modules = dict[str, Any]
@@ -56,8 +56,6 @@ class AdapterBank:
         policy: ``fuse`` builds fused weights from the pristine ones at each swap and keeps one set; ``cached`` keeps fused sets within
             ``budget_bytes``, least recently used out first; ``unfused`` keeps only the small update matrices and adds them at run time.
         budget_bytes: memory for fused sets under ``cached``; the active one is always kept.
-        requantise: store fused weights of a quantised draft in its own quantised form: smaller, but rounded
-            (see :func:`fusing_error`). False keeps them in floating point.
 
     Raises:
         HarnessError: an adapter is missing, damaged, or belongs to another draft.
@@ -70,9 +68,8 @@ class AdapterBank:
         *,
         policy: Policy = "unfused",
         budget_bytes: int = 2_000_000_000,
-        requantise: bool = False,
     ) -> None:
-        self.draft, self.policy, self.budget_bytes, self.requantise = draft, policy, budget_bytes, requantise
+        self.draft, self.policy, self.budget_bytes = draft, policy, budget_bytes
         self.infos = {name: read_info(Path(folder), draft.hash) for name, folder in folders.items()}
         self.swaps: list[Swap] = []
         self.active: str | None = None
@@ -153,7 +150,7 @@ class AdapterBank:
         if self.policy == "unfused":
             return self._updates[name]
         if name not in self._built:
-            built = {path: fuse(module, requantise=self.requantise) for path, module in self._updates[name].items()}
+            built = {path: fuse(module) for path, module in self._updates[name].items()}
             mx.eval([module.parameters() for module in built.values()])
             self._built[name] = built
         self._built.move_to_end(name)
@@ -216,58 +213,85 @@ def updated_modules(model: Any, folder: Path) -> Modules:
     return modules
 
 
-def fuse(module: Any, *, requantise: bool = False) -> Any:
-    """Return one plain layer equal to the update module; its base stays untouched."""
-    return module.fuse(dequantize=not requantise)
+def fuse(module: Any) -> Any:
+    """Return one plain layer in floating point, equal to the update module; its base stays untouched."""
+    return module.fuse(dequantize=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FusingError:
-    """How far fused weights are from adding the update at run time."""
+def replay_bank(
+    bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int], note: Callable[[str], None] | None = None
+) -> list[ReplayRow]:
+    """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards.
 
-    form: str
-    """``fused`` (floating point) or ``requantised``."""
-    max_logit_difference: float
-    """Largest absolute difference of a logit at an answer position."""
-    favourites_changed: int
-    """Answer positions whose most likely token changed."""
-    positions: int
-    """Answer positions compared."""
-
-
-def fusing_error(draft: Any, folder: Path, examples: Sequence[Example]) -> list[FusingError]:
-    """Compare fused and re-quantised weights with the unfused adapter on the answer positions of ``examples``.
-
-    The draft is left as it was. A draft without quantised layers has only the ``fused`` form.
+    ``note`` is told now and then how many answers are done.
     """
-    model = draft.model
-    updates = updated_modules(model, folder)
-    pristine = {path: module.linear for path, module in updates.items()}
-    quantised = any(isinstance(module, nn.QuantizedLinear) for module in pristine.values())
-    forms = {"unfused": updates, "fused": {p: fuse(m) for p, m in updates.items()}}
-    if quantised:
-        forms["requantised"] = {p: fuse(m, requantise=True) for p, m in updates.items()}
-    logits = {}
-    for form, modules in forms.items():
-        model.update_modules(tree_unflatten(list(modules.items())))
-        logits[form] = _logits(model, examples)
-    model.update_modules(tree_unflatten(list(pristine.items())))
-    reference = logits.pop("unfused")
+    names, ks, timer = (None, *bank.names), list(ks), NowAndThen()
+
+    def progress(done: int) -> None:
+        if note and timer.due():
+            note(f"  {done} of {len(trajectories)} answers replayed with {len(names)} drafters")
+
+    (model, token_map), depth = bank.draft.proposer, bank.shared_blocks()
+    passes = variant_passes(model, token_map, trajectories, lambda tokens: bank.states(tokens, names, depth), progress=progress)
+    bank.activate(None)
     return [
-        FusingError(
-            form=form,
-            max_logit_difference=float(np.abs(values - reference).max()),
-            favourites_changed=int((values.argmax(-1) != reference.argmax(-1)).sum()),
-            positions=len(reference),
-        )
-        for form, values in logits.items()
+        replay_row(name or "generic", t, own[at], k)
+        for at, name in enumerate(names)
+        for t, own in zip(trajectories, passes, strict=True)
+        for k in ks
     ]
 
 
-def _logits(model: Any, examples: Sequence[Example]) -> np.ndarray:
-    cache = PrefixCache(model, 0, folder=None, model_hash="")
-    rows = [head(model, output_hidden(cache, make_batch([e], keep_unreachable=True))).astype(mx.float32) for e in examples]
-    return np.concatenate([np.array(r) for r in rows])
+@dataclass(frozen=True, kw_only=True)
+class SwapRow:
+    """What one policy of the adapter bank costs."""
+
+    policy: str
+    """``fuse``, ``cached`` or ``unfused``."""
+    swap_s: float
+    """Median seconds of a swap to another adapter, after every adapter was active once."""
+    held_bytes: int
+    """Memory of all adapter weights held, beyond the draft's own."""
+    step_ratio: float
+    """Draft step with an adapter active over the plain draft's step."""
+
+
+def swap_costs(draft: Any, folders: Mapping[str, Path], *, cycles: int = 3) -> list[SwapRow]:
+    """Measure the three policies on the same adapters; the plain draft is active afterwards.
+
+    Args:
+        draft: :class:`harness.models.pair.Draft`.
+        folders: adapter name -> folder, at least one.
+        cycles: times that every adapter is made active.
+    """
+    rows = []
+    for policy in get_args(Policy):
+        bank = AdapterBank(draft, folders, policy=policy)
+        for name in bank.names:
+            bank.activate(name)
+        swaps: list[float] = []
+        steps: dict[bool, list[float]] = {False: [], True: []}
+        for name in bank.names * cycles:
+            bank.activate(None)
+            steps[False].append(_step_s(draft.model))
+            swaps.append(bank.activate(name).swap_s)
+            steps[True].append(_step_s(draft.model))
+        ratio = statistics.median(steps[True]) / statistics.median(steps[False])
+        rows.append(SwapRow(policy=policy, swap_s=statistics.median(swaps), held_bytes=bank.held_bytes(), step_ratio=ratio))
+        bank.activate(None)
+    return rows
+
+
+def _step_s(model: Any) -> float:
+    """Seconds of a one-token step after eight tokens of context; the faster of two."""
+    cached = CachedModel(model)
+    cached.prefill(list(range(1, 9)))
+    times = []
+    for token in (9, 10, 11):
+        began = time.perf_counter()
+        mx.eval(mx.argmax(cached.forward(mx.array([token], dtype=mx.int32)), axis=-1))
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 def _own_bytes(module: Any) -> int:
