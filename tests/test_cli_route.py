@@ -23,7 +23,7 @@ from harness.cli import route as commands
 from harness.core.records import Record, Sample
 from harness.core.schema import Measured
 from harness.datasets.splits import assign_splits
-from harness.models.pair_config import read_pair_config
+from harness.models.naming import read_pair_config
 from harness.results.store import Manifest, RunStore
 from routing.evaluate import evaluate_routers
 from routing.outcomes import Arm

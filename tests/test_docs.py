@@ -19,7 +19,8 @@ from harness.core.records import Generation
 from harness.datasets.local import read_rows
 from harness.datasets.spec import DATASETS, DatasetSpec
 from harness.distill.distill_config import DistillConfig
-from harness.models.pair_config import PairConfig, shipped_pairs
+from harness.models.naming import shipped_pairs
+from harness.models.pair_config import PairConfig
 
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in pages()}
 LINES = sorted({(name, line) for name, text in TEXTS.items() for line in command_lines(text)})

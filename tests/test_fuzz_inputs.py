@@ -31,7 +31,7 @@ from harness.core.errors import HarnessError
 from harness.core.text import printable
 from harness.datasets import DatasetSpec, check_dataset, load_samples
 from harness.distill.distill_config import load_distill_config
-from harness.models.pair_config import read_pair_config
+from harness.models.naming import read_pair_config
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
 from harness.report.compare import compare

@@ -15,8 +15,8 @@ from tiny import EOS, SPECIALS, tiny_pair, write_model, write_pair, write_tokeni
 from harness.core.errors import HarnessError
 from harness.models import pair as pair_module
 from harness.models.blas import mx, nn
+from harness.models.naming import read_pair_config, shipped_pairs
 from harness.models.pair import load_pair
-from harness.models.pair_config import read_pair_config, shipped_pairs
 from harness.models.vocab import write_vocab
 
 

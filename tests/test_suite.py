@@ -198,7 +198,7 @@ def test_flags_beat_the_file(tmp_path: Path) -> None:
         (["experiments.7.k=[4]"], {}, "no item 7 in experiments"),
         ([], {"limit": 0}, "--limit 0: a run needs at least one prompt"),
         ([], {"limit": -3}, "--limit -3"),
-        ([], {"models": "smolm2"}, "--models smolm2: models: no model file"),
+        ([], {"models": "smolm2"}, "--models smolm2: models: no pair or model"),
         ([], {"domains": ["cod"]}, "no domain 'cod', did you mean 'code'?"),
         ([], {"domains": []}, "leaves nothing to run"),
     ],

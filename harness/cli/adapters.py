@@ -30,10 +30,10 @@ def list_adapters(
     """
     from harness.adapt.shelf import pairs_with_adapters, shelved
     from harness.core.errors import HarnessError
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
 
     found, broken = [], []
-    for pair in [pair_path(models).stem] if models else pairs_with_adapters():
+    for pair in [pair_name(models)] if models else pairs_with_adapters():
         try:
             found += shelved(pair)
         except HarnessError as error:
@@ -64,10 +64,10 @@ def import_adapter(
     Example: `harness adapters import exported/peft --models smollm2 --name code`
     """
     from harness.adapt.shelf import free_place, put_in
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
 
     chosen = name or folder.resolve().name
-    free_place(pair_path(models).stem, chosen, replace=replace)
+    free_place(pair_name(models), chosen, replace=replace)
     from harness.models.pair import load_pair
 
     place = put_in(load_pair(models, offline=offline), folder, chosen, domain=domain, replace=replace)
@@ -86,9 +86,9 @@ def export_adapter(
     """
     from harness.adapt.adapters.peft import export_peft
     from harness.adapt.shelf import find
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
 
-    pair = pair_path(models).stem
+    pair = pair_name(models)
     say(f"PEFT adapter: {export_peft(find(pair, name), out, base_model=f'draft of {pair}')}")
 
 
@@ -104,9 +104,9 @@ def remove_adapter(
     """
     from harness.adapt.shelf import find, look_at, take_away
     from harness.core.errors import HarnessError
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
 
-    pair = pair_path(models).stem
+    pair = pair_name(models)
     adapter = look_at(pair, name, find(pair, name))
     say(_line(adapter))
     if adapter.used_by:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.generate import OfflineOption, SettingsOption
+from harness.cli.generate import PAIR_HELP, FallbackOption, OfflineOption, SettingsOption
 from harness.core.drafter_kinds import DRAFTERS
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.terminal import read_input, say, show
@@ -40,7 +40,7 @@ DRAFTED, TARGET = "green", ""
 def chat(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
     settings: SettingsOption = None,
-    models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
+    models: Annotated[str | None, typer.Option(metavar="PAIR", help=PAIR_HELP)] = None,
     drafter: Annotated[str | None, typer.Option(help=f"adaptive, {', '.join(DRAFTERS)}, router or an adapter's name.")] = None,
     k: Annotated[str | None, typer.Option("-k", "--k", metavar="N", help="Draft length: a number, dynamic or auto.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
@@ -48,6 +48,7 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
     train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train by itself when a round is due.")] = None,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that the draft proposed.")] = False,
+    fallback: FallbackOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Talk to the target; answers the draft predicted badly are kept and trained on between turns.
@@ -67,6 +68,7 @@ def chat(
         "max_tokens": max_tokens,
         "system": system,
         "train_automatically": train,
+        "fallback": fallback or None,
     }
     opened = open_session(session, {name: value for name, value in given.items() if value is not None}, settings, offline=offline)
     from rich.console import Console

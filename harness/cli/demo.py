@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.generate import OfflineOption, SettingsOption
+from harness.cli.generate import PAIR_HELP, FallbackOption, OfflineOption, SettingsOption
 from harness.core.drafter_kinds import DRAFTERS
 from harness.core.terminal import say
 
@@ -14,11 +14,12 @@ from harness.core.terminal import say
 def demo(
     session: Annotated[str, typer.Argument(metavar="SESSION", help="Session file.")] = "configs/session.yaml",
     settings: SettingsOption = None,
-    models: Annotated[str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.")] = None,
+    models: Annotated[str | None, typer.Option(metavar="PAIR", help=PAIR_HELP)] = None,
     drafter: Annotated[str | None, typer.Option(help=f"adaptive, {', '.join(DRAFTERS)}, router or an adapter's name.")] = None,
     train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train by itself when a round is due.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    fallback: FallbackOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Serve a page on this machine that shows which tokens the draft proposed, and what that gains.
@@ -29,7 +30,7 @@ def demo(
     """
     from harness.cli.chat import open_session
 
-    given = {"models": models, "drafter": drafter, "train_automatically": train}
+    given = {"models": models, "drafter": drafter, "train_automatically": train, "fallback": fallback or None}
     with open_session(session, {name: value for name, value in given.items() if value is not None}, settings, offline=offline) as opened:
         from harness.cli.demo_answers import warm_up
         from harness.cli.demo_server import DemoServer

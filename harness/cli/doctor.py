@@ -10,7 +10,9 @@ from harness.core.terminal import say
 
 
 def doctor(
-    pair: Annotated[str | None, typer.Option("--pair", metavar="PAIR", help="Also time this pair and predict its speedup.")] = None,
+    pair: Annotated[
+        str | None, typer.Option("--pair", "--models", metavar="PAIR", help="Also time this pair and predict its speedup.")
+    ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not fetch the pair.")] = False,
 ) -> None:
     """Show device, versions, BLAS, speed, memory, disk, hub and sandbox; exit 1 when something is broken.

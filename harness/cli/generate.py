@@ -17,7 +17,11 @@ from harness.decode.pieces import TextPieces
 if TYPE_CHECKING:
     from harness.core.records import Generation, Sample
 
-PairOption = Annotated[str, typer.Option("--models", metavar="PAIR", help="Model pair: a name in configs/models or a path.")]
+PAIR_HELP = "A configured pair, a YAML file, TARGET or TARGET+DRAFT: hub names, folders, .gguf files."
+PairOption = Annotated[str, typer.Option("--models", metavar="PAIR", help=PAIR_HELP)]
+FallbackOption = Annotated[
+    bool, typer.Option("--fallback", help="Where the draft cannot be had or does not fit, go on with the target alone.")
+]
 SettingsOption = Annotated[
     Path | None, typer.Option("--settings", metavar="FILE", help="Decode as this file says, such as a report's settings.yaml; options win.")
 ]
@@ -26,11 +30,14 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The user turn; - reads it from standard input.")],
-    models: Annotated[
-        str | None, typer.Option(metavar="PAIR", help="Model pair: a name in configs/models or a path.", show_default="smollm2")
-    ] = None,
+    models: Annotated[str | None, typer.Option(metavar="PAIR", help=PAIR_HELP, show_default="smollm2")] = None,
     drafter: Annotated[
-        str | None, typer.Option(metavar="NAME", help=f"By default generic. {described()}; none for plain decoding.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"By default generic, or lookup. {described()}; none for plain decoding.",
+            show_default=False,
+        ),
     ] = None,
     adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Draft with this adapter of `harness train`.")] = None,
     route: Annotated[bool, typer.Option("--route", help="Let the pair's router choose the adapter.")] = False,
@@ -50,6 +57,7 @@ def generate(
     settings: SettingsOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    fallback: FallbackOption = False,
     offline: OfflineOption = False,
 ) -> None:
     """Answer one prompt with speculative decoding and show the counts.
@@ -78,7 +86,9 @@ def generate(
     options = _options(chosen)
     from harness import api
 
-    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name))
+    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback)
+    if pair.without_draft is not None:
+        name = "lookup"
     if name == "router":
         api.pair_router(pair, offline=offline)
     printer = _Printer(pair)
@@ -106,12 +116,12 @@ def _named_in(path: Path, chosen: DecodeSettings) -> str | None:
         HarnessError: it is not there.
     """
     from harness.adapt.adapters.names import check_drafter
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
 
     if chosen.drafter == "router":
         return _drafter(chosen.models, None, None, True)
     with naming(path):
-        check_drafter(pair_path(chosen.models).stem, chosen.drafter)
+        check_drafter(pair_name(chosen.models), chosen.drafter)
     return chosen.drafter
 
 
@@ -132,27 +142,27 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     """
     from harness.adapt.adapters.names import installed
     from harness.core.errors import HarnessError, did_you_mean
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import find_pair
 
     if sum([drafter is not None, adapter is not None, route]) > 1:
         raise HarnessError("--drafter, --adapter and --route exclude each other", "Give one of them.")
     if drafter is not None:
         one_of("--drafter", drafter, (*drafter_kinds(), "none"))
-        check_memory(pair_path(models).stem, drafter)
+        check_memory(find_pair(models).name, drafter)
         return None if drafter == "none" else drafter
-    pair_name = pair_path(models).stem
+    pair = find_pair(models)
     if route:
         from harness.adapt.routers.routed import router_path
 
-        if not router_path(pair_name).is_file():
-            raise HarnessError(f"no router for pair {pair_name!r}", "Train one with `harness train-router`.")
+        if not router_path(pair.name).is_file():
+            raise HarnessError(f"no router for pair {pair.name!r}", "Train one with `harness train-router`.")
         return "router"
     if adapter is None:
-        return "generic"
-    names = sorted(installed(pair_name))
+        return "generic" if pair.config.draft else "lookup"
+    names = sorted(installed(pair.name))
     if adapter not in names:
         hint = did_you_mean(adapter, names) if names else "none is installed"
-        raise HarnessError(f"no adapter {adapter!r} for pair {pair_name!r}: {hint}", "Train one with `harness train`.")
+        raise HarnessError(f"no adapter {adapter!r} for pair {pair.name!r}: {hint}", "Train one with `harness train`.")
     return adapter
 
 
@@ -232,11 +242,11 @@ def collect(
     from rich.progress import track
 
     from harness.answers.collect import collect as rollouts
+    from harness.models.naming import pair_name
     from harness.models.pair import load_pair
-    from harness.models.pair_config import pair_path
     from harness.results.store import check_writable
 
-    out = out or Path("answers", f"{_stem(source)}-{pair_path(models).stem}")
+    out = out or Path("answers", f"{_stem(source)}-{pair_name(models)}")
     check_writable(out)
     say(f"answers go to {out}", err=True)
     pair = load_pair(models, offline=offline, draft=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.generate import PAIR_HELP
 from harness.core.terminal import say
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ memory_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup
 EVALUATED = ("humaneval", "wordproblems", "chat", "structured")
 """Datasets whose test prompts no memory may hold answers to, whatever suite is run."""
 
-PairArgument = Annotated[str, typer.Argument(metavar="PAIR", help="Model pair: a name in configs/models or a path.")]
+PairArgument = Annotated[str, typer.Argument(metavar="PAIR", help=PAIR_HELP)]
 
 
 @memory_app.command("build")
@@ -41,12 +42,12 @@ def build(
     from functools import partial
 
     from harness.core.errors import HarnessError
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
     from harness.results.store import run_folder
 
     if not (folders or runs or sessions):
         raise HarnessError("nothing to remember", "Give --from with answers of `harness collect`, --run or --session.")
-    pair_path(pair)
+    pair_name(pair)
     run_folders = [run_folder(results, run) for run in runs or []]
     evaluation = _evaluation(against or [], offline)
     from harness.adapt.memory_sources import answers_in_folder, answers_of_run, answers_of_session, build_memory
@@ -92,9 +93,9 @@ def show(pair: PairArgument) -> None:
     from harness.core.drafter_kinds import no_memory
     from harness.core.paths import found_memory
     from harness.decode.memory import Memory
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
 
-    name = pair_path(pair).stem
+    name = pair_name(pair)
     path = found_memory(name)
     if path is None:
         raise no_memory(name)

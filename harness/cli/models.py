@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.generate import PAIR_HELP
 from harness.core.terminal import say
 
 models_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
@@ -20,11 +21,11 @@ def list_pairs() -> None:
 
     Example: `harness models list`
     """
-    from harness.models.pair_config import pair_path, shipped_pairs
+    from harness.models.naming import find_pair, shipped_pairs
     from harness.models.weights import is_cached
 
     for name, config in shipped_pairs():
-        base = pair_path(name).parent
+        base = find_pair(name).base
         wanted = [config.target, *([config.draft] if config.draft else [])]
         missing = [model for model in wanted if not is_cached(model, base)]
         size = sum(model.download_mb or 0 for model in missing)
@@ -35,7 +36,7 @@ def list_pairs() -> None:
 
 @models_app.command("pull")
 def pull(
-    pair: Annotated[str, typer.Argument(metavar="PAIR", help="A name in configs/models, or a YAML file.")],
+    pair: Annotated[str, typer.Argument(metavar="PAIR", help=PAIR_HELP)],
     offline: OfflineOption = False,
 ) -> None:
     """Fetch and convert a pair now instead of on first use.
@@ -69,8 +70,8 @@ def suggest_draft(target: Annotated[str, typer.Argument(metavar="TARGET", help="
 
 @models_app.command("check")
 def check(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder, hub name, or pair (its target).")],
-    draft: Annotated[str, typer.Argument(metavar="DRAFT", help="Folder, hub name, or pair (its target).")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Hub name, folder, .gguf file, or a pair (its target).")],
+    draft: Annotated[str, typer.Argument(metavar="DRAFT", help="Hub name, folder, .gguf file, or a pair (its target).")],
     offline: OfflineOption = False,
 ) -> None:
     """Tell whether a draft shares the target's tokenizer; exit 1 when it does not. Fetches no weights.
@@ -80,7 +81,8 @@ def check(
     from harness.models.compatibility import check_folders
     from harness.models.weights import tokenizer_folder
 
-    result = check_folders(tokenizer_folder(target, offline=offline), tokenizer_folder(draft, offline=offline))
+    with tokenizer_folder(target, offline=offline) as one, tokenizer_folder(draft, offline=offline) as two:
+        result = check_folders(one, two)
     for note in result.notes:
         say(f"note: {note}")
     say(f"not compatible: {result.problem}" if result.problem else "compatible")
@@ -90,7 +92,7 @@ def check(
 
 @models_app.command("vocab")
 def vocab(
-    pair: Annotated[str, typer.Argument(metavar="PAIR", help="A name in configs/models, or a YAML file.")],
+    pair: Annotated[str, typer.Argument(metavar="PAIR", help=PAIR_HELP)],
     answers: Annotated[Path, typer.Option("--from", metavar="DIR", help="Target answers: the folder of `harness collect`.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the ids go; name it as `draft_vocab` in the pair's file.")],
     size: Annotated[int, typer.Option(min=2, help="Ids kept.")] = 24576,

@@ -111,15 +111,14 @@ def _adapters(pair_name: str, folder: Path | None) -> Mapping[str, Path]:
 
 def _pair_name(models: str) -> str:
     """Name of a pair whose file exists and is valid; nothing is loaded."""
-    from harness.models.pair_config import pair_path, read_pair_config
+    from harness.models.naming import pair_name
 
-    read_pair_config(models)
-    return pair_path(models).stem
+    return pair_name(models)
 
 
 def _own_k(models: str) -> int:
-    """Draft length that the pair's file names."""
-    from harness.models.pair_config import read_pair_config
+    """Draft length of a pair where none is asked for."""
+    from harness.models.naming import read_pair_config
 
     return read_pair_config(models).k
 

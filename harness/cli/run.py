@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from harness.cli.generate import FallbackOption
 from harness.cli.validate import DomainsOption, LimitOption, ModelsOption, SetOption
 from harness.core.terminal import say
 
@@ -21,6 +22,7 @@ def run(
     set_: SetOption = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")] = None,
     results: ResultsOption = Path("results"),
+    fallback: FallbackOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also record where the time of each round goes.")] = False,
@@ -33,18 +35,20 @@ def run(
     Example: `harness run suites/quick.yaml --limit 2 --domains code,math --set max_tokens=32`
     """
     from harness.cli.validate import describe, load
+    from harness.models.naming import pair_name
     from harness.run.estimate import count_prompts, describe_time
 
-    loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
+    loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_, fallback=fallback)
     counts = count_prompts(loaded)
-    say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), Path(loaded.models).stem, counts)]))
+    say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), pair_name(loaded.models), counts)]))
     if plan:
         return
     from rich.console import Console
 
     from harness.run.runner import run_suite
 
-    run_suite(loaded, results_dir=results, resume=resume, offline=offline, profile=profile, clock=not no_clock, console=Console())
+    options: dict[str, Any] = {"resume": resume, "offline": offline, "fallback": fallback, "profile": profile, "clock": not no_clock}
+    run_suite(loaded, results_dir=results, console=Console(), **options)
 
 
 def report(

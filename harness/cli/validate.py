@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from harness.suite.suite import Suite
 
 # Options that `validate` and `run` share.
-ModelsOption = Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Model pair instead of the suite's.")]
+ModelsOption = Annotated[
+    str | None, typer.Option("--models", metavar="PAIR", help="Model pair instead of the suite's, also TARGET or TARGET+DRAFT.")
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Prompts per domain, at least 1.")]
 DomainsOption = Annotated[str | None, typer.Option("--domains", metavar="A,B", help="Only these domains of the suite.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key of the suite; repeatable.")]
@@ -46,13 +48,21 @@ def validate(
         say("\n".join(["ok", *describe(loaded)]))
 
 
-def load(suite: str, *, models: str | None, limit: int | None, domains: str | None, overrides: list[str] | None) -> Suite:
+def load(
+    suite: str,
+    *,
+    models: str | None,
+    limit: int | None,
+    domains: str | None,
+    overrides: list[str] | None,
+    fallback: bool = False,
+) -> Suite:
     """Load a suite with the options that `validate` and `run` share."""
     from harness.run.trained import check_configs
     from harness.suite.suite import load_suite
 
     chosen = None if domains is None else [d.strip() for d in domains.split(",") if d.strip()]
-    loaded = load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen)
+    loaded = load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen, fallback=fallback)
     check_configs(loaded.cells())
     return loaded
 

@@ -116,6 +116,8 @@ class Measured:
     """Experiments that this pair cannot do."""
     without_memory: tuple[str, ...] = ()
     """Drafters that were left out because the pair has no memory."""
+    without_draft: str | None = None
+    """Why everything that needs a draft was left out (``--fallback``); None where nothing was."""
     warnings: tuple[str, ...] = ()
     """What this machine could not do."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)

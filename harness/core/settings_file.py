@@ -56,7 +56,7 @@ class DecodeSettings(Strict):
     """A settings file, such as the ``settings.yaml`` that every report comes with."""
 
     models: str = "smollm2"
-    """Model pair."""
+    """Model pair: a configured name, a YAML file, ``TARGET`` or ``TARGET+DRAFT``."""
     drafter: str | None = "generic"
     """A drafter's or an adapter's name, ``router``, or null for the target alone."""
     k: DraftLength | Literal["dynamic", "auto"] | None = None

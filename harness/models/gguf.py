@@ -70,21 +70,42 @@ def convert(gguf_path: Path, folder: Path, progress: Callable[[int, int], None] 
         HarnessError: not a GGUF file, cut short, or an architecture, tensor or tokenizer this converter does not know.
     """
     gguf = read_gguf(gguf_path)
-    architecture = gguf.text("general.architecture")
-    if architecture not in _PERMUTED:
-        raise HarnessError(
-            f"{gguf_path}: GGUF architecture {architecture!r} is not supported (supported: {', '.join(_PERMUTED)})",
-            "Use the model's safetensors form (a hub: or path: source).",
-        )
-    config = _config(gguf, architecture)
+    architecture, config = _described(gguf)
     _check_shapes(gguf, config)
     with files.reading(gguf_path, advice=OTHER):
         config["tie_word_embeddings"] = _shares_embedding(gguf.tensors)
         plan = list(_plan(gguf, config, architecture))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_tokenizer(gguf, folder)
+        _write_description(gguf, config, folder)
         write_safetensors(folder / "model.safetensors", plan, progress)
+
+
+def write_description(gguf_path: Path, folder: Path) -> None:
+    """Write the model's configuration and tokenizer alone, as :func:`convert` does; its tensors are not read.
+
+    Raises:
+        HarnessError: as :func:`convert`.
+    """
+    gguf = read_gguf(gguf_path)
+    _, config = _described(gguf)
+    with files.reading(gguf_path, advice=OTHER):
+        _write_description(gguf, config, folder)
+
+
+def _write_description(gguf: GgufFile, config: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_tokenizer(gguf, folder)
+
+
+def _described(gguf: GgufFile) -> tuple[str, dict[str, Any]]:
+    """Architecture and configuration of a file whose architecture is supported."""
+    architecture = gguf.text("general.architecture")
+    if architecture not in _PERMUTED:
+        raise HarnessError(
+            f"{gguf.path}: GGUF architecture {architecture!r} is not supported (supported: {', '.join(_PERMUTED)})",
+            "Use the model's safetensors form: its hub name, or its folder.",
+        )
+    return architecture, _config(gguf, architecture)
 
 
 def _config(gguf: GgufFile, architecture: str) -> dict[str, Any]:

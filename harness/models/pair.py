@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.terminal import say
 from harness.models.blas import lay_out, mx, nn
 from harness.models.compatibility import require_compatible, trim_problem
 from harness.models.draft import Draft
 from harness.models.folder import check_model, read_config, text_config, whole
+from harness.models.naming import find_pair
 from harness.models.opened import vocabulary_rows
-from harness.models.pair_config import PairConfig, PathSource, local_folder_problem, pair_path, read_pair_config
+from harness.models.pair_config import PairConfig, PathSource, local_folder_problem
 from harness.models.sources import Progress
 from harness.models.tokenizer_check import FETCH
 from harness.models.vocab import read_vocab
@@ -27,9 +29,9 @@ class Pair:
     """A loaded target, its draft and their tokenizer."""
 
     name: str
-    """Name of the pair's YAML file."""
+    """Name of the pair's YAML file, or what :attr:`harness.models.naming.NamedPair.name` makes of ``TARGET+DRAFT``."""
     config: PairConfig
-    """What the file says."""
+    """What the file says, or follows from the name."""
     target: nn.Module
     """``target(tokens (1, n), cache=cache)`` returns logits (1, n, V)."""
     draft: Draft | None
@@ -42,6 +44,8 @@ class Pair:
     """Ids that end generation."""
     context_tokens: int
     """Most tokens, prompt and answer, that target and draft can both hold."""
+    without_draft: str | None = None
+    """Why the draft was left out, where that was allowed (``fallback``)."""
 
     def encode(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> list[int]:
         """Turn a user's text, a list of messages or token ids into token ids.
@@ -98,13 +102,16 @@ class Pair:
         return templates.render(self.tokenizer, messages, today=today, add_generation_prompt=add_generation_prompt, name=self.name)
 
 
-def load_pair(name_or_path: str, *, offline: bool = False, draft: bool = True, progress: Progress | None = None) -> Pair:
-    """Load a pair by name (configs/models) or by the path of a YAML file, fetching what is missing.
+def load_pair(
+    name_or_path: str, *, offline: bool = False, draft: bool = True, fallback: bool = False, progress: Progress | None = None
+) -> Pair:
+    """Load a pair by any name that :func:`harness.models.naming.find_pair` reads, fetching what is missing.
 
     Args:
-        name_or_path: pair name or YAML path.
+        name_or_path: a configured pair, the path of a YAML file, ``TARGET`` or ``TARGET+DRAFT``.
         offline: never use the network.
         draft: False leaves the draft out.
+        fallback: where the draft cannot be had or does not fit the target, say so and go on with the target alone.
         progress: called while fetching and converting; None shows a bar or plain lines on stderr.
 
     Raises:
@@ -112,29 +119,37 @@ def load_pair(name_or_path: str, *, offline: bool = False, draft: bool = True, p
     """
     from harness.models.fetching import show_progress
 
-    name_or_path = str(name_or_path)
-    config, path = read_pair_config(name_or_path), pair_path(name_or_path)
+    named = find_pair(str(name_or_path))
+    config, without = named.config, None
     wanted = [config.target, *([config.draft] if draft and config.draft else [])]
-    for model in wanted:  # local mistakes show before anything is fetched
-        sources = model.parsed(path.parent)
+    for model in wanted if not fallback else wanted[:1]:  # local mistakes show before anything is fetched
+        sources = model.parsed(named.base)
         if len(sources) == 1 and isinstance(sources[0], PathSource) and (problem := local_folder_problem(sources[0])):
             raise problem
     with show_progress(progress) as report:
-        folders = [locate(model, path.parent, offline=offline, progress=report) for model in wanted]
-    target_folder, draft_folder = folders[0], folders[1] if len(folders) > 1 else None
-    if target_folder is None or target_folder.is_cut:
-        raise HarnessError(f"the target of {path.stem!r} cannot be a cut draft", "Give it a hub:, wheel: or path: source.")
-    if draft_folder is not None and not draft_folder.is_cut:
-        require_compatible(target_folder.path, draft_folder.path)
-    vocab = _vocab(path, config, draft_folder)
-    return _load(path.stem, config, target_folder, draft_folder, vocab)
+        target_folder, draft_folder = locate(config.target, named.base, offline=offline, progress=report), None
+        if target_folder is None or target_folder.is_cut:
+            raise HarnessError(f"the target of {named.name!r} cannot be a cut draft", "Give it a hub:, wheel: or path: source.")
+        if len(wanted) > 1:
+            try:
+                draft_folder = locate(wanted[1], named.base, offline=offline, progress=report)
+                if draft_folder is not None and not draft_folder.is_cut:
+                    require_compatible(target_folder.path, draft_folder.path)
+            except HarnessError as error:
+                if not fallback:
+                    raise
+                draft_folder, without = None, error.problem
+    if without is not None:
+        say(f"note: the target of {named.name!r} goes on without a draft: {without}", err=True)
+    vocab = _vocab(named.base, config, draft_folder)
+    return replace(_load(named.name, config, target_folder, draft_folder, vocab), without_draft=without)
 
 
-def _vocab(path: Path, config: PairConfig, draft_folder: ModelFolder | None) -> tuple[int, ...] | None:
+def _vocab(base: Path, config: PairConfig, draft_folder: ModelFolder | None) -> tuple[int, ...] | None:
     """The ids of ``draft_vocab``, checked against the draft's own vocabulary."""
     if config.draft_vocab is None or draft_folder is None or draft_folder.is_cut:
         return None
-    vocab, size = read_vocab(path.parent / config.draft_vocab), vocab_size(draft_folder.path)
+    vocab, size = read_vocab(base / config.draft_vocab), vocab_size(draft_folder.path)
     if vocab[-1] >= size:
         raise HarnessError(f"{config.draft_vocab} names token {vocab[-1]}, the draft has {size}", "Make it again: `harness models vocab`.")
     return vocab

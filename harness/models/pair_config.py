@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.core.errors import HarnessError
-from harness.core.paths import expand, find_config
-from harness.core.yamlfile import Strict, read_yaml, validate
+from harness.core.paths import expand
+from harness.core.yamlfile import Strict
 
 DEFAULT_K = 4
 """Draft length of a pair whose file names none."""
@@ -167,30 +167,9 @@ class PairConfig(Strict):
         return text
 
 
-def read_pair_config(name_or_path: str) -> PairConfig:
-    """Read a pair by name (configs/models) or path.
-
-    Raises:
-        HarnessError: unknown pair (names the nearest), or every problem of the file with its line.
-    """
-    return validate(PairConfig, read_yaml(find_config(name_or_path, "models")))
-
-
 def pair_k(pair: Any) -> int:
     """Draft length of a loaded pair where none is asked for: what its file says."""
     return int(getattr(getattr(pair, "config", None), "k", DEFAULT_K))
-
-
-def pair_path(name_or_path: str) -> Path:
-    """The YAML file behind a pair's name."""
-    return find_config(name_or_path, "models")
-
-
-def shipped_pairs() -> list[tuple[str, PairConfig]]:
-    """Name and configuration of every pair in configs/models."""
-    from harness.core.paths import shipped_root
-
-    return [(path.stem, read_pair_config(str(path))) for path in sorted((shipped_root() / "configs/models").glob("*.yaml"))]
 
 
 def local_folder_problem(source: Source) -> HarnessError | None:
@@ -201,7 +180,9 @@ def local_folder_problem(source: Source) -> HarnessError | None:
     if os.path.isfile(path) and path.suffix == ".gguf":
         return None
     if not os.path.isdir(path):
-        return HarnessError(f"model path {path} is neither a folder nor a .gguf file", "Check the path; it is relative to the YAML file.")
+        return HarnessError(
+            f"model path {path} is neither a folder nor a .gguf file", "Check the path; a YAML file's paths begin at its folder."
+        )
     if not os.path.lexists(path / "config.json"):
         return HarnessError(f"{path} has no config.json", "Give the folder of a model in transformers or mlx-lm form.")
     if not list(path.glob("model*.safetensors")):

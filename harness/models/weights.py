@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,10 +15,11 @@ from typing import BinaryIO
 from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.lock import wait_for_lock
-from harness.core.paths import cache_dir, expand
+from harness.core.paths import cache_dir
 from harness.models.digest import RECORD, hash_folder
 from harness.models.fetching import show_progress
-from harness.models.gguf import convert
+from harness.models.gguf import convert, write_description
+from harness.models.naming import find_model, find_pair
 from harness.models.pair_config import (
     CutSource,
     HubSource,
@@ -26,8 +28,6 @@ from harness.models.pair_config import (
     Source,
     WheelSource,
     local_folder_problem,
-    pair_path,
-    read_pair_config,
 )
 from harness.models.sources import (
     Progress,
@@ -91,51 +91,54 @@ def pull_pair(name_or_path: str, *, offline: bool = False, progress: Progress | 
     Raises:
         HarnessError: unknown pair, unusable file, or no source delivers.
     """
-    config, base = read_pair_config(name_or_path), pair_path(name_or_path).parent
-    wanted = {"target": config.target} | ({"draft": config.draft} if config.draft else {})
+    named = find_pair(name_or_path)
+    wanted = {"target": named.config.target} | ({"draft": named.config.draft} if named.config.draft else {})
     with show_progress(progress) as report:
-        return {role: locate(model, base, offline=offline, progress=report) for role, model in wanted.items()}
+        return {role: locate(model, named.base, offline=offline, progress=report) for role, model in wanted.items()}
 
 
-def tokenizer_folder(name: str, *, offline: bool = False) -> Path:
-    """Folder with the tokenizer and configuration of a local folder, a hub repository (``org/name``) or a pair's target; no weights.
+@contextlib.contextmanager
+def tokenizer_folder(name: str, *, offline: bool = False) -> Iterator[Path]:
+    """Folder with the tokenizer and configuration of a model, while it is looked at; weights are neither fetched nor read.
+
+    Args:
+        name: as for :func:`harness.models.naming.find_model`.
+        offline: never use the network.
 
     Raises:
-        HarnessError: nothing of that name, it cannot be fetched, or it comes inside weights that are not in the cache.
+        HarnessError: nothing of that name, or its tokenizer cannot be had without its weights.
     """
-    path = expand(name)
-    if os.path.isdir(path):
-        return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".yaml":
-        try:
-            return fetch_hub_folder(HubSource(name, "main", None), offline or offline_requested(), weights=False)
-        except SourceFailed as error:
+    config, base = find_model(name)
+    reasons = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for text, source in zip(config.sources, config.parsed(base), strict=True):
+            try:
+                folder = _without_weights(source, config, offline, Path(scratch))
+                break
+            except SourceFailed as error:
+                reasons.append(f"  {text if len(text) < 90 else text[:87] + '...'}: {error}")
+        else:
             raise HarnessError(
-                f"cannot read {name} from the hub: {error}", "Check the name and the network, or give a local folder."
-            ) from error
-    target, reasons = read_pair_config(name).target, []
-    for text, source in zip(target.sources, target.parsed(pair_path(name).parent), strict=True):
-        try:
-            return _without_weights(source, target, offline)
-        except SourceFailed as error:
-            reasons.append(f"  {text if len(text) < 90 else text[:87] + '...'}: {error}")
-    raise HarnessError(
-        f"the tokenizer of {name}'s target is not in the cache:\n" + "\n".join(reasons),
-        f"Fetch the model with `harness models pull {name}`, or give a folder, or a hub name of its family.",
-    )
+                f"the tokenizer of {name} cannot be had without its weights:\n" + "\n".join(reasons),
+                f"Check the name and the network, fetch the model with `harness models pull {name}`, or give a local folder.",
+            )
+        yield folder
 
 
-def _without_weights(source: Source, config: ModelConfig, offline: bool) -> Path:
+def _without_weights(source: Source, config: ModelConfig, offline: bool, scratch: Path) -> Path:
     """Folder with a model's tokenizer and configuration, when it can be had without fetching or converting weights."""
+    if isinstance(source, CutSource):
+        raise HarnessError(f"{source.path} is a draft cut from its target and has no tokenizer", "It fits the target it was made from.")
     if isinstance(source, PathSource):
         if problem := local_folder_problem(source):
             raise problem
         if source.path.is_dir():
             return source.path
+        write_description(source.path, scratch)
+        return scratch
     if isinstance(source, HubSource) and source.file is None:
         return fetch_hub_folder(source, offline or offline_requested(), weights=False)
-    sha256 = files.sha256(source.path) if isinstance(source, PathSource) else config.sha256 or ""
-    if not (ready := _converted(sha256)).is_dir():
+    if not (ready := _converted(config.sha256 or "")).is_dir():
         raise SourceFailed(f"its tokenizer comes inside the weights{f' ({config.download_mb} MB)' if config.download_mb else ''}")
     return ready
 
@@ -247,9 +250,13 @@ def _convert_once(gguf: Path, sha256: str, progress: Progress) -> ModelFolder:
         shutil.rmtree(unfinished, ignore_errors=True)
         check_free_space(final.parent, 8 * gguf.stat().st_size)
         progress("converting to float32", 0, None)
-        convert(gguf, unfinished, lambda done, total: progress("converting to float32", done, total))
-        _write_record(unfinished, sha256)
-        os.rename(unfinished, final)
+        try:
+            convert(gguf, unfinished, lambda done, total: progress("converting to float32", done, total))
+            _write_record(unfinished, sha256)
+            os.rename(unfinished, final)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         ready = ModelFolder(final, sha256)
     return ready
 

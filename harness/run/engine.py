@@ -21,7 +21,7 @@ class Engine:
     """What :func:`harness.run.runner.run_suite` needs from the rest of the package."""
 
     load_pair: Callable[..., Any]
-    """``load_pair(name, offline=...)``."""
+    """``load_pair(name, offline=...)``, with ``fallback=True`` where the draft may be left out."""
     load_samples: Callable[..., list[Sample]]
     """``load_samples(spec, domain=..., seed=..., offline=...)``."""
     generate: Callable[..., Generation]

@@ -19,6 +19,7 @@ from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
+from harness.models.naming import pair_name
 from harness.results.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
 from harness.run.context import Context
 from harness.run.engine import Engine, real_engine
@@ -41,6 +42,7 @@ def run_suite(
     results_dir: Path,
     resume: str | None = None,
     offline: bool = False,
+    fallback: bool = False,
     profile: bool = False,
     clock: bool = True,
     console: Console | None = None,
@@ -53,6 +55,7 @@ def run_suite(
         results_dir: folder of the run folders; reports go to ``reports/`` beside it.
         resume: name or path of an interrupted run to go on with.
         offline: use only what is in the cache.
+        fallback: where the pair's draft is missing or does not fit, leave out the cells that need one; the report says so.
         profile: record where the time of each round goes; cells of mlx-lm's loop have no profile.
         clock: False leaves out calibration, warm-up and the checks that the machine keeps its speed: counts do not need them. The report
             then predicts no speedup.
@@ -76,7 +79,7 @@ def run_suite(
             "k: auto weighs costs that only a calibration measures", "Run without --no-clock, or drop the entries with k: auto."
         )
     check_writable(results_dir)
-    folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, Path(suite.models).stem, results_dir)
+    folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, pair_name(suite.models), results_dir)
     before = read_manifest(folder) if resume else None
     engine = engine or real_engine()
     if before:
@@ -88,7 +91,7 @@ def run_suite(
             _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
             _no_foreign(folder, recorded_plan(before, samples))
         warnings = _warn(samples, before, console)
-        pair = engine.load_pair(suite.models, offline=offline)
+        pair = engine.load_pair(suite.models, offline=offline, **({"fallback": True} if fallback else {}))
         prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
         memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
@@ -109,7 +112,7 @@ def run_suite(
             stages=stages,
         )
         with suppress(Stopped):
-            cells = _possible(context, suite.cells())
+            cells = _possible(context, suite.cells(), fallback)
             if clock:
                 check_verification(context, "loading")
             load = partial(engine.load_samples, offline=offline)
@@ -138,15 +141,19 @@ class Stopped(Exception):
     """Ctrl-C while training."""
 
 
-def _possible(context: Context, cells: Sequence[Cell]) -> list[Cell]:
+def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[Cell]:
     """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
-    pruned = getattr(context.pair.draft, "token_map", None) is not None
+    draft = context.pair.draft
+    pruned = getattr(draft, "token_map", None) is not None
     skipped = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
     forgotten = [c for c in cells if found_memory(context.pair.name) is None and remembers(c.drafter)]
+    alone = [c for c in cells if c.needs_draft] if fallback and draft is None else []
     context.store.update(
-        skipped=tuple(sorted({c.experiment for c in skipped})), without_memory=tuple(sorted({c.drafter for c in forgotten if c.drafter}))
+        skipped=tuple(sorted({c.experiment for c in skipped})),
+        without_memory=tuple(sorted({c.drafter for c in forgotten if c.drafter})),
+        without_draft=(getattr(context.pair, "without_draft", None) or "it was named without a draft") if alone else None,
     )
-    return [c for c in cells if c not in (*skipped, *forgotten)]
+    return [c for c in cells if c not in (*skipped, *forgotten, *alone)]
 
 
 def _train(

@@ -102,7 +102,7 @@ class Session:
             config.training_config()
         else:
             config.check()
-            pair = load_pair(config.models, offline=offline)
+            pair = load_pair(config.models, offline=offline, fallback=config.fallback)
         return cls(pair, config, offline=offline)
 
     def __enter__(self) -> Session:

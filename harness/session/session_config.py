@@ -18,7 +18,7 @@ from harness.core.records import Rule
 from harness.core.settings_file import DraftOptions, load_settings
 from harness.core.yamlfile import Seed, Strict, apply_overrides, read_yaml, set_value, validate
 from harness.datasets.spec import DatasetSpec
-from harness.models.pair_config import pair_path
+from harness.models.naming import pair_name
 
 ADAPTIVE = "adaptive"
 """The plain draft until a training round is accepted, then the session's own adapter."""
@@ -32,7 +32,9 @@ class SessionConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=80)] = "session"
     """Names the session's folder and the adapter it installs."""
     models: str = "smollm2"
-    """Model pair."""
+    """Model pair: a configured name, a YAML file, ``TARGET`` or ``TARGET+DRAFT``."""
+    fallback: bool = False
+    """Go on with the target alone where the draft cannot be had or does not fit the target."""
     drafter: str | None = ADAPTIVE
     """``adaptive``, a drafter's name as for ``generate``, or null for plain decoding."""
     k: DraftLength | Literal["dynamic", "auto"] | None = None
@@ -108,7 +110,7 @@ class SessionConfig(Strict):
         Raises:
             HarnessError: unknown pair, drafter or training config.
         """
-        self.check_drafter(pair_path(self.models).stem, self.drafter)
+        self.check_drafter(pair_name(self.models), self.drafter)
         self.training_config()
 
     def check_drafter(self, pair_name: str, drafter: str | None) -> None:

@@ -157,6 +157,7 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
     skipped = manifest.measured.skipped
     cells = [c for c in suite.cells() if not (c.loop == "mlx-lm" and c.drafter is not None and c.experiment in skipped)]
     cells = [c for c in cells if c.drafter not in manifest.measured.without_memory]
+    cells = [c for c in cells if manifest.measured.without_draft is None or not c.needs_draft]
     names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.adapters
 
     def adapter(cell: Cell) -> str | None:

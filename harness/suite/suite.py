@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, ValidationError
 
@@ -24,6 +24,9 @@ from harness.datasets import check_dataset
 from harness.datasets.spec import DatasetSpec
 from harness.datasets.splits import SPLITS
 from harness.suite.experiments import EXPERIMENTS, AnyExperiment, Cell, Label
+
+if TYPE_CHECKING:
+    from harness.models.naming import NamedPair
 
 MAX_CELLS = 5000
 """Most cells that one entry may ask for."""
@@ -41,7 +44,7 @@ class Suite(Strict):
     description: str = ""
     """One sentence for readers of the report."""
     models: str = "smollm2"
-    """Model pair: a name in ``configs/models`` or a path."""
+    """Model pair: a name in ``configs/models``, a YAML file, ``TARGET`` or ``TARGET+DRAFT`` (hub names, folders, ``.gguf`` files)."""
     seed: Seed = 0
     """Seed of sampling, training and generated datasets."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
@@ -127,6 +130,7 @@ def load_suite(
     models: str | None = None,
     limit: int | None = None,
     domains: Sequence[str] | None = None,
+    fallback: bool = False,
 ) -> Suite:
     """Read, override and check a suite; nothing heavy is imported and no model or dataset is loaded.
 
@@ -136,6 +140,7 @@ def load_suite(
         models: replaces the model pair.
         limit: replaces the prompt limit of every domain.
         domains: keeps only these domains.
+        fallback: cells that need a draft are left out later where the pair has none, so nothing is wrong with them.
 
     Raises:
         HarnessError: every problem of the file at once (file, line, key, nearest valid key), a pair or dataset that cannot be read.
@@ -150,7 +155,7 @@ def load_suite(
     suite = _with_prompts(validate(Suite, file))
     _note_old_keys(file)
     kept = suite if domains is None else suite.only(domains)
-    fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file, list(kept.domains))])
+    fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file, list(kept.domains), fallback)])
     return kept
 
 
@@ -210,22 +215,26 @@ def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
                 yield file.problem(("experiments", i, "domains", j), f"no domain {domain!r}, {did_you_mean(domain, list(suite.domains))}")
 
 
-def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str]) -> Iterable[Problem]:
+def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str], fallback: bool) -> Iterable[Problem]:
     """Yield what the suite names but cannot be read: model pair, datasets of ``domains``, training and router configs."""
-    from harness.models.pair_config import pair_path, read_pair_config
+    from harness.models.naming import find_pair
 
-    pairs: list[Any] = []
-    yield from _try(file, ("models",), lambda: pairs.append(read_pair_config(suite.models)))
+    pairs: list[NamedPair] = []
+    yield from _try(file, ("models",), lambda: pairs.append(find_pair(suite.models)))
     for name in domains:
         yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name], name))
     drafters = {cell.drafter for entry in suite.experiments for cell in entry.cells(list(suite.domains)) if cell.drafter}
-    if drafters and all(map(remembers, drafters)):  # else a run leaves these cells out where there is no memory
+    if pairs and drafters and all(map(remembers, drafters)):  # else a run leaves these cells out where there is no memory
         for name in drafters:
-            yield from _try(file, ("experiments",), lambda name=name: check_memory(pair_path(suite.models).stem, name))
+            yield from _try(file, ("experiments",), lambda name=name: check_memory(pairs[0].name, name))
     for i, entry in enumerate(suite.experiments):
         cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
-        if pairs and pairs[0].draft is None and any(cell.needs_draft for cell in cells):
-            yield file.problem(("experiments", i), f"{entry.label} needs a draft model, and the pair {suite.models} has none")
+        if pairs and pairs[0].config.draft is None and not fallback and any(cell.needs_draft for cell in cells):
+            yield file.problem(
+                ("experiments", i),
+                f"{entry.label} needs a draft model, and the pair {suite.models} has none; name one as TARGET+DRAFT, "
+                "or leave such cells out with --fallback",
+            )
         for key in ("training", "router"):
             value = getattr(entry, key, None)
             if value is not None:

@@ -42,9 +42,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def open_router(args: argparse.Namespace) -> Any:
     """The pair's router, its adapters checked, and their folders."""
-    from harness.models.pair_config import pair_path
+    from harness.models.naming import pair_name
 
-    name = pair_path(args.models).stem
+    name = pair_name(args.models)
     folders = list_adapters(args.adapters) if args.adapters else installed(name)
     return load_router(name, folders, path=args.router), folders
 

@@ -28,6 +28,8 @@ def sentences(run: Run) -> list[str]:
     found += [f"Warning: {text}." for text in stats.slower_verification(measured.verification)]
     if measured.without_memory:
         found.append(f"Not run: {', '.join(measured.without_memory)}. The pair has no memory yet: `harness memory build`.")
+    if measured.without_draft is not None:
+        found.append(f"Not run: everything that needs a draft model. The target went on alone: {measured.without_draft}.")
     if measured.skipped:
         found.append(f"Not run: {', '.join(measured.skipped)}. mlx-lm's loop needs a draft with the target's whole vocabulary.")
     return found
