@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from harness.core.errors import HarnessError
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
+from harness.decode.kept import KeptCaches
 from harness.decode.sampling import Sampling, log_softmax, processed_logprobs, sample
 from harness.decode.suffix_counts import Walker
 from harness.models.blas import ints, mx
@@ -115,6 +116,8 @@ class ModelDrafter:
         self._state: CachedModel | None = None
         self._seen = 0  # context length at the last proposal: everything cached up to there is true
         self._proposed: mx.array = EMPTY
+        self.caches: KeptCaches | None = None
+        """Where the draft's cache comes from and stays."""
 
     @property
     def model(self):  # type: ignore[no-untyped-def]
@@ -141,9 +144,18 @@ class ModelDrafter:
 
     def begin(self, prompt: list[int]) -> None:
         model, self.token_map = widened(self.model, self.token_map, prompt)
-        self._state = CachedModel(model)
-        self._state.prefill(prompt[:-1])
+        self._state = self.caches.open(self._role, model, prompt) if self.caches else CachedModel(model)
+        self._state.prefill(prompt[self._state.offset : -1])
         self._seen, self._proposed = len(prompt), EMPTY
+
+    def keep(self, context: list[int]) -> None:
+        """Leave the cache of what ``context`` and the draft's own guesses share to the next answer."""
+        if self.caches is not None and self._state is not None:
+            self.caches.keep(self._role, self._state, context[: min(self._state.offset, self._valid(context), len(context) - 1)])
+
+    @property
+    def _role(self) -> str:
+        return f"{self.name} of {len(self._model.layers)} layers"
 
     def _valid(self, context: list[int]) -> int:
         """Length of the prefix that the cached tokens share with ``context``: own proposals may have been rejected since."""

@@ -15,7 +15,9 @@ from harness.core.records import Finish, Generation, Loop, Rule
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, ModelDrafter
 from harness.decode.fast import fast_steps
+from harness.decode.kept import TARGET, KeptCaches
 from harness.decode.length import Costs, LengthPolicy, make_policy
+from harness.decode.logprobs import Logprobs
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.plain import plain_steps
 from harness.decode.positions import Details
@@ -45,6 +47,8 @@ def stream(
     options: DrafterOptions | None = None,
     costs: Costs | None = None,
     profile: bool = False,
+    logprobs: int | None = None,
+    caches: KeptCaches | None = None,
 ) -> Iterator[Step]:
     """Decode ``prompt`` and yield one :class:`~harness.decode.speculative.Step` per target pass.
 
@@ -53,25 +57,30 @@ def stream(
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     k = _length(pair, k)
     check(max_tokens=max_tokens, seed=seed, lenience=lenience)
-    _check(rule, lenience, sampling, loop, k, bool(detailed))
+    _check(rule, lenience, sampling, loop, k, bool(detailed) or logprobs is not None)
     ids = pair.encode(prompt)
     max_tokens = room(pair.context_tokens, len(ids), max_tokens)
     common: dict[str, Any] = {"max_tokens": max_tokens, "eos": pair.eos_token_ids, "sampling": sampling, "seed": seed}
     if loop == "mlx-lm":
         draft = None if drafter is None else _full_vocabulary(resolve_drafter(pair, drafter, options))
         return fast_steps(pair.target, draft, ids, k=k if isinstance(k, int) else 0, **common)
+    target = caches.open(TARGET, pair.target, ids) if caches else CachedModel(pair.target)
+    common |= {"profile": profile, "logprobs": None if logprobs is None else Logprobs(logprobs)}
     if drafter is None:
-        return plain_steps(CachedModel(pair.target), ids, profile=profile, **common)
+        steps = plain_steps(target, ids, **common)
+        return _keeping(caches, steps, target, None, ids) if caches else steps
     chosen = resolve_drafter(pair, drafter, options)
+    draft = found if isinstance(found := getattr(chosen, "draft", chosen), ModelDrafter) else None
+    if draft is not None:
+        draft.caches = caches
     if k == "auto" and costs is None:
         from harness.decode.calibrate import calibrate
 
         costs = calibrate(pair, chosen).costs
     policy = make_policy(k, costs) if isinstance(k, int | str) else k
     details = Details(TOP_K if detailed is True else detailed) if detailed else None
-    return speculative_steps(
-        CachedModel(pair.target), chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, profile=profile, **common
-    )
+    steps = speculative_steps(target, chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, **common)
+    return _keeping(caches, steps, target, draft, ids) if caches else steps
 
 
 def generate(
@@ -97,7 +106,9 @@ def generate(
             ``detailed`` True records :class:`~harness.core.records.Position` entries, a number
             that many target probabilities in each; ``loop`` ``own`` or ``mlx-lm``; ``options`` a
             :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``;
-            ``profile`` True records where the rounds' time goes (this project's loop only).
+            ``profile`` True records where the rounds' time goes (this project's loop only); ``logprobs`` a number puts the
+            target's log-probabilities into each step, with that many of the most likely tokens; ``caches`` a
+            :class:`~harness.decode.kept.KeptCaches` from which prompts that begin alike are read on.
 
     Returns:
         A frozen :class:`~harness.core.records.Generation`. Greedy tokens equal plain decoding's.
@@ -120,10 +131,27 @@ def generate(
         if stop is not None and stop.is_set():
             break
     wall_s = time.perf_counter() - start
+    rounds.close()  # type: ignore[attr-defined]  # caches are kept now, not when the generator is collected
     mx.synchronize()  # plain decoding may have one pass in flight after an end-of-sequence token
     drafter, k = settings.get("drafter", "generic"), _length(pair, settings.get("k"))
     stopped = stop is not None and stop.is_set()
     return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings, "stopped" if stopped else "length")
+
+
+def _keeping(
+    caches: KeptCaches, steps: Iterator[Step], target: CachedModel, draft: ModelDrafter | None, prompt: list[int]
+) -> Iterator[Step]:
+    """The same steps; what target and draft have read is kept where they end, also when nobody asks for the rest."""
+    context = list(prompt)
+    for step in steps:
+        context += step.tokens
+        try:
+            yield step
+        except GeneratorExit:
+            break
+    caches.keep(TARGET, target, context[:-1])
+    if draft is not None:
+        draft.keep(context)
 
 
 def _collect(

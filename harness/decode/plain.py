@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from harness.decode.cached import CachedModel
+from harness.decode.logprobs import Logprobs
 from harness.decode.sampling import Sampling, processed_logprobs, sample
 from harness.decode.speculative import Step
 from harness.decode.timing import Laps, NoLaps
@@ -20,25 +21,27 @@ def plain_steps(
     eos: frozenset[int],
     sampling: Sampling,
     seed: int = 0,
+    logprobs: Logprobs | None = None,
     profile: bool = False,
 ) -> Iterator[Step]:
     """Yield one :class:`Step` per token. The next pass is queued before the current token is read, as mlx-lm does."""
     start = time.perf_counter()
     key = mx.random.key(seed)
-    target.prefill(prompt[:-1])
+    target.prefill(prompt[target.offset : -1])
     prefill_s = time.perf_counter() - start
 
-    def advance(token: mx.array, key: mx.array | None) -> mx.array:
+    def advance(token: mx.array, key: mx.array | None) -> tuple[mx.array, tuple[mx.array, ...]]:
         logits = target.forward(token)
         token = mx.argmax(logits, axis=-1) if sampling.greedy else sample(processed_logprobs(logits, sampling), key)
-        mx.async_eval(token)
-        return token.astype(mx.int32)
+        watched = logprobs.arrays(logits) if logprobs else ()
+        mx.async_eval(token, *watched)
+        return token.astype(mx.int32), watched
 
     keys = iter(lambda: None, 0) if sampling.greedy else _keys(key)
     laps = Laps() if profile else NoLaps()
     start = time.perf_counter()
     laps.start()
-    token = advance(mx.array(prompt[-1:], dtype=mx.int32), next(keys))
+    token, watched = advance(mx.array(prompt[-1:], dtype=mx.int32), next(keys))
     for i in range(max_tokens):
         following = advance(token, next(keys)) if i + 1 < max_tokens else None
         laps.end("verify_s", token)
@@ -54,10 +57,11 @@ def plain_steps(
             verify_s=now - start,
             prefill_s=prefill_s,
             profile=laps.take(),
+            logprobs=logprobs.read(watched, (value,)) if logprobs else (),
         )
         if value in eos or following is None:
             break
-        start, prefill_s, token = time.perf_counter(), 0.0, following
+        start, prefill_s, (token, watched) = time.perf_counter(), 0.0, following
         laps.start()
 
 

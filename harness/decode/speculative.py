@@ -17,6 +17,7 @@ from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, Proposal
 from harness.decode.length import LengthPolicy
+from harness.decode.logprobs import Logprobs, TokenLogprob
 from harness.decode.positions import Details
 from harness.decode.proposing import Proposing
 from harness.decode.sampling import Sampling, processed_logprobs, sample
@@ -44,6 +45,8 @@ class Step:
     """Details per decided draft position (detailed mode)."""
     profile: Profile | None = None
     """Where the round's time went, where it was asked for."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Per emitted token, where they were asked for."""
 
 
 def speculative_steps(
@@ -59,13 +62,14 @@ def speculative_steps(
     lenience: float = 1.0,
     seed: int = 0,
     details: Details | None = None,
+    logprobs: Logprobs | None = None,
     profile: bool = False,
 ) -> Iterator[Step]:
     """Yield one :class:`Step` per target pass until ``max_tokens`` or an end-of-sequence token."""
     start = time.perf_counter()
     key = mx.random.key(seed)
     context = list(prompt)
-    target.prefill(prompt[:-1])
+    target.prefill(prompt[target.offset : -1])
     proposing = Proposing(drafter, policy, prompt)
     prefill_s = time.perf_counter() - start
     laps = Laps() if profile else NoLaps()
@@ -85,15 +89,16 @@ def speculative_steps(
         logits = target.forward(mx.concatenate([last, proposal.tokens]))  # (k + 1, vocab)
         verdict = _verdict(logits, proposal, rule, sampling, lenience, accept_key)
         extra = details.arrays(logits, proposal, verdict) if details else ()
+        watched = logprobs.arrays(logits) if logprobs else ()
         if ahead:
-            mx.async_eval(proposal.tokens, verdict, *extra)
+            mx.async_eval(proposal.tokens, verdict, *extra, *watched)
         laps.end("verify_s")
         draft = ints(proposal.tokens)
         if draft and not 0 <= min(draft) <= max(draft) < logits.shape[-1]:
             raise HarnessError(f"drafter {drafter.name!r} proposed token {max(draft)}", f"The target has ids 0 to {logits.shape[-1] - 1}.")
         drafted_at = time.perf_counter()
         laps.end("sync_s")
-        mx.eval(verdict, *extra)
+        mx.eval(verdict, *extra, *watched)
         laps.end("verify_s")
         n, own = _read(verdict, draft, rule, sampling)
         verified_at = time.perf_counter()
@@ -120,6 +125,7 @@ def speculative_steps(
             source=proposal.source if draft else "",
             positions=details.positions(extra, draft, tokens, emitted - len(tokens)) if details else (),
             profile=laps.take(),
+            logprobs=logprobs.read(watched, tokens) if logprobs else (),
         )
         prefill_s = 0.0
 

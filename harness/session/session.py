@@ -23,6 +23,7 @@ from harness.core.paths import found_memory
 from harness.core.records import Generation, Sample
 from harness.datasets import load_samples
 from harness.datasets.splits import leaks
+from harness.decode.kept import KeptCaches
 from harness.decode.making import DrafterOptions
 from harness.decode.memory import Answer
 from harness.models.pair import load_pair
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from harness.session.session_evaluation import EvaluationRow
 
 Prompt = str | list[dict] | Sequence[int]
+WARM_UP_TOKENS = 8
 CONTEXT_SHARE = 4
 """At least a quarter of the context is kept for the answer, when ``max_tokens`` asks for as much."""
 
@@ -61,6 +63,7 @@ class Session:
         self._costs: dict[str, Costs] = {}
         self._held_out: list[Sample] | None = None
         self._growth: Growth | None = None
+        self.caches = KeptCaches()
         self._lock = lock_session(self.folder)
         try:
             self.totals = read_totals(self.folder / STATE)
@@ -122,13 +125,24 @@ class Session:
 
     # --- answers ---
 
-    def generate(self, prompt: Prompt, *, drafter: str | None = "", train: bool | None = None, **settings: Any) -> Generation:
-        """Answer a prompt or a conversation, count it, and learn from it.
+    def warm_up(self) -> None:
+        """Decode a few tokens with and without a draft, and measure what ``auto`` weighs: the first answer's times are no cold start's."""
+        drafter = self._resolve(self.drafter)
+        for name in {None, "generic" if self.learner is not None else drafter}:
+            api.generate(self.pair, "Hello", drafter=name, max_tokens=WARM_UP_TOKENS)
+        if self.k == "auto" and drafter is not None:
+            self._calibrated(drafter)
+
+    def generate(
+        self, prompt: Prompt, *, drafter: str | None = "", train: bool | None = None, learn: bool = True, **settings: Any
+    ) -> Generation:
+        """Answer a prompt or a conversation, count it, and learn from it. A prompt that goes on from an earlier one is read from there.
 
         Args:
             prompt: text, chat messages, or token ids.
             drafter: another drafter for this answer; the session's without it.
             train: run a training round afterwards when one is due; the config's ``train_automatically`` when None.
+            learn: keep what the draft got wrong, and what a memory may remember; False keeps counts alone.
             **settings: as for :func:`harness.api.generate`, instead of the config's.
 
         Raises:
@@ -144,18 +158,18 @@ class Session:
             chosen.pop("k")
         if name == "router":
             api.pair_router(self.pair, offline=self.offline)
-        watched = name is not None and ((kind := find_kind(name)) is None or kind.trainable)
+        watched = learn and name is not None and ((kind := find_kind(name)) is None or kind.trainable)
         if name is not None and config.options.given():
             chosen.setdefault("options", DrafterOptions(**config.options.given()))
         kept = self.learner.config.adapt.top_k if watched and self.learner else 0
-        generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=kept, **chosen)
+        generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=kept, caches=self.caches, **chosen)
         self.totals = self.totals.plus(generation)
         write_totals(self.folder / STATE, self.totals)
-        if self._growth is not None or (watched and generation.drafter is not None):
+        if (learn and self._growth is not None) or (watched and generation.drafter is not None):
             sample, ids = self._sample(prompt), self.pair.encode(self._messages(prompt))
             if watched and self.learner is not None and generation.drafter is not None:
                 self.learner.observe(sample, ids, generation)
-            if self._growth is not None and sample.split == "train":
+            if learn and self._growth is not None and sample.split == "train":
                 self._growth.add(Answer.of(sample, ids, generation.tokens))
         if config.train_automatically if train is None else train:
             self.train_if_due()
@@ -244,6 +258,7 @@ class Session:
         self.refusal, self._refused_at = None, -1
         if record.accepted:
             self._install_adapter()
+            self.caches = KeptCaches()  # those of the draft are of other weights now
         return record
 
     def train_if_due(self, *, progress: Callable[[TrainProgress], None] | None = None) -> RoundRecord | None:
