@@ -277,7 +277,7 @@ def interruptible() -> Iterator[threading.Event]:
 def _counts(answer: Generation) -> str:
     text = f"{answer.emitted} tokens, {answer.emitted / answer.wall_s:.1f} tok/s"
     if answer.drafted:
-        text += f", accepted {answer.accepted} of {answer.drafted} ({answer.accepted / answer.drafted:.2f}), draft {answer.drafter}"
+        text += f", accepted {answer.accepted} of {answer.drafted} ({answer.rate:.2f}), draft {answer.drafter}"
     if answer.route_s is not None:
         text += f", routed in {1000 * answer.route_s:.1f} ms"
     return text + {"eos": "", "length": ", cut at the longest answer", "stopped": ", stopped"}[answer.finish]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness import api
+from harness.core.counts import Counts, total
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.limits import LENGTH, Limit, draft_length
 from harness.decode.pieces import TextPieces
@@ -119,7 +120,7 @@ class _Side:
         self.name, self.pair, self.send = name, pair, send
         self.pieces = TextPieces(pair.decode)
         self.began = time.perf_counter()
-        self.counts = {"emitted": 0, "rounds": 0, "drafted": 0, "accepted": 0}
+        self.counts = Counts()
 
     def show(self, step: Any) -> None:
         """Send what one target pass emitted: text, whether the draft proposed it, and what was rejected in its place."""
@@ -129,8 +130,8 @@ class _Side:
             drafted = i < step.accepted
             instead = self.pair.decode([wrong[token]]) if not drafted and token in wrong else None
             rows.append([self.pieces.add(token), drafted, instead])
-        for name, count in (("emitted", len(step.tokens)), ("rounds", 1), ("drafted", step.drafted), ("accepted", step.accepted)):
-            self.counts[name] += count
+        own = Counts(rounds=1, drafted=step.drafted, accepted=step.accepted, rejected=step.rejected, emitted=len(step.tokens))
+        self.counts = total([self.counts, own])
         self.send({"type": "tokens", "side": self.name, "pieces": rows, **self._numbers()})
 
     def done(self, result: Generation) -> None:
@@ -154,8 +155,8 @@ class _Side:
         c = self.counts
         seconds = time.perf_counter() - self.began if wall_s is None else wall_s
         return {
-            **c,
-            "rate": c["accepted"] / c["drafted"] if c["drafted"] else None,
-            "tau": c["emitted"] / c["rounds"] if c["rounds"] else None,
-            "tokens_per_s": c["emitted"] / seconds if seconds else None,
+            **dataclasses.asdict(c),
+            "rate": c.rate,
+            "tau": c.tau,
+            "tokens_per_s": c.emitted / seconds if seconds else None,
         }

@@ -38,6 +38,7 @@ def distill(
     from harness.distill.pipeline import distill as build
     from harness.models.pair import load_pair
     from harness.models.weights import pull_pair
+    from harness.report.tables import number
 
     folder = pull_pair(settings.pair, offline=offline)["target"]
     assert folder is not None
@@ -56,7 +57,7 @@ def distill(
     )
     chosen = [stage.strip() for stage in stages.split(",")]
     for score in build(job, chosen):
-        say(f"{score.domain}: K {score.k}, acceptance rate {score.rate:.3f}, {score.tau:.2f} tokens per target pass")
+        say(f"{score.domain}: K {score.k}, acceptance rate {number(score.rate)}, {number(score.tau, 2)} tokens per target pass")
     if "ship" in chosen:
         say(f"draft: {job.out}")
     else:

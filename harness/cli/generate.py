@@ -200,10 +200,10 @@ def summary(result: Generation) -> str:
         f"first after {result.ttft_s:.2f} s",
     ]
     if result.drafter is not None:
-        rate = f"{result.accepted / result.drafted:.3f}" if result.drafted else "none drafted"
+        rate = "none drafted" if result.rate is None else f"{result.rate:.3f}"
         parts += [
             f"accepted {result.accepted} of {result.drafted} drafted ({rate})",
-            f"{result.emitted / result.rounds:.2f} tokens per target pass",
+            f"{result.tau:.2f} tokens per target pass",
         ]
     if result.route_s is not None:
         parts.append(f"routed to {result.drafter or 'plain decoding'} in {1000 * result.route_s:.1f} ms")

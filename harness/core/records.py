@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from harness.core.counts import Rates
+
 SCHEMA_VERSION = 1
 """Version of files written, runs apart. Newer ones are refused."""
 RUN_VERSION = 2
@@ -123,7 +125,7 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class Generation(Rates):
     """One decoded answer with its raw counts and times."""
 
     tokens: tuple[int, ...]
@@ -234,7 +236,7 @@ class Try:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(Rates):
     """One line of records.jsonl: one sample decoded (or replayed) in one cell."""
 
     schema_version: int = RUN_VERSION

@@ -6,7 +6,7 @@ effective number of prompts turns the standard error into an interval, on a scal
 
 - a rate, alpha or tau, bounded on both sides: Wilson's score interval for the effective sample size that the error implies;
 - a ratio of times, above 0: on the logarithm;
-- a difference of rates: as it is, cut to [-1, 1].
+- a difference of two ratios: as it is, cut to what they can differ by ([-1, 1] for rates).
 
 No error is 0: counts are known to half a token, clocks to :data:`CLOCK`, and prompts are not assumed more alike than
 :data:`ALIKE` says. Equal prompts at a bound (everything accepted) tell as much as that many independent draws of whole
@@ -80,8 +80,9 @@ def ratio(numerator: ArrayLike, denominator: ArrayLike, *, least: float = 0.0, m
     return _logarithmic(jackknife) if most == math.inf else _bounded(jackknife, least, most)
 
 
-def difference(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike]) -> Estimate | None:
-    """Rate a minus rate b, paired by prompt; ``a`` and ``b`` are (numerators, denominators). The null is 0."""
+def difference(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike], *, most: float = 1.0) -> Estimate | None:
+    """Ratio a minus ratio b, paired by prompt; ``a`` and ``b`` are (numerators, denominators), ``most`` is how far two such ratios can
+    differ. The null is 0."""
     jackknife = _jackknife(lambda s: _ratio(s[..., :2]) - _ratio(s[..., 2:]), [*a, *b], [a[1], b[1]])
     if jackknife is None:
         return None
@@ -89,13 +90,21 @@ def difference(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike]) -
         return Estimate(value=jackknife.value, n=jackknife.n)
     error = max(jackknife.error(), 0.5 / min(float(np.sum(a[1])), float(np.sum(b[1]))))
     reach = quantile((1 + LEVEL) / 2, jackknife.freedom) * error
-    low, high = (min(1.0, max(-1.0, jackknife.value + side * reach)) for side in (-1, 1))
+    low, high = (min(most, max(-most, jackknife.value + side * reach)) for side in (-1, 1))
     return _tested(jackknife, low, high, 0.0, jackknife.value, error)
 
 
-def relative(a: tuple[ArrayLike, ArrayLike], b: tuple[ArrayLike, ArrayLike]) -> Estimate | None:
-    """Ratio a divided by ratio b, paired by prompt, such as time per token over time per token. The null is 1."""
-    jackknife = _jackknife(lambda s: _ratio(s[..., :2]) / _ratio(s[..., 2:]), [*a, *b], [a[1], b[1]])
+def relative(*ratios: tuple[ArrayLike, ArrayLike]) -> Estimate | None:
+    """Ratio a divided by ratio b, paired by prompt, such as time per token over time per token; of four, (a / b) / (c / d).
+
+    The null is 1.
+    """
+    powers = np.array([1, -1, -1, 1][: len(ratios)])
+
+    def statistic(sums: Array) -> Array:
+        return np.asarray(np.prod((sums[..., 0::2] / sums[..., 1::2]) ** powers, axis=-1))
+
+    jackknife = _jackknife(statistic, [column for pair in ratios for column in pair], [below for _, below in ratios])
     return None if jackknife is None else _logarithmic(jackknife)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.core.counts import Rates
 from harness.core.errors import HarnessError
 from harness.core.limits import room
 from harness.core.records import Trajectory
@@ -21,7 +22,7 @@ from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter, ModelDr
 from harness.decode.length import Costs, make_policy
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.sampling import Sampling, log_softmax, processed_logprobs
-from harness.decode.simulate import AlongAnswer, Counts, expected_counts, simulate_free, simulate_match, simulate_policy
+from harness.decode.simulate import AlongAnswer, RoundCounts, expected_counts, simulate_free, simulate_match, simulate_policy
 from harness.models.blas import mx
 from harness.models.forward import ForcedHead, draft_ids, forced_head
 from harness.models.opened import hidden_states, open_model
@@ -35,7 +36,7 @@ HEAD_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayRow:
+class ReplayRow(Rates):
     """One line of the replay table. Under sampling the counts are expectations and the per-round lists are empty."""
 
     sample_id: str
@@ -53,16 +54,6 @@ class ReplayRow:
     """Who proposed, per round; None where only one source can, and under sampling."""
     near_ties: int = 0
     """Positions where the draft's top two logits are closer than kernel noise, so that a flip against decoding is possible."""
-
-    @property
-    def rate(self) -> float:
-        """Draft acceptance rate, accepted / drafted."""
-        return self.accepted / self.drafted if self.drafted else float("nan")
-
-    @property
-    def tau(self) -> float:
-        """Mean tokens per target pass."""
-        return self.emitted / self.rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,19 +204,8 @@ def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: floa
             f"trajectory {t.sample_id} has no log-probabilities", "Collect it again: sampled replay needs log p of every token."
         )
     stand = np.minimum(1.0, np.exp(forced.logq.astype(np.float64) - np.array(t.logprobs)))
-    rounds, drafted, accepted, rejected = expected_counts(stand, k, t.max_tokens)
-    return ReplayRow(
-        sample_id=t.sample_id,
-        domain=t.domain,
-        drafter=name,
-        k=k,
-        rounds=rounds,
-        drafted=drafted,
-        accepted=accepted,
-        rejected=rejected,
-        emitted=len(t.tokens),
-        near_ties=ties,
-    )
+    expected = dataclasses.asdict(expected_counts(stand, k, t.max_tokens)) | {"emitted": len(t.tokens)}
+    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=ties, **expected)
 
 
 def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
@@ -238,7 +218,7 @@ def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "length", **cut)
 
 
-def _row_of(name: str, t: Trajectory, k: int | str, counts: Counts, near_ties: int = 0) -> ReplayRow:
+def _row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:
     return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=near_ties, **dataclasses.asdict(counts))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.core.counts import Counts, Rates
 from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
 from harness.decode.drafters import Drafter, FreeDrafter, ModelDrafter, Proposal, Request
@@ -20,8 +21,8 @@ MOST_DRAFTED = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Raw counts of one sample in one cell."""
+class RoundCounts(Rates):
+    """Counts of one answer, and the rounds they are from."""
 
     rounds: int
     drafted: int
@@ -34,7 +35,7 @@ class Counts:
     """Who proposed, per round; None where only one source can."""
 
 
-def simulate(propose: Callable[[int, int], tuple[int, int]], emitted: int, k: int, max_tokens: int) -> Counts:
+def simulate(propose: Callable[[int, int], tuple[int, int]], emitted: int, k: int, max_tokens: int) -> RoundCounts:
     """Count the rounds of a loop that drafts ``k`` tokens along a known answer.
 
     Args:
@@ -53,7 +54,7 @@ def simulate(propose: Callable[[int, int], tuple[int, int]], emitted: int, k: in
         ended_inside = position + agreeing == emitted
         rejected += not ended_inside and agreeing < drafted
         position += agreeing + (not ended_inside)
-    return Counts(
+    return RoundCounts(
         rounds=len(accepts),
         drafted=sum(drafts),
         accepted=sum(accepts),
@@ -72,13 +73,13 @@ def run_lengths(match: np.ndarray) -> np.ndarray:
     return runs[:-1]
 
 
-def simulate_match(match: np.ndarray, k: int, max_tokens: int) -> Counts:
+def simulate_match(match: np.ndarray, k: int, max_tokens: int) -> RoundCounts:
     """Greedy counts of a draft model from its teacher-forced ``match`` (n,)."""
     runs = run_lengths(match)
     return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(match), k, max_tokens)
 
 
-def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> Counts:
+def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> RoundCounts:
     """Greedy counts of a drafter that needs no model at all.
 
     Args:
@@ -103,7 +104,7 @@ def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: n
     return dataclasses.replace(simulate(propose, len(answer), k, trajectory.max_tokens), sources=tuple(sources))
 
 
-def simulate_policy(drafter: Drafter, trajectory: Trajectory, policy: LengthPolicy) -> Counts:
+def simulate_policy(drafter: Drafter, trajectory: Trajectory, policy: LengthPolicy) -> RoundCounts:
     """Greedy counts of any drafter under any policy: it proposes at every start of a round along the known answer, as in the loop."""
     prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
     proposing, sources = Proposing(drafter, policy, prompt), list[str]()
@@ -180,8 +181,8 @@ class AlongAnswer:
         return Proposal(tokens=mx.array(tokens, dtype=mx.int32), confidences=confidences)
 
 
-def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> tuple[float, float, float, float]:
-    """Expected (rounds, drafted, accepted, rejected) under sampling, by dynamic programming over round starts.
+def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> Counts:
+    """Expected counts under sampling, by dynamic programming over round starts.
 
     Args:
         stand: (n,) probability that the trajectory's token stands when drafted, min(1, q/p).
@@ -208,4 +209,4 @@ def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> tuple[float, 
             accepted += weight * survive
         if i + limit < n:  # everything drafted stands: the bonus token follows
             begins[i + limit + 1] += weight * survive
-    return rounds, drafted, accepted, rejected
+    return Counts(rounds=rounds, drafted=drafted, accepted=accepted, rejected=rejected, emitted=n)

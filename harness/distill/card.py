@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import NotRequired, TypedDict
 
+from harness.core.counts import Counts, total
 from harness.decode.replay import ReplayRow
 from harness.distill.distill_config import DistillConfig
 from harness.report.escape import code, markdown
+from harness.report.tables import number
 
 
 class LossRow(TypedDict):
@@ -39,42 +42,20 @@ class DataFacts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class HeldOut(Counts):
     """Pooled replay counts of one domain at one K."""
 
     domain: str
     """``all`` pools every domain."""
     k: int
     prompts: int
-    drafted: int
-    accepted: int
-    emitted: int
-    rounds: int
-
-    @property
-    def rate(self) -> float:
-        """Draft acceptance rate."""
-        return self.accepted / max(self.drafted, 1)
-
-    @property
-    def tau(self) -> float:
-        """Mean tokens per target pass."""
-        return self.emitted / max(self.rounds, 1)
 
 
-def score_rows(rows: Sequence[ReplayRow]) -> list[Score]:
+def score_rows(rows: Sequence[ReplayRow]) -> list[HeldOut]:
     """Sum replay rows by domain and K, then over all domains."""
     domains = [*dict.fromkeys(r.domain for r in rows), "all"]
     return [
-        Score(
-            domain=domain,
-            k=k,
-            prompts=len(chosen),
-            drafted=round(sum(r.drafted for r in chosen)),
-            accepted=round(sum(r.accepted for r in chosen)),
-            emitted=sum(r.emitted for r in chosen),
-            rounds=round(sum(r.rounds for r in chosen)),
-        )
+        HeldOut(domain=domain, k=k, prompts=len(chosen), **dataclasses.asdict(total(chosen)))
         for domain in domains
         for k in sorted({r.k for r in rows if isinstance(r.k, int)})
         if (chosen := [r for r in rows if r.k == k and domain in (r.domain, "all")])
@@ -85,7 +66,7 @@ def card(
     config: DistillConfig,
     facts: dict[str, Any],
     loss: Sequence[dict[str, float]],
-    scores: Sequence[Score],
+    scores: Sequence[HeldOut],
     *,
     sha256: str,
     command: str,
@@ -130,7 +111,7 @@ def card(
         "## Acceptance on held-out prompts (replay of the shipped weights, greedy)",
         "| domain | prompts | K | acceptance rate | tokens per target pass |",
         "| --- | ---: | ---: | ---: | ---: |",
-        *(f"| {markdown(s.domain)} | {s.prompts} | {s.k} | {s.rate:.3f} | {s.tau:.2f} |" for s in scores),
+        *(f"| {markdown(s.domain)} | {s.prompts} | {s.k} | {number(s.rate)} | {number(s.tau, 2)} |" for s in scores),
         "",
     ]
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from harness.core.records import Sample, Trajectory
 from harness.datasets.jsonl_file import read_jsonl
 from harness.decode.replay import replay_model
 from harness.distill import fit
-from harness.distill.card import DataFacts, LossRow, Score, card, score_rows
+from harness.distill.card import DataFacts, HeldOut, LossRow, card, score_rows
 from harness.distill.cut_weights import mlx_weights, read_start
 from harness.distill.distill_config import CutConfig, DistillConfig
 from harness.distill.prompts import evaluation_samples, held_out_samples, repeated_samples, split_by_temperature, training_samples
@@ -69,7 +69,7 @@ class Job:
         return self.work / "fit"
 
 
-def distill(job: Job, stages: Sequence[str] = STAGES) -> list[Score]:
+def distill(job: Job, stages: Sequence[str] = STAGES) -> list[HeldOut]:
     """Run the stages in order; return the scores of the shipped draft on held-out prompts (empty without the last stage).
 
     Raises:
@@ -192,7 +192,7 @@ def _outputs_by_domain(stored: Sequence[Stored]) -> dict[str, int]:
     return dict(counts)
 
 
-def ship(job: Job) -> list[Score]:
+def ship(job: Job) -> list[HeldOut]:
     """Quantise the trained cut into ``job.out``, replay it on held-out prompts and write its card."""
 
     if not (job.fitted / "checkpoint.safetensors").is_file():
@@ -222,7 +222,7 @@ def ship(job: Job) -> list[Score]:
     return scores
 
 
-def evaluate(job: Job) -> list[Score]:
+def evaluate(job: Job) -> list[HeldOut]:
     """Replay the draft in ``job.out`` on greedy target trajectories of held-out prompts, one score per domain and K."""
     samples = held_out_samples(job.config.rollouts, job.config.fit.eval_prompts)
     decoder = TorchTarget(job.folder, job.pair.eos_token_ids)

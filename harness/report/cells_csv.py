@@ -12,9 +12,11 @@ from harness.report.escape import spreadsheet
 from harness.results.store import settings_key
 from harness.results.summary import CellRow, corrected_speedups
 
+_COUNTS = {"tokens": "emitted", **{name: name for name in ("rounds", "drafted", "accepted", "rejected")}}
+"""Column to count."""
 _PLAIN = (
-    "experiment", "domain", "drafter", "adapter", "k", "rule", "temperature", "loop", "method", "lossy", "n", "clocked", "tokens", "rounds",
-    "drafted", "accepted", "rejected", "rate_per_prompt", "tok_s", "predicted", "efficiency", "unpaired", "compared",
+    "experiment", "domain", "drafter", "adapter", "k", "rule", "temperature", "loop", "method", "lossy", "n", "clocked", *_COUNTS,
+    "rate_per_prompt", "tok_s", "predicted", "efficiency", "unpaired", "compared",
 )  # fmt: skip
 _ESTIMATES = ("rate", "alpha", "tau", "speedup", "robust")
 _LATENCIES = ("ttft_s", "token_s", "total_s")
@@ -31,7 +33,7 @@ def render_csv(rows: Sequence[CellRow]) -> str:
 
 
 def _flat(row: CellRow, speedup: Estimate | None) -> dict[str, Any]:
-    values: dict[str, Any] = {name: getattr(row, name) for name in _PLAIN}
+    values: dict[str, Any] = {name: getattr(row.counts, _COUNTS[name]) if name in _COUNTS else getattr(row, name) for name in _PLAIN}
     values["settings"] = settings_key(row.settings) if row.settings else None
     for name in _ESTIMATES:
         estimate: Estimate | None = getattr(row, name)

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness.core import stats
+from harness.core.counts import columns, total
 from harness.core.records import Record
 from harness.core.stats import Estimate
 from harness.report.escape import markdown
 from harness.report.markdown import markdown_table
-from harness.report.tables import MISSING, Table
+from harness.report.tables import MISSING, Table, number
+from harness.results import speedup
 from harness.results.reference import Answer, cell_name, cells_of
 from harness.results.store import Manifest, read_manifest, read_records
 
@@ -78,20 +78,16 @@ def _short(value: Any) -> str:
 
 def _row(name: str, cell_a: Mapping[str, Answer], cell_b: Mapping[str, Answer], shared: Set[str]) -> tuple[str, ...] | None:
     a, b = ([cell[s] for s in cell_a if s in cell_b and s in shared] for cell in (cell_a, cell_b))
-    counts = [([x.accepted for x in side], [x.drafted for x in side]) for side in (a, b)]
-    if not all(sum(drafted) for _, drafted in counts):
+    rates = [total(side).rate for side in (a, b)]
+    if None in rates:
         return None
-    change = stats.difference(counts[1], counts[0])
-    rates = [f"{sum(accepted) / sum(drafted):.3f}" for accepted, drafted in counts]
-    return str(cell_name(name)), str(len(a)), *rates, _interval(change, "+.3f"), _interval(_speed(a, b), ".2f")
+    change = stats.difference(columns(b, "rate"), columns(a, "rate"))
+    return str(cell_name(name)), str(len(a)), *map(number, rates), _interval(change, "+.3f"), _interval(_speed(a, b), ".2f")
 
 
 def _speed(a: Sequence[Answer], b: Sequence[Answer]) -> Estimate | None:
-    times = [[(x.base_s, x.cell_s) for x in side if x.base_s and x.cell_s] for side in (a, b)]
-    if not all(len(side) == len(a) for side in times):
-        return None
-    new, old = (np.array(side).T for side in reversed(times))
-    return stats.relative((new[0], new[1]), (old[0], old[1]))
+    pairs = [(y.pair, x.pair) for x, y in zip(a, b, strict=True) if x.pair is not None and y.pair is not None]
+    return speedup.change([new for new, _ in pairs], [old for _, old in pairs])
 
 
 def _interval(estimate: Estimate | None, form: str) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from harness.core import stats
+from harness.core.counts import COUNTS, columns, total
 from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.stats import Estimate
-from harness.results.reference import COUNTS, HARDWARE, Answer, CellName, Prompt, Reference, cell_name, make_reference
+from harness.results import speedup
+from harness.results.reference import HARDWARE, Answer, CellName, Prompt, Reference, cell_name, make_reference
 
 RATE_TOLERANCE = 0.01
 """A fall of the acceptance rate up to this is not reported, where counts are not deterministic."""
@@ -78,6 +80,11 @@ class _Pair:
     def where(self, differs: Callable[[Answer, Answer], bool]) -> list[str]:
         """Prompts of which the two answers differ in some way."""
         return [s for s in self.old if differs(self.new[s], self.old[s])]
+
+    @property
+    def sides(self) -> tuple[list[Answer], list[Answer]]:
+        """The answers in the run and in the reference, prompt by prompt."""
+        return [self.new[s] for s in self.old], list(self.old.values())
 
     @property
     def greedy(self) -> bool:
@@ -186,26 +193,21 @@ def _distance(new: Answer, old: Answer) -> float:
 
 
 def _pooled(answers: Sequence[Answer]) -> str:
-    drafted = sum(answer.drafted for answer in answers)
-    return f"{sum(answer.accepted for answer in answers) / drafted:.3f}" if drafted else "–"
+    rate = total(answers).rate
+    return "–" if rate is None else f"{rate:.3f}"
 
 
 def _acceptance(pair: _Pair) -> Iterator[Verdict | _Interval]:
     """Rate and tau together tell all that the counts do."""
-    drafted = [sum(answer.drafted for answer in cell.values()) for cell in (pair.old, pair.new)]
+    drafted = [total(cell.values()).drafted for cell in (pair.old, pair.new)]
     if drafted[0] and not drafted[1]:
         yield pair.verdict("rate", "missing", f"nothing was drafted; {drafted[0]:g} tokens were in the reference")
         return
     if drafted[1] and not drafted[0]:
         yield pair.verdict("rate", "undecided", f"nothing was drafted in the reference; {drafted[1]:g} tokens were in the run")
         return
-    yield _Interval(pair, "rate", stats.difference(*_columns(pair, "accepted", "drafted")), RATE_TOLERANCE)
-    yield _Interval(pair, "tau", stats.relative(*_columns(pair, "emitted", "rounds")), TAU_TOLERANCE)
-
-
-def _columns(pair: _Pair, *names: str) -> list[Any]:
-    """Numerators and denominators in the run and in the reference."""
-    return [tuple([getattr(cell[s], name) for s in pair.old] for name in names) for cell in (pair.new, pair.old)]
+    yield _Interval(pair, "rate", stats.difference(*(columns(side, "rate") for side in pair.sides)), RATE_TOLERANCE)
+    yield _Interval(pair, "tau", stats.relative(*(columns(side, "tau") for side in pair.sides)), TAU_TOLERANCE)
 
 
 def _outputs(pair: _Pair) -> Iterator[Verdict]:
@@ -260,13 +262,14 @@ def _scores(pair: _Pair) -> Iterator[Verdict | _Interval]:
 
 def _speedups(pair: _Pair) -> Iterator[Verdict | _Interval]:
     """Times count only on one machine, as a ratio within each run."""
-    if all(answer.cell_s is None for answer in (*pair.new.values(), *pair.old.values())):
+    if all(answer.pair is None for side in pair.sides for answer in side):
         return
-    untimed = [s for cell in (pair.new, pair.old) for s, answer in cell.items() if answer.cell_s is None]
-    if untimed:
-        yield pair.verdict("speedup", "missing", f"{len(untimed)} answers have no times, first {untimed[0]}")
+    lost = pair.where(lambda new, old: (new.pair is None) != (old.pair is None))
+    if lost:
+        yield pair.verdict("speedup", "missing", f"{len(lost)} answers have times in one of the two only, first {lost[0]}")
     else:
-        yield _Interval(pair, "speedup", stats.relative(*_columns(pair, "base_s", "cell_s")), SPEED_TOLERANCE)
+        new, old = ([answer.pair for answer in side if answer.pair is not None] for side in pair.sides)
+        yield _Interval(pair, "speedup", speedup.change(new, old), SPEED_TOLERANCE)
 
 
 def _spot_checks(run: Reference, reference: Reference) -> Iterator[Verdict]:

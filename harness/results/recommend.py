@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
 from harness.core import stats
 from harness.core.stats import Estimate
+from harness.results.speedup import speedup, value
 from harness.results.summary import ALL, CellRow, PromptRow
 
 Verdict = Literal["faster", "unclear", "target", "predicted", "nothing"]
@@ -192,13 +191,7 @@ def _times(rows: Iterable[CellRow]) -> Prompts:
 
 def versus(a: Prompts, b: Prompts) -> Estimate | None:
     """Time per token of ``b`` over that of ``a``, on the prompts of both: above 1 where ``a`` is faster."""
-    shared = [(a[s].pair, b[s].pair) for s in a if s in b]
-    if not shared:
-        return None
-    ours, theirs = (np.array(side, float).T for side in zip(*shared, strict=True))
-    if (ours[3] == theirs[3]).all():
-        return stats.ratio(theirs[2], ours[2])
-    return stats.relative((theirs[2], theirs[3]), (ours[2], ours[3]))
+    return speedup([(*theirs[2:], *ours[2:]) for s in a if s in b and (ours := a[s].pair) and (theirs := b[s].pair)])
 
 
 def _better_on(best: CellRow, compared: Sequence[CellRow]) -> dict[str, Choice]:
@@ -236,14 +229,9 @@ def _best_gain(cells: Mapping[Any, Prompts], timed: Sequence[CellRow]) -> Gain |
         shared = [s for s in prompts if s in plain]
         ratio = versus(prompts, plain)
         if ratio is not None:
-            ours, theirs = (_pooled(side[s] for s in shared) for side in (prompts, plain))
+            ours, theirs = (value(p for s in shared if (p := side[s].pair)) for side in (prompts, plain))
             gains.append((ours, Gain(over=f"the plain draft with K = {k}", speedup=ours - theirs, ratio=ratio)))
     return max(gains, key=lambda gain: gain[0])[1] if gains else None
-
-
-def _pooled(prompts: Iterable[PromptRow]) -> float:
-    base_s, base_tokens, cell_s, cell_tokens = np.array([p.pair for p in prompts], float).sum(axis=0)
-    return float(base_s / base_tokens / (cell_s / cell_tokens))
 
 
 def _untimed(best: CellRow, rows: Sequence[CellRow]) -> Choice | None:

@@ -11,16 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.core.counts import COUNTS, Rates
 from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.files import read_json, typed, write_atomic
 from harness.core.records import Record
+from harness.results.speedup import Baselines, Pair, base_key, baselines, pair_of
 from harness.results.store import read_manifest, read_records, settings_key
 from harness.results.summary import longest_draft
 
-REFERENCE_VERSION = 3
+REFERENCE_VERSION = 4
 """Version of the files written here."""
-COUNTS = ("rounds", "drafted", "accepted", "rejected", "emitted")
+TIMES = ("base_s", "base_tokens", "cell_s", "cell_tokens")
 HARDWARE = ("processor", "machine", "system", "cores", "device", "blas")
 
 
@@ -31,7 +33,7 @@ class _Model(BaseModel):
 
 
 Count = Annotated[float, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)] | None
+Positive = Annotated[float, Field(gt=0)] | None
 Ties = Annotated[int, Field(ge=0)] | None
 
 
@@ -71,7 +73,7 @@ class CellName(_Model):
         return f"{self.domain} {drafter}{adapter}{k}{temperature}{settings} ({self.experiment}, {self.method})"
 
 
-class Answer(_Model):
+class Answer(_Model, Rates):
     """One prompt in one cell."""
 
     rounds: Count
@@ -89,10 +91,12 @@ class Answer(_Model):
     """Greedy answers that are not the target's own, and no near-tie explains it."""
     score: float | None = None
     """Mean score; None unless every answer was scored."""
-    base_s: Seconds = None
-    """Seconds per token of the target alone."""
-    cell_s: Seconds = None
-    """Seconds per token of this cell."""
+    base_s: Positive = None
+    """Seconds of the target alone, over the answers that a speedup compares."""
+    base_tokens: Positive = None
+    cell_s: Positive = None
+    """Seconds of this cell."""
+    cell_tokens: Positive = None
 
     @model_validator(mode="after")
     def _possible(self) -> Answer:
@@ -100,9 +104,16 @@ class Answer(_Model):
         fits = self.accepted <= min(self.drafted, self.emitted) + slack and self.rejected - slack <= self.rounds <= self.emitted + slack
         if not fits:
             raise ValueError("counts contradict each other")
-        if (self.base_s is None) != (self.cell_s is None):
-            raise ValueError("one of two times is missing")
+        times = [getattr(self, name) for name in TIMES]
+        if any(times) and None in times:
+            raise ValueError("a time is missing")
         return self
+
+    @property
+    def pair(self) -> Pair | None:
+        """What the speedup reads; None where the cell has no clock."""
+        values = (self.base_s, self.base_tokens, self.cell_s, self.cell_tokens)
+        return None if None in values else values  # type: ignore[return-value]
 
     @property
     def counts(self) -> tuple[float, ...]:
@@ -126,7 +137,7 @@ Cells = dict[str, dict[str, Answer]]
 class Reference(_Model):
     """A run as the gate reads it."""
 
-    reference_version: Literal[3] = 3
+    reference_version: Literal[4] = 4
     run: str
     started: str
     pair: str
@@ -228,11 +239,10 @@ def cells_of(records: Iterable[Record]) -> Cells:
     Raises:
         HarnessError: counts that contradict each other.
     """
-    base: dict[tuple[str, float, int], Record] = {}
+    records = list(records)
+    base = baselines(records)
     groups: dict[str, dict[str, list[Record]]] = {}
     for r in records:
-        if r.drafter is None and r.method == "decode":
-            base.setdefault((r.sample_id, r.temperature, r.seed), r)
         groups.setdefault(CellName.of(r).key, {}).setdefault(r.sample_id, []).append(r)
     cells: Cells = {}
     for key, samples in groups.items():
@@ -245,20 +255,19 @@ def cells_of(records: Iterable[Record]) -> Cells:
     return cells
 
 
-def _answer(records: Sequence[Record], base: Mapping[tuple[str, float, int], Record]) -> Answer:
+def _answer(records: Sequence[Record], base: Baselines) -> Answer:
     """One prompt in one cell, over its seeds."""
     first = records[0]
-    pairs = [(r, base.get((r.sample_id, r.temperature, r.seed))) for r in records]
+    pairs = [(r, base.get(base_key(r))) for r in records]
     known: list[int | None] = [0 if (kind := find_kind(r.drafter)) is not None and kind.model_free else r.near_ties for r in records]
     outputs = [b.tokens if b and r.method == "replay" else r.tokens for r, b in pairs]
-    times = [(b.wall_s / b.emitted, r.wall_s / r.emitted) for r, b in pairs if r.drafter and b and b.wall_s and r.wall_s]
-    timed = len(times) == len(pairs)
+    times: Any = pair_of(records, base) or (None,) * len(TIMES)
     return Answer(
         **{name: sum(float(getattr(r, name)) for r in records) for name in COUNTS},
         longest=longest_draft(records), near_ties=None if None in known else sum(n or 0 for n in known),
         output=None if None in outputs else hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:16],
         bugs=0 if first.temperature or first.lossy else sum(_is_bug(r, b) for r, b in pairs), score=_score(records),
-        base_s=sum(b for b, _ in times) if timed else None, cell_s=sum(c for _, c in times) if timed else None,
+        **dict(zip(TIMES, times, strict=True)),
     )  # fmt: skip
 
 

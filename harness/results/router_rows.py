@@ -27,7 +27,7 @@ def compare_router(records: Sequence[Record]) -> list[dict[str, Any]]:
         fixed = {name: _mean([by_sample[s] for s in common]) for name, by_sample in rates.items()}
         best = max(fixed, key=lambda name: fixed[name])
         oracle = _mean([max(by_sample[s] for by_sample in rates.values()) for s in common])
-        router = _mean([own[s].accepted / own[s].drafted for s in common])
+        router = _mean([own[s].rate or 0.0 for s in common])
         shared = {"domain": domain, "n": len(common)}
         result.append({**shared, "choice": "best fixed", "name": best, "rate": fixed[best]})
         result.append({**shared, "choice": "router", "name": "router", "rate": router})
@@ -50,7 +50,7 @@ def _candidates(records: Sequence[Record], own: Mapping[str, Record], like: Reco
     for r in records:
         same = r.loop == "own" and (r.k, r.temperature, r.rule) == (like.k, like.temperature, like.rule)
         if same and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted and "round" not in r.settings:
-            rates.setdefault(r.adapter or "generic", {}).setdefault(r.sample_id, r.accepted / r.drafted)
+            rates.setdefault(r.adapter or "generic", {}).setdefault(r.sample_id, r.rate or 0.0)
     return rates
 
 

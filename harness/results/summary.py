@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from harness.core import stats
+from harness.core.counts import Counts, columns, total
 from harness.core.records import Divergence, Profile, Record
 from harness.core.stats import Estimate
 from harness.results.clock import cost_label
 from harness.results.robust import Timing, shares
+from harness.results.speedup import Baselines, Pair, baselines, pair_of, speedup, value
 from harness.results.store import settings_key
 
 ALL = "all"
@@ -38,26 +40,18 @@ class Quality:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptRow:
+class PromptRow(Counts):
     """One prompt in a cell, its seeds together."""
 
     sample_id: str
     domain: str
-    tokens: int
-    """Emitted tokens."""
-    rounds: int
-    drafted: int
-    accepted: int
-    pair: tuple[float, float, float, float] | None
-    """Seconds and tokens of the target alone, seconds and tokens of the cell, over the answers that a speedup compares; None: none."""
+    pair: Pair | None
+    """Over the answers that a speedup compares; None where there is none."""
 
     @property
     def speedup(self) -> float | None:
         """Time per token of the target alone over that of the cell."""
-        if self.pair is None:
-            return None
-        base_s, base_tokens, cell_s, cell_tokens = self.pair
-        return base_s / base_tokens / (cell_s / cell_tokens)
+        return None if self.pair is None else value([self.pair])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +77,8 @@ class CellRow:
     """Prompts that the counts are from."""
     clocked: int
     """Prompts that the clocks are from; equal to ``n`` where every prompt was decoded, 0 where none was."""
-    tokens: int
-    """Emitted tokens."""
-    rounds: float
-    drafted: float
-    accepted: float
-    rejected: float
+    counts: Counts
+    """Summed over the prompts."""
     rate: Estimate | None
     """accepted / drafted, pooled."""
     rate_per_prompt: float | None
@@ -161,7 +151,7 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
         calibration: measured costs per drafter label, for the predicted speedup.
         pooled: add the rows over all domains.
     """
-    baselines = _baselines(records)
+    base = baselines(records)
     timing, merged = Timing(records), counted_apart(records)
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
@@ -171,10 +161,10 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
         pools.setdefault(key, []).extend(group)
     cells, domains = list(pools), list(dict.fromkeys(record.domain for record in records))
     order = sorted(groups, key=lambda key: (domains.index(key[1]), cells.index(key[0])))
-    rows = [_row(key[0], groups[key], key[1], baselines, calibration or {}, timing) for key in order]
+    rows = [_row(key[0], groups[key], key[1], base, calibration or {}, timing) for key in order]
     if pooled:
         several = [(key, pool) for key, pool in pools.items() if len({r.domain for r in pool}) > 1]
-        rows += [_row(key, pool, ALL, baselines, calibration or {}, timing) for key, pool in several]
+        rows += [_row(key, pool, ALL, base, calibration or {}, timing) for key, pool in several]
     return rows
 
 
@@ -193,14 +183,6 @@ def cell_key(record: Record, merged: bool) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _baselines(records: Iterable[Record]) -> dict[tuple[str, float, int], Record]:
-    found: dict[tuple[str, float, int], Record] = {}
-    for record in records:
-        if record.drafter is None and record.method == "decode":
-            found.setdefault((record.sample_id, record.temperature, record.seed), record)
-    return found
-
-
 def _by_prompt(records: Sequence[Record]) -> list[list[Record]]:
     prompts: dict[str, list[Record]] = {}
     for record in records:
@@ -212,7 +194,7 @@ def _row(
     key: tuple[Any, ...],
     everything: Sequence[Record],
     domain: str,
-    baselines: Mapping[Any, Record],
+    base: Baselines,
     calibration: Calibration,
     timing: Timing,
 ) -> CellRow:
@@ -223,45 +205,41 @@ def _row(
     first = group[0]
     prompts = _by_prompt(group)
     drafts = first.drafter is not None
-    sums = {name: np.array([sum(getattr(r, name) for r in p) for p in prompts], float) for name in _COUNTS}
-    accepted, drafted, rejected, rounds, emitted = (sums[name] for name in _COUNTS)
+    totals = [total(p) for p in prompts]
     walls = [r.wall_s for r in clocks]
     timed = bool(walls) and all(w is not None for w in walls)
-    by_prompt = _prompt_rows(_by_prompt(clocks) if clocks else prompts, baselines)
-    speedup, unpaired = _speedup(by_prompt, sampled=first.temperature > 0) if drafts and timed else (None, 0)
+    by_prompt = _prompt_rows(_by_prompt(clocks) if clocks else prompts, base)
+    pairs = [prompt.pair for prompt in by_prompt if prompt.pair is not None] if drafts and timed else []
+    wall = speedup(pairs)
     predicted = _predicted(group, calibration)
     marginal, conditional, reached = positions(group)
-    some = drafted > 0
+    rates = [one.rate for one in totals if one.rate is not None]
     return CellRow(
         cell=key, experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
         adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, loop=first.loop,
         method="both" if counted and clocks else first.method, lossy=first.lossy, settings=first.settings, n=len(prompts),
-        clocked=len(_by_prompt(clocks)), tokens=int(emitted.sum()),
-        rounds=float(rounds.sum()), drafted=float(drafted.sum()), accepted=float(accepted.sum()), rejected=float(rejected.sum()),
-        rate=stats.ratio(accepted, drafted, most=1.0) if drafts else None,
-        rate_per_prompt=float(np.mean(accepted[some] / drafted[some])) if drafts and some.any() else None,
-        alpha=stats.ratio(accepted, accepted + rejected, most=1.0) if drafts else None,
-        tau=stats.ratio(emitted, rounds, least=1.0, most=1.0 + longest_draft(group)),
+        clocked=len(_by_prompt(clocks)), counts=total(totals),
+        rate=stats.ratio(*columns(totals, "rate"), most=1.0) if drafts else None,
+        rate_per_prompt=float(np.mean(rates)) if drafts and rates else None,
+        alpha=stats.ratio(*columns(totals, "alpha"), most=1.0) if drafts else None,
+        tau=stats.ratio(*columns(totals, "tau"), least=1.0, most=1.0 + longest_draft(group)),
         tok_s=sum(r.emitted for r in clocks) / sum(w for w in walls if w is not None) if timed else None,
-        speedup=speedup, unpaired=unpaired, robust=timing.speedup(group) if drafts else None, sources=shares(group),
+        speedup=wall, unpaired=len(by_prompt) - len(pairs) if drafts and timed else 0,
+        robust=timing.speedup(group) if drafts else None, sources=shares(group),
         compared=sum(r.compared for r in clocks),
         divergences=tuple((r.sample_id, r.divergence) for r in clocks if r.divergence is not None),
         marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in clocks]),
         token_s=_percentiles([_per_token(r) for r in clocks]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in clocks]), swap_s=_median([r.swap_s for r in clocks]), predicted=predicted,
-        efficiency=speedup.value / predicted if speedup and predicted else None, quality=_quality(timing.answers(group) or everything),
+        efficiency=wall.value / predicted if wall and predicted else None, quality=_quality(timing.answers(group) or everything),
         profile=_profile(clocks), prompts=_robust_rows(prompts, timing) or by_prompt,
     )  # fmt: skip
 
 
-_COUNTS = ("accepted", "drafted", "rejected", "rounds", "emitted")
-
-
-def _prompt_rows(prompts: Sequence[Sequence[Record]], baselines: Mapping[Any, Record]) -> tuple[PromptRow, ...]:
+def _prompt_rows(prompts: Sequence[Sequence[Record]], base: Baselines) -> tuple[PromptRow, ...]:
     return tuple(
         PromptRow(
-            sample_id=p[0].sample_id, domain=p[0].domain, tokens=sum(r.emitted for r in p), rounds=sum(r.rounds for r in p),
-            drafted=sum(r.drafted for r in p), accepted=sum(r.accepted for r in p), pair=_pair(p, baselines),
+            sample_id=p[0].sample_id, domain=p[0].domain, pair=pair_of(p, base), **dataclasses.asdict(total(p)),
         )
         for p in prompts
     )  # fmt: skip
@@ -273,34 +251,10 @@ def _robust_rows(prompts: Sequence[Sequence[Record]], timing: Timing) -> tuple[P
     if not found or any(seconds is None for _, seconds in found):
         return ()
     return tuple(
-        dataclasses.replace(row, pair=(seconds[0], float(row.tokens), seconds[1], float(row.tokens)))
+        dataclasses.replace(row, pair=(seconds[0], float(row.emitted), seconds[1], float(row.emitted)))
         for row, seconds in found
         if seconds is not None
     )
-
-
-def _pair(records: Sequence[Record], baselines: Mapping[Any, Record]) -> tuple[float, float, float, float] | None:
-    """Sums over the answers to one prompt that have a baseline, of equal length where greedy."""
-    found = [(baselines.get((r.sample_id, r.temperature, r.seed)), r) for r in records if r.drafter is not None]
-    matched = [
-        (b.wall_s, b.emitted, r.wall_s, r.emitted)
-        for b, r in found
-        if b is not None and b.wall_s is not None and r.wall_s is not None and (r.temperature > 0 or b.emitted == r.emitted)
-    ]
-    if not matched:
-        return None
-    base_s, base_tokens, cell_s, cell_tokens = (float(sum(values)) for values in zip(*matched, strict=True))
-    return base_s, base_tokens, cell_s, cell_tokens
-
-
-def _speedup(prompts: Sequence[PromptRow], *, sampled: bool) -> tuple[Estimate | None, int]:
-    """Speedup over the paired prompts and how many prompts have no pair."""
-    pairs = [prompt.pair for prompt in prompts if prompt.pair is not None]
-    if not pairs:
-        return None, len(prompts)
-    base_s, base_tokens, cell_s, cell_tokens = np.array(pairs, float).T
-    estimate = stats.relative((base_s, base_tokens), (cell_s, cell_tokens)) if sampled else stats.ratio(base_s, cell_s)
-    return estimate, len(prompts) - len(pairs)
 
 
 def longest_draft(group: Sequence[Record]) -> int:

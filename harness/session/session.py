@@ -289,14 +289,13 @@ class Session:
     def stats(self) -> SessionStats:
         """Return where the session stands."""
         t, learner = self.totals, self.learner
-        decided = t.accepted + t.rejected
         return SessionStats(
             generations=t.generations,
             tokens=t.tokens,
             tokens_per_s=t.tokens / t.wall_s if t.wall_s else None,
-            rate=t.accepted / t.drafted if t.drafted else None,
-            alpha=t.accepted / decided if decided else None,
-            tau=t.emitted / t.rounds if t.rounds else None,
+            rate=t.rate,
+            alpha=t.alpha,
+            tau=t.tau,
             rolling_rate=learner.tracker.rate if learner else None,
             trend=learner.tracker.trend if learner else None,
             failures=len(learner.store) if learner else 0,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness import api
 from harness.answers.collect import collect
+from harness.core.counts import MEASURES, columns, span
 from harness.core.errors import HarnessError
 from harness.core.records import Sample, Trajectory
 from harness.core.stats import Estimate, difference, ratio
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 BATCH = 16
 """Prompts the target answers together."""
+Columns = tuple[list[float], list[float]]
+"""Numerators and denominators, one of each per prompt."""
 ALL = "all"
 """Name of the row over all domains."""
 
@@ -124,15 +127,8 @@ def _routed(session: Answering, samples: Sequence[Sample], trajectories: Sequenc
 
 
 def _measures(generic: Sequence[ReplayRow], current: Sequence[ReplayRow]) -> dict[str, Comparison]:
-    return {
-        "rate": _compare([(r.accepted, r.drafted) for r in generic], [(r.accepted, r.drafted) for r in current]),
-        "alpha": _compare(
-            [(r.accepted, r.accepted + r.rejected) for r in generic], [(r.accepted, r.accepted + r.rejected) for r in current]
-        ),
-        "tau": _compare([(r.emitted, r.rounds) for r in generic], [(r.emitted, r.rounds) for r in current]),
-    }
+    return {measure: _compare(columns(generic, measure), columns(current, measure), span(measure)) for measure in MEASURES}
 
 
-def _compare(generic: Sequence[tuple[float, float]], current: Sequence[tuple[float, float]]) -> Comparison:
-    a, b = tuple(zip(*current, strict=True)), tuple(zip(*generic, strict=True))
-    return Comparison(generic=ratio(*b), current=ratio(*a), change=difference((a[0], a[1]), (b[0], b[1])))
+def _compare(generic: Columns, current: Columns, most: float) -> Comparison:
+    return Comparison(generic=ratio(*generic), current=ratio(*current), change=difference(current, generic, most=most))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from harness.core.counts import Rates
 from harness.core.errors import HarnessError
 from harness.core.files import read_stored, write_atomic
 from harness.core.lock import take_lock
@@ -21,7 +22,7 @@ STATE, LOCK = "session.json", "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
+class Totals(Rates):
     """Raw counts over all answers of a session."""
 
     generations: int = 0

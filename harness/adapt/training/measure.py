@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from harness.adapt.adapters.surface import run_blocks
-from harness.adapt.training.acceptance import Acceptance, Counts
+from harness.adapt.training.acceptance import Acceptance, DomainCounts
 from harness.adapt.training.examples import Batch, Example, make_batch
 from harness.adapt.training.hidden import PrefixCache
+from harness.core.counts import COUNTS
 from harness.core.progress import counted
 from harness.decode.replay import length_batches
 from harness.decode.simulate import simulate_match
@@ -76,7 +77,9 @@ def _best(head: ForcedHead, hidden: mx.array, answer: np.ndarray, confidence: bo
     return np.concatenate(best), np.concatenate(p)
 
 
-def acceptance(draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int, note: Callable[[str], None] | None = None) -> Counts:
+def acceptance(
+    draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int, note: Callable[[str], None] | None = None
+) -> DomainCounts:
     """Return the replayed acceptance of every example at draft length ``k``; arguments as for :func:`favourites`."""
     by_domain: dict[str, list[Acceptance]] = {}
     for example, (proposed, _) in zip(examples, favourites(draft, cache, examples, note=note), strict=True):
@@ -87,11 +90,4 @@ def acceptance(draft: Any, cache: PrefixCache, examples: Sequence[Example], k: i
 def count(match: np.ndarray, k: int, max_tokens: int) -> Acceptance:
     """Return the counts of one trajectory."""
     counts = simulate_match(match, k, max_tokens)
-    return Acceptance(
-        prompts=1,
-        rounds=counts.rounds,
-        drafted=counts.drafted,
-        accepted=counts.accepted,
-        rejected=counts.rejected,
-        emitted=counts.emitted,
-    )
+    return Acceptance(prompts=1, **{name: getattr(counts, name) for name in COUNTS})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.adapt.training.acceptance import Acceptance, Counts, pool
+from harness.adapt.training.acceptance import Acceptance, DomainCounts, pool
 from harness.core.stats import Estimate
 
 
@@ -18,7 +18,7 @@ class Evaluation:
     """Updates done."""
     value: float
     """The configured metric."""
-    counts: Counts
+    counts: DomainCounts
     """Counts of every validation trajectory by domain."""
 
     @property

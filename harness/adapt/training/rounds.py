@@ -20,7 +20,7 @@ import numpy as np
 
 from harness.adapt.adapters.folder import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.adapters.surface import attached
-from harness.adapt.training.acceptance import Counts
+from harness.adapt.training.acceptance import DomainCounts
 from harness.adapt.training.buffer import ReplayBuffer, mix
 from harness.adapt.training.examples import Example, from_trajectory
 from harness.adapt.training.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure
@@ -44,7 +44,7 @@ class Known:
     """What replays gave that other rounds over the same answers would repeat."""
 
     proposals: Proposals = field(default_factory=dict)
-    validations: dict[tuple[Path | None, int, int, int], Counts] = field(default_factory=dict)
+    validations: dict[tuple[Path | None, int, int, int], DomainCounts] = field(default_factory=dict)
     """Validation acceptance; the key is that of proposals, K, and the longest example in tokens."""
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from harness.adapt.adapters.folder import AdapterInfo, load_into, read_info, read_lora, weights_hash, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached, check_surface, head
 from harness.adapt.training import checkpoint as checkpoints
-from harness.adapt.training.acceptance import Acceptance, Counts, gain, of_domain, pool
+from harness.adapt.training.acceptance import Acceptance, DomainCounts, gain, of_domain, pool
 from harness.adapt.training.checkpoint import Checkpoint
 from harness.adapt.training.examples import (
     Batch,
@@ -64,7 +64,7 @@ def train_adapter(
     cache_folder: Path | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
-    before: Counts | None = None,
+    before: DomainCounts | None = None,
 ) -> TrainResult:
     """Train an adapter and write it to ``out`` when it raises validation acceptance. The draft's own weights never change.
 
@@ -245,7 +245,7 @@ class _Run:
         self.judge(acceptance(self.draft, self.cache, self.held_out, self.config.stop.k, self.note))
         mx.clear_cache()
 
-    def judge(self, counts: Counts) -> None:
+    def judge(self, counts: DomainCounts) -> None:
         """Note the validation acceptance after this update; keep the adapter when it is the best so far."""
         value = pool(of_domain(counts, self.domain)).value(self.config.stop.metric)
         evaluation = Evaluation(step=self.step, value=value, counts=counts)

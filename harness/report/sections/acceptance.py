@@ -26,8 +26,8 @@ def acceptance_table(run: Run) -> Table:
     columns: list[Column] = [
         ("prompts", lambda r: str(r.n)),
         ("source", lambda r: r.method),
-        ("drafted", lambda r: f"{r.drafted:.0f}"),
-        ("accepted", lambda r: f"{r.accepted:.0f}"),
+        ("drafted", lambda r: f"{r.counts.drafted:.0f}"),
+        ("accepted", lambda r: f"{r.counts.accepted:.0f}"),
         ("rate, pooled", lambda r: interval(r.rate)),
         ("rate, per prompt", lambda r: number(r.rate_per_prompt)),
         ("alpha", lambda r: interval(r.alpha)),

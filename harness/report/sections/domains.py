@@ -13,7 +13,7 @@ TITLE = "By domain"
 def tables(run: Run) -> list[Table]:
     """The first table's columns per domain; none where the first table shows nothing else."""
     own = domain_rows(run.shown)
-    columns = [*COUNTS, ("tokens", lambda r: str(r.tokens)), DIVERGED]
+    columns = [*COUNTS, ("tokens", lambda r: f"{r.counts.emitted:.0f}"), DIVERGED]
     return [cell_table(TITLE, own, columns, first=[SPEEDUP])] if len(own) < len(timed_rows(run.shown)) else []
 
 

@@ -8,7 +8,7 @@ from harness.core.records import Record
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import MISSING, Table, Text, number
-from harness.results.summary import PromptRow, cell_key, counted_apart
+from harness.results.summary import cell_key, counted_apart
 from harness.results.texts import answer_key
 
 TITLE = "Prompts"
@@ -21,20 +21,14 @@ def tables(run: Run) -> list[Table]:
     best = run.best_row
     if best is None:
         return []
-    prompts = sorted(best.prompts, key=lambda p: (p.speedup is None, p.speedup or 0.0, _rate(p) or 0.0))[:MOST]
-    rows = tuple(
-        (p.sample_id, p.domain, number(p.speedup, 2, "x"), number(_rate(p)), number(p.tokens / p.rounds, 2), str(p.tokens)) for p in prompts
-    )
+    prompts = sorted(best.prompts, key=lambda p: (p.speedup is None, p.speedup or 0.0, p.rate or 0.0))[:MOST]
+    rows = tuple((p.sample_id, p.domain, number(p.speedup, 2, "x"), number(p.rate), number(p.tau, 2), f"{p.emitted:.0f}") for p in prompts)
     apart = counted_apart(run.records)
     records = {r.sample_id: r for r in reversed(run.records) if cell_key(r, apart) == best.cell}
     plain = {r.sample_id: r for r in reversed(run.records) if r.drafter is None and r.temperature == 0 and r.tokens}
     texts = tuple(_text(run, records[p.sample_id], plain.get(p.sample_id)) for p in prompts)
     title = f"Every prompt: {run.recommendation.best.name}" if run.recommendation.best else TITLE
     return [Table(title, ("prompt", "domain", "speedup", "rate", "tau", "tokens"), rows, 2, texts=texts, open=True)]
-
-
-def _rate(prompt: PromptRow) -> float | None:
-    return prompt.accepted / prompt.drafted if prompt.drafted else None
 
 
 def _text(run: Run, record: Record, plain: Record | None) -> Text | None:

@@ -35,7 +35,7 @@ def _cost(run: Run) -> list[str]:
     checks = [check for check in run.manifest.measured.spot_checks if check.get("replayed", 0) in (0, written[check["drafter"]])]
     seconds = {check["drafter"]: check["replay_s"] for check in checks if "replay_s" in check}
     plain = [r for r in run.rows if r.drafter is None and r.temperature == 0 and r.method == "decode"]
-    base = {r.domain: r.tokens / r.tok_s / r.n for r in plain if r.tok_s}
+    base = {r.domain: r.counts.emitted / r.tok_s / r.n for r in plain if r.tok_s}
     cells = [r for r in run.own if r.method == "replay" and r.domain in base and (r.adapter or r.drafter) in seconds]
     if not cells:
         return []

@@ -47,7 +47,7 @@ def stage_table(measured: Measured) -> Table | None:
 def profile_table(rows: Sequence[CellRow]) -> Table | None:
     """Milliseconds per round and the share of the wall time that each part took; None without a profiled cell."""
     shown = [row for row in rows if row.profile]
-    columns = [("ms per round", lambda r: f"{_rounds_s(r) / r.rounds * 1000:.2f}")]
+    columns = [("ms per round", lambda r: f"{_rounds_s(r) / r.counts.rounds * 1000:.2f}")]
     for part, name in _NAMES.items():
         columns.append((name, lambda r, part=part: f"{_share(r, part):.1%}"))  # type: ignore[misc]
     return cell_table("Where the time goes", shown, columns) if shown else None
@@ -69,7 +69,13 @@ def profile_figure(rows: Sequence[CellRow]) -> Figure | None:
     pooled = [row for row in profiled if row.domain == ALL] or profiled
     order = list(_NAMES.values())
     values = [
-        {"cell": name_of(row), "part": name, "order": i, "ms": (row.profile or {})[part] * 1000 / row.tokens, "share": _share(row, part)}
+        {
+            "cell": name_of(row),
+            "part": name,
+            "order": i,
+            "ms": (row.profile or {})[part] * 1000 / row.counts.emitted,
+            "share": _share(row, part),
+        }
         for row in pooled
         for i, (part, name) in enumerate(_NAMES.items())
     ]
