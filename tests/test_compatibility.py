@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from tiny import SPECIALS, write_model, write_pair, write_tokenizer
 from harness.core.errors import HarnessError
 from harness.models.compatibility import check_folders, require_compatible, trim_problem
 from harness.models.digest import hash_folder
-from harness.models.families import FAMILIES, suggest
+from harness.models.families import families, suggest
+from harness.models.room import Room
 
 
 @pytest.fixture
@@ -156,7 +158,7 @@ def test_a_cache_that_cannot_forget_is_told() -> None:
     ("target", "draft"),
     [
         ("Qwen/Qwen2.5-Coder-7B-Instruct", "Qwen2.5-Coder-0.5B-Instruct"),
-        ("mlx-community/Qwen2.5-7B-Instruct-4bit", "Qwen2.5-0.5B-Instruct-bf16"),
+        ("mlx-community/Qwen2.5-7B-Instruct-4bit", "Qwen2.5-0.5B-Instruct"),
         ("meta-llama/Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct"),
         ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2-135M-Instruct"),
         ("Qwen/Qwen3-8B", "Qwen3-0.6B"),
@@ -172,12 +174,51 @@ def test_suggestions_stay_in_the_family(target: str, draft: str) -> None:
 
 def test_small_targets_get_no_draft_and_unknown_ones_none() -> None:
     """A draft as large as its target cannot pay; an unknown family gets no guess."""
-    for target in ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"):
+    for target in ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-0.5B-Instruct", "openai/gpt-oss-20b"):
         found = suggest(target)
         assert found is not None
         assert found.draft is None
+        assert found.note
     assert suggest("someone/Mystery-7B") is None
-    assert all(suggest(family.draft) for family in FAMILIES)
+    assert suggest("Qwen/Qwen3-80B") is None  # a name that only begins like Qwen3-8B
+
+
+def test_the_family_table_is_consistent() -> None:
+    """Names say their size: what the table says agrees with it; every draft is one of its family and the smaller of the two."""
+    seen: set[str] = set()
+    docs = " ".join((Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8").split())
+    for family in families():
+        assert family.family in docs
+        assert set(family.drafts) <= family.models.keys()
+        assert family.drafts or family.note
+        for name, model in family.models.items():
+            found = suggest(name)
+            assert found is not None
+            assert (found.target, found.family) == (name, family)
+            assert all(2.5 * family.models[draft].used <= model.used for draft in found.drafts)
+            seen.add(name)
+            for number, unit in re.findall(r"-(?:a|e)?(\d+(?:\.\d+)?)(b|m)(?=-|$)", name.lower())[:1]:
+                said = float(number) / (1000 if unit == "m" else 1)
+                assert any(0.75 * said <= size <= 1.65 * said for size in (model.size, model.used)), name
+    assert len(seen) == sum(len(family.models) for family in families())
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "target", "said"),
+    [
+        (20, "Qwen/Qwen3-8B", "fits: 4 bits, 8 bits, bfloat16"),
+        (6, "mlx-community/Qwen3-8B-4bit", "fits: 4 bits\n"),
+        (4.8, "Qwen/Qwen3-8B", "alone it does (4 bits): use lookup"),
+        (2.5, "Qwen/Qwen3-8B", "these do: Qwen/Qwen3-0.6B, Qwen/Qwen3-1.7B, Qwen/Qwen3-4B"),
+        (4, "openai/gpt-oss-20b", "nor does any of its family"),
+    ],
+)
+def test_what_fits_is_said_before_anything_is_fetched(
+    gigabytes: float, target: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sizes by the arithmetic of the formats: 4.5, 8.5 and 16 bits a weight."""
+    monkeypatch.setattr("harness.models.room.room", lambda: Room(gigabytes, ("4 bits", "8 bits", "bfloat16")))
+    assert said in call(capsys, "suggest", target)[1]
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

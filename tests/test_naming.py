@@ -83,7 +83,7 @@ def test_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("shipped:smollm2", "no target"),
         (__file__, "is no model"),
         ("someone/Mystery-7B+auto", "no draft is known"),
-        ("Qwen/Qwen3-0.6B+auto", "too small"),
+        ("Qwen/Qwen3-0.6B+auto", "No draft of its family pays"),
         ("~nosuchuser/m", "no home folder"),
         ("a\0b", "character"),
     ],

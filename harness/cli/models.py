@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.generate import PAIR_HELP
 from harness.core.terminal import say
+
+if TYPE_CHECKING:
+    from harness.models.families import Suggestion
+    from harness.models.room import Room
 
 models_app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -16,22 +21,26 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is
 
 
 @models_app.command("list")
-def list_pairs() -> None:
-    """Show the shipped pairs and what is already on this machine.
+def list_pairs(
+    pairs: Annotated[list[str] | None, typer.Argument(metavar="PAIR...", help=f"These instead of the shipped ones. {PAIR_HELP}")] = None,
+) -> None:
+    """Show pairs and what of them is already on this machine.
 
     Example: `harness models list`
     """
     from harness.models.naming import find_pair, shipped_pairs
     from harness.models.weights import is_cached
 
-    for name, config in shipped_pairs():
-        base = find_pair(name).base
+    for named in map(find_pair, pairs or [name for name, _ in shipped_pairs()]):
+        config = named.config
         wanted = [config.target, *([config.draft] if config.draft else [])]
-        missing = [model for model in wanted if not is_cached(model, base)]
+        missing = [model for model in wanted if not is_cached(model, named.base)]
         size = sum(model.download_mb or 0 for model in missing)
-        state = "ready" if not missing else f"{size} MB to fetch" if size else "ready without draft"
+        state = (
+            "ready" if not missing else f"{size} MB to fetch" if size else "to fetch" if config.target in missing else "ready without draft"
+        )
         loose = " (not pinned)" if any(model.unpinned for model in wanted) else ""
-        say(f"{name:<12} {state:<18} {config.description}{loose}")
+        say(f"{named.name:<12} {state:<18} {config.description}{loose}")
 
 
 @models_app.command("pull")
@@ -50,22 +59,54 @@ def pull(
 
 
 @models_app.command("suggest")
-def suggest_draft(target: Annotated[str, typer.Argument(metavar="TARGET", help="A hub name such as Qwen/Qwen2.5-7B-Instruct.")]) -> None:
-    """Name a draft of the target's family and a draft length to start from. Works offline.
+def suggest_draft(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Hub name, folder, .gguf file, or a pair (its target).")],
+) -> None:
+    """Name a draft of the target's family, a draft length to start from, and what fits into this machine's memory. Asks no network.
 
     Example: `harness models suggest Qwen/Qwen2.5-7B-Instruct`
     """
     from harness.core.errors import HarnessError
-    from harness.models.families import FAMILIES, suggest
+    from harness.models.families import families, suggest
+    from harness.models.naming import family_name
+    from harness.models.room import room
 
-    found = suggest(target)
+    found = suggest(family_name(target))
     if found is None:
-        names = ", ".join(family.name for family in FAMILIES)
+        names = ", ".join(family.family for family in families())
         raise HarnessError(
-            f"no family known for {target!r} (known: {names})", "Any model with the same tokenizer works: `harness models check`."
+            f"no family known for {target!r} (known: {names})",
+            "Any model with the same tokenizer drafts: `harness models check`. Without one use lookup or early exit.",
         )
-    draft = f"draft {found.draft}, K {found.k}" if found.draft else "no draft model"
-    say(f"{found.family}: {draft}. {found.note}".rstrip())
+    say("\n".join([*_describe(found), *_fit(found, room())]))
+    if found.draft:
+        say(f'try it: harness generate "Write a haiku" --models {target}+{found.draft}')
+
+
+def _describe(found: Suggestion) -> list[str]:
+    """Target, drafts and the advice that goes with them."""
+    family, model = found.family, found.family.models[found.target]
+    used = f" ({model.active:g} B for a token)" if model.active else ""
+    lines = [f"{family.family}: {found.target}, {model.size:g} B parameters{used}, {family.licence_of(found.target)}"]
+    for i, name in enumerate(found.drafts):
+        draft = family.models[name]
+        lines.append(f"{'or   ' if i else 'draft'} {name}, {draft.size:g} B, {family.licence_of(name)}" + ("" if i else f", K {found.k}"))
+    if not found.drafts:
+        lines.append("no draft model: use lookup (the default of a target alone), early_exit, or a draft cut from it (`harness distill`)")
+    return lines + ([found.note] if found.note else [])
+
+
+def _fit(found: Suggestion, here: Room) -> list[str]:
+    """Sizes in the formats that this machine computes with, and what fits."""
+    fitting, alone = here.fitting(found.gigabytes), here.fitting(partial(found.gigabytes, draft=False))
+    shown = ", ".join(f"{found.gigabytes(form):.1f} GB in {form}" for form in here.forms)
+    lines = [f"{'both take' if found.draft else 'it takes'} {shown}; models may take {here.gigabytes:.1f} GB here"]
+    if fitting:
+        return [*lines, f"fits: {', '.join(fitting)}"]
+    if alone:
+        return [*lines, f"with the draft it does not fit; alone it does ({', '.join(alone)}): use lookup"]
+    smaller = [name for name, model in found.family.models.items() if here.fitting(model.gigabytes)]
+    return [*lines, "does not fit; " + (f"of its family these do: {', '.join(smaller)}" if smaller else "nor does any of its family")]
 
 
 @models_app.command("check")
