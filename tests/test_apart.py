@@ -23,10 +23,10 @@ TORCH = {"torch", "sentence_transformers"}
 COMPUTES = {
     "harness/distill/fit.py": {"output_logits", "batch_loss"},
     "harness/distill/cut_weights.py": set(),
-    "harness/adapt/training/torch_step.py": {"weighted"},
+    "harness/adapt/training/torch_step.py": set(),
     "harness/cli/distill.py": {"distill"},
     "harness/answers/torch_batch.py": {"torch_decoder"},
-    "harness/answers/torch_llama.py": {"device", "fast_dtype", "load_llama", "rope_tables", "rotate", "mlp", "norm"},
+    "harness/answers/torch_llama.py": {"device", "fast_dtype", "load_llama", "rope_tables", "rotate", "attend", "block", "norm"},
     "harness/doctor.py": set(),
     "routing/encoder.py": set(),
 }

@@ -19,9 +19,9 @@ from harness.answers.rollout import Rollout
 from harness.cli import main
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
-from harness.distill import cut_weights, fit, pipeline, prompts
+from harness.distill import cut_weights, fit, lessons, pipeline, prompts
 from harness.distill.distill_config import CutConfig, DistillConfig, FitConfig, RolloutConfig, load_distill_config
-from harness.distill.fit import Example
+from harness.distill.lessons import Lesson
 from harness.models.blas import mx
 from harness.models.cut import CutModel, load_cut
 from harness.models.forward import PrunedHead
@@ -70,7 +70,7 @@ def test_torch_and_mlx_cuts_agree(target, context_tokens):
     folder, model = target
     shape, weights = torch_llama.load_llama(folder)
     vocab = np.array([0, 3, 5, 8, 20, 33, 50, 95], dtype=np.int32)
-    example = Example(
+    example = Lesson(
         domain="chat",
         tokens=np.array([4, 8, 15, 16, 23, 42], dtype=np.int32),
         prompt=2,
@@ -78,10 +78,10 @@ def test_torch_and_mlx_cuts_agree(target, context_tokens):
         top=np.zeros((4, 1), np.int32),
         top_p=np.ones((4, 1), np.float32),
     )
-    other = Example(**{**example.__dict__, "tokens": np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32), "prompt": 5})
+    other = Lesson(**{**example.__dict__, "tokens": np.array([1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=np.int32), "prompt": 5})
     cut_shape, cut = fit.initial_weights(shape, weights, CutConfig(layers=2, last=1, vocab=8), vocab)
     batch = [example, other]
-    head = fit.vocabulary(vocab, 96, context_tokens=context_tokens).head(batch)
+    head = lessons.vocabulary(vocab, 96, context_tokens=context_tokens).head(batch)
     with torch.no_grad():
         ours = fit.output_logits(cut_shape, cut, weights["embed"], batch, head).cpu().numpy()
     twin = CutModel(model, 2, 8)
@@ -101,7 +101,7 @@ def test_vocabulary_keeps_likely_and_required_ids():
     for s in trajectories:
         np.add.at(mass, s.rollout.top_tokens, np.exp(s.rollout.top_logprobs.astype(np.float64)))
     rare = int(np.argmin(mass))
-    vocab = fit.choose_vocab((s.rollout for s in trajectories), 20, 96, [rare])
+    vocab = lessons.choose_vocab((s.rollout for s in trajectories), 20, 96, [rare])
     assert len(vocab) == 20
     assert rare in vocab
     assert (np.diff(vocab) > 0).all()
@@ -111,15 +111,15 @@ def test_vocabulary_keeps_likely_and_required_ids():
 def test_too_few_tokens_for_the_head_are_refused():
     """A head larger than what was seen would hold rows nobody trained."""
     with pytest.raises(HarnessError, match="distinct tokens"):
-        fit.choose_vocab([stored(1)[0].rollout], 90, 96, [])
+        lessons.choose_vocab([stored(1)[0].rollout], 90, 96, [])
 
 
 @pytest.mark.parametrize("context_tokens", [False, True])
 def test_loss_is_the_mix_it_says(context_tokens):
     """Against a plain computation: top-k rescaled over what the draft can say, positions whose label it cannot say left out."""
     rng = np.random.default_rng(0)
-    examples = fit.prepare(stored(6))
-    head = fit.vocabulary(np.arange(0, 96, 2, dtype=np.int32), 96, context_tokens=context_tokens).head(examples)
+    examples = lessons.prepare(stored(6))
+    head = lessons.vocabulary(np.arange(0, 96, 2, dtype=np.int32), 96, context_tokens=context_tokens).head(examples)
     said = {*range(0, 96, 2), *(t for e in examples for t in e.tokens[: e.prompt].tolist() if context_tokens)}
     order = {t: i for i, t in enumerate([*range(0, 96, 2), *sorted(t for t in said if t % 2)])}
     n = sum(len(e.labels) for e in examples)
@@ -130,7 +130,8 @@ def test_loss_is_the_mix_it_says(context_tokens):
         for label, top, p in zip(e.labels.tolist(), e.top.tolist(), e.top_p, strict=True):
             known = {order[t]: q for t, q in zip(top, p, strict=True) if t in said}
             if label in said:
-                soft = -sum(q * logp[i, t] for t, q in known.items()) / sum(known.values())
+                share = {t: q / sum(known.values()) for t, q in known.items()}
+                soft = sum(q * (np.log(q) - logp[i, t]) for t, q in share.items())
                 terms.append(0.3 * -logp[i, order[label]] + 0.7 * soft)
             i += 1
     assert fit.batch_loss(logits, examples, head, 0.7).item() == pytest.approx(np.mean(terms), rel=1e-4)
@@ -142,10 +143,10 @@ def test_loss_is_the_mix_it_says(context_tokens):
 @settings(max_examples=30, deadline=None)
 def test_every_epoch_sees_every_example_once(n, budget, epochs):
     """The plan of updates loses nothing, repeats nothing within an epoch, and keeps to the token budget."""
-    examples = fit.prepare(stored(n))
+    examples = lessons.prepare(stored(n))
     config = FitConfig(epochs=epochs, batch_tokens=budget)
-    updates = fit.plan_updates(examples, config)
-    assert updates == fit.plan_updates(examples, config)
+    updates = lessons.plan_updates(examples, config)
+    assert updates == lessons.plan_updates(examples, config)
     assert all(len(u) == 1 or len(u) * max(len(examples[i].tokens) for i in u) <= budget for u in updates)
     seen = [i for u in updates for i in u]
     whole = int(epochs)
@@ -153,23 +154,14 @@ def test_every_epoch_sees_every_example_once(n, budget, epochs):
     assert len(set(seen[whole * n :])) == len(seen[whole * n :])
 
 
-def test_rate_warms_up_and_decays():
-    """Warm-up from near zero to the peak, then down to the final fraction."""
-    config = FitConfig(learning_rate=0.1, warmup_steps=10, final_fraction=0.2)
-    rates = [fit.rate_at(i, 1000, config) for i in range(1000)]
-    assert rates[0] == pytest.approx(0.01, rel=0.01)
-    assert max(rates) == pytest.approx(0.1, rel=0.01)
-    assert rates[-1] == pytest.approx(0.02, rel=0.01)
-
-
 def fitted(folder, where, report=None, *, ids=range(96), data=(30,), last=0, **changes):
     """Train the tiny cut on random data."""
     shape, weights = torch_llama.load_llama(folder)
     ids = np.array(ids, dtype=np.int32)
     cut_shape, cut = fit.initial_weights(shape, weights, CutConfig(layers=2, last=last, vocab=96), ids)
-    examples, vocab = fit.prepare(stored(*data)), fit.vocabulary(ids, 96, context_tokens=True)
+    examples, vocab = lessons.prepare(stored(*data)), lessons.vocabulary(ids, 96, context_tokens=True)
     config = TINY.fit.model_copy(update=changes)
-    return fit.fit(cut_shape, cut, weights["embed"], examples, vocab, config, where, report), len(fit.plan_updates(examples, config))
+    return fit.fit(cut_shape, cut, weights["embed"], examples, vocab, config, where, report), len(lessons.plan_updates(examples, config))
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 7])

@@ -20,9 +20,10 @@ from scipy.special import softmax
 from harness.adapt.adapters.surface import adapter_weights, attached, check_surface, head, run_blocks
 from harness.adapt.training.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
 from harness.adapt.training.hidden import PrefixCache, fill
+from harness.adapt.training.loop import learning_rate
 from harness.adapt.training.losses import weighted_loss
 from harness.adapt.training.measure import acceptance, favourites, output_hidden
-from harness.adapt.training.trainer import _Run, learning_rate, train_adapter
+from harness.adapt.training.trainer import _Run, train_adapter
 from harness.core import stats
 from harness.core.errors import HarnessError
 from harness.decode.replay import replay_model

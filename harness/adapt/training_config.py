@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness.adapt.loss_formulas import LOSSES
 from harness.core.limits import TOP_K, WarmTemperature, joined_seed
 from harness.core.yamlfile import Seed, Strict, load_config
 
-LossPart = Literal["ce", "forward_kl", "reverse_kl", "js"]
-LossKind = Literal["ce", "forward_kl", "reverse_kl", "js", "mix"]
-_MIX: dict[LossPart, float] = {"ce": 0.3, "forward_kl": 0.7}
+LOSS_KINDS = (*LOSSES, "mix")
+if TYPE_CHECKING:
+    LossPart = str
+    LossKind = str
+else:
+    LossPart, LossKind = Literal[tuple(LOSSES)], Literal[LOSS_KINDS]
+_MIX: dict[str, float] = {"ce": 0.3, "forward_kl": 0.7}
 Policy = Literal["fuse", "cached", "unfused"]
 
 

@@ -201,7 +201,7 @@ def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor
     start, end = cache.used, cache.used + n
     cache.used = end
     h = weights["embed"][tokens]
-    cos, sin = torch_llama.rope_tables(shape, positions, h.dtype)
+    rope = torch_llama.rope_tables(shape, positions, h.dtype)
     one = n == 1 and rows == len(cache.mask)
     if one:
         cache.reserve(end)
@@ -213,19 +213,18 @@ def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor
         mask = mask & torch.ones(n, end, dtype=torch.bool).tril(start)
         mask = mask | torch.ones(n, end, dtype=torch.bool).triu(start).tril(start)  # padding sees itself: its softmax stays defined
     for i in range(shape.layers):
-        layer = f"layers.{i}"
-        qkv = fn.linear(torch_llama.norm(shape, h, weights[f"{layer}.norm1"]), weights[f"{layer}.qkv"], weights.get(f"{layer}.qkv_bias"))
-        q, k, v = torch_llama.split_heads(shape, qkv, cos, sin)
-        cache.keys[i][:, :, start:end] = k
-        cache.values[i][:, :, start:end] = v
-        if one:  # the query heads of one key head are rows of one product
-            keys, values = cache.keys[i].flatten(0, 1), cache.values[i].flatten(0, 1)
-            scores = torch.baddbmm(bias, q.reshape(len(keys), -1, shape.head_dim), keys.transpose(1, 2), alpha=shape.head_dim**-0.5)
-            a = torch.bmm(torch.softmax(scores, dim=-1), values).reshape(rows, 1, -1)
-        else:
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, i: int = i) -> torch.Tensor:
+            cache.keys[i][:, :, start:end] = k
+            cache.values[i][:, :, start:end] = v
+            if one:  # the query heads of one key head are rows of one product
+                keys, values = cache.keys[i].flatten(0, 1), cache.values[i].flatten(0, 1)
+                scores = torch.baddbmm(bias, q.reshape(len(keys), -1, shape.head_dim), keys.transpose(1, 2), alpha=shape.head_dim**-0.5)
+                return torch.bmm(torch.softmax(scores, dim=-1), values).reshape(rows, 1, -1)
             keys, values = cache.keys[i][:rows, :, :end], cache.values[i][:rows, :, :end]
-            a = fn.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True).transpose(1, 2).reshape(rows, n, -1)
-        h = torch_llama.mlp(shape, weights, layer, h + fn.linear(a, weights[f"{layer}.o"]))
+            return fn.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(2)
+
+        h = torch_llama.block(shape, weights, i, h, rope, attend=attend)
     return torch_llama.norm(shape, h, weights["norm"])
 
 

@@ -232,13 +232,52 @@ def split_heads(shape: Shape, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.T
     return qk[:, : shape.heads], qk[:, shape.heads :], values
 
 
-def mlp(shape: Shape, weights: Weights, layer: str, h: torch.Tensor) -> torch.Tensor:
-    """Gated MLP with its norm and residual, (B, n, hidden) -> (B, n, hidden)."""
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention without a cache, (B, heads, n, d) -> (B, n, heads d)."""
     import torch.nn.functional as fn
 
-    joined = fn.linear(norm(shape, h, weights[f"{layer}.norm2"]), weights[f"{layer}.gate_up"])
-    gate, up = joined.split(shape.intermediate, dim=-1)
-    return h + fn.linear(fn.silu(gate) * up, weights[f"{layer}.down"])
+    return fn.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2)
+
+
+def block(
+    shape: Shape,
+    weights: Weights,
+    index: int,
+    h: torch.Tensor,
+    rope: tuple[torch.Tensor, torch.Tensor],
+    *,
+    attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = attend,
+    added: Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor] = lambda name, x, y: y,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One transformer block, (B, n, hidden) -> (B, n, hidden).
+
+    Args:
+        shape: of the model.
+        weights: its weights; norms may be of a wider type than the products, whose type their inputs take.
+        index: which block.
+        h: the residual stream.
+        rope: cosines and sines of the positions.
+        attend: attention over rotated queries, keys and values; may keep them.
+        added: what stands in place of a projection's output, given its name in :data:`LAYERS`, its input and that output.
+        rows: (N,) flat positions that go on behind the attention: (N, hidden) comes back.
+    """
+    import torch.nn.functional as fn
+
+    layer = f"layers.{index}"
+
+    def project(name: str, x: torch.Tensor) -> torch.Tensor:
+        return added(name, x, fn.linear(x, weights[f"{layer}.{name}"], weights.get(f"{layer}.{name}_bias")))
+
+    def normed(name: str) -> torch.Tensor:
+        return norm(shape, h, weights[f"{layer}.{name}"]).to(weights[f"{layer}.qkv"].dtype)
+
+    a = attend(*split_heads(shape, project("qkv", normed("norm1")), *rope))
+    if rows is not None:
+        a, h = a.flatten(0, 1)[rows], h.flatten(0, 1)[rows]
+    h = h + project("o", a)
+    gate, up = project("gate_up", normed("norm2")).split(shape.intermediate, dim=-1)
+    return h + project("down", fn.silu(gate) * up)
 
 
 def norm(shape: Shape, h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

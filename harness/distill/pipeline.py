@@ -24,7 +24,7 @@ from harness.core.progress import NowAndThen
 from harness.core.records import Sample, Trajectory
 from harness.datasets.jsonl_file import read_jsonl
 from harness.decode.replay import replay_model
-from harness.distill import fit
+from harness.distill import fit, lessons
 from harness.distill.card import DataFacts, HeldOut, LossRow, card, score_rows
 from harness.distill.cut_weights import mlx_weights, read_start
 from harness.distill.distill_config import CutConfig, DistillConfig
@@ -165,12 +165,12 @@ def train(job: Job) -> None:
     if start_from:
         earlier, ids, start = read_start(start_from, job.config.cut.layers)
     else:
-        ids = fit.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
-    vocab = fit.vocabulary(ids, len(target["embed"]), context_tokens=job.config.cut.context_tokens)
+        ids = lessons.choose_vocab((s.rollout for s in stored), job.config.cut.vocab, len(target["embed"]), job.pair.eos_token_ids)
+    vocab = lessons.vocabulary(ids, len(target["embed"]), context_tokens=job.config.cut.context_tokens)
     shape, weights = fit.initial_weights(shape, target, job.config.cut, ids)
     if start_from:
         weights = start
-    examples = fit.prepare(stored)
+    examples = lessons.prepare(stored)
     fit.check_checkpoint(job.fitted, shape, weights, examples, vocab, job.config.fit)  # before what belongs to it is replaced
     job.fitted.mkdir(parents=True, exist_ok=True)
     np.save(job.fitted / "vocab.npy", ids)
@@ -214,7 +214,7 @@ def ship(job: Job) -> list[HeldOut]:
         about={"base": job.config.pair, "steps": step, "context_tokens": cut.context_tokens},
     )
     scores = evaluate(job)
-    log = job.fitted / "loss.jsonl"
+    log = job.fitted / fit.LOG
     loss = [typed(LossRow, parse_json(line, f"{log}:{i}"), f"{log}:{i}") for i, line in enumerate(read_text(log).splitlines()[:step], 1)]
     facts = typed(DataFacts, read_json(job.fitted / "data.json"), str(job.fitted / "data.json"))
     text = card(job.config, facts, loss, scores, sha256=digest, command=job.command, target_hash=job.pair.target_hash)

@@ -7,14 +7,16 @@ over them. Validation, and whatever decides whether an adapter is kept, stays on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.adapt.adapters.surface import adapted_layers
+from harness.adapt.loss_formulas import mixed
 from harness.adapt.training.examples import Batch
-from harness.adapt.training.losses import EPSILON, logit_rows
+from harness.adapt.training.losses import logit_rows
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
 from harness.core.errors import HarnessError
@@ -40,9 +42,8 @@ class TorchStep:
     def __init__(self, model: Any, config: TrainingConfig, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype or torch_llama.fast_dtype()
         self.shape = torch_llama.shape_of(model)
-        self.weights = torch_llama.load(model, self.shape, self.dtype)
+        self.weights = _wide_norms(torch_llama.load(model, self.shape, self.dtype))
         self.where = self.weights["embed"].device
-        self.norms = _norms(self.weights)
         self.first = self.shape.layers - adapted_layers(model, config.lora)
         self.scale, self.parts = config.lora.scale, config.loss.parts()
 
@@ -58,9 +59,9 @@ class TorchStep:
 
         with torch.inference_mode():
             h = self._embed(tokens[None])
-            cos, sin = self._rope(h)
+            rope = self._rope(h)
             for i in range(self.first):
-                h = self._block(i, h, cos, sin, {})
+                h = torch_llama.block(self.shape, self.weights, i, h, rope)
             found: np.ndarray = h[0].cpu().numpy()
             return found
 
@@ -83,11 +84,12 @@ class TorchStep:
         update = {name: self._tensor(array).requires_grad_() for name, array in adapter.items()}
         rows = self._tensor(batch.rows).long()
         h = self._embed(batch.tokens) if prefix is None else self._tensor(prefix)
-        cos, sin = self._rope(h)
+        rope = self._rope(h)
         for i in range(0 if prefix is None else self.first, self.shape.layers):
             last = i == self.shape.layers - 1
-            h = self._block(i, h, cos, sin, update, rows if last else None)
-        z = self._norm(h, "norm")
+            added = partial(self._updated, update, i)
+            h = torch_llama.block(self.shape, self.weights, i, h, rope, added=added, rows=rows if last else None)
+        z = torch_llama.norm(self.shape, h, self.weights["norm"]).to(self.dtype)
         loss, gradient = self._head(z.detach(), batch, share)
         found = torch.autograd.grad(z, list(update.values()), gradient)
         return loss, {name: array.cpu().numpy() for name, array in zip(update, found, strict=True)}
@@ -107,37 +109,10 @@ class TorchStep:
 
         return torch_llama.rope_tables(self.shape, torch.arange(h.shape[1], device=self.where)[None], self.dtype)
 
-    def _norm(self, h: torch.Tensor, name: str) -> torch.Tensor:
-        return torch_llama.norm(self.shape, h, self.norms[name]).to(self.dtype)
-
-    def _block(
-        self,
-        index: int,
-        h: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        update: Mapping[str, torch.Tensor],
-        rows: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """One block, (B, L, dim) -> (B, L, dim), or (N, dim) where only ``rows`` (N,) of the flat positions go on behind its attention."""
-        import torch.nn.functional as fn
-
-        layer = f"layers.{index}"
-        q, k, v = torch_llama.split_heads(self.shape, self._linear(index, "qkv", self._norm(h, f"{layer}.norm1"), update), cos, sin)
-        a = fn.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2).flatten(2)
-        if rows is not None:
-            a, h = a.flatten(0, 1)[rows], h.flatten(0, 1)[rows]
-        h = h + self._linear(index, "o", a, update)
-        gate, up = self._linear(index, "gate_up", self._norm(h, f"{layer}.norm2"), update).split(self.shape.intermediate, dim=-1)
-        return h + self._linear(index, "down", fn.silu(gate) * up, update)
-
-    def _linear(self, index: int, name: str, x: torch.Tensor, update: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """A stored projection with the updates of the layers it joins."""
+    def _updated(self, update: Mapping[str, torch.Tensor], index: int, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """A stored projection's output ``y`` for ``x`` with the updates of the layers it joins."""
         import torch
-        import torch.nn.functional as fn
 
-        layer = f"layers.{index}.{name}"
-        y = fn.linear(x, self.weights[layer], self.weights.get(f"{layer}_bias"))
         found = [f"model.layers.{index}.{key}" for key in torch_llama.LAYERS[name]]
         if not any(f"{key}.lora_a" in update for key in found):
             return y
@@ -180,7 +155,7 @@ class TorchStep:
             normaliser = most + sums.log()
         normaliser.requires_grad_()
         named.requires_grad_()
-        loss = (weighted(named - normaliser, tops >= 0, p, self.parts) * weights).sum() * share
+        loss = (mixed(torch, named - normaliser, tops >= 0, p, self.parts) * weights).sum() * share
         by_normaliser, by_named = torch.autograd.grad(loss, (normaliser, named))
         with torch.no_grad():
             logits.mul_(by_normaliser / sums).scatter_add_(1, columns, by_named)
@@ -188,48 +163,8 @@ class TorchStep:
 
 
 @apart
-def _norms(weights: torch_llama.Weights) -> torch_llama.Weights:
-    return {name: w.float() for name, w in weights.items() if "norm" in name}
-
-
-def weighted(log_q: torch.Tensor, valid: torch.Tensor, p: torch.Tensor, parts: Mapping[str, float]) -> torch.Tensor:
-    """The mix of losses at N positions, (N,): :func:`harness.adapt.training.losses.weighted_loss` before its sum.
-
-    Args:
-        log_q: (N, 1 + k) draft log-probabilities of the label and of the target's top tokens.
-        valid: (N, k), False is padding.
-        p: (N, k) target probabilities.
-        parts: loss name -> factor.
-    """
-    import torch
-
-    total = -parts["ce"] * log_q[:, 0] if "ce" in parts else torch.zeros_like(log_q[:, 0])
-    top = torch.where(valid, log_q[:, 1:], 0.0)
-    q = torch.where(valid, top.exp(), 0.0)
-    p = torch.where(valid, p, 0.0)
-    p_rest, q_rest = ((1 - x.sum(dim=1, keepdim=True)).clamp(min=0) for x in (p, q))
-    p, q, log_q = torch.cat([p, p_rest], 1), torch.cat([q, q_rest], 1), torch.cat([top, _log(q_rest)], 1)
-    for name, factor in parts.items():
-        if name != "ce":
-            total = total + factor * DIVERGENCES[name](p, _log(p), q, log_q).sum(dim=1)
-    return total
-
-
-def _log(p: torch.Tensor) -> torch.Tensor:
-    return p.clamp(min=EPSILON).log()
-
-
-def _js(p: torch.Tensor, log_p: torch.Tensor, q: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    middle = _log((p + q) / 2)
-    return (p * (log_p - middle) + q * (log_q - middle)) / 2
-
-
-DIVERGENCES: dict[str, Callable[..., torch.Tensor]] = {
-    "forward_kl": lambda p, log_p, q, log_q: p * (log_p - log_q),
-    "reverse_kl": lambda p, log_p, q, log_q: q * (log_q - log_p),
-    "js": _js,
-}
-"""The divergences of :mod:`harness.adapt.training.losses`, before their sum over bins."""
+def _wide_norms(weights: torch_llama.Weights) -> torch_llama.Weights:
+    return {name: w.float() if "norm" in name else w for name, w in weights.items()}
 
 
 def torch_step(draft: Any, config: TrainingConfig) -> TorchStep | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,11 +34,12 @@ from harness.adapt.training.examples import (
 )
 from harness.adapt.training.failures import Case
 from harness.adapt.training.hidden import prefix_cache
+from harness.adapt.training.loop import Training, learning_rate
 from harness.adapt.training.losses import logit_rows, weighted_loss
 from harness.adapt.training.measure import acceptance, output_hidden
 from harness.adapt.training.outcome import Evaluation, TrainProgress, TrainResult
 from harness.adapt.training.torch_step import TorchStep, torch_step
-from harness.adapt.training_config import LoraConfig, OptimConfig, StopConfig, TrainingConfig
+from harness.adapt.training_config import LoraConfig, StopConfig, TrainingConfig
 from harness.core.errors import HarnessError
 from harness.core.machine import utc_now
 from harness.core.records import Trajectory
@@ -99,12 +99,12 @@ def train_adapter(
     with attached(draft.model, config.lora):
         if start is not None:
             _load_start(draft, start, config.lora)
-        run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint, in_torch)
+        run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint, in_torch, progress)
         run.note = note
         run.restore()
-        if before and not run.evaluations:
-            run.judge(before)
-        run.loop(progress)
+        if not run.evaluations:
+            run.judge(before) if before else run.evaluate()
+        run.loop()
         result = run.result(left_out)
         if result.accepted:
             write_adapter(out, run.best, config.lora, adapted_layers(draft.model, config.lora), run.info(name or out.name, result))
@@ -112,7 +112,7 @@ def train_adapter(
     return result
 
 
-class _Run:
+class _Run(Training):
     """State of one training run; updates are attached to the model while it lives."""
 
     def __init__(
@@ -126,7 +126,9 @@ class _Run:
         cache_folder: Path | None,
         fingerprint: str,
         in_torch: TorchStep | None = None,
+        progress: Callable[[TrainProgress], None] | None = None,
     ) -> None:
+        super().__init__()
         self.draft, self.train, self.held_out, self.config, self.domain = draft, train, held_out, config, domain
         self.out, self.fingerprint = out, fingerprint
         model = draft.model
@@ -141,7 +143,7 @@ class _Run:
             learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, bias_correction=settings.bias_correction
         )
         self.optimiser.init(model.trainable_parameters())
-        self.step, self.tokens, self.train_s = 0, 0, 0.0
+        self.tokens, self.progress = 0, progress
         self.note: Callable[[str], None] | None = None
         self.losses: list[float] = []
         self.evaluations: list[Evaluation] = []
@@ -149,6 +151,7 @@ class _Run:
         micro = math.ceil(len(train) / config.optim.batch_size)
         self.per_epoch = math.ceil(micro / config.optim.accumulate)
         self.total = min(self.per_epoch * config.optim.epochs, config.optim.max_steps or 2**31)
+        self.judge_every, self.save_every = config.stop.every, config.checkpoint_every
         self._loss_and_grad = nn.value_and_grad(model, self._loss)
         self._batches: tuple[int, list[list[Example]]] = (-1, [])
 
@@ -199,8 +202,7 @@ class _Run:
         self.optimiser.learning_rate = learning_rate(optimisation, self.step, self.total)
         self.optimiser.update(self.draft.model, grads)
         mx.eval(self.draft.model.trainable_parameters(), self.optimiser.state)
-        if not math.isfinite(loss):
-            raise HarnessError(f"the loss became {loss} at update {self.step + 1}", "Lower optim.learning_rate, or set optim.clip_norm.")
+        self.losses.append(loss)
         return loss
 
     def _group(self, step: int) -> list[list[Example]]:
@@ -212,33 +214,16 @@ class _Run:
         width = self.config.optim.accumulate
         return self._batches[1][index * width : (index + 1) * width]
 
-    # --- the loop ---
+    def enough(self) -> bool:
+        """True when acceptance has stopped rising."""
+        return len(self.evaluations) - 1 - self.evaluations.index(self.after()) >= self.config.stop.patience
 
-    def loop(self, progress: Callable[[TrainProgress], None] | None) -> None:
-        """Update until the data ends or acceptance stops rising."""
-        if not self.evaluations:
-            self.evaluate()
-        while self.step < self.total and self._stale() < self.config.stop.patience:
-            began = time.perf_counter()
-            self.losses.append(self.update())
-            self.step += 1
-            self.train_s += time.perf_counter() - began
-            evaluated = self.step % self.config.stop.every == 0 or self.step == self.total
-            if evaluated:
-                self.evaluate()
-            if evaluated or self.step % self.config.checkpoint_every == 0:
-                self.save()
-            if progress:
-                progress(
-                    TrainProgress(
-                        step=self.step,
-                        total=self.total,
-                        loss=self.losses[-1],
-                        tokens_per_s=self.tokens / self.train_s if self.train_s else 0.0,
-                        value=self.evaluations[-1].value,
-                        best=self.after().value,
-                    )
-                )
+    def done(self, loss: float) -> None:
+        """Pass on how far the run is."""
+        if self.progress:
+            rate = self.tokens / self.train_s if self.train_s else 0.0
+            value, best = self.evaluations[-1].value, self.after().value
+            self.progress(TrainProgress(step=self.step, total=self.total, loss=loss, tokens_per_s=rate, value=value, best=best))
 
     def evaluate(self) -> None:
         """Replay the validation trajectories and judge."""
@@ -267,10 +252,6 @@ class _Run:
             if evaluation.value > best.value and self._allowed(evaluation):
                 best = evaluation
         return best
-
-    def _stale(self) -> int:
-        """Evaluations since the best one."""
-        return len(self.evaluations) - 1 - self.evaluations.index(self.after())
 
     # --- state ---
 
@@ -339,15 +320,6 @@ class _Run:
             created=utc_now(),
             settings=self.config.model_dump(),
         )
-
-
-def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """Return the rate of update ``step`` (from 0): linear warm-up, then cosine decay to ``final_fraction``."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    low = config.learning_rate * config.final_fraction
-    return low + (config.learning_rate - low) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 def _inverse(draft: Any) -> np.ndarray | None:
