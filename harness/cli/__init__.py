@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "route": ("harness.cli.route:route", "Show which adapter the router picks for a prompt, why, and what the choice costs."),
     "distill": ("harness.cli.distill:distill", "Build a small draft out of the target itself."),
     "memory": ("harness.cli.memory:memory_app", "Build and show what a pair's target said before, which costs nothing to propose again."),
+    "export": ("harness.cli.export:export", "Write a draft, an adapter or a recommendation for mlx-lm, llama.cpp, transformers and vLLM."),
     "models": ("harness.cli.models:models_app", "List, fetch and check model pairs."),
     "doctor": ("harness.cli.doctor:doctor", "Show what this machine offers and what is broken."),
 }

@@ -49,7 +49,7 @@ def write_tokenizer(gguf: GgufFile, folder: Path) -> None:
     tokens, kinds = _tokens(gguf)
     merges = [tuple(line.split(" ", 1)) for line in gguf.items("tokenizer.ggml.merges", str)]
     tokenizer = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(tokens)}, merges=merges))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = _splitter(pre)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = splitter(pre)
     tokenizer.decoder = decoders.ByteLevel()
     whole = [
         AddedToken(text, special=kind == _CONTROL, normalized=False)
@@ -62,7 +62,7 @@ def write_tokenizer(gguf: GgufFile, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _splitter(pre: str) -> tuple[Any, Any]:
+def splitter(pre: str) -> tuple[Any, Any]:
     """Return (normalizer or None, pre-tokenizer) for GGUF's ``tokenizer.ggml.pre`` name."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 

@@ -1,0 +1,87 @@
+"""Speculative decoding by other programs, greedy: ``python engines.py ENGINE TARGET DRAFT K MOST``, prompts of token ids as JSON on stdin.
+
+Prints, per prompt, the emitted ``tokens``, the target passes they took (``rounds``) and the tokens ``drafted``, where the program tells.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def mlx_lm(target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
+    """mlx-lm's own loop, through the call that its server and its command line make."""
+    from harness.models.blas import mx  # a fast BLAS on Linux; mlx-lm itself is as it comes
+
+    assert mx is not None
+    from mlx_lm import stream_generate
+    from mlx_lm.utils import load
+
+    model, tokenizer = load(target)
+    small, _ = load(draft)
+    rows = []
+    for prompt in prompts:
+        answers = stream_generate(model, tokenizer, prompt, max_tokens=most, draft_model=small, num_draft_tokens=k)
+        found = [(int(a.token), a.from_draft) for a in answers][:most]
+        rows.append({"tokens": [t for t, _ in found], "rounds": sum(not drafted for _, drafted in found)})
+    return rows
+
+
+def transformers(target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
+    """Assisted generation of transformers with a constant number of draft tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.generation import candidate_generator
+
+    torch.set_num_threads(1)
+    model, small = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (target, draft))
+    small.generation_config.num_assistant_tokens = k
+    small.generation_config.num_assistant_tokens_schedule = "constant"
+    small.generation_config.assistant_confidence_threshold = 0.0
+    counts: list[int] = []
+    candidates = candidate_generator.AssistedCandidateGenerator.get_candidates
+
+    def counted(self: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+        found = candidates(self, ids, *args, **kwargs)
+        counts.append(found[0].shape[1] - ids.shape[1])
+        return found
+
+    candidate_generator.AssistedCandidateGenerator.get_candidates = counted
+    rows = []
+    for prompt in prompts:
+        counts.clear()
+        ids = torch.tensor([prompt])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=small, do_sample=False, max_new_tokens=most)
+        rows.append({"tokens": out[0, len(prompt) :].tolist(), "rounds": len(counts), "drafted": sum(counts)})
+    return rows
+
+
+def llama_cpp(target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
+    """llama.cpp's server, as the PyPI package xllamacpp builds it, with a draft model."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup = target, 2048, 1, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    params.speculative.draft.mparams.path = draft
+    params.speculative.draft.n_max, params.speculative.draft.n_min, params.speculative.draft.p_min = k, 0, 0.0
+    server = xllamacpp.Server(params)
+    rows = []
+    for prompt in prompts:
+        request = {"prompt": prompt, "n_predict": most, "temperature": 0.0, "return_tokens": True, "cache_prompt": False}
+        answer = server.handle_completions(request)
+        timings = answer["timings"]
+        rows.append({
+            "tokens": answer["tokens"], "drafted": timings.get("draft_n"), "accepted": timings.get("draft_n_accepted"),
+            "rounds": len(answer["tokens"]) - (timings.get("draft_n_accepted") or 0),
+        })  # fmt: skip
+    return rows
+
+
+ENGINES = {"mlx-lm": mlx_lm, "transformers": transformers, "llama.cpp": llama_cpp}
+
+if __name__ == "__main__":
+    name, target_path, draft_path, k_text, most_text = sys.argv[1:]
+    print(json.dumps(ENGINES[name](target_path, draft_path, json.load(sys.stdin), int(k_text), int(most_text))))

@@ -1,0 +1,317 @@
+"""Exports: what other programs load says the same as what is decoded here, cards and flags name what was written, refusals come early."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import engines
+import numpy as np
+import pytest
+import yaml
+from adapting import put_adapter
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import tiny_pair, write_model, write_pair
+from typer.testing import CliRunner
+
+from harness import api, generate
+from harness.adapt.adapters.folder import adapter_folder
+from harness.cli import app
+from harness.core import files
+from harness.core.errors import HarnessError
+from harness.export.gguf_writing import permute, read_vocabulary, write_gguf
+from harness.export.run_profile import SpeculationProfile
+from harness.export.source import find_source
+from harness.export.weights_out import whole_head
+from harness.models.blas import mx
+from harness.models.cut import save_cut
+from harness.models.gguf import convert, unpermute
+from harness.models.mlx_names import tree_flatten
+from harness.report import load_run
+
+KEPT = [2, 3, *range(40, 264, 2)]
+"""Tokens that the cut's head names."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache and a working folder of the test's own."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def export(*arguments: object) -> str:
+    """Output of ``harness export`` with these arguments."""
+    result = CliRunner().invoke(app, ["export", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def write_cut_pair(folder: Path) -> Path:
+    """A pair whose draft is a cut of its target: two of its blocks, a head of its own over :data:`KEPT`."""
+    pair = tiny_pair(folder, draft=False)
+    own = dict(tree_flatten(pair.target.parameters()))
+    weights = {n: a for n, a in own.items() if "embed" not in n and not n.startswith("model.layers.2.")}
+    weights["lm_head.weight"] = own["model.embed_tokens.weight"][mx.array(KEPT)]
+    save_cut(folder / "cut", weights, mx.array(KEPT), name="cut", target_hash=pair.target_hash, quantise={}, about={"context_tokens": True})
+    path = folder / "cutpair.yaml"
+    path.write_text("target:\n  sources: ['path:target']\ndraft:\n  sources: ['cut:cut']\nk: 3\n")
+    return path
+
+
+def logits(model: Any) -> np.ndarray:
+    """Logits of a fixed text."""
+    return np.array(model(mx.array([[5, 77, 120, 201, 9, 44]]))[0].astype(mx.float32))
+
+
+def loaded(folder: Path) -> Any:
+    """What mlx-lm's own loader makes of a folder."""
+    from mlx_lm.utils import load_model
+
+    return load_model(folder)[0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.floats(-3, 3))
+def test_tokens_a_cut_cannot_draw_never_win(seed: int, kept: int, shift: float) -> None:
+    """For every state, one against all rows too: a row of the mean is never the highest."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(shift, 1, (kept, 8)).astype(np.float32)
+    token_map = rng.permutation(50)[:kept]
+    head = np.array(whole_head(mx.array(rows), mx.array(token_map.astype(np.int32)), 50)).astype(np.float64)
+    states = np.concatenate([rng.normal(0, 5, (64, 8)), -rows.mean(0, keepdims=True).astype(np.float64)])
+    scores = states @ head.T
+    assert np.array_equal(head[token_map], rows)
+    others = np.delete(scores, token_map, axis=1)
+    assert (others.max(axis=1) <= scores[:, token_map].max(axis=1) + 1e-4).all()
+
+
+@pytest.mark.parametrize("adapter", [None, "code", "dora"])
+def test_folder_of_a_draft_is_the_draft(tmp_path: Path, adapter: str | None) -> None:
+    """Plain, with LoRA and with DoRA: the exported folder gives the logits of the drafter in use, and its card and flags say what it is."""
+    pair = tiny_pair(tmp_path / "p")
+    if adapter:
+        put_adapter(adapter_folder("tiny", adapter), pair.draft, dora=adapter == "dora", name=adapter, domain="math", before={"math": 0.5},
+                    after={"math": 0.75}, examples=40, data_hash="d" * 64, steps=7)  # fmt: skip
+        api.adapter_bank(pair, [adapter]).activate(adapter)
+    options = ["--adapter", adapter] if adapter else []
+    text = export(tmp_path / "p/tiny.yaml", "--out", tmp_path / "out", "--dtype", "float32", *options)
+    np.testing.assert_allclose(logits(loaded(tmp_path / "out")), logits(pair.draft.model), atol=2e-4)
+    card = (tmp_path / "out/README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert "draft-model" in head["tags"]
+    assert pair.draft.hash in card
+    assert ("| math | 0.500 | 0.750 |" in card, "40 examples of math" in card) == (bool(adapter),) * 2
+    assert f"--draft-model {tmp_path / 'out'} --num-draft-tokens 4" in text
+    assert (tmp_path / "out/flags.txt").read_text().strip() in text
+
+
+def test_a_cut_becomes_a_plain_llama(tmp_path: Path) -> None:
+    """Kept tokens have the cut's own logits, no other token is ever the favourite, and it loads as a draft of the same target."""
+    path = write_cut_pair(tmp_path / "p")
+    pair = api.load_pair(str(path))
+    export(path, "--out", tmp_path / "out", "--dtype", "float32")
+    config = files.read_json(tmp_path / "out/config.json")
+    assert (config["model_type"], config["num_hidden_layers"], config["vocab_size"], config["tie_word_embeddings"]) == (
+        "llama",
+        2,
+        264,
+        False,
+    )
+    whole, own = logits(loaded(tmp_path / "out")), logits(pair.draft.model)
+    np.testing.assert_allclose(whole[:, KEPT], own, atol=1e-4)
+    assert set(whole.argmax(-1)) <= set(KEPT)
+    (tmp_path / "p/again.yaml").write_text(f"target:\n  sources: ['path:target']\ndraft:\n  sources: ['path:{tmp_path / 'out'}']\n")
+    again = api.load_pair(str(tmp_path / "p/again.yaml"))
+    prompt = [5, 77, 120, 201, 9, 44]
+    assert generate(again, prompt, k=3, max_tokens=24).tokens == generate(pair, prompt, drafter=None, max_tokens=24).tokens
+    assert f"trained to propose {len(KEPT)} of" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_gguf_reads_back_as_the_same_model(tmp_path: Path, kind: str, tied: bool) -> None:
+    """Through the reader of GGUF files and into mlx-lm: the same logits, the same tokens for every kind of text, the same ends."""
+    from transformers import AutoTokenizer
+
+    folder = write_model(tmp_path / "m", model_type=kind, tie_word_embeddings=tied)
+    add_merges(folder)
+    if kind == "qwen2":
+        add_biases(folder)
+    (tmp_path / "pair.yaml").write_text("target:\n  sources: ['path:m']\n")
+    export(tmp_path / "pair.yaml", "--part", "target", "--to", "gguf", "--out", tmp_path / "out")
+    convert(tmp_path / "out/pair-target-float32.gguf", tmp_path / "back")
+    np.testing.assert_allclose(logits(loaded(tmp_path / "back")), logits(loaded(folder)), atol=1e-5)
+    before, after = (AutoTokenizer.from_pretrained(path) for path in (folder, tmp_path / "back"))
+    for text in ("Hello hello, it's 12345!", "naïve 東京\n\t x", "<|im_start|>user"):
+        assert after.encode(text) == before.encode(text)
+    assert (after.eos_token, after.chat_template) == (before.eos_token, before.chat_template)
+
+
+def add_merges(folder: Path) -> None:
+    """Give the tokenizer two tokens of several letters, since GGUF has no place for one without any."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["model"]["vocab"] |= {"he": 259, "hel": 260}
+    data["model"]["merges"] = [["h", "e"], ["he", "l"]]
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+
+
+def add_biases(folder: Path) -> None:
+    """Give a model the biases that Qwen2 has."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    rng = np.random.default_rng(3)
+    rows = {n: len(w) for n, w in weights.items() if n.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))}
+    weights |= {n.replace("weight", "bias"): rng.normal(0, 1, size).astype(np.float32) for n, size in rows.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "mlx"})
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float16", 0.01), ("bfloat16", 0.1), ("q8_0", 0.3)])
+def test_gguf_types(tmp_path: Path, dtype: str, bound: float) -> None:
+    """Shorter types are close to the weights, and not equal to them."""
+    path = write_pair(tmp_path / "p")
+    add_merges(tmp_path / "p/draft")
+    export(path, "--to", "gguf", "--dtype", dtype, "--out", tmp_path / "out")
+    convert(tmp_path / f"out/tiny-draft-{dtype}.gguf", tmp_path / "back")
+    difference = np.abs(logits(loaded(tmp_path / "back")) - logits(loaded(tmp_path / "p/draft"))).max()
+    assert 0 < difference < bound * 10
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
+def test_rows_are_turned_as_the_reader_turns_them_back(heads: int, half: int, columns: int) -> None:
+    """The one is the other's inverse."""
+    rows = np.arange(heads * 2 * half * columns).reshape(heads * 2 * half, columns)
+    assert np.array_equal(unpermute(permute(rows, heads), heads), rows)
+
+
+def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
+    """Text split in a way that no name stands for, and a tokenizer of another kind, would give other tokens elsewhere."""
+    folder = write_model(tmp_path / "m")
+    config = files.read_json(folder / "config.json")
+    with pytest.raises(HarnessError, match="no byte-level BPE with merges"):
+        read_vocabulary(folder, config)
+    add_merges(folder)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    assert read_vocabulary(folder, {**config, "vocab_size": 270}).tokens[264:] == [f"[PAD{i}]" for i in range(264, 270)]
+    for change in ({"pre_tokenizer": {"type": "Whitespace"}}, {"model": {**data["model"], "type": "Unigram", "vocab": []}}):
+        (folder / "tokenizer.json").write_text(json.dumps({**data, **change}))
+        with pytest.raises(HarnessError, match="tokenizer in"):
+            write_gguf(tmp_path / "x.gguf", {}, config, folder, dtype="float16", name="x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["PAIR", "--to", "peft"], "none is named"),
+        (["PAIR", "--to", "profile"], "describes a run"),
+        (["PAIR", "--dtype", "q8_0"], "type of GGUF"),
+        (["PAIR", "--part", "target", "--adapter", "x"], "no adapter 'x'"),
+        (["PAIR", "--out", "full"], "is not empty"),
+        (["BARE"], "has no draft model"),
+        (["nothing"], "no pair or model"),
+    ],
+)
+def test_refusals_come_before_any_model(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """One sentence, and nothing half-written."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    places = {"PAIR": write_pair(tmp_path / "p"), "BARE": write_pair(tmp_path / "bare", draft=False)}
+    result = CliRunner().invoke(app, ["export", *(str(places.get(a, a)) for a in arguments)])
+    assert isinstance(result.exception, HarnessError)
+    assert message in result.exception.problem
+    assert {path.name for path in tmp_path.iterdir()} <= {"full", "p", "bare", "cache"}
+
+
+def test_peft_is_peft(tmp_path: Path) -> None:
+    """An adapter comes out with its card, and what was written goes in again."""
+    pair = tiny_pair(tmp_path / "p")
+    put_adapter(adapter_folder("tiny", "code"), pair.draft, domain="code")
+    export(tmp_path / "p/tiny.yaml", "--to", "peft", "--adapter", "code", "--out", tmp_path / "out")
+    assert files.read_json(tmp_path / "out/adapter_config.json")["peft_type"] == "LORA"
+    result = CliRunner().invoke(
+        app, ["adapters", "import", str(tmp_path / "out"), "--models", str(tmp_path / "p/tiny.yaml"), "--name", "b"]
+    )
+    assert result.exit_code == 0, result.output
+    answers = [generate(pair, "x", drafter=name, max_tokens=20) for name in ("code", "b")]
+    assert answers[0].accept_lengths == answers[1].accept_lengths
+
+
+def test_profile_of_a_run(finished: Path, tmp_path: Path) -> None:
+    """It fits its schema, and acceptance by position recomputes from the records."""
+    export(finished, "--to", "profile", "--out", tmp_path / "out")
+    profile = files.read_stored(SpeculationProfile, tmp_path / "out/speculation_profile.json")
+    run = load_run(finished)
+    assert {cell.drafter for cell in profile.cells} == {row.drafter for row in run.shown if row.counts.drafted}
+    cell = next(c for c in profile.cells if c.k == 4 and c.domain == "all" and c.method == "replay")
+    rounds = [
+        (drafted, accepted)
+        for r in run.records
+        if (r.drafter, r.k, r.method, r.temperature) == (cell.drafter, 4, "replay", 0.0)
+        for drafted, accepted in zip(r.draft_lengths, r.accept_lengths, strict=True)
+    ]
+    for j, (marginal, conditional, reached) in enumerate(zip(cell.marginal, cell.conditional, cell.reached, strict=True), start=1):
+        drafted = [a for d, a in rounds if d >= j]
+        before = [a for a in drafted if a >= j - 1]
+        assert reached == len(drafted)
+        assert marginal == pytest.approx(sum(a >= j for a in drafted) / len(drafted))
+        assert conditional == (pytest.approx(sum(a >= j for a in before) / len(before)) if before else None)
+    assert profile.cost == run.manifest.measured.calibration
+
+
+def test_record_fits_the_published_schema(finished: Path, tmp_path: Path) -> None:
+    """Every Eval Ever's own schema (evaleval/every_eval_ever, MIT) accepts the record, at the place where its data store keeps it."""
+    import jsonschema
+
+    export(finished, "--to", "every-eval-ever", "--out", tmp_path / "out", "--organisation", "us")
+    found = list((tmp_path / "out").rglob("*.json"))
+    assert [len(path.relative_to(tmp_path / "out").parts) for path in found] == [5]
+    data = json.loads(found[0].read_text())
+    schema = json.loads((Path(__file__).parent / "published/every_eval_ever.schema.json").read_text())
+    jsonschema.Draft7Validator(schema).validate(data)
+    assert data["schema_version"] == schema["version"]
+    scores = {(r["evaluation_name"], r["metric_config"]["metric_id"]): r["score_details"]["score"] for r in data["evaluation_results"]}
+    assert len(scores) == len(data["evaluation_results"])
+    assert len({r["evaluation_result_id"] for r in data["evaluation_results"]}) == len(scores)
+    row = next(r for r in load_run(finished).shown if r.drafter == "lookup" and r.method == "decode" and r.domain != "all")
+    assert scores[f"{row.domain}: {row.label}, K = {row.k}", "speculative-decoding.acceptance_rate"] == row.rate.value
+
+
+def test_settings_and_runs_name_what_to_export(finished: Path, tmp_path: Path) -> None:
+    """Draft length and drafter come from the recommendation; what needs no weights gives flags alone."""
+    path = write_pair(tmp_path / "p")
+    (tmp_path / "s.yaml").write_text(f"models: {path}\ndrafter: generic\nk: 6\n")
+    assert find_source(str(tmp_path / "s.yaml")).k == 6
+    assert "--num-draft-tokens 6" in export(tmp_path / "s.yaml", "--out", tmp_path / "out")
+    (tmp_path / "l.yaml").write_text(f"models: {path}\ndrafter: lookup\nk: 5\n")
+    text = export(tmp_path / "l.yaml", "--out", tmp_path / "lookup")
+    assert '"method": "ngram", "num_speculative_tokens": 5' in text
+    assert sorted(p.name for p in (tmp_path / "lookup").iterdir()) == ["README.md", "flags.txt"]
+    source = find_source(str(finished))
+    assert (source.run.manifest.run, source.pair) == (finished.name, "smollm2")
+
+
+@pytest.mark.parametrize("engine", ["mlx-lm", "transformers"])
+def test_engines_draft_with_it(tmp_path: Path, engine: str) -> None:
+    """Their own speculative loops give the target's greedy tokens, and accept what is accepted here."""
+    path = write_cut_pair(tmp_path / "p")
+    export(path, "--out", tmp_path / "out", "--dtype", "float32")
+    (tmp_path / "p/again.yaml").write_text(f"target:\n  sources: ['path:target']\ndraft:\n  sources: ['path:{tmp_path / 'out'}']\n")
+    pair, prompt = api.load_pair(str(tmp_path / "p/again.yaml")), [5, 77, 120, 201, 9, 44]
+    ours = generate(pair, prompt, k=3, max_tokens=32)
+    run = engines.mlx_lm if engine == "mlx-lm" else run_apart
+    theirs = run(str(tmp_path / "p/target"), str(tmp_path / "out"), [prompt], 3, 32)[0]
+    assert theirs["tokens"] == list(ours.tokens)
+    assert abs(theirs["rounds"] - ours.rounds) <= 1
+
+
+def run_apart(target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
+    """What transformers makes of it, in a process of its own: torch and mlx stay apart."""
+    command = [sys.executable, str(Path(__file__).parent / "engines.py"), "transformers", target, draft, str(k), str(most)]
+    result = subprocess.run(command, input=json.dumps(prompts), capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
+    return rows
