@@ -19,6 +19,7 @@ from harness.core.text import odd_character
 
 # name: (module:function or module:Typer app, one line of help). A new command is one new line.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "choose": ("harness.cli.choose:choose", "Find what drafts fastest for a target on your prompts, in one go."),
     "run": ("harness.cli.run:run", "Decode a suite and write a run folder with records and a report."),
     "report": ("harness.cli.run:report", "Write the Markdown, CSV and HTML report of a run, from its records."),
     "check": ("harness.cli.check:check", "Compare a run with a stored reference: the regression gate."),

@@ -85,6 +85,17 @@ class Verification(TypedDict):
     """A pass over five tokens, in passes over one."""
 
 
+class Race(TypedDict):
+    """Where a run that clocks only what can still win stands."""
+
+    clocked: dict[str, Annotated[int, Field(ge=0)]]
+    """Candidate to the number of the plan's prompts, from the first on, that it is decoded on with a clock; nothing else is."""
+    dropped: list[str]
+    """Candidates that were shown to be slower than the best or than the target alone, in order."""
+    ended: Literal["", "decided", "time", "prompts"]
+    """Why no more is clocked: nothing is open, the time or the prompts are used up; empty while it goes on."""
+
+
 def _whole(seconds: dict[str, float]) -> dict[str, float]:
     if seconds.get("total", 0.0) < 1e-12:
         raise ValueError("total is missing")
@@ -129,6 +140,8 @@ class Measured:
     """Replayed samples that were decoded too."""
     target_ties: Mapping[str, Annotated[int, Field(ge=0)]] = field(default_factory=dict)
     """Sample id to the number of near-ties of the target in its answer."""
+    race: Race | None = None
+    """None where everything that was planned is clocked."""
 
 
 class Machine(TypedDict, total=False):

@@ -11,7 +11,7 @@ from typing import Any
 from harness.core.records import Record
 from harness.results.recommend import Recommendation, ranked_rows, recommend
 from harness.results.router_rows import compare_router
-from harness.results.store import Manifest, read_run
+from harness.results.store import Manifest, read_run, resume_command
 from harness.results.summary import ALL, CellRow, summarise
 from harness.results.texts import Texts, read_texts
 
@@ -60,7 +60,7 @@ class Run:
             return ""
         done, planned = len(self.records), self.manifest.measured.planned
         part = f"{done} of {planned} records" if planned else f"{done} records"
-        return f"Unfinished: {part}; resume with: harness run ... --resume {self.manifest.run}"
+        return f"Unfinished: {part}; resume with: {resume_command(self.manifest)}"
 
     @cached_property
     def router_has_no_choice(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -40,14 +40,31 @@ class Timing:
 
     def speedup(self, group: Sequence[Record]) -> Estimate | None:
         """The target alone over a cell, pooled over its prompts; None where a shape of round was never timed."""
-        times = _times(self._whole, group)
-        if times is None:
+        return self._ratio(lambda clock: _times(clock, group))
+
+    def lead(self, group: Sequence[Record], other: Sequence[Record]) -> Estimate | None:
+        """The time of ``other`` over that of ``group`` on the prompts of both, above 1 where ``group`` is faster; as :meth:`speedup`."""
+        shared = {r.sample_id for r in group} & {r.sample_id for r in other}
+        first, second = ([r for r in side if r.sample_id in shared] for side in (group, other))
+
+        def times(clock: Clock) -> Times | None:
+            ours, theirs = _by_prompt(clock, first), _by_prompt(clock, second)
+            if ours is None or theirs is None:
+                return None
+            return [theirs[s][1] for s in ours], [ours[s][1] for s in ours]
+
+        return self._ratio(times)
+
+    def _ratio(self, times: Callable[[Clock], Times | None]) -> Estimate | None:
+        """Ratio of two times per prompt, its interval over the prompts and over the clocks."""
+        whole = times(self._whole)
+        if whole is None:
             return None
-        estimate = stats.ratio(*times)
+        estimate = stats.ratio(*whole)
         if estimate is None or estimate.error is None:
             return estimate
-        others = [t for clock in self._without if (t := _times(clock, group)) is not None]
-        logs = np.array([math.log(sum(base) / sum(cell)) for base, cell in others])
+        others = [t for clock in self._without if (t := times(clock)) is not None]
+        logs = np.array([math.log(sum(top) / sum(bottom)) for top, bottom in others])
         error = math.sqrt((len(logs) - 1) * float(np.var(logs))) if len(logs) > 1 else stats.CLOCK
         return stats.widened(estimate, error, freedom=max(1, len(logs) - 1))
 
@@ -56,8 +73,18 @@ MOST_FOLDS = 20
 """Groups of prompts that are left out in turn to see how much the clocks' medians depend on them."""
 
 
-def _times(clock: Clock, group: Sequence[Record]) -> tuple[list[float], list[float]] | None:
+Times = tuple[list[float], list[float]]
+"""Two times of every prompt, in the same order."""
+
+
+def _times(clock: Clock, group: Sequence[Record]) -> Times | None:
     """Seconds of the target alone and of the cell, per prompt."""
+    prompts = _by_prompt(clock, group)
+    return None if prompts is None else ([base for base, _ in prompts.values()], [cell for _, cell in prompts.values()])
+
+
+def _by_prompt(clock: Clock, group: Sequence[Record]) -> dict[str, list[float]] | None:
+    """Sample id to the seconds of the target alone and of the cell."""
     prompts: dict[str, list[float]] = {}
     for record in group:
         base, cell = clock.plain_seconds(record), clock.seconds(record) if record.draft_lengths else None
@@ -66,7 +93,7 @@ def _times(clock: Clock, group: Sequence[Record]) -> tuple[list[float], list[flo
         sums = prompts.setdefault(record.sample_id, [0.0, 0.0])
         sums[0] += base
         sums[1] += cell
-    return [base for base, _ in prompts.values()], [cell for _, cell in prompts.values()]
+    return prompts
 
 
 def shares(group: Sequence[Record]) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,6 +162,13 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def resume_command(manifest: Manifest) -> str:
+    """The command line that goes on with a run."""
+    if not manifest.suite.get("race"):
+        return f"harness run ... --resume {manifest.run}"
+    return f"harness choose {shlex.quote(str(manifest.suite.get('models')))} --resume {manifest.run}"
+
+
 def read_run(folder: Path) -> tuple[Manifest, list[Record]]:
     """Manifest and records of a run that has any; see :func:`read_records`.
 
@@ -169,7 +177,7 @@ def read_run(folder: Path) -> tuple[Manifest, list[Record]]:
     """
     manifest, records = _read(folder)
     if not records:
-        raise HarnessError(f"run {manifest.run} has no records yet", f"Go on with it: harness run ... --resume {manifest.run}.")
+        raise HarnessError(f"run {manifest.run} has no records yet", f"Go on with it: {resume_command(manifest)}.")
     return manifest, records
 
 

@@ -34,6 +34,8 @@ class Context:
     """What the rounds of this run took so far."""
     clock: bool = True
     """Calibrate, warm up, and look now and then whether the machine became slower; False where only counts are wanted."""
+    spot_checks: bool = True
+    """Decode one sample of every replay as a check."""
     profile: bool = False
     """Record where the time of each round goes."""
     prompts: dict[str, list[int]] = field(default_factory=dict)

@@ -35,8 +35,8 @@ DRAFT, FREE = ("draft", None), ("free", None)
 """Costs that several drafters share: with the pair's draft, and with no model but the target."""
 
 
-def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> None:
-    """All stages that need the models; stops between records when asked to."""
+def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> Plan:
+    """All stages that need the models; stops between records when asked to. Returns the plan."""
     todo = [job for job in (*plan.answers, *plan.decodes, *plan.replays) if job.key not in context.store]
     own_clock = any(job.method == "decode" for job in todo)
     if not stop.requested:
@@ -44,7 +44,9 @@ def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -
     if todo and context.clock and not stop.requested:
         show(console, "calibrating and warming up" if own_clock else "checking the machine")
         with context.stages("calibrate"):
-            _prepare(context, todo)
+            calibrate(context, todo)
+            warm_up(context, [job for job in todo if job.method == "decode"])
+            time_reference(context, todo[0].sample, "calibration")
     checkpoints = {len(plan.prompts) * part // 4 for part in (1, 2, 3)}
     with Progress(console, total=len([job for job in todo if job.method != "answer"]), done=len(context.store)) as progress:
         for i, (_, jobs) in enumerate(plan.prompts):
@@ -52,22 +54,18 @@ def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -
                 if stop.requested:
                     break
                 if job.key not in context.store:
-                    record = _decode(context, job)
-                    context.store.append(record)
-                    progress.advance(record)
+                    progress.advance(decode_job(context, job))
             if i in checkpoints and todo and not stop.requested:
-                _time_reference(context, todo[0].sample, f"{i + 1} of {len(plan.prompts)} prompts")
+                time_reference(context, todo[0].sample, f"{i + 1} of {len(plan.prompts)} prompts")
         if not stop.requested:
             replay_all(context, plan, stop, progress)
     if todo and not stop.requested:
-        _time_reference(context, todo[0].sample, "the last cell")
-    peak = max(context.store.manifest.measured.peak_memory_bytes, machine.peak_memory_bytes())
-    context.store.update(peak_memory_bytes=peak)
+        time_reference(context, todo[0].sample, "the last cell")
+    return plan
 
 
-def _prepare(context: Context, todo: Sequence[Job]) -> None:
-    """Calibrate every drafter whose costs are asked for, run each kind of cell once untimed, and time the reference workload."""
-    decodes = [job for job in todo if job.method == "decode"]
+def calibrate(context: Context, todo: Sequence[Job]) -> None:
+    """Calibrate every drafter whose costs are asked for."""
     wanted = [job for job in todo if job.cell.drafter is not None and (job.cell.k == "auto" or job.cell.timed)]
     calibration = dict(context.store.manifest.measured.calibration)
     lengths = [AUTO_MAX_K if job.cell.k == "auto" else job.cell.k for job in todo]
@@ -81,9 +79,12 @@ def _prepare(context: Context, todo: Sequence[Job]) -> None:
             measured[own] = _without_draft(*drafted) if drafted else context.engine.calibrate(context.pair, cell, max_k)
         context.costs[name], calibration[name] = measured[own]
     context.store.update(calibration=calibration)
+
+
+def warm_up(context: Context, decodes: Sequence[Job]) -> None:
+    """Run each kind of cell once untimed."""
     for job in {(j.cell.drafter, j.adapter, j.cell.k, j.cell.loop, j.cell.rule, j.cell.layers): j for j in decodes}.values():
         generate_job(context, job, WARMUP_TOKENS)
-    _time_reference(context, todo[0].sample, "calibration")
 
 
 def _costs_like(cell: Cell) -> tuple[Any, Any]:
@@ -99,8 +100,8 @@ def _without_draft(costs: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, An
     return (dataclasses.replace(costs, c=0.0) if isinstance(costs, Costs) else costs), {**facts, "c": 0.0, "draft_step_s": None}
 
 
-def _decode(context: Context, job: Job) -> Record:
-    """Decode one sample in one cell, again where something disturbed its clock, audit it against the baseline and score it."""
+def decode_job(context: Context, job: Job) -> Record:
+    """Decode one sample in one cell, again where something disturbed its clock, audit it against the baseline, score and store it."""
     cell, sample = job.cell, job.sample
     cut = context.clock_tokens is not None and not cell.lossy
     max_tokens = context.clock_limit if cut else context.max_tokens
@@ -121,7 +122,9 @@ def _decode(context: Context, job: Job) -> Record:
     others = [Try(wall_s=r.wall_s, expected_s=s, load=r.load) for r, s in tries if r is not best and r.wall_s is not None]
     context.timings.add(best)
     score = None if cut else score_answer(context, sample, best.tokens or (), context.target(sample.id))
-    return dataclasses.replace(best, tries=tuple(others), score=score, **_audit(context, job, best))
+    record = dataclasses.replace(best, tries=tuple(others), score=score, **_audit(context, job, best))
+    context.store.append(record)
+    return record
 
 
 def _audit(context: Context, job: Job, record: Record) -> dict[str, Any]:
@@ -161,7 +164,7 @@ def check_verification(context: Context, after: str) -> None:
     context.store.update(verification=(*known, {"after": after, "v": now}))
 
 
-def _time_reference(context: Context, sample: Sample, after: str) -> None:
+def time_reference(context: Context, sample: Sample, after: str) -> None:
     """Time a fixed short decode, and v(5); the manifest keeps all of them in order."""
     if not context.clock:
         return

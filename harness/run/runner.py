@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -20,11 +22,22 @@ from harness.core.terminal import show
 from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
 from harness.models.naming import pair_name
-from harness.results.store import Manifest, RunStore, check_writable, new_run_name, prompt_hash, read_manifest, read_records, run_folder
+from harness.results.store import (
+    Manifest,
+    RunStore,
+    check_writable,
+    new_run_name,
+    prompt_hash,
+    read_manifest,
+    read_records,
+    resume_command,
+    run_folder,
+)
 from harness.run.context import Context
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
 from harness.run.jobs import check_verification, execute, remember_records
+from harness.run.race import race
 from harness.run.texts import keep_texts
 from harness.run.trained import Trained, check_configs
 from harness.suite.experiments import Cell
@@ -45,6 +58,7 @@ def run_suite(
     fallback: bool = False,
     profile: bool = False,
     clock: bool = True,
+    minutes: float | None = None,
     console: Console | None = None,
     engine: Engine | None = None,
 ) -> Path:
@@ -59,6 +73,7 @@ def run_suite(
         profile: record where the time of each round goes; cells of mlx-lm's loop have no profile.
         clock: False leaves out calibration, warm-up and the checks that the machine keeps its speed: counts do not need them. The report
             then predicts no speedup.
+        minutes: stop after as many with what is known by then; None takes what it takes.
         console: where to show progress; a new one on stdout when None.
         engine: replaces models and decoding in tests.
 
@@ -72,8 +87,11 @@ def run_suite(
     """
     from rich.console import Console
 
+    until = time.monotonic() + 60 * minutes if minutes is not None else math.inf
     console = console or Console()
     check_configs(suite.cells())
+    if not clock and suite.race:
+        raise HarnessError("a race is run by the clock", "Run without --no-clock, or with --set race=false.")
     if not clock and any(cell.k == "auto" for cell in suite.cells()):
         raise HarnessError(
             "k: auto weighs costs that only a calibration measures", "Run without --no-clock, or drop the entries with k: auto."
@@ -95,7 +113,8 @@ def run_suite(
         prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
         memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
-    with _open_store(folder, resume, _manifest(folder.name, suite, pair, engine, identity, memory)) as store, StopRequest(console) as stop:
+    manifest = _manifest(folder.name, suite, pair, engine, identity, memory)
+    with _open_store(folder, resume, manifest) as store, StopRequest(console, until) as stop:
         if store.repaired_bytes:
             show(console, f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         store.update(warnings=warnings)
@@ -109,8 +128,10 @@ def run_suite(
             prompts=prompts,
             profile=profile,
             clock=clock,
+            spot_checks=not suite.race,
             stages=stages,
         )
+        unfinished = True
         with suppress(Stopped):
             cells = _possible(context, suite.cells(), fallback)
             if clock:
@@ -121,8 +142,11 @@ def run_suite(
             remember_records(context, read_records(folder))
             plan = make_plan(cells, samples, suite.seed, context.trained.adapter, clocked=suite.clocked, repeats=suite.repeats)
             store.update(planned=len(plan.jobs))
-            execute(context, plan, stop, console)
-        if stop.requested:
+            plan = (race if suite.race else execute)(context, plan, stop, console)
+            store.update(planned=len(plan.jobs))
+            unfinished = any(key not in store for key in plan.jobs)
+        store.update(peak_memory_bytes=max(store.manifest.measured.peak_memory_bytes, machine.peak_memory_bytes()))
+        if unfinished:
             store.update(status="interrupted", time_s=stages.seconds())
         else:
             store.finish(time_s=stages.seconds())
@@ -131,8 +155,10 @@ def run_suite(
         remember(pair.name, read_records(folder), generic["c"] if generic else None)
     if len(store):
         _report(folder, console)
-    if stop.requested:
-        show(console, f"interrupted; go on with: harness run ... --resume {folder.name}")
+    if unfinished:
+        what = "interrupted" if stop.interrupted else "the time was up before the counts were complete"
+        show(console, f"{what}; go on with: {resume_command(store.manifest)}")
+    if stop.interrupted:
         raise KeyboardInterrupt
     return folder
 

@@ -108,6 +108,11 @@ class Cell:
         """True when the output may differ from the target's."""
         return self.lenience > 1
 
+    @property
+    def replayable(self) -> bool:
+        """True when the counts follow from the target's greedy answers."""
+        return self.drafter is not None and not (self.lossy or self.temperature) and self.loop == "own"
+
 
 Settings = dict[str, Any]
 """Fields of :class:`Cell` that an entry chooses."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +60,13 @@ class Plan:
         """Everything, by the key of the record it will write."""
         return {job.key: job for job in (*self.answers, *self.decodes, *self.replays)}
 
+    def clocking(self, counts: Mapping[str, int]) -> Plan:
+        """The plan with a clock on the first prompts alone, as many as ``counts`` says of a cell's :func:`candidate`."""
+        prompts = tuple(
+            (sample, tuple(job for job in jobs if i < counts.get(candidate(job.cell), 0))) for i, (sample, jobs) in enumerate(self.prompts)
+        )
+        return dataclasses.replace(self, prompts=prompts)
+
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """Settings of a cell that are no field of :class:`~harness.core.records.Record`; defaults are left out."""
@@ -71,6 +79,18 @@ def settings_of(cell: Cell) -> dict[str, Any]:
         "adapter_domain": cell.adapter_domain,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def candidate(cell: Cell) -> str:
+    """What a cell is one domain of, as :func:`candidate_of` names it."""
+    return candidate_of(cell.experiment, cell.drafter, cell.k, settings_of(cell))
+
+
+def candidate_of(experiment: str, drafter: str | None, k: int | str | None, settings: Mapping[str, Any] | None) -> str:
+    """A greedy way of decoding in words, the same for a cell, its records and its rows."""
+    name = f"{drafter or 'the target alone'}" + ("" if k is None else f" with K = {k}")
+    own = ", ".join(f"{key} {value}" for key, value in sorted((settings or {}).items()))
+    return f"{experiment}: {name} ({own})" if own else f"{experiment}: {name}"
 
 
 def make_plan(
@@ -97,7 +117,7 @@ def make_plan(
         repeats: decodes of one prompt in one cell.
     """
     baselines = {cell.domain: cell for cell in reversed(cells) if cell.drafter is None and cell.temperature == 0}
-    replayed = [c for c in cells if _replayable(c) and c.domain in baselines and (clocked is not None or _simple(c))]
+    replayed = [c for c in cells if c.replayable and c.domain in baselines and (clocked is not None or _simple(c))]
     decoded = [c for c in cells if c.timed or c not in replayed]
     by_domain: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -116,10 +136,6 @@ def make_plan(
         ),
         replays=tuple(job(c, s, "replay") for c in replayed for s in by_domain.get(c.domain, ())),
     )
-
-
-def _replayable(cell: Cell) -> bool:
-    return cell.drafter is not None and not (cell.lossy or cell.temperature) and cell.loop == "own"
 
 
 def _simple(cell: Cell) -> bool:
@@ -166,7 +182,8 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
         name = names[chain_of(cell), cell.round or 1]
         return name if name in facts and facts[name]["hash"] else None
 
-    return make_plan(cells, samples, suite.seed, adapter, clocked=suite.clocked, repeats=suite.repeats)
+    plan = make_plan(cells, samples, suite.seed, adapter, clocked=suite.clocked, repeats=suite.repeats)
+    return plan if manifest.measured.race is None else plan.clocking(manifest.measured.race["clocked"])
 
 
 def foreign(plan: Plan, records: Sequence[Record]) -> list[str]:

@@ -12,7 +12,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from harness.core.drafter_kinds import check_memory, remembers
 from harness.core.errors import HarnessError, did_you_mean
@@ -32,7 +32,7 @@ MAX_CELLS = 5000
 """Most cells that one entry may ask for."""
 
 
-LATER = ("prompts", "clocked", "clock_tokens", "repeats")
+LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race")
 """Keys that suites have not always had: at their default they leave the hash as it was, and with it the references of the gate."""
 
 
@@ -58,10 +58,21 @@ class Suite(Strict):
     """Longest answer with a clock, where ``clocked`` is set: a clock needs rounds, not ends. None is ``max_tokens``."""
     repeats: Annotated[int, Field(ge=1, le=100)] = 1
     """How often a prompt is decoded in a cell, to see the spread of the clock."""
+    race: bool = False
+    """Clock only what can still win, where ``clocked`` is set: first what its counts and measured costs promise, and from prompt to prompt
+    no longer what is shown to be slower than the best."""
     domains: Annotated[dict[Label, DatasetSpec], Field(min_length=1)]
     """Domain name to the dataset its prompts come from."""
     experiments: Annotated[list[AnyExperiment], Field(min_length=1)]
     """What to run; entries are independent and share trajectories."""
+
+    @model_validator(mode="after")
+    def _can_race(self) -> Suite:
+        if self.race and (self.clocked is None or self.repeats > 1):
+            raise ValueError("race needs clocked, and repeats of 1")
+        if self.race and not all(cell.replayable if cell.drafter else not cell.temperature for cell in self.cells()):
+            raise ValueError("race compares greedy cells of this project's loop: leave out temperatures, lenience and loop mlx-lm")
+        return self
 
     def cells(self) -> list[Cell]:
         """Return every cell of every experiment, in suite order."""

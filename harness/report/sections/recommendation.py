@@ -14,6 +14,7 @@ from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import Table, interval
 from harness.results.recommend import Choice, Gain, OpenQuestion, Recommendation
+from harness.results.store import resume_command
 from harness.results.summary import ALL
 
 TITLE = "Recommendation"
@@ -35,6 +36,7 @@ def sentences(run: Run) -> list[str]:
     found = [*_main(run), *_install(run), *_elsewhere(r), *_next(r)]
     found += [*_gain("Adapters", r.adapters), *_gain("The router", r.router), *_untimed(r)]
     found += [] if r.question is None else [_open(r.question, r)]
+    found += _race(run)
     if r.best is not None and r.best.speedup is not None and not run.manifest.measured.calibration:
         found.append("The run was not warmed up (--no-clock): time it again before relying on its speeds.")
     return [f"So far: {found[0][0].lower()}{found[0][1:]}", *found[1:]] if run.unfinished else found
@@ -135,6 +137,19 @@ def _open(question: OpenQuestion, r: Recommendation) -> str:
         return f"For an interval run at least {MIN_PROMPTS} prompts."
     pair = f"{question.first} or {question.second}"
     return f"About {question.more} more prompts like these would show which is faster, {pair}, if they differ as much as here."
+
+
+def _race(run: Run) -> list[str]:
+    """What a race left out, and what more time would decide."""
+    race = run.manifest.measured.race
+    if race is None or not race["ended"]:
+        return []
+    counted = {row.cell for row in run.shown if row.drafter is not None}
+    entered, out, prompts = len(race["clocked"]) - 1, len(race["dropped"]), max(race["clocked"].values())
+    found = [f"Of {len(counted)} ways of drafting {entered} were clocked, {out} of them only until they were shown to be slower."]
+    if race["ended"] == "time" and entered > out:
+        found.append(f"The time was up after {prompts} prompts; more of it clocks more: {resume_command(run.manifest)} --minutes N.")
+    return found
 
 
 def recommendation_json(run: Run) -> str:

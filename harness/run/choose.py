@@ -1,0 +1,172 @@
+"""The whole decision in one call: everything on this machine that can draft for a target, raced on one's own prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.core import machine
+from harness.core.drafter_kinds import drafter_kinds
+from harness.core.errors import HarnessError
+from harness.core.paths import found_memory
+from harness.core.terminal import show
+from harness.datasets import DatasetSpec, check_dataset, load_samples
+from harness.datasets.splits import leaks
+from harness.models.naming import find_pair
+from harness.results.store import read_manifest, run_folder
+from harness.run.runner import run_suite
+from harness.suite.experiments import Baseline, Drafters, DynamicLength
+from harness.suite.suite import Suite, recorded_suite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.core.records import Sample
+
+LENGTHS: tuple[int | DynamicLength, ...] = ("auto", 1, 2, 3, 4, 6, 8)
+"""Draft lengths that are counted."""
+OWN = "prompts"
+"""Domain of a file of one's own."""
+SHIPPED = {"code": "humaneval", "math": "wordproblems", "chat": "chat", "structured": "structured"}
+"""Domains where no file is given, and their datasets."""
+FEW, MANY = 8, 40
+"""Prompts per shipped domain, and of a file."""
+CLOCK_TOKENS = 48
+"""Longest answer with a clock."""
+ROOM = 0.8
+"""Part of the machine's memory that models may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrants:
+    """What can draft for a target here."""
+
+    drafters: tuple[str, ...]
+    left_out: dict[str, str]
+    """Drafter to the reason why not."""
+
+
+def choose(
+    models: str,
+    *,
+    results_dir: Path,
+    prompts: Path | None = None,
+    limit: int | None = None,
+    max_tokens: int = 128,
+    minutes: float = 20,
+    resume: str | None = None,
+    offline: bool = False,
+    console: Console,
+) -> Path:
+    """Race everything that can draft for a target, and report what to use.
+
+    Args:
+        models: the target, alone or with a draft, or a configured pair.
+        results_dir: folder of the run folders.
+        prompts: JSONL file with a prompt per line; a few of every shipped domain when None.
+        limit: prompts per domain; :data:`FEW` shipped ones or :data:`MANY` of a file when None.
+        max_tokens: longest answer.
+        minutes: after as many it ends with what is known.
+        resume: an interrupted run to go on with, or one whose time was up; its prompts and settings count.
+        offline: use only what is in the cache.
+        console: where to show progress.
+
+    Returns:
+        The run folder; ``harness report`` and ``harness compare`` take it like any other.
+
+    Raises:
+        HarnessError: as :func:`harness.run.runner.run_suite`, a target that does not fit into memory, or nothing to compare.
+    """
+    if resume is None:
+        models = with_family_draft(models, console)
+        suite = choice_suite(models, prompts, limit=limit, max_tokens=max_tokens, offline=offline, console=console)
+    else:
+        suite = recorded_suite(read_manifest(run_folder(results_dir, resume)).suite)
+        if suite.models not in (models, f"{models}+auto") or not suite.race:
+            raise HarnessError(f"run {resume} is no choice for {models}", "Name the run and the target that it was started with.")
+    return run_suite(suite, results_dir=results_dir, resume=resume, minutes=minutes, offline=offline, fallback=True, console=console)
+
+
+def with_family_draft(models: str, console: Console) -> str:
+    """The target with the draft of its family, where it was named without one and that draft is on this machine."""
+    from harness.models.weights import is_cached
+
+    if find_pair(models).config.draft is not None or models.endswith("+none"):
+        return models
+    try:
+        named = find_pair(f"{models}+auto")
+    except HarnessError:  # no family is known, or none of its models is small enough
+        return models
+    if named.config.draft is not None and is_cached(named.config.draft, named.base):
+        show(console, f"with the draft of its family: {named.name}")
+        return f"{models}+auto"
+    show(console, f"the draft of its family is not on this machine; harness choose {models}+auto fetches it")
+    return models
+
+
+def choice_suite(models: str, prompts: Path | None, *, limit: int | None, max_tokens: int, offline: bool, console: Console) -> Suite:
+    """The suite that compares what can draft for a target here."""
+    if prompts is None:
+        domains = {name: DatasetSpec(dataset=dataset, limit=limit or FEW) for name, dataset in SHIPPED.items()}  # type: ignore[arg-type]
+    else:
+        domains = {OWN: DatasetSpec(dataset="local", path=str(prompts.absolute()), split="all", limit=limit or MANY)}
+    for name, spec in domains.items():
+        check_dataset(spec, name)
+    samples = [s for name, spec in domains.items() for s in load_samples(spec, domain=name, offline=offline)]
+    found = entrants(models, samples, offline=offline)
+    for name, why in found.left_out.items():
+        show(console, f"without {name}: {why}", "dim")
+    return Suite(
+        name="choose",
+        description=f"What drafts fastest for {models}",
+        models=models,
+        max_tokens=max_tokens,
+        clocked=max(spec.limit or 1 for spec in domains.values()),
+        clock_tokens=min(CLOCK_TOKENS, max_tokens),
+        race=True,
+        domains=domains,
+        experiments=[Baseline(kind="baseline"), Drafters(kind="drafters", drafters=found.drafters, k=LENGTHS)],
+    )
+
+
+def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entrants:
+    """Drafters that a target can use on this machine, with these prompts.
+
+    Raises:
+        HarnessError: the target does not fit into memory, or cannot be fetched.
+    """
+    from harness.models.size import loaded_bytes
+    from harness.models.weights import pull_pair
+
+    folders, named = pull_pair(models, offline=offline), find_pair(models)
+    sizes = {role: loaded_bytes(folder.path, named.config.dtype) for role, folder in folders.items() if folder is not None}
+    room = int(ROOM * machine.machine_facts()["memory_bytes"])
+    if sizes["target"] > room:
+        raise HarnessError(f"the target takes {_gb(sizes['target'])}, this machine has room for {_gb(room)}", "Choose a smaller target.")
+    no_draft = None if "draft" in sizes else "the pair has no draft model"
+    if sum(sizes.values()) > room:
+        no_draft = f"target and draft take {_gb(sum(sizes.values()))}, this machine has room for {_gb(room)}"
+    no_memory = _memory_problem(named.name, samples)
+    left_out: dict[str, str] = {}
+    for name, kind in drafter_kinds().items():
+        why = (kind.needs_draft and no_draft) or (kind.remembers and no_memory)
+        if why:
+            left_out[name] = why
+    return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), left_out=left_out)
+
+
+def _memory_problem(pair_name: str, samples: Sequence[Sample]) -> str | None:
+    """Why a pair's memory may not draft for these prompts; None where it may."""
+    from harness.decode.memory import Memory
+
+    path = found_memory(pair_name)
+    if path is None:
+        return "the pair has no memory"
+    known = leaks(Memory(path).samples(), samples)
+    return f"the pair's memory knows answers to these prompts, such as {known[0][1]}" if known else None
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

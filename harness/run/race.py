@@ -1,0 +1,202 @@
+"""A run that clocks only what can still win: counts of everything by replay first, then a clock on fewer and fewer candidates."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from harness.core.interrupt import StopRequest
+from harness.core.progress import Progress
+from harness.core.records import Record
+from harness.core.stats import Estimate
+from harness.core.terminal import show
+from harness.results.recommend import ALPHA, SAME
+from harness.results.robust import Timing
+from harness.results.store import read_records, settings_key
+from harness.results.summary import ALL, CellRow, summarise
+from harness.run.context import Context
+from harness.run.counting import answer_all, replay_all
+from harness.run.jobs import calibrate, decode_job, time_reference, warm_up
+from harness.suite.plan import Job, Plan, candidate, candidate_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MARGIN = 0.15
+"""What is predicted to be slower than the best by more than this part is not clocked: predictions are off by less."""
+FIRST_LOOK = 3
+"""Prompts that are clocked before anything is left out; one of every domain where there are more."""
+CHECK_EVERY = 5
+"""Prompts between two looks at whether the machine keeps its speed."""
+
+Ended = Literal["", "decided", "time", "prompts"]
+Speeds = Mapping[str, Estimate | None]
+"""Candidate to a ratio of times; None where a shape of its rounds was never timed."""
+
+
+def race(context: Context, plan: Plan, stop: StopRequest, console: Console) -> Plan:
+    """All stages of a run whose suite says ``race``; returns the part of the plan that is clocked.
+
+    After every prompt the candidates are compared on the counts of all prompts, by the medians of the rounds so far. What is shown to be
+    slower than the best, or than the target alone, is dropped. It ends when nothing is open, or the time or the prompts are used up.
+    """
+    facts = context.store.manifest.measured.race
+    over = facts is not None and facts["ended"] in ("decided", "prompts")
+    if not stop.requested:
+        answer_all(context, plan.answers, stop, console)
+    if not (over or stop.requested):
+        show(console, "calibrating")
+        with context.stages("calibrate"):
+            calibrate(context, list(plan.jobs.values()))
+        with Progress(console, total=sum(job.key not in context.store for job in plan.replays)) as progress:
+            replay_all(context, plan, stop, progress)
+    if not (over or stop.requested):
+        _Race(context, plan, console).run(stop)
+    facts = context.store.manifest.measured.race
+    return plan if facts is None else plan.clocking(facts["clocked"])
+
+
+class _Race:
+    """Where the race stands."""
+
+    def __init__(self, context: Context, plan: Plan, console: Console) -> None:
+        self.context, self.plan, self.console = context, plan, console
+        self.domains = {job.cell.domain for job in plan.answers}
+        self.target = candidate(plan.answers[0].cell)
+        self.records = read_records(context.store.folder)
+        self.counts: dict[str, list[Record]] = {}
+        """Candidate to its counts on all prompts."""
+        for r in self.records:
+            if r.method == "replay":
+                self.counts.setdefault(candidate_of(r.experiment, r.drafter, r.k, r.settings), []).append(r)
+        known = context.store.manifest.measured.race
+        self.clocked = dict(known["clocked"]) if known else dict.fromkeys((self.target, *self._entries()), 0)
+        self.dropped = list(known["dropped"]) if known else []
+
+    @property
+    def left(self) -> list[str]:
+        """Drafting candidates that can still win."""
+        return [name for name in self.clocked if name != self.target and name not in self.dropped]
+
+    def run(self, stop: StopRequest) -> None:
+        """Clock prompt by prompt."""
+        prompts = self.plan.prompts
+        start, last_s, decided = max(0, self.clocked[self.target] - 1), 0.0, False  # a killed run may have broken off within a prompt
+        show(self.console, f"{len(self.counts)} ways of drafting counted, on the clock: {', '.join(map(_short, self.left))}")
+        with self.context.stages("calibrate"):
+            warm_up(self.context, [job for _, jobs in prompts for job in self._racing(jobs)])
+            time_reference(self.context, prompts[0][0], "calibration")
+        with Progress(self.console, total=(len(self.left) + 1) * (len(prompts) - start)) as progress:
+            for i in range(start, len(prompts)):
+                if stop.interrupted or stop.left_s <= last_s:
+                    break
+                began = time.monotonic()
+                self._clock(i, stop, progress)
+                if not stop.interrupted and (decided := self._decided(i + 1)):
+                    break
+                last_s = time.monotonic() - began
+        if not stop.interrupted:
+            time_reference(self.context, prompts[0][0], "the last cell")
+            self._keep("decided" if decided else "prompts" if self.clocked[self.target] == len(prompts) else "time")
+
+    def _clock(self, i: int, stop: StopRequest, progress: Progress) -> None:
+        """One prompt with the target alone and everything that is left; the manifest says so before the first record is written."""
+        sample, jobs = self.plan.prompts[i]
+        self.clocked |= dict.fromkeys((self.target, *self.left), i + 1)
+        self._keep("")
+        for job in self._racing(jobs):
+            if stop.interrupted:
+                return
+            if job.key not in self.context.store:
+                self.records.append(decode_job(self.context, job))
+                progress.advance(self.records[-1])
+        if i % CHECK_EVERY == CHECK_EVERY - 1:
+            time_reference(self.context, sample, f"{i + 1} of {len(self.plan.prompts)} prompts")
+
+    def _racing(self, jobs: Sequence[Job]) -> list[Job]:
+        racing = (self.target, *self.left)
+        return [job for job in jobs if candidate(job.cell) in racing]
+
+    def _keep(self, ended: Ended) -> None:
+        self.context.store.update(race={"clocked": dict(self.clocked), "dropped": list(self.dropped), "ended": ended})
+
+    def _entries(self) -> list[str]:
+        rows = summarise(self.records, self.context.store.manifest.measured.calibration)
+        scope = ALL if len(self.domains) > 1 else next(iter(self.domains))
+        return entries([row for row in rows if row.drafter is not None and row.domain in (scope, row.settings.get("adapter_domain"))])
+
+    def _decided(self, prompts: int) -> bool:
+        """Compare what is left after so many prompts and drop what cannot win; True when nothing is open any more."""
+        if prompts < max(FIRST_LOOK, len(self.domains)):
+            return False
+        timing = Timing(self.records)
+        speeds = {name: timing.speedup(self.counts[name]) for name in self.left}
+        best = fastest(speeds)
+        leads = {name: timing.lead(self.counts[best], self.counts[name]) for name in speeds if best not in (None, name)}
+        for name in losers(speeds, leads, looks=prompts, tried=len(self.clocked)):
+            self.dropped.append(name)
+            speed = speeds[name]
+            show(self.console, f"after {prompts} prompts {_short(name)} is out" + (f", at {speed.value:.2f}x" if speed else ""))
+        return settled(best, {name: speeds[name] for name in self.left}, leads, tried=len(self.clocked))
+
+
+def entries(rows: Sequence[CellRow]) -> list[str]:
+    """What to clock: of every drafter the best fixed length and each policy, as far as its prediction is near the best one's."""
+    best: dict[tuple[str | None, str, str], CellRow] = {}
+    for row in rows:
+        key = (row.drafter, settings_key(row.settings), "" if isinstance(row.k, int) else str(row.k))
+        if key not in best or (row.predicted or math.inf) > (best[key].predicted or math.inf):
+            best[key] = row
+    top = max((row.predicted for row in best.values() if row.predicted), default=1.0)
+    least = min(top, (1 - MARGIN) * max(1.0, top))
+    near = [row for row in best.values() if row.predicted is None or row.predicted >= least]
+    return [candidate_of(row.experiment, row.drafter, row.k, row.settings) for row in near]
+
+
+def fastest(speeds: Speeds) -> str | None:
+    """The candidate with the highest speedup; None where none is known."""
+    known = {name: speed.value for name, speed in speeds.items() if speed is not None}
+    return max(known, key=lambda name: known[name], default=None)
+
+
+def losers(speeds: Speeds, leads: Speeds, *, looks: int, tried: int) -> list[str]:
+    """Candidates that are shown to be slower than the target alone, or than the best.
+
+    Args:
+        speeds: speedup over the target alone.
+        leads: time of a candidate over that of the best.
+        looks: how often there was a look by now. Look n may err with a part of 6 / (pi n)^2 of :data:`ALPHA`: all of them add up to it.
+        tried: candidates that are compared.
+    """
+    level = ALPHA * 6 / (math.pi * looks) ** 2 / tried
+    slower = [name for name, speed in speeds.items() if _shown(speed, level) < 0]
+    return slower + [name for name, lead in leads.items() if name not in slower and _shown(lead, level) > 0]
+
+
+def _shown(ratio: Estimate | None, level: float) -> int:
+    """1 where a ratio of times is shown to be above 1, -1 where below, else 0."""
+    if ratio is None or ratio.p is None or ratio.p >= level:
+        return 0
+    return 1 if ratio.value > 1 else -1
+
+
+def settled(best: str | None, speeds: Speeds, leads: Speeds, *, tried: int) -> bool:
+    """Whether nothing is open among what is left (``speeds``): the best is known to be faster than the target alone, or as fast, and the
+    others to be as fast as the best. Two speeds within :data:`SAME` of each other are as good as each other."""
+    if best is None or best not in speeds:
+        return not speeds
+    known = _shown(speeds[best], ALPHA / tried) > 0 or _alike(speeds[best])
+    return known and all(_alike(leads[name]) for name in speeds if name != best)
+
+
+def _alike(ratio: Estimate | None) -> bool:
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return False
+    return ratio.low >= 1 / (1 + SAME) and ratio.high <= 1 + SAME
+
+
+def _short(name: str) -> str:
+    """A candidate without the entry of the suite it stands in."""
+    return name.partition(": ")[2]
