@@ -156,9 +156,14 @@ def test_a_killed_race_goes_on(tmp_path: Path, after: int) -> None:
 
 def test_time_that_is_up_ends_a_race_and_more_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit ends the clocks, not the run: what is known is reported, what is open too, and a second call takes it up."""
-    seconds = iter(range(0, 10**9, 10))
-    monkeypatch.setattr("harness.core.interrupt.time.monotonic", lambda: float(next(seconds)))
-    folder = race(tmp_path, minutes=30, suite=racing(12))
+    now = [0.0]
+    monkeypatch.setattr("harness.core.interrupt.time.monotonic", lambda: now[0])
+
+    def slow(*args: Any, **settings: Any) -> Generation:
+        now[0] += 10
+        return clocked_generate(*args, **settings)
+
+    folder = race(tmp_path, minutes=5, suite=racing(12), engine=engine(generate=slow))
     facts, said = read_manifest(folder).measured.race, " ".join(sentences(load_run(folder)))
     assert facts is not None
     assert facts["ended"] == "time"
