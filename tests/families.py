@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from all_families import ALL
+
 from harness.models.blas import mx, nn
 
 COMMON = {
@@ -67,10 +69,10 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> nn.Module:
 
     name = family.split()[0]
     module = importlib.import_module(f"mlx_lm.models.{name}")
-    own = FAMILIES[family]
+    own = FAMILIES.get(family) or ALL.get(family, {})
     config = {**COMMON, **own, "model_type": name, **changes}
     if "text_config" in own:
-        config["text_config"] = {**own["text_config"], **changes}
+        config["text_config"] = {**COMMON, **own["text_config"], **changes}
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import SPECIALS, write_model, write_pair, write_tokenizer
 
 from harness.core.errors import HarnessError
-from harness.models.compatibility import check_folders, require_compatible, trim_problem
+from harness.models.compatibility import check_folders, require_compatible
 from harness.models.digest import hash_folder
 from harness.models.families import families, suggest
 from harness.models.room import Room
@@ -137,21 +137,6 @@ def test_missing_and_broken_files_are_named(folders: tuple[Path, Path]) -> None:
     (folders[1] / "tokenizer.json").unlink()
     with pytest.raises(HarnessError, match=r"no tokenizer\.json"):
         check_folders(*folders)
-
-
-def test_a_cache_that_cannot_forget_is_told() -> None:
-    """Recurrent states cannot drop rejected tokens."""
-    from harness.models.blas import nn
-
-    class Recurrent(nn.Module):
-        layers = (None,)
-
-        def make_cache(self) -> list:
-            from mlx_lm.models.cache import ArraysCache
-
-            return [ArraysCache(2)]
-
-    assert "ArraysCache" in (trim_problem(Recurrent(), "target") or "")
 
 
 @pytest.mark.parametrize(

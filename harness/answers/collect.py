@@ -20,7 +20,7 @@ from typing_extensions import NotRequired, TypedDict
 from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text, reading, this_version, typed, write_atomic
-from harness.core.limits import COUNT, TOP_K, check, room
+from harness.core.limits import COUNT, TOP_K, check, ended, room
 from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 from harness.models.tensors import read_header
 
@@ -105,7 +105,9 @@ def collect(
                     sample_id=sample.id,
                     domain=sample.domain,
                     prompt_tokens=encoded[sample.id],
-                    finish="eos" if rollout.tokens[-1] in pair.eos_token_ids else "length",
+                    finish="eos"
+                    if rollout.tokens[-1] in pair.eos_token_ids
+                    else ended(pair.context_tokens, len(encoded[sample.id]), len(rollout.tokens)),
                     rollout=rollout,
                     max_tokens=rooms[sample.id],
                     temperature=temperature,

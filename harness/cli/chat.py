@@ -280,7 +280,12 @@ def _counts(answer: Generation) -> str:
         text += f", accepted {answer.accepted} of {answer.drafted} ({answer.rate:.2f}), draft {answer.drafter}"
     if answer.route_s is not None:
         text += f", routed in {1000 * answer.route_s:.1f} ms"
-    return text + {"eos": "", "length": ", cut at the longest answer", "stopped": ", stopped"}[answer.finish]
+    return (
+        text
+        + {"eos": "", "length": ", cut at the longest answer", "context": ", cut where the context is full", "stopped": ", stopped"}[
+            answer.finish
+        ]
+    )
 
 
 def _number(value: float | None, digits: int = 3, sign: str = "") -> str:

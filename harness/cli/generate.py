@@ -205,6 +205,8 @@ def summary(result: Generation) -> str:
             f"accepted {result.accepted} of {result.drafted} drafted ({rate})",
             f"{result.tau:.2f} tokens per target pass",
         ]
+    if result.finish == "context":
+        parts.append("cut where the context is full")
     if result.route_s is not None:
         parts.append(f"routed to {result.drafter or 'plain decoding'} in {1000 * result.route_s:.1f} ms")
     if result.swap_s is not None:

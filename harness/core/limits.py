@@ -6,7 +6,7 @@ import math
 import numbers
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -121,6 +121,11 @@ def room(context_tokens: int, prompt_tokens: int, max_tokens: int) -> int:
             f"the prompt has {prompt_tokens} tokens, the model's context {context_tokens}", "Shorten the prompt by at least one token."
         )
     return min(max_tokens, left)
+
+
+def ended(context_tokens: int, prompt_tokens: int, emitted: int) -> Literal["length", "context"]:
+    """Why an answer ended that its model did not end: at its limit, or with a full context."""
+    return "context" if prompt_tokens + emitted >= context_tokens else "length"
 
 
 def _warm(value: float) -> float:

@@ -27,8 +27,8 @@ Loop = Literal["own", "mlx-lm"]
 Metric = Literal["pass@1", "exact_match", "agreement"]
 Status = Literal["passed", "failed", "unscored"]
 Scalar = str | int | float | bool | None
-Finish = Literal["eos", "length", "stopped"]
-"""End-of-sequence token, ``max_tokens``, or a caller that asked for an end."""
+Finish = Literal["eos", "length", "context", "stopped"]
+"""End-of-sequence token, ``max_tokens``, a context that is full, or a caller that asked for an end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Trajectory:
     tokens: tuple[int, ...]
     """Emitted token ids; the end-of-sequence token is included when it was produced."""
     finish: Finish
-    """Why it ended: end-of-sequence token, or ``max_tokens``."""
+    """Why it ended: end-of-sequence token, ``max_tokens``, or a full context."""
     max_tokens: int
     """The limit it was generated under."""
     temperature: float = 0.0

@@ -1,11 +1,11 @@
-"""A model with its key-value cache: feed, and rewind exactly."""
+"""A model with its cache: feed, and rewind exactly, whatever the cache is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from harness.core.errors import HarnessError
+from harness.decode.rewind import Mark, forgets, parts, rewindable
 from harness.models.blas import mx
 
 PREFILL_CHUNK_TOKENS = 512
@@ -16,25 +16,24 @@ class CachedModel:
 
     Args:
         model: callable ``model(tokens (1, n), cache=...) -> logits (1, n, vocab)`` from mlx-lm or of the same shape.
-        make_cache: builds the list of cache objects; mlx-lm's default when None.
+        make_cache: builds the list of cache objects, empty ones; mlx-lm's default when None.
     """
 
     def __init__(self, model: Any, make_cache: Any = None) -> None:
+        self.model = model
+        self._make_cache = make_cache
+        self._marks: list[Mark] = []
+        self._restart()
+
+    def _restart(self) -> None:
         from mlx_lm.models.cache import make_prompt_cache
 
-        self.model = model
-        self.cache = make_cache() if make_cache else make_prompt_cache(model)
+        fresh = self._make_cache() if self._make_cache else make_prompt_cache(self.model)
+        self.cache = [rewindable(cache) for cache in fresh]
         self.offset = 0
         """Tokens in the cache."""
-        self._check_trimmable()
-
-    def _check_trimmable(self) -> None:
-        stuck = {type(c).__name__ for c in self.cache if not c.is_trimmable()}
-        if stuck:
-            raise HarnessError(
-                f"the cache cannot be rewound after {self.offset} tokens ({', '.join(sorted(stuck))})",
-                "Speculative decoding needs a plain key-value cache; with a sliding window keep prompt and output inside the window.",
-            )
+        self._free = [cache for cache in parts(self.cache) if forgets(cache)]
+        self._stuck = [cache for cache in parts(self.cache) if not forgets(cache)]
 
     def forward(self, tokens: mx.array) -> mx.array:
         """Feed ``tokens`` (n,) and return their logits (n, vocab), lazily."""
@@ -47,14 +46,30 @@ class CachedModel:
             self.forward(mx.array(tokens[start : start + PREFILL_CHUNK_TOKENS], dtype=mx.int32))
             mx.eval([c.state for c in self.cache])
 
+    def mark(self) -> None:
+        """Say that what is fed from here on may be taken back. Costs nothing where the cache forgets by itself."""
+        if self._stuck:
+            self._marks.append(Mark(self.offset, self._stuck))
+
     def trim_to(self, length: int) -> None:
-        """Forget everything after the first ``length`` tokens. Raises where a cache cannot."""
+        """Forget everything after the first ``length`` tokens, for good.
+
+        A cache that cannot do just that goes back to its last mark before, or to the start, so ``offset`` says what is to be fed again.
+        """
         surplus = self.offset - length
-        self._check_trimmable()
         if surplus < 0:
             raise ValueError(f"cache holds {self.offset} tokens, cannot keep {length}")
-        if surplus == 0:
-            return
-        if any(c.trim(surplus) != surplus for c in self.cache):
-            raise HarnessError("the cache did not rewind as far as asked", "Use a model whose cache supports trimming.")
-        self.offset = length
+        behind = self._back_to_mark(length) if surplus and self._stuck else surplus
+        self._marks.clear()
+        if behind is None or any(cache.trim(behind) != behind for cache in self._free if behind):
+            self._restart()
+        else:
+            self.offset -= behind
+
+    def _back_to_mark(self, length: int) -> int | None:
+        """Restore the last mark at or before ``length``; return by how many tokens it is behind, None where there is none."""
+        mark = next((mark for mark in reversed(self._marks) if mark.offset <= length), None)
+        if mark is None:
+            return None
+        mark.restore(self._stuck)
+        return self.offset - mark.offset

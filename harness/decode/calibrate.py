@@ -136,6 +136,7 @@ def _block(model: CachedModel, m: int) -> Callable[[], None]:
     tokens, length = mx.arange(100, 100 + m, dtype=mx.int32) % vocabulary_rows(model.model), model.offset
 
     def run() -> None:
+        model.mark()
         mx.eval(mx.argmax(model.forward(tokens), axis=-1))
         model.trim_to(length)
 

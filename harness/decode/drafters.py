@@ -172,11 +172,13 @@ class ModelDrafter:
             assert state is not None
         state.model, self.token_map = widened(state.model, self.token_map, context[self._seen :])
         state.trim_to(min(state.offset, self._valid(context), len(context) - 1))
+        state.mark()
         state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
         feed = mx.array(context[state.offset :], dtype=mx.int32)
         tokens, logqs, logits, confidences = [], [], [], []
         keys = mx.random.split(request.key, request.k) if request.key is not None else [None] * request.k
         for i in range(request.k):
+            state.mark()
             row = state.forward(feed)[-1:]  # (1, draft vocab)
             token, logq = self._draw(row, request, keys[i])
             feed = token if self.token_map is None else self.token_map[token]

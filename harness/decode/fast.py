@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from harness.core.errors import HarnessError
+from harness.decode.rewind import parts
 from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step
 from harness.models.blas import mx, one_stream
@@ -26,10 +28,16 @@ def fast_steps(
 
     mlx-lm drafts min(k, tokens left), one more than this project's loop at the very end. It does not tell drafting from
     verifying, and reads the prompt inside its first round, so those times are None.
+
+    Raises:
+        HarnessError: a cache that its loop cannot rewind, at the first step.
     """
     from mlx_lm.generate import generate_step, speculative_generate_step
     from mlx_lm.sample_utils import make_sampler
 
+    if draft is not None:
+        for role, model in (("target", target), ("draft", draft)):
+            _require_rewinding(role, model, len(prompt) + max_tokens + k)
     mx.random.seed(seed)
     sampler = make_sampler(
         temp=sampling.temperature,
@@ -47,6 +55,20 @@ def fast_steps(
         pairs = speculative_generate_step(ids, target, draft, num_draft_tokens=k, **common)
         stream = ((int(token), bool(from_draft)) for token, _, from_draft in pairs)
     yield from _rounds(stream, k, max_tokens, eos)
+
+
+def _require_rewinding(role: str, model: Any, tokens: int) -> None:
+    """Refuse what mlx-lm's loop cannot rewind: recurrent states, and windows that ``tokens`` tokens outgrow."""
+    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
+
+    caches = make_prompt_cache(model)
+    window = min((part.max_size for part in parts(caches) if hasattr(part, "max_size")), default=tokens)
+    if not can_trim_prompt_cache(caches) or window < tokens:
+        raise HarnessError(
+            f"mlx-lm's loop cannot take rejected tokens back from the {role}'s cache"
+            + (f" beyond its window of {window} tokens" if window < tokens else ""),
+            "Use loop='own', which can.",
+        )
 
 
 def _rounds(stream: Iterator[tuple[int, bool]], k: int, max_tokens: int, eos: frozenset[int]) -> Iterator[Step]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.limits import TOP_K, check, draft_length, room
+from harness.core.limits import TOP_K, check, draft_length, ended, room
 from harness.core.records import Finish, Generation, Loop, Rule
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, ModelDrafter
@@ -134,8 +134,9 @@ def generate(
     rounds.close()  # type: ignore[attr-defined]  # caches are kept now, not when the generator is collected
     mx.synchronize()  # plain decoding may have one pass in flight after an end-of-sequence token
     drafter, k = settings.get("drafter", "generic"), _length(pair, settings.get("k"))
-    stopped = stop is not None and stop.is_set()
-    return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings, "stopped" if stopped else "length")
+    emitted = sum(len(step.tokens) for step in steps)
+    finish: Finish = "stopped" if stop is not None and stop.is_set() else ended(pair.context_tokens, len(ids), emitted)
+    return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings, finish)
 
 
 def _keeping(
@@ -155,7 +156,7 @@ def _keeping(
 
 
 def _collect(
-    pair: Any, steps: list[Step], ttft_s: float, wall_s: float, prompt_tokens: int, drafter: Any, k: Any, settings: dict, ended: Finish
+    pair: Any, steps: list[Step], ttft_s: float, wall_s: float, prompt_tokens: int, drafter: Any, k: Any, settings: dict, finish: Finish
 ) -> Generation:
     tokens = tuple(token for step in steps for token in step.tokens)
     plain = drafter is None
@@ -165,7 +166,7 @@ def _collect(
     return Generation(
         tokens=tokens,
         text=pair.decode(tokens),
-        finish="eos" if tokens[-1] in pair.eos_token_ids else ended,
+        finish="eos" if tokens[-1] in pair.eos_token_ids else finish,
         prompt_tokens=prompt_tokens,
         rounds=len(steps),
         drafted=sum(s.drafted for s in steps),

@@ -43,6 +43,23 @@ class Costs:
         return k * (self.c if c is None else c) + self.v[k]
 
 
+CARRIED_TOKENS = 8
+"""Tokens fed once more in front of proposals where nothing was measured and a pass costs the same for any few tokens, as on a GPU."""
+
+
+def carried(again: int, k: int, costs: Costs | None, *, flat: bool) -> bool:
+    """Whether ``again`` tokens that have to be fed once more go in front of ``k`` proposals, rather than into a pass of their own.
+
+    In front they may come back: the next rejection asks for them again. So they go there where that costs less than half a pass.
+    """
+    if again == 0:
+        return True
+    if costs is None:
+        return flat and again <= CARRIED_TOKENS
+    longer = k + again
+    return longer <= costs.max_k and costs.v[longer] - costs.v[k] < costs.v[again - 1] / 2
+
+
 def expected_tokens(alpha: float, k: int) -> float:
     """Return E[tokens per round] = 1 + alpha + ... + alpha^k for independent acceptance ``alpha``."""
     return sum(alpha**i for i in range(k + 1))

@@ -215,7 +215,7 @@ def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
         return t
     lists = {name: getattr(t, name) for name in ("tokens", "logprobs", "top_tokens", "top_logprobs")}
     cut = {name: values and values[:n] for name, values in lists.items()}
-    return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "length", **cut)
+    return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "context", **cut)
 
 
 def _row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:

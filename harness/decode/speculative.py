@@ -1,7 +1,8 @@
 """The speculative loop: draft, verify, accept, rewind.
 
 Each round feeds the target the last emitted token and K proposals in one pass; the target's cache is then cut back to the accepted
-prefix, and the token the target added is fed with the next round.
+prefix, and the token the target added is fed with the next round. A cache that cannot be cut back is put back to where the round
+began, and the accepted tokens are fed once more, in front of the next proposals or in a pass of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from harness.core.records import Position, Profile, Rule
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, Proposal
-from harness.decode.length import LengthPolicy
+from harness.decode.length import LengthPolicy, carried
 from harness.decode.logprobs import Logprobs, TokenLogprob
 from harness.decode.positions import Details
 from harness.decode.proposing import Proposing
@@ -85,8 +86,7 @@ def speculative_steps(
         how: dict[str, Any] = {"sampling": sampling, "key": draft_key, "with_logq": with_logq, "with_logits": details is not None}
         proposal = proposing.propose(context, max_tokens - emitted - 1, **how)
         laps.end("draft_s", proposal.tokens)
-        last = mx.array(context[-1:], dtype=mx.int32)
-        logits = target.forward(mx.concatenate([last, proposal.tokens]))  # (k + 1, vocab)
+        logits = _verify(target, context, proposal, policy, ahead)  # (k + 1, vocab)
         verdict = _verdict(logits, proposal, rule, sampling, lenience, accept_key)
         extra = details.arrays(logits, proposal, verdict) if details else ()
         watched = logprobs.arrays(logits) if logprobs else ()
@@ -128,6 +128,16 @@ def speculative_steps(
             logprobs=logprobs.read(watched, tokens) if logprobs else (),
         )
         prefill_s = 0.0
+
+
+def _verify(target: CachedModel, context: list[int], proposal: Proposal, policy: LengthPolicy, ahead: bool) -> mx.array:
+    """The target's logits (k + 1, vocab) after the last token and after each proposal."""
+    if not carried(len(context) - 1 - target.offset, proposal.k, getattr(policy, "costs", None), flat=ahead):
+        target.prefill(context[target.offset : -1])
+    if proposal.k:
+        target.mark()
+    unseen = mx.array(context[target.offset :], dtype=mx.int32)
+    return target.forward(mx.concatenate([unseen, proposal.tokens]))[-proposal.k - 1 :]
 
 
 def _verdict(logits: mx.array, proposal: Proposal, rule: Rule, sampling: Sampling, lenience: float, key: mx.array | None) -> mx.array:

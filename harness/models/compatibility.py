@@ -71,17 +71,6 @@ def require_compatible(target: Path, draft: Path) -> Compatibility:
     return result
 
 
-def trim_problem(model: Any, role: str) -> str | None:
-    """Return what is wrong when a model's cache cannot forget rejected tokens, else None. Builds an empty cache."""
-    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
-
-    cache = make_prompt_cache(model)
-    if can_trim_prompt_cache(cache):
-        return None
-    kinds = sorted({type(layer).__name__ for layer in cache if not layer.is_trimmable()})
-    return f"the {role}'s cache ({', '.join(kinds)}) cannot drop rejected tokens"
-
-
 def _read(folder: Path) -> _Files:
     from tokenizers import Tokenizer
 

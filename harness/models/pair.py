@@ -12,7 +12,7 @@ from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.terminal import say
 from harness.models.blas import lay_out, mx, nn
-from harness.models.compatibility import require_compatible, trim_problem
+from harness.models.compatibility import require_compatible
 from harness.models.draft import Draft
 from harness.models.folder import check_model, read_config, text_config, whole
 from harness.models.naming import find_pair
@@ -161,9 +161,9 @@ def _load(
     target, settings = load_weights(target_folder, config.dtype, "target")
     draft = _load_draft(draft_folder, config, target, vocab) if draft_folder else None
     tokenizer = load_tokenizer(target_folder.path, settings.get("eos_token_id"))
-    contexts = [_context(target, target_folder.path)]
+    contexts = [_context(target_folder.path)]
     if draft is not None and draft_folder is not None and not draft_folder.is_cut:
-        contexts.append(_context(draft.model, draft_folder.path))
+        contexts.append(_context(draft_folder.path))
     return Pair(
         name=name,
         config=config,
@@ -202,18 +202,16 @@ def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, voca
 
 
 def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Load one model and its config.json; the cache is checked before weights are read.
+    """Load one model and its config.json.
 
     Raises:
-        HarnessError: unknown architecture, files that do not fit each other, or a cache that cannot be trimmed.
+        HarnessError: unknown architecture, or files that do not fit each other.
     """
     from mlx_lm.utils import load_model
 
     check_model(folder.path)
     with files.reading(f"{folder.path} as a {role}", advice=FETCH):
         model, settings = load_model(folder.path, lazy=True)
-    if problem := trim_problem(model, role):
-        raise HarnessError(problem, "Speculative decoding needs plain attention caches; choose another model.")
     if dtype == "auto":
         dtype = "float32" if mx.default_device() == mx.cpu else "stored"
     model = model if dtype == "stored" else _cast(model, getattr(mx, dtype))
@@ -241,11 +239,7 @@ def vocab_size(folder: Path) -> int:
     return whole(text_config(read_config(folder), path), "vocab_size", path)
 
 
-def _context(model: nn.Module, folder: Path) -> int:
-    """Positions the model was made for, or the window of its shortest rotating cache: beyond it nothing can be trimmed."""
-    from mlx_lm.models.cache import make_prompt_cache
-
+def _context(folder: Path) -> int:
+    """Positions the model was made for."""
     path = folder / "config.json"
-    positions = whole(text_config(read_config(folder), path), "max_position_embeddings", path, default=4096)
-    windows = [layer.max_size for layer in make_prompt_cache(model) if getattr(layer, "max_size", None)]
-    return min([positions, *windows])
+    return whole(text_config(read_config(folder), path), "max_position_embeddings", path, default=4096)

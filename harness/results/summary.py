@@ -332,5 +332,5 @@ def _quality(group: Sequence[Record]) -> Quality | None:
         return None
     scored = [(r, s.value) for r, s in known if s.value is not None]
     mean = float(np.mean([value for _, value in scored])) if scored else None
-    cut = sum(r.finish == "length" for r, _ in scored)
+    cut = sum(r.finish in ("length", "context") for r, _ in scored)
     return Quality(metric=known[0][1].metric, mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)

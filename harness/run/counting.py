@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.core.interrupt import StopRequest
+from harness.core.limits import ended
 from harness.core.progress import counted
 from harness.core.records import Record, Sample, Trajectory
 from harness.core.terminal import show
@@ -144,13 +145,14 @@ def answer(context: Context, sample: Sample) -> Trajectory:
     if sample.id in context.answers:
         return context.answers[sample.id]
     tokens = context.baselines[sample.id]
-    ended = bool(tokens) and tokens[-1] in context.pair.eos_token_ids
+    prompt = context.prompts[sample.id]
+    by_model = bool(tokens) and tokens[-1] in context.pair.eos_token_ids
     return Trajectory(
         sample_id=sample.id,
         domain=sample.domain,
-        prompt_tokens=tuple(context.prompts[sample.id]),
+        prompt_tokens=tuple(prompt),
         tokens=tokens,
-        finish="eos" if ended else "length",
+        finish="eos" if by_model else ended(context.pair.context_tokens, len(prompt), len(tokens)),
         max_tokens=context.max_tokens,
     )
 
