@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from families import FAMILIES, tiny_model
-from mlx.utils import tree_map
 from mlx_lm.models import llama
-from toy import ToyPair, toy_draft, toy_model
+from toy import ToyPair, noisy, toy_draft, toy_model
 
 from harness.adapt.adapters.surface import check_surface
 from harness.core.errors import HarnessError
@@ -72,13 +71,6 @@ def test_parts_give_what_the_model_gives(family: str) -> None:
             check_surface(model)
     else:
         check_surface(model)
-
-
-def noisy(model: nn.Module) -> nn.Module:
-    """Disturb a model's weights."""
-    mx.random.seed(5)
-    model.update(tree_map(lambda w: w + 0.1 * mx.std(w) * mx.random.normal(w.shape), model.parameters()))
-    return model
 
 
 def answers(pair: ToyPair, prompt: list[int], drafter: Any, tokens: int = 16) -> None:

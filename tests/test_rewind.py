@@ -9,11 +9,13 @@ import pytest
 from all_families import WINDOW
 from families import tiny_model
 from mlx_lm.models.cache import RotatingKVCache
-from toy import toy_model
+from toy import ToyPair, noisy, toy_draft, toy_model
 
 from harness.core.errors import HarnessError
 from harness.decode.cached import CachedModel
 from harness.decode.fast import fast_steps
+from harness.decode.generation import generate
+from harness.decode.kept import KeptCaches
 from harness.decode.length import Costs, carried
 from harness.decode.rewind import Window, parts
 from harness.decode.sampling import Sampling
@@ -122,3 +124,17 @@ def test_tokens_are_fed_again_where_that_is_cheap() -> None:
     assert carried(3, 4, None, flat=True)
     assert not carried(3, 4, None, flat=False)
     assert not carried(9, 4, None, flat=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "gpt_oss"])
+@pytest.mark.parametrize("drafter", [None, "generic"])
+def test_turns_of_a_conversation_are_read_on(family: str, drafter: str | None) -> None:
+    """Every turn equals a fresh start's, with what cannot be cut back kept as far as it goes."""
+    target = tiny_model(family)
+    pair, caches, prompt = ToyPair(target, toy_draft(noisy(tiny_model(family))), frozenset({1})), KeptCaches(), list(range(30))
+    for turn in range(3):
+        fresh = generate(pair, prompt, drafter=drafter, k=3, max_tokens=20)
+        assert generate(pair, prompt, drafter=drafter, k=3, max_tokens=20, caches=caches).tokens == fresh.tokens
+        assert caches.reused >= (len(prompt) - 60 if turn else 0)
+        assert bool(caches.reused) == bool(turn)
+        prompt = [*prompt, *fresh.tokens, *range(30, 39)]

@@ -43,6 +43,15 @@ def near_copy(model: nn.Module, noise: float, seed: int = 1, **shape: int) -> nn
     return copy
 
 
+def noisy(model: nn.Module) -> nn.Module:
+    """Disturb a model's weights."""
+    from mlx.utils import tree_map
+
+    mx.random.seed(5)
+    model.update(tree_map(lambda w: w + 0.1 * mx.std(w) * mx.random.normal(w.shape), model.parameters()))
+    return model
+
+
 @dataclass
 class ToyPair:
     """The part of a pair that decoding reads; prompts are token ids."""

@@ -17,20 +17,27 @@ class CachedModel:
     Args:
         model: callable ``model(tokens (1, n), cache=...) -> logits (1, n, vocab)`` from mlx-lm or of the same shape.
         make_cache: builds the list of cache objects, empty ones; mlx-lm's default when None.
+        known: the cache of another object, and how many tokens it holds, to go on from.
     """
 
-    def __init__(self, model: Any, make_cache: Any = None) -> None:
+    def __init__(self, model: Any, make_cache: Any = None, known: tuple[list[Any], int] | None = None) -> None:
         self.model = model
         self._make_cache = make_cache
         self._marks: list[Mark] = []
-        self._restart()
+        if known is None:
+            self._restart()
+        else:
+            self._hold(*known)
 
     def _restart(self) -> None:
         from mlx_lm.models.cache import make_prompt_cache
 
         fresh = self._make_cache() if self._make_cache else make_prompt_cache(self.model)
-        self.cache = [rewindable(cache) for cache in fresh]
-        self.offset = 0
+        self._hold([rewindable(cache) for cache in fresh], 0)
+
+    def _hold(self, cache: list[Any], offset: int) -> None:
+        self.cache = cache
+        self.offset = offset
         """Tokens in the cache."""
         self._free = [cache for cache in parts(self.cache) if forgets(cache)]
         self._stuck = [cache for cache in parts(self.cache) if not forgets(cache)]

@@ -150,7 +150,7 @@ def _keeping(
             yield step
         except GeneratorExit:
             break
-    caches.keep(TARGET, target, context[:-1])
+    caches.keep(TARGET, target, context[: min(target.offset, len(context) - 1)])
     if draft is not None:
         draft.keep(context)
 

@@ -36,14 +36,13 @@ class KeptCaches:
             prompt: token ids.
         """
         known, rest = self._store.fetch_nearest_cache(role, prompt[:-1])
-        state = CachedModel(model) if known is None else CachedModel(model, lambda: known)
-        state.offset = len(prompt) - 1 - len(rest) if known is not None else 0
+        state = CachedModel(model, known=None if known is None else (known, len(prompt) - 1 - len(rest)))
         if role == TARGET:
             self.reused = state.offset
         return state
 
     def keep(self, role: str, state: CachedModel, tokens: list[int]) -> None:
-        """Keep a model's cache, cut back to ``tokens``, which it has seen."""
+        """Keep a model's cache, cut back to ``tokens``, which it has seen, or to as many of them as it can go back to."""
         state.trim_to(len(tokens))
-        if tokens:
-            self._store.insert_cache(role, tokens, state.cache)
+        if state.offset:
+            self._store.insert_cache(role, tokens[: state.offset], state.cache)

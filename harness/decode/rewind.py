@@ -80,13 +80,12 @@ class Window:
         return mask
 
     def is_trimmable(self) -> bool:
-        """It always is; :meth:`trim` tells how far."""
-        return True
+        """Whether it can go back to any length: nothing has left the buffer yet. Near lengths are always in reach of :meth:`trim`."""
+        return self._end == self.offset
 
     def trim(self, n: int) -> int:
         """Forget the last ``n`` tokens, or as many as leave a whole window; return how many."""
-        whole = self._end == self.offset  # nothing has left the buffer yet
-        n = min(n, self._end if whole else max(0, self._end - self.max_size + 1))
+        n = min(n, self._end if self.is_trimmable() else max(0, self._end - self.max_size + 1))
         self.offset -= n
         self._end -= n
         return n
