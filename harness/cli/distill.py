@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.validate import TrackOption
 from harness.core.terminal import say
 
 
@@ -19,6 +20,7 @@ def distill(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key of the file; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores when absent.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    track: TrackOption = None,
 ) -> None:
     """Build a small draft from a target: collect its answers, train a cut of it on them, quantise, measure, write the card.
 
@@ -30,10 +32,12 @@ def distill(
     import sys
 
     from harness.core.paths import cache_dir
+    from harness.core.tracking import check_tracker, tracking
     from harness.distill.distill_config import load_distill_config
 
     overrides = [*(set_ or []), *([f"rollouts.gsm8k_path={gsm8k}"] if gsm8k else [])]
     settings = load_distill_config(config, overrides)
+    check_tracker(track)
     from harness.distill.pipeline import Job
     from harness.distill.pipeline import distill as build
     from harness.models.pair import load_pair
@@ -46,18 +50,25 @@ def distill(
         import torch
 
         torch.set_num_threads(threads)
-    job = Job(
-        config=settings,
-        pair=load_pair(settings.pair, offline=offline, draft=False),
-        folder=folder.path,
-        work=work or cache_dir() / "distill" / settings.name,
-        out=out or cache_dir() / "drafts" / settings.name,
-        command=shlex.join(["harness", *sys.argv[1:]]),
-        note=lambda line: say(line, err=True),
-    )
     chosen = [stage.strip() for stage in stages.split(",")]
-    for score in build(job, chosen):
-        say(f"{score.domain}: K {score.k}, acceptance rate {number(score.rate)}, {number(score.tau, 2)} tokens per target pass")
+    with tracking(track, f"distill {settings.name}", settings.model_dump()) as tracker:
+        job = Job(
+            config=settings,
+            pair=load_pair(settings.pair, offline=offline, draft=False),
+            folder=folder.path,
+            work=work or cache_dir() / "distill" / settings.name,
+            out=out or cache_dir() / "drafts" / settings.name,
+            command=shlex.join(["harness", *sys.argv[1:]]),
+            note=lambda line: say(line, err=True),
+            numbers=lambda row: tracker.log({name: row[name] for name in ("loss", "match", "tokens_per_s")}, step=int(row["step"])),
+        )
+        scores = build(job, chosen)
+        rows = [(s.domain, str(s.k), str(s.prompts), number(s.rate), number(s.tau, 2)) for s in scores]
+        if rows:
+            tracker.table("Held-out prompts", ("domain", "K", "prompts", "acceptance rate", "tokens per target pass"), rows)
+            tracker.file(job.out / "card.md")
+    for domain, k, _, rate, tau in rows:
+        say(f"{domain}: K {k}, acceptance rate {rate}, {tau} tokens per target pass")
     if "ship" in chosen:
         say(f"draft: {job.out}")
     else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli.generate import FallbackOption
-from harness.cli.validate import DomainsOption, LimitOption, ModelsOption, SetOption
+from harness.cli.validate import DomainsOption, LimitOption, ModelsOption, SetOption, TrackOption
 from harness.core.terminal import say
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
@@ -29,12 +29,14 @@ def run(
     no_clock: Annotated[
         bool, typer.Option("--no-clock", help="Only counts matter: no calibration, no warm-up, no predicted speedups.")
     ] = False,
+    track: TrackOption = None,
 ) -> None:
     """Decode a suite and write a run folder with records and a report.
 
     Example: `harness run suites/quick.yaml --limit 2 --domains code,math --set max_tokens=32`
     """
     from harness.cli.validate import describe, load
+    from harness.core.tracking import check_tracker, tracking
     from harness.models.naming import pair_name
     from harness.run.estimate import count_prompts, describe_time
 
@@ -43,12 +45,20 @@ def run(
     say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), pair_name(loaded.models), counts)]))
     if plan:
         return
+    check_tracker(track)
     from rich.console import Console
 
     from harness.run.runner import run_suite
 
     options: dict[str, Any] = {"resume": resume, "offline": offline, "fallback": fallback, "profile": profile, "clock": not no_clock}
-    run_suite(loaded, results_dir=results, console=Console(), **options)
+    folder = run_suite(loaded, results_dir=results, console=Console(), **options)
+    if track is not None:  # only now: nothing of a tracker runs beside the clocks
+        from harness.report import load_run
+        from harness.report.tracked import track_run
+        from harness.run.runner import reports_folder
+
+        with tracking(track, folder.name, loaded.resolved()) as tracker:
+            track_run(load_run(folder), reports_folder(folder), tracker)
 
 
 def report(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.generate import OfflineOption, PairOption, source_seed
+from harness.cli.validate import TrackOption
 from harness.core.terminal import say
 
 if TYPE_CHECKING:
     from harness.adapt.training.campaign import Campaign, Prompts
+    from harness.adapt.training.outcome import TrainProgress
+    from harness.adapt.training_config import TrainingConfig
+    from harness.core.tracking import Tracker
 
 
 def train(
@@ -33,6 +39,7 @@ def train(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Working folder; the user's cache without it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     offline: OfflineOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Train a LoRA adapter on what the draft gets wrong; keep it only if acceptance on validation prompts rises.
 
@@ -41,39 +48,63 @@ def train(
     Example: `harness train suites/full.yaml --domain code --rank 8 --rounds 2`
     """
     from harness.adapt.training_config import load_training_config
+    from harness.core.tracking import check_tracker, tracking
 
     settings = load_training_config(config, set_ or [])
     settings = settings if rank is None else settings.replace(lora={"rank": rank})
     settings = settings.seeded(source_seed(source))
+    check_tracker(track)
     prompts = read_prompts(source, limit=limit, offline=offline)
     from harness.adapt.training.campaign import train_pair
     from harness.models.pair import load_pair
 
-    pair = load_pair(models, offline=offline)
-    result = train_pair(
-        pair,
-        prompts,
-        settings,
-        name=name or domain or "mixed",
-        rounds=rounds,
-        domain=domain,
-        out=out,
-        max_tokens=max_tokens,
-        batch=batch,
-        resume=resume,
-        answers=answers,
-        notify=lambda line: say(line, err=True),
-        progress=lambda number, step: (
+    chosen = name or domain or "mixed"
+    with tracking(track, f"train {chosen}", {"models": models, "source": source, "rounds": rounds, **settings.model_dump()}) as tracker:
+        result = train_pair(
+            load_pair(models, offline=offline),
+            prompts,
+            settings,
+            name=chosen,
+            rounds=rounds,
+            domain=domain,
+            out=out,
+            max_tokens=max_tokens,
+            batch=batch,
+            resume=resume,
+            answers=answers,
+            notify=lambda line: say(line, err=True),
+            progress=_progress(settings, tracker),
+        )
+        _track(result, tracker)
+    say(summary(result, settings.stop.metric))
+
+
+def _progress(settings: TrainingConfig, tracker: Tracker) -> Callable[[int, TrainProgress], None]:
+    """Tells every update to the tracker, and those with a new validation also to the user."""
+    updates, metric = count(1), settings.stop.metric
+
+    def told(number: int, step: TrainProgress) -> None:
+        values = {"round": number, "loss": step.loss, "tokens_per_s": step.tokens_per_s, f"validation/{metric}": step.value}
+        tracker.log(values, step=next(updates))
+        if step.step % settings.stop.every == 0 or step.step == step.total:
             say(
                 f"round {number}, update {step.step}/{step.total}: loss {step.loss:.3f}, "
-                f"{settings.stop.metric} {step.value:.3f} (best {step.best:.3f}), {step.tokens_per_s:.0f} tok/s",
+                f"{metric} {step.value:.3f} (best {step.best:.3f}), {step.tokens_per_s:.0f} tok/s",
                 err=True,
             )
-            if step.step % settings.stop.every == 0 or step.step == step.total
-            else None
-        ),
-    )
-    say(summary(result, settings.stop.metric))
+
+    return told
+
+
+def _track(result: Campaign, tracker: Tracker) -> None:
+    rows = [
+        (str(r.round), r.verdict, d, f"{r.before[d]:.4f}", f"{r.after[d]:.4f}", str(r.steps), str(r.tokens))
+        for r in result.records
+        for d in r.before
+    ]
+    tracker.table("Rounds", ("round", "verdict", "domain", "before", "after", "updates", "tokens"), rows)
+    if result.adapter is not None:
+        tracker.file(result.adapter / "metadata.json")
 
 
 def read_prompts(source: str, *, limit: int | None, offline: bool) -> Prompts:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.core.terminal import say
+from harness.core.tracking import TrackerName
 
 if TYPE_CHECKING:
     from harness.suite.suite import Suite
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # Options that `validate` and `run` share.
 ModelsOption = Annotated[
     str | None, typer.Option("--models", metavar="PAIR", help="Model pair instead of the suite's, also TARGET or TARGET+DRAFT.")
+]
+TrackOption = Annotated[
+    TrackerName | None, typer.Option("--track", help="Tell an experiment tracker too; its package comes with the extra of that name.")
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Prompts per domain, at least 1.")]
 DomainsOption = Annotated[str | None, typer.Option("--domains", metavar="A,B", help="Only these domains of the suite.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,8 @@ class Job:
     command: str
     """How to repeat the run, for the card."""
     note: Note
+    numbers: Callable[[Mapping[str, float]], None] | None = None
+    """Told the numbers of every update that is noted."""
 
     @property
     def rollouts(self) -> Path:
@@ -182,6 +184,8 @@ def train(job: Job) -> None:
 
 
 def _note_row(job: Job, row: dict[str, float]) -> None:
+    if job.numbers is not None:
+        job.numbers(row)
     job.note(f"step {row['step']} of {row['steps']}: loss {row['loss']:.3f}, match {row['match']:.3f}, {row['tokens_per_s']:.0f} tokens/s")
 
 
