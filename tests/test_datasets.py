@@ -17,8 +17,10 @@ from pydantic import ValidationError
 
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
-from harness.datasets import DATASETS, DatasetSpec, check_dataset, load_samples
+from harness.datasets import DATASETS, DatasetSpec, check_dataset, find_dataset, load_samples
+from harness.datasets.conversation import read_asked
 from harness.datasets.jsonl_file import read_jsonl
+from harness.datasets.spec import OWN_KEYS
 from harness.datasets.splits import leaks
 
 
@@ -67,12 +69,12 @@ def test_canonical_solutions_do_not_leak_into_prompts() -> None:
 @pytest.mark.parametrize("name", ["humaneval", "wordproblems", "chat", "structured"])
 def test_shipped_datasets_have_all_splits_without_leaks(name: str) -> None:
     """A fresh clone can train and evaluate on every shipped dataset, offline, and no split knows another."""
-    samples = load_samples(DatasetSpec(dataset=name, split="all"))  # type: ignore[arg-type]
+    samples = load_samples(DatasetSpec(dataset=name, split="all"))
     parts = {split: [s for s in samples if s.split == split] for split in ("train", "validation", "test")}
     assert all(len(part) >= 4 for part in parts.values())
     assert leaks(parts["train"], parts["test"]) == []
     assert leaks(parts["train"] + parts["test"], parts["validation"]) == []
-    assert {s.domain for s in samples} == {DATASETS[name].domain}
+    assert {s.domain for s in samples} == {find_dataset(name).domain}
     assert len({s.id for s in samples}) == len(samples)
     assert all(s.id.startswith(f"{name}/") and s.prompt.strip() for s in samples)
 
@@ -270,9 +272,175 @@ def test_an_empty_split_is_an_error(tmp_path: Path) -> None:
         {"dataset": "chat", "size": 5},
         {"dataset": "chat", "limit": 0},
         {"dataset": "chatt"},
+        {"dataset": "hf"},
+        {"dataset": "hf", "name": "a/b", "path": "x.jsonl"},
+        {"dataset": "humaneval", "turns": "all"},
+        {"dataset": "local", "path": "x.jsonl", "turns": "first"},
     ],
 )
 def test_specs_that_make_no_sense(settings: dict[str, Any]) -> None:
     """Keys that a dataset would ignore are refused."""
     with pytest.raises(ValidationError):
         DatasetSpec(**settings)
+
+
+def test_the_registry_names_what_exists() -> None:
+    """One line adds a dataset: every name leads to one, and its keys are those of a spec."""
+    for name in DATASETS:
+        found = find_dataset(name)
+        assert set(found.takes) <= set(OWN_KEYS)
+        assert found.domain
+
+
+HELLO, ANSWER, MORE = ("user", "Hello"), ("assistant", "Hi!"), ("user", "And now?")
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": "Hello"}, [HELLO]),
+        ({"messages": [{"role": "user", "content": "Hello"}]}, [HELLO]),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}, {"role": "assistant", "content": "Hi!"}]},
+            [HELLO],
+        ),
+        (
+            {"prompt": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hello"}]},
+            [("system", "Be brief."), HELLO],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Hello"},
+                    {"from": "gpt", "value": "Hi!"},
+                    {"from": "human", "value": "And now?"},
+                ]
+            },
+            [HELLO, ANSWER, MORE],
+        ),
+        ({"custom_id": "r1", "method": "POST", "body": {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}}, [HELLO]),
+        ({"time": 1, "request": {"prompt": "Hello", "temperature": 0}, "response": {"text": "Hi!"}}, [HELLO]),
+        (
+            {
+                "tools": [{"type": "function"}],
+                "messages": [
+                    {"role": "user", "content": "Hello"},
+                    {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                    {"role": "tool", "content": "42"},
+                    {"role": "assistant", "content": "Hi!"},
+                    {"role": "user", "content": "And"},
+                    {"role": "user", "content": "now?"},
+                ],
+            },
+            [HELLO, ANSWER, ("user", "And\n\nnow?")],
+        ),
+    ],
+)
+def test_prompts_as_people_have_them(row: dict[str, Any], messages: list[tuple[str, str]], tmp_path: Path) -> None:
+    """Texts, OpenAI messages, ShareGPT, batch files and logs: the last user turn is answered, after what came before."""
+    (sample,) = local(write(tmp_path / "p.jsonl", row))
+    assert list(sample.messages or [("user", sample.prompt)]) == messages
+    assert sample.prompt == "\n\n".join(text for role, text in messages if role == "user")
+    asked = [{"role": role, "content": text} for role, text in messages]
+    assert sample.asked == ("Hello" if messages == [HELLO] else asked)
+    assert read_asked(row).tools == ("tools" in row)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": []}, "has no user turn"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "has no user turn"),
+        ({"messages": "Hello", "x": 1}, None),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "has the role 'narrator'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "text alone"),
+        ({"messages": [{"role": "user", "content": "  "}]}, "is empty"),
+        ({"messages": ["Hello"]}, "message 1 of 'messages' is no object"),
+        ({"messages": {"role": "user"}}, "must be non-empty text or a list of messages"),
+        ({"messages": [{"role": "user", "content": "x"}] * 1001}, "more than 1000 messages"),
+        ({"messages": [{"role": "user", "content": "x" * 2**19}] * 3}, "more than 1048576 characters"),
+        ({"body": {"input": "x"}}, "the key 'prompt' is missing (it has body)"),
+    ],
+)
+def test_rows_that_ask_nothing(row: dict[str, Any], problem: str | None, tmp_path: Path) -> None:
+    """Every bad row is named with its line and reason before a model loads."""
+    path = write(tmp_path / "p.jsonl", {"prompt": "fine"}, row)
+    if problem is None:
+        assert len(local(path)) == 2
+        return
+    with pytest.raises(HarnessError, match=r"p\.jsonl:2") as caught:
+        local(path)
+    assert problem in str(caught.value)
+
+
+def test_all_turns_share_a_split_and_only_the_last_is_judged(tmp_path: Path) -> None:
+    """Each turn is answered after the file's own history; turns of one conversation never straddle training and evaluation."""
+    talk = [{"from": "human" if i % 2 == 0 else "gpt", "value": f"turn {i} of many different words {i * 7}"} for i in range(7)]
+    path = write(tmp_path / "p.jsonl", {"id": "a", "conversations": talk, "reference": "12"}, {"prompt": "alone"})
+    got = local(path, turns="all")
+    assert [s.id for s in got] == ["p/a#1", "p/a#2", "p/a#3", "p/a#4", "p/1"]
+    assert [len(s.messages) for s in got] == [0, 3, 5, 7, 0]
+    assert len({s.split for s in got[:4]}) == 1
+    assert ["answer" in (s.reference or {}) for s in got] == [False, False, False, True, False]
+    assert [s.id for s in local(path)] == ["p/a", "p/1"]
+
+
+def test_tables(tmp_path: Path) -> None:
+    """The same prompts as CSV, TSV, JSON and Parquet; columns by name, an empty cell is absent."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"question": "Say, hello\nworld", "target": "1", "id": "x"}, {"question": "tab\there", "target": "2", "id": ""}]
+    quoted = "".join(",".join(f'"{cell}"' for cell in cells) + "\n" for cells in (rows[0].keys(), *(r.values() for r in rows)))
+    (tmp_path / "p.csv").write_text("\ufeff" + quoted)
+    (tmp_path / "p.tsv").write_text("question\ttarget\tid\n" + "\n".join('"' + '"\t"'.join(r.values()) + '"' for r in rows))
+    (tmp_path / "p.json").write_text(json.dumps([{k: v for k, v in r.items() if v} for r in rows]))
+    parquet.write_table(pyarrow.Table.from_pylist([{k: v or None for k, v in r.items()} for r in rows]), tmp_path / "p.parquet")
+    for name in ("p.csv", "p.tsv", "p.json", "p.parquet"):
+        got = local(tmp_path / name, prompt="question", reference="target")
+        assert [(s.id, s.prompt, s.reference) for s in got] == [
+            ("p/x", rows[0]["question"], {"answer": "1"}),
+            ("p/1", rows[1]["question"], {"answer": "2"}),
+        ]
+    with pytest.raises(HarnessError, match=r"p\.csv, line 2: the key 'prompt' is missing \(it has question, target, id\)"):
+        local(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", b"", "holds no prompts"),
+        ("p.csv", b"prompt,prompt\na,b\n", "two columns have the same name"),
+        ("p.csv", b"prompt\na,b\n", r"p\.csv:2: 2 cells under 1 columns"),
+        ("p.csv", b'prompt\n"a\n', "cannot read"),
+        ("p.csv", b"prompt\n\xff\n", "not UTF-8"),
+        ("p.json", b"[1]", "entry 1 is no JSON object"),
+        ("p.json", b'[{"prompt": "a"}', "not valid JSON"),
+        ("p.json", b"[]", "holds no prompts"),
+        ("p.parquet", b"PAR1 nothing", "cannot read"),
+        ("p.parquet", None, "no such file"),
+    ],
+)
+def test_broken_tables(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    """One sentence for every way a file can be broken."""
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(HarnessError, match=message):
+        local(tmp_path / name)
+
+
+def test_a_dataset_of_the_hub_by_name_and_column(tmp_path: Path) -> None:
+    """A folder of data files stands for a hub dataset: part, column and slices as there; without network a hub name says so."""
+    (tmp_path / "data").mkdir()
+    for part, count in (("train", 6), ("test", 3)):
+        write(tmp_path / "data" / f"{part}.jsonl", *({"question": f"{part} question {i}?", "label": i} for i in range(count)))
+    common: dict[str, Any] = {"dataset": "hf", "name": str(tmp_path / "data"), "prompt": "question", "split": "all"}
+    assert [s.prompt for s in load_samples(DatasetSpec(**common))] == [f"train question {i}?" for i in range(6)]
+    some = load_samples(DatasetSpec(**common, part="test[:2]", reference="label"), domain="mine")
+    assert [(s.id, s.domain, s.reference) for s in some] == [("hf/data/0", "mine", {"answer": "0"}), ("hf/data/1", "mine", {"answer": "1"})]
+    with pytest.raises(HarnessError, match=r"row 1: the key 'prompt' is missing \(it has question, label\)"):
+        load_samples(DatasetSpec(**{**common, "prompt": None}))
+    with pytest.raises(HarnessError, match="cannot load org/none from the hub"):
+        load_samples(DatasetSpec(**{**common, "name": "org/none"}), offline=True)
+    with pytest.raises(HarnessError, match="there is no folder"):
+        check_dataset(DatasetSpec(**{**common, "name": "./none"}))

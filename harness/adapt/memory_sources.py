@@ -63,7 +63,7 @@ def answers_of_run(folder: Path, pair: Any, load_samples: Callable[..., list[Sam
             f"the run {folder.name} has answers to evaluation prompts only, and none of those may be remembered",
             "Run a suite whose domains have `split: train`, or collect answers to training prompts with `harness collect`.",
         )
-    return [Answer.of(train[i], pair.encode(train[i].prompt), tokens) for i, tokens in said.items() if i in train]
+    return [Answer.of(train[i], pair.encode(train[i].asked), tokens) for i, tokens in said.items() if i in train]
 
 
 def answers_of_session(folder: Path, pair: Any) -> list[Answer]:

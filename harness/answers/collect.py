@@ -85,7 +85,7 @@ def collect(
     for name, value in (("batch", batch), ("top_k", top_k)):
         COUNT.check(name, value)
     settings = {"target": pair.target_hash, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
-    encoded = {s.id: pair.encode(s.prompt) for s in samples}
+    encoded = {s.id: pair.encode(s.asked) for s in samples}
     rooms = {s.id: room(pair.context_tokens, len(encoded[s.id]), max_tokens) for s in samples}
     for group in plan_batches(samples, encoded, batch):
         name = _batch_hash(group, encoded, rooms, settings)

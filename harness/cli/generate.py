@@ -215,7 +215,7 @@ def summary(result: Generation) -> str:
 
 
 def collect(
-    source: Annotated[str, typer.Argument(metavar="SUITE|FILE", help="A suite, or a JSONL file with a prompt per line.")],
+    source: Annotated[str, typer.Argument(metavar="SUITE|FILE", help="A suite, or a file of prompts (JSONL, JSON, CSV, TSV, Parquet).")],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder for the trajectories, answers/SUITE-PAIR by default; finished batches there are kept."),
@@ -259,28 +259,28 @@ def collect(
 
 def _stem(source: str) -> str:
     """A file's name without folder and endings."""
-    return Path(source).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".yaml")
+    from harness.datasets.rows_file import kind_of
+
+    return Path(source).name.removesuffix(".gz").removesuffix(kind_of(source) or ".yaml")
 
 
 def source_seed(source: str) -> int:
-    """The seed of a suite; 0 for a JSONL file."""
+    """The seed of a suite; 0 for a file of prompts."""
+    from harness.datasets.rows_file import kind_of
     from harness.suite.suite import load_suite
 
-    return 0 if _is_lines(source) else load_suite(source).seed
-
-
-def _is_lines(source: str) -> bool:
-    return source.removesuffix(".gz").endswith(".jsonl")
+    return 0 if kind_of(source) else load_suite(source).seed
 
 
 def read_samples(source: str, *, split: str, limit: int | None, offline: bool, seed: int | None = None) -> Sequence[Sample]:
-    """Load the prompts of a suite's domains, or of one JSONL file; generated ones with the suite's seed where none is given."""
+    """Load the prompts of a suite's domains, or of one file of prompts; generated ones with the suite's seed where none is given."""
     from harness.datasets import DatasetSpec, load_samples
+    from harness.datasets.rows_file import kind_of
     from harness.suite.suite import load_suite
 
     one_of("--split", split, ("train", "validation", "test", "all"))
     specs: dict[str | None, DatasetSpec] = {}
-    if _is_lines(source):
+    if kind_of(source):
         specs[None] = DatasetSpec(dataset="local", path=source)
     else:
         specs.update(load_suite(source).domains)

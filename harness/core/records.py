@@ -40,13 +40,20 @@ class Sample:
     domain: str
     """``code``, ``math``, ``chat``, ``structured`` or a user's own."""
     prompt: str
-    """The user turn, before the chat template."""
+    """The user turn, before the chat template; of a conversation all user turns."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """A conversation as pairs of role and text, its last user turn included; empty where ``prompt`` is all of it."""
     reference: Mapping[str, str] | None = None
     """What a scorer needs: ``answer`` for math; ``prompt``, ``test``, ``entry_point`` and ``canonical_solution`` for code."""
     source: str = ""
     """Dataset name the sample came from."""
     split: str = "test"
     """``train``, ``validation`` or ``test``."""
+
+    @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What the target is asked, as :meth:`harness.models.pair.Pair.encode` takes it."""
+        return [{"role": role, "content": text} for role, text in self.messages] if self.messages else self.prompt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
-from harness.datasets.spec import DATASETS, DatasetSpec
+from harness.datasets.spec import DATASETS, DatasetSpec, find_dataset
 
-__all__ = ["DATASETS", "DatasetSpec", "check_dataset", "load_samples"]
+__all__ = ["DATASETS", "DatasetSpec", "check_dataset", "find_dataset", "load_samples"]
 
 
 def check_dataset(spec: DatasetSpec, domain: str | None = None) -> None:
@@ -21,14 +18,7 @@ def check_dataset(spec: DatasetSpec, domain: str | None = None) -> None:
     Raises:
         HarnessError: names the file and line, or the package to install.
     """
-    from harness.datasets import gsm8k, local
-
-    if spec.dataset == "gsm_symbolic" and importlib.util.find_spec("reasoning_gym") is None:
-        raise HarnessError("dataset gsm_symbolic needs the package reasoning-gym", "Run `pip install 'specdraft-harness[reasoning-gym]'`.")
-    if spec.dataset == "gsm8k" and spec.path:
-        gsm8k.read_rows(Path(spec.path))
-    elif spec.dataset in ("local", "chat", "structured"):
-        local.read_rows(spec, domain)
+    find_dataset(spec.dataset).check(spec, domain)
 
 
 def load_samples(spec: DatasetSpec, *, domain: str | None = None, seed: int = 0, offline: bool = False) -> list[Sample]:
@@ -46,14 +36,13 @@ def load_samples(spec: DatasetSpec, *, domain: str | None = None, seed: int = 0,
     Raises:
         HarnessError: the dataset cannot be read, or has no prompt in this split.
     """
-    info = DATASETS[spec.dataset]
-    if spec.dataset == "local" and domain:
+    if domain:
         check_dataset(spec, domain)
-    samples: list[Sample] = importlib.import_module(info.module).load(spec, seed=seed, offline=offline)
+    samples = find_dataset(spec.dataset).load(spec, seed, offline)
     chosen = [s for s in samples if spec.split in ("all", s.split)]
     if not chosen:
         raise HarnessError(
-            f"dataset {spec.path or spec.dataset} has no prompts in split {spec.split!r} ({len(samples)} in all)",
+            f"dataset {spec.path or spec.name or spec.dataset} has no prompts in split {spec.split!r} ({len(samples)} in all)",
             "Add prompts, or use `split: all`.",
         )
     if spec.limit is not None:

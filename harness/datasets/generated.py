@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
-from harness.datasets.spec import DEFAULT_SIZE, DatasetSpec
+from harness.datasets.spec import Dataset, DatasetSpec
 from harness.datasets.splits import GROUP_KEY, assign_splits
 from harness.datasets.table import from_rows
 
+DEFAULT_SIZE = 1000
+"""Problems generated when ``size`` is absent."""
 _INSTRUCTION = "Solve the problem step by step. End with one line: The answer is <number>."
 
 
@@ -16,7 +20,7 @@ def ask(question: str) -> str:
     return f"{question.strip()}\n\n{_INSTRUCTION}"
 
 
-def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:
+def load(spec: DatasetSpec, seed: int, offline: bool) -> list[Sample]:
     """Return ``spec.size`` problems; ``reference`` has ``answer`` and ``template``, so that no template is in two splits.
 
     Raises:
@@ -57,9 +61,7 @@ def _symbolic(size: int, seed: int) -> list[dict[str, str]]:
     try:
         import reasoning_gym
     except ImportError as error:
-        raise HarnessError(
-            "dataset gsm_symbolic needs the package reasoning-gym", "Run `pip install 'specdraft-harness[reasoning-gym]'`."
-        ) from error
+        raise _missing() from error
     items = reasoning_gym.create_dataset("gsm_symbolic", size=size, seed=seed)
     return [
         {
@@ -71,3 +73,16 @@ def _symbolic(size: int, seed: int) -> list[dict[str, str]]:
         }
         for i, item in enumerate(items)
     ]
+
+
+def _missing() -> HarnessError:
+    return HarnessError("dataset gsm_symbolic needs the package reasoning-gym", "Run `pip install 'specdraft-harness[reasoning-gym]'`.")
+
+
+def _check_symbolic(spec: DatasetSpec, domain: str | None) -> None:
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise _missing()
+
+
+WORDPROBLEMS = Dataset(domain="math", load=load, takes={"size": False})
+GSM_SYMBOLIC = Dataset(domain="math", load=load, check=_check_symbolic, takes={"size": False})

@@ -10,7 +10,7 @@ from harness.core.number import parse_number, shown
 from harness.core.records import Sample
 from harness.datasets.generated import ask
 from harness.datasets.jsonl_file import read_jsonl
-from harness.datasets.spec import DatasetSpec
+from harness.datasets.spec import Dataset, DatasetSpec
 from harness.datasets.splits import assign_splits
 from harness.datasets.table import from_hub, from_rows
 
@@ -18,7 +18,7 @@ _HUB_SHARES = (0.9, 0.1, 0.0)
 """The hub's train part gives train and validation; its test part stays the test split."""
 
 
-def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:
+def load(spec: DatasetSpec, seed: int, offline: bool) -> list[Sample]:
     """Return the problems; ``reference`` has ``answer`` (final number) and ``solution``.
 
     A local file is split by hash like every dataset. From the hub, the official test part is the test split, together with
@@ -64,3 +64,11 @@ def _sample(row: Mapping[str, str], sample_id: str) -> Sample:
         reference={"answer": shown(number), "solution": solution.strip()},
         source="gsm8k",
     )
+
+
+def _check(spec: DatasetSpec, domain: str | None) -> None:
+    if spec.path:
+        read_rows(Path(spec.path))
+
+
+GSM8K = Dataset(domain="math", load=load, check=_check, takes={"path": False})

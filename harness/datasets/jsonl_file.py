@@ -9,9 +9,8 @@ from typing import Any
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text
 from harness.core.text import printable
+from harness.datasets.conversation import TEXT_CHARACTERS
 
-TEXT_CHARACTERS = 2**20
-"""A prompt longer than this fits no context."""
 _SHOWN = 5
 """Bad lines named before the rest is counted."""
 
@@ -44,13 +43,18 @@ def read_jsonl(
         reasons = [_not_text(row, key) for key in required]
         bad += [f"{where}: {reason}" for reason in (reasons if any(reasons) else [check(row)]) if reason]
         rows.append(row)
-    if bad:
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        lines = [f"  {printable(line, 400)}" for line in bad[:_SHOWN]]
-        raise HarnessError("\n".join([f"bad lines in {path}:", *lines]) + more, "Each line must be one JSON object; fix these lines.")
+    refuse(path, bad, "Each line must be one JSON object; fix these lines.")
     if not rows:
         raise HarnessError(f"{path} holds no prompts", "Add one JSON object per line.")
     return rows
+
+
+def refuse(path: Path, bad: Sequence[str], advice: str) -> None:
+    """Raise when there are bad lines: the first few, and how many more."""
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        lines = [f"  {printable(line, 400)}" for line in bad[:_SHOWN]]
+        raise HarnessError("\n".join([f"bad lines in {path}:", *lines]) + more, advice)
 
 
 def _not_text(row: dict[str, Any], key: str) -> str | None:

@@ -23,7 +23,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> Any:
     return _library().Dataset.from_list([dict(row) for row in rows])
 
 
-def from_hub(repository: str, config: str, split: str, *, offline: bool) -> Any:
+def from_hub(repository: str, config: str | None, split: str, *, offline: bool) -> Any:
     """Return one split of a hub dataset, cached on disk after the first call.
 
     Raises:

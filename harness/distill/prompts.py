@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
 from harness.datasets import load_samples
+from harness.datasets.local import shipped_file
 from harness.datasets.promptbank import GENERATORS, prompts
-from harness.datasets.spec import DatasetName, DatasetSpec, Split, shipped_file
+from harness.datasets.spec import DatasetName, DatasetSpec, Split
 from harness.datasets.splits import leaks
 from harness.distill.distill_config import RolloutConfig
 
@@ -88,7 +88,7 @@ def _iter_dataset_samples(config: RolloutConfig, domain: str, split: Split) -> I
     for name in _DATASETS.get(domain, ()):
         if name == "gsm8k" and not config.gsm8k_path:
             continue
-        if name in ("chat", "structured") and not Path(shipped_file(name)).is_file():
+        if name in ("chat", "structured") and not shipped_file(name).is_file():
             continue
         size = max(config.prompts.get(domain, 0), 1000) if name == "wordproblems" else None
         path = config.gsm8k_path if name == "gsm8k" else None

@@ -88,7 +88,7 @@ def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:
         settings["drafter"] = context.trained.drafter(job.adapter)
     if cell.drafter == "router":
         del settings["drafter"]
-        return context.trained.route(context.pair, cell, job.sample.prompt, **settings)
+        return context.trained.route(context.pair, cell, job.sample.asked, **settings)
     return context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
 
 

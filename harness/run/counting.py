@@ -103,7 +103,7 @@ def _rows(context: Context, cell: Cell, adapter: str | None, answers: Sequence[T
 def _routed(context: Context, group: Sequence[Job]) -> list[Record]:
     """Counts of a router: each prompt with the drafter it would choose."""
     cell = group[0].cell
-    choices = {job.sample.id: context.trained.choose(cell, job.sample.prompt) for job in group}
+    choices = {job.sample.id: context.trained.choose(cell, job.sample.asked) for job in group}
     rows: dict[str, Any] = {}
     for choice in dict.fromkeys(choices.values()):
         own = [answer(context, job.sample) for job in group if choices[job.sample.id] == choice]

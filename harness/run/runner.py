@@ -110,7 +110,7 @@ def run_suite(
             _no_foreign(folder, recorded_plan(before, samples))
         warnings = _warn(samples, before, console)
         pair = engine.load_pair(suite.models, offline=offline, **({"fallback": True} if fallback else {}))
-        prompts = {sample.id: pair.encode(sample.prompt) for sample in samples}
+        prompts = {sample.id: pair.encode(sample.asked) for sample in samples}
         memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
     manifest = _manifest(folder.name, suite, pair, engine, identity, memory)

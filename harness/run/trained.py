@@ -84,7 +84,7 @@ class Trained:
         if self.bank is not None:
             self.bank.activate(name)
 
-    def route(self, pair: Any, cell: Cell, prompt: str, **settings: Any) -> Generation:
+    def route(self, pair: Any, cell: Cell, prompt: str | list[dict[str, str]], **settings: Any) -> Generation:
         """Decode one prompt with the drafter that the cell's router picks; its times count in the wall time.
 
         Where no adapter was kept there is nothing to choose, and the plain draft runs.
@@ -96,7 +96,7 @@ class Trained:
             return generate(pair, prompt, drafter=self.drafter(None), **settings)
         return route_and_decode(pair, prompt, router=self.routers[_router_key(cell)], bank=self.bank, **settings)
 
-    def choose(self, cell: Cell, prompt: str) -> str:
+    def choose(self, cell: Cell, prompt: str | list[dict[str, str]]) -> str:
         """What the cell's router would take for a prompt: an adapter's name, ``generic``, or ``plain``."""
         from harness.adapt.routers.routed import route
 
@@ -270,7 +270,7 @@ def _address(material: _Material, domain: str, config: TrainingConfig, train: Se
     """Folder of a chain's adapters. Prompts count by their token ids: what the tokenizer or the template makes of a text decides."""
     pair = material.pair
     prompts = {
-        split: [[s.id, s.domain, pair.encode(s.prompt)] for s in samples]
+        split: [[s.id, s.domain, pair.encode(s.asked)] for s in samples]
         for split, samples in (("train", train), ("validation", validation))
     }
     settings = {"config": config.model_dump(mode="json"), "domain": domain, "max_tokens": material.suite.max_tokens}

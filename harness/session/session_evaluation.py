@@ -116,7 +116,7 @@ def _samples(session: Answering, samples: Sequence[Sample | str] | None) -> list
 
 def _routed(session: Answering, samples: Sequence[Sample], trajectories: Sequence[Trajectory], k: int) -> dict[str, ReplayRow]:
     """Rows of the drafter the router chooses for each prompt."""
-    arms = {s.id: session.route(s.prompt).drafter for s in samples}
+    arms = {s.id: session.route(s.asked).drafter for s in samples}
     if "plain" in arms.values():
         raise HarnessError("the router chose plain decoding, which drafts nothing", "Evaluate single drafters, or decode to compare times.")
     rows = {}

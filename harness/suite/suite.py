@@ -34,6 +34,8 @@ MAX_CELLS = 5000
 
 LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race")
 """Keys that suites have not always had: at their default they leave the hash as it was, and with it the references of the gate."""
+LATER_PROMPT_KEYS = ("name", "config", "part", "prompt", "reference", "turns")
+"""The same for keys of a domain."""
 
 
 class Suite(Strict):
@@ -115,7 +117,10 @@ def resolved_hash(resolved: Mapping[str, Any]) -> str:
     """:meth:`Suite.hash` of what :meth:`Suite.resolved` returned, as a run's manifest keeps it."""
     absent = {name: Suite.model_fields[name].default for name in LATER}
     data = {name: value for name, value in resolved.items() if name != "description" and not (name in absent and value == absent[name])}
-    data["domains"] = {name: {key: value for key, value in spec.items() if key != "path"} for name, spec in data["domains"].items()}
+    data["domains"] = {
+        name: {key: value for key, value in spec.items() if key != "path" and not (key in LATER_PROMPT_KEYS and value is None)}
+        for name, spec in data["domains"].items()
+    }
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -193,12 +198,18 @@ def _set_limit(file: YamlFile, limit: int) -> None:
 
 
 def _locate_paths(file: YamlFile) -> None:
-    """Make dataset paths absolute: relative to the suite's folder where such a file exists, else to the working directory."""
+    """Make dataset paths absolute: relative to the suite's folder where such a file or folder exists, else to the working directory."""
     for _, spec in _mappings(file):
         if isinstance(spec, dict) and isinstance(spec.get("path"), str):
             written = expand(spec["path"])
             beside = file.path.parent / written
             spec["path"] = str((beside if os.path.exists(beside) else written).absolute())
+        if (
+            isinstance(spec, dict)
+            and isinstance(spec.get("name"), str)
+            and os.path.isdir(beside := file.path.parent / expand(spec["name"]))
+        ):
+            spec["name"] = str(beside.absolute())
 
 
 def _mappings(file: YamlFile) -> Iterable[tuple[str, Any]]:
@@ -208,11 +219,13 @@ def _mappings(file: YamlFile) -> Iterable[tuple[str, Any]]:
 
 def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
     """Yield what no single key shows: prompts in two domains, repeated labels, unknown domains."""
-    parts: set[tuple[str, str | None, str]] = set()
+    parts: set[tuple[str | None, ...]] = set()
     for name, spec in suite.domains.items():
-        own = {(spec.dataset, spec.path, split) for split in (SPLITS if spec.split == "all" else (spec.split,))}
+        source = (spec.dataset, spec.path, spec.name, spec.config, spec.part, spec.prompt)
+        own = {(*source, split) for split in (SPLITS if spec.split == "all" else (spec.split,))}
         if own & parts:
-            yield file.problem(("domains", name), f"another domain already uses these prompts of {spec.path or spec.dataset}")
+            where = spec.path or spec.name or spec.dataset
+            yield file.problem(("domains", name), f"another domain already uses these prompts of {where}")
         parts |= own
     seen: set[str] = set()
     for i, entry in enumerate(suite.experiments):
