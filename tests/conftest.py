@@ -24,6 +24,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 @pytest.fixture
+def notes() -> Iterator[list[str]]:
+    """What the harness says is going on during the test."""
+    from harness.core.progress import notes_to
+
+    found: list[str] = []
+    with notes_to(found.append):
+        yield found
+
+
+@pytest.fixture
 def torch_stays_apart() -> Iterator[None]:
     """Fails the test when torch computes anything on this thread, the one that decodes, and not behind :func:`routing.apart.apart`."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -204,12 +204,11 @@ def bank(n, domain, split="train"):
 
 
 @pytest.mark.usefixtures("torch_stays_apart")
-def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
+def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch, notes):
     """collect -> train -> ship: a folder that loads, whose card and scores name what was done; a second run repeats nothing."""
     folder, model = target
     monkeypatch.setattr(pipeline, "training_samples", lambda config: bank(12, "chat") + bank(12, "code"))
     monkeypatch.setattr(pipeline, "held_out_samples", lambda config, n: bank(n, "chat", "validation") + bank(n, "code", "validation"))
-    notes = []
     job = pipeline.Job(
         config=TINY,
         pair=TinyPair(target=model, eos_token_ids=frozenset({7})),
@@ -217,7 +216,6 @@ def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch):
         work=tmp_path / "work",
         out=tmp_path / "draft",
         command="harness distill tiny.yaml",
-        note=notes.append,
     )
     scores = pipeline.distill(job)
     draft = load_cut(tmp_path / "draft", model)
@@ -244,9 +242,7 @@ def test_a_finished_draft_is_trained_on(target, tmp_path, monkeypatch):
     def job(name, **fit):
         config = TINY.model_copy(update={"fit": TINY.fit.model_copy(update=fit)})
         pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
-        return pipeline.Job(
-            config=config, pair=pair, folder=folder, work=tmp_path / name, out=tmp_path / f"{name}-out", command="", note=lambda line: None
-        )
+        return pipeline.Job(config=config, pair=pair, folder=folder, work=tmp_path / name, out=tmp_path / f"{name}-out", command="")
 
     pipeline.distill(job("first"))
     first = load_cut(tmp_path / "first-out", model)
@@ -273,7 +269,7 @@ def test_prompts_of_an_earlier_run_are_skipped(monkeypatch):
     assert sum(s.domain == "code" for s in rest) == 8
 
 
-def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
+def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch, notes):
     """Each further answer has an id of its own, templates are left out, and all of them are sampled: no answer is a copy."""
     own = {"chat": bank(3, "chat", "train"), "code": bank(2, "code", "train")}
     monkeypatch.setattr(prompts, "_dataset_samples", lambda config, domain, split: own[domain] if split == "train" else [])
@@ -287,8 +283,7 @@ def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
     folder, model = target
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
     settings = TINY.model_copy(update={"rollouts": config.model_copy(update={"max_tokens": 8, "batch": 4, "top_k": 4, "temperature": 2.0})})
-    notes = []
-    job = pipeline.Job(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="", note=notes.append)
+    job = pipeline.Job(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="")
     pipeline.collect_rollouts(job)
     assert notes[-1].startswith("collected 11 of 11 answers")
     stored = list(read_answers(job.rollouts, job.pair.target_hash))
@@ -296,7 +291,7 @@ def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch):
     assert len({tuple(s.rollout.tokens) for s in stored if s.sample_id.startswith("chat/train/0#")}) == 3
 
 
-def test_the_target_writes_prompts_of_its_own(target, tmp_path, monkeypatch):
+def test_the_target_writes_prompts_of_its_own(target, tmp_path, monkeypatch, notes):
     """They are asked for without the ones known and the evaluation's, answered like the others, and not written twice."""
     monkeypatch.setattr(pipeline, "training_samples", lambda config: bank(3, "chat"))
     monkeypatch.setattr(pipeline, "evaluation_samples", lambda config, domains: bank(2, *domains, "test"))
@@ -309,10 +304,9 @@ def test_the_target_writes_prompts_of_its_own(target, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "synthesise", write)
     folder, model = target
     settings = TINY.model_copy(update={"rollouts": RolloutConfig(prompts={"chat": 3}, written={"chat": 5}, max_tokens=4, batch=4, top_k=2)})
-    notes = []
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
     for work in (tmp_path / "work", tmp_path / "work"):
-        job = pipeline.Job(config=settings, pair=pair, folder=folder, work=work, out=tmp_path, command="", note=notes.append)
+        job = pipeline.Job(config=settings, pair=pair, folder=folder, work=work, out=tmp_path, command="")
         pipeline.collect_rollouts(job)
     assert asked == [(5, "chat", ["chat/train/0", "chat/train/1", "chat/train/2"], ["chat/test/0", "chat/test/1"], 4)]
     assert notes[-1].startswith("collected 8 of 8 answers")
@@ -326,7 +320,7 @@ def test_a_target_that_cannot_be_cut_answers_all_the_same(target, tmp_path):
     folder, model = target
     (folder / "config.json").write_text(json.dumps({**tiny_llama.CONFIG, "model_type": "qwen2"}))
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
-    job = pipeline.Job(config=TINY, pair=pair, folder=folder, work=tmp_path / "w", out=tmp_path, command="", note=lambda line: None)
+    job = pipeline.Job(config=TINY, pair=pair, folder=folder, work=tmp_path / "w", out=tmp_path, command="")
     with pytest.raises(HarnessError, match="plain llama models"):
         pipeline.distill(job)
     assert not (tmp_path / "w").exists()
@@ -341,7 +335,6 @@ def test_stages_need_the_one_before(target, tmp_path):
         work=tmp_path / "work",
         out=tmp_path / "draft",
         command="",
-        note=print,
     )
     with pytest.raises(HarnessError, match="no answers"):
         pipeline.distill(job, ["train"])

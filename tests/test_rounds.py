@@ -203,24 +203,23 @@ def prompts(kind: str, count: int, word: str) -> list[Sample]:
     ]
 
 
-def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
     """What ``harness train`` runs: the adapter lands in the cache under its name, and leaking prompts are refused before any work."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     pair = tiny_pair(tmp_path / "pair", noise=0.3)
     split = Prompts(train=prompts("train", 24, "apple"), validation=prompts("validation", 10, "pear"), test=prompts("test", 4, "plum"))
     config = quick_config(optim={"epochs": 6, "max_tokens": 512}, adapt={"threshold": 1.0}, stop={"every": 3, "patience": 20})
-    lines: list[str] = []
-    result = train_pair(pair, split, config, name="chat", domain="chat", max_tokens=12, notify=lines.append)
+    result = train_pair(pair, split, config, name="chat", domain="chat", max_tokens=12)
     assert result.trained_prompts == 24
     assert result.records[0].accepted
     assert result.adapter == tmp_path / "cache/adapters/tiny/chat"
     AdapterBank(pair.draft, {"chat": result.adapter})
-    assert len(lines) == 3
-    assert list(counted(range(3), 3, "answers", lines.append)) == [0, 1, 2]
-    assert len(lines) == 3, "what goes fast says nothing"
+    assert len(notes) == 3
+    assert list(counted(range(3), 3, "answers")) == [0, 1, 2]
+    assert len(notes) == 3, "what goes fast says nothing"
     monkeypatch.setattr(harness.core.progress, "NOTE_EVERY_S", 0.0)
-    assert list(counted(iter("abc"), 3, "answers", lines.append)) == ["a", "b", "c"]
-    assert lines[3:] == ["  1 of 3 answers", "  2 of 3 answers"]
+    assert list(counted(iter("abc"), 3, "answers")) == ["a", "b", "c"]
+    assert notes[3:] == ["  1 of 3 answers", "  2 of 3 answers"]
     leaking = dataclasses.replace(split, test=[dataclasses.replace(split.train[0], id="test/copy", split="test")])
     with pytest.raises(HarnessError, match="train/0 and test/copy"):
         train_pair(pair, leaking, config, name="chat", max_tokens=12)
@@ -228,7 +227,7 @@ def test_campaign_from_prompts_to_installed_adapter(tmp_path: Path, monkeypatch:
         train_pair(pair, split, config, name="x", domain="law", max_tokens=12)
 
 
-def test_campaign_on_answers_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_campaign_on_answers_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: list[str]) -> None:
     """Stored answers, sampled ones too, train without decoding; those to prompts near evaluation prompts are left out."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     pair = tiny_pair(tmp_path / "pair", noise=0.3)
@@ -238,13 +237,12 @@ def test_campaign_on_answers_that_are_there(tmp_path: Path, monkeypatch: pytest.
     list(collect(pair, prompts("hot", 6, "fig"), max_tokens=12, temperature=1.0, out=tmp_path / "answers"))
     split = Prompts(train=prompts("other", 3, "cherry"), validation=validation, test=test)
     config = quick_config(optim={"epochs": 6, "max_tokens": 512}, adapt={"threshold": 1.0}, stop={"every": 3, "patience": 20})
-    lines: list[str] = []
-    result = train_pair(pair, split, config, name="chat", domain="chat", max_tokens=12, answers=tmp_path / "answers", notify=lines.append)
+    result = train_pair(pair, split, config, name="chat", domain="chat", max_tokens=12, answers=tmp_path / "answers")
     assert result.trained_prompts == 30
     assert result.records[0].accepted
-    assert "left out 1 answers" in lines[0]
-    assert "train/copy near test/0" in lines[0]
-    assert not any("training prompts" in line for line in lines)
+    assert "left out 1 answers" in notes[0]
+    assert "train/copy near test/0" in notes[0]
+    assert not any("training prompts" in line for line in notes)
     cases = list(FailureStore(tmp_path / "cache/adapters/tiny/chat/rounds/failures.jsonl"))
     used = [*own, *prompts("hot", 6, "fig")]
     assert {c.sample_id for c in cases} <= {s.id for s in used}

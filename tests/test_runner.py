@@ -117,7 +117,7 @@ def make_engine(**changes: Any) -> Engine:
         calibrate=lambda pair, cell, max_k: (None, costs),
         verification=lambda pair: 1.2,
         settings=lambda cell: {},
-        train=lambda pair, suite, cells, samples, load_samples, say: Trained(),
+        train=lambda pair, suite, cells, samples, load_samples, check: Trained(),
         score=lambda sample, text, target_text: verdict("pass@1", len(text) % 2 == 0),
         facts=lambda: {"device": "fake", "blas": "fake"},
         dtype=lambda pair: "float32",

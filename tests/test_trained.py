@@ -22,6 +22,7 @@ from harness.cli import main
 from harness.core import machine
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
+from harness.core.progress import notes_to
 from harness.core.records import Record, Sample
 from harness.models import blas
 from harness.models.address import answers_folder, cache_key, pair_facts
@@ -267,13 +268,13 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, suite_file: Path) -> No
     class Boom(Exception):
         pass
 
-    def failing(pair: Any, suite: Any, cells: Any, samples: Any, load_samples: Any, say: Any) -> Any:
-        def loud(line: str) -> None:
+    def failing(pair: Any, suite: Any, cells: Any, samples: Any, load_samples: Any, check: Any) -> Any:
+        def listen(line: str) -> None:
             if line.startswith("training math"):
                 raise Boom
-            say(line)
 
-        return engine.train(pair, suite, cells, samples, load_samples, loud)
+        with notes_to(listen):
+            return engine.train(pair, suite, cells, samples, load_samples, check)
 
     shutil.rmtree(tmp_path / "cache" / "trained")
     with pytest.raises(Boom):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.validate import TrackOption
+from harness.core.progress import notes_to
 from harness.core.terminal import say
 
 
+@notes_to(partial(say, err=True))
 def distill(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a name in configs/drafts.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the finished draft goes; default: drafts/ in the cache.")] = None,
@@ -59,7 +62,6 @@ def distill(
             work=work or cache_dir() / "distill" / settings.name,
             out=out or cache_dir() / "drafts" / settings.name,
             command=shlex.join(["harness", *sys.argv[1:]]),
-            note=lambda line: say(line, err=True),
             numbers=lambda row: tracker.log({name: row[name] for name in ("loss", "match", "tokens_per_s")}, step=int(row["step"])),
         )
         scores = build(job, chosen)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli.generate import OfflineOption, PairOption, source_seed
+from harness.core.progress import note, notes_to
 from harness.core.terminal import read_input, say
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ RouterFileOption = Annotated[Path | None, typer.Option("--router", metavar="FILE
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@notes_to(partial(say, err=True))
 def train_router(
     source: Annotated[str, typer.Argument(metavar="SUITE|FILE|RUN", help="A suite or JSONL file of prompts, or a finished run.")],
     models: Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Model pair; the run's, or smollm2, without it.")] = None,
@@ -66,17 +69,17 @@ def train_router(
         from harness.models.pair import load_pair
 
         pair, speed = load_pair(models or "smollm2", offline=offline), settings.reward == "speedup"
-        material = replay_material(pair, samples, folders, k=k, max_tokens=max_tokens, batch=batch, calibrated=speed, notify=_say)
+        material = replay_material(pair, samples, folders, k=k, max_tokens=max_tokens, batch=batch, calibrated=speed)
     from harness.adapt.routers.fitting import describe, evaluate, install_adapters, report, show
 
-    _say(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
+    note(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
     evaluation = evaluate(material, settings, offline=offline)
     hashes, costs, groups = material.adapter_hashes, material.costs, material.groups
     router = fit_router(material.table, settings, k=k, adapter_hashes=hashes, costs=costs, groups=groups, offline=offline)
     found = {"pair": name, "run_id": material.run_id, **describe(router), **report(evaluation, settings, k)}
     if not table_only:
         if not adapters:
-            install_adapters(name, material.folders, _say)
+            install_adapters(name, material.folders)
         path = save_router(router, router_file or router_path(name), run_id=material.run_id, adapter_hashes=hashes)
         found["router"] = str(path)
     if as_json:
@@ -84,10 +87,6 @@ def train_router(
         return
     say(show(found))
     say(f"{found['kind']}, saved to {found['router']}" if "router" in found else f"{found['kind']}, not saved")
-
-
-def _say(line: str) -> None:
-    say(line, err=True)
 
 
 def _is_run(source: str, results: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 
 from harness.cli.generate import OfflineOption, PairOption, source_seed
 from harness.cli.validate import TrackOption
+from harness.core.progress import note, notes_to
 from harness.core.terminal import say
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from harness.core.tracking import Tracker
 
 
+@notes_to(partial(say, err=True))
 def train(
     source: Annotated[str, typer.Argument(metavar="SUITE|FILE", help="Where the prompts come from: a suite, or a JSONL file.")] = "full",
     models: PairOption = "smollm2",
@@ -72,7 +75,6 @@ def train(
             batch=batch,
             resume=resume,
             answers=answers,
-            notify=lambda line: say(line, err=True),
             progress=_progress(settings, tracker),
         )
         _track(result, tracker)
@@ -80,17 +82,16 @@ def train(
 
 
 def _progress(settings: TrainingConfig, tracker: Tracker) -> Callable[[int, TrainProgress], None]:
-    """Tells every update to the tracker, and those with a new validation also to the user."""
+    """Tells every update to the tracker; those with a new validation are noted."""
     updates, metric = count(1), settings.stop.metric
 
     def told(number: int, step: TrainProgress) -> None:
         values = {"round": number, "loss": step.loss, "tokens_per_s": step.tokens_per_s, f"validation/{metric}": step.value}
         tracker.log(values, step=next(updates))
         if step.step % settings.stop.every == 0 or step.step == step.total:
-            say(
+            note(
                 f"round {number}, update {step.step}/{step.total}: loss {step.loss:.3f}, "
-                f"{metric} {step.value:.3f} (best {step.best:.3f}), {step.tokens_per_s:.0f} tok/s",
-                err=True,
+                f"{metric} {step.value:.3f} (best {step.best:.3f}), {step.tokens_per_s:.0f} tok/s"
             )
 
     return told

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOG = logging.getLogger("harness")
+"""The one channel of notes."""
 NOTE_EVERY_S = 20.0
 """Seconds between the notes of one loop."""
 
@@ -36,12 +40,41 @@ class NowAndThen:
         return False
 
 
-def counted(items: Iterable[T], total: int, what: str, note: Callable[[str], None] | None) -> Iterator[T]:
+def note(line: str) -> None:
+    """Say what is going on, to whoever listens: :func:`notes_to`, or a program's own handler of the logger ``harness``."""
+    LOG.info(line)
+
+
+@contextlib.contextmanager
+def notes_to(told: Callable[[str], object]) -> Iterator[None]:
+    """Pass every note inside the block to ``told``; what it raises ends the work."""
+    handler, before = _Told(told), LOG.level
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(before)
+
+
+class _Told(logging.Handler):
+    """Hands lines to a function, whose exceptions reach the caller."""
+
+    def __init__(self, told: Callable[[str], object]) -> None:
+        super().__init__()
+        self._told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._told(record.getMessage())
+
+
+def counted(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Pass ``items`` on and note now and then how many of the ``total`` are done: nothing where it goes fast."""
     timer = NowAndThen()
     for number, item in enumerate(items, start=1):
         yield item
-        if note and number < total and timer.due():
+        if number < total and timer.due():
             note(f"  {number} of {total} {what}")
 
 

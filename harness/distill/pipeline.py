@@ -20,7 +20,7 @@ from harness.answers.torch_batch import TorchTarget
 from harness.answers.torch_llama import Shape
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_json, read_text, typed, write_atomic
-from harness.core.progress import NowAndThen
+from harness.core.progress import NowAndThen, note
 from harness.core.records import Sample, Trajectory
 from harness.datasets.jsonl_file import read_jsonl
 from harness.decode.replay import replay_model
@@ -38,7 +38,6 @@ STAGES = ("collect", "train", "ship")
 CHUNKS = 4
 """Batches of prompts collected per step: greedy ones first, then the sampled ones."""
 
-Note = Callable[[str], None]
 """Called with a line of progress, often enough to pause a run in it."""
 
 
@@ -56,7 +55,6 @@ class Job:
     """Where the finished draft goes."""
     command: str
     """How to repeat the run, for the card."""
-    note: Note
     numbers: Callable[[Mapping[str, float]], None] | None = None
     """Told the numbers of every update that is noted."""
 
@@ -116,7 +114,7 @@ def collect_rollouts(job: Job) -> None:
     for prompts, trajectory in enumerate(found, start=1):
         tokens += len(trajectory.tokens)
         if timer.due(always=prompts == total):
-            job.note(f"collected {prompts} of {total} answers, {tokens} tokens")
+            note(f"collected {prompts} of {total} answers, {tokens} tokens")
 
 
 def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample]:
@@ -126,12 +124,12 @@ def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample
     for domain, count in config.written.items():
         path = job.work / f"written-{domain}-{count}-{config.seed}.jsonl"
         if not path.is_file():
-            job.note(f"{domain}: the target writes {count} prompts")
+            note(f"{domain}: the target writes {count} prompts")
             evaluation = evaluation_samples(config, [domain])
             own = [s for s in known if s.domain == domain]
             new = synthesise(
                 job.pair, count, domain=domain, config=SynthConfig(), known=own, evaluation=evaluation, seed=config.seed,
-                decoder=decoder, rows=config.batch, note=job.note,
+                decoder=decoder, rows=config.batch,
             )  # fmt: skip
             job.work.mkdir(parents=True, exist_ok=True)
             write_atomic(path, "".join(json.dumps({"id": s.id, "prompt": s.prompt}) + "\n" for s in new))
@@ -179,14 +177,14 @@ def train(job: Job) -> None:
     outputs = _outputs_by_domain(stored)
     facts = {"prompts": Counter(s.domain for s in stored), "outputs": outputs, "earlier": earlier}
     (job.fitted / "data.json").write_text(json.dumps(facts))
-    job.note(f"training on {len(stored)} trajectories, {sum(outputs.values())} output tokens")
+    note(f"training on {len(stored)} trajectories, {sum(outputs.values())} output tokens")
     fit.fit(shape, weights, target["embed"], examples, vocab, job.config.fit, job.fitted, lambda row: _note_row(job, row))
 
 
 def _note_row(job: Job, row: dict[str, float]) -> None:
     if job.numbers is not None:
         job.numbers(row)
-    job.note(f"step {row['step']} of {row['steps']}: loss {row['loss']:.3f}, match {row['match']:.3f}, {row['tokens_per_s']:.0f} tokens/s")
+    note(f"step {row['step']} of {row['steps']}: loss {row['loss']:.3f}, match {row['match']:.3f}, {row['tokens_per_s']:.0f} tokens/s")
 
 
 def _outputs_by_domain(stored: Sequence[Stored]) -> dict[str, int]:

@@ -5,37 +5,35 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.core.interrupt import StopRequest
 from harness.core.limits import ended
-from harness.core.progress import counted
+from harness.core.progress import counted, note
 from harness.core.records import Record, Sample, Trajectory
-from harness.core.terminal import show
 from harness.run.context import Context, costs_now, generate_job, score_answer
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 
 HALF_TIE = 0.004
 """Nats between two choices that half precision cannot tell from a near-tie; wider than a near-tie, so that none is missed."""
 
 
-def answer_all(context: Context, jobs: Sequence[Job], stop: StopRequest, console: Console) -> None:
+def answer_all(context: Context, jobs: Sequence[Job], stop: StopRequest) -> None:
     """Let the target answer every prompt, in batches; each answer is scored and becomes one record."""
     if not jobs:
         return
     todo = [job for job in jobs if job.key not in context.store]
     if todo:
-        show(console, f"the target answers {len(todo)} prompts")
+        note(f"the target answers {len(todo)} prompts")
     with context.stages("answer"):
         by_id = {job.sample.id: job for job in jobs}
         found = context.engine.answer(context.pair, [job.sample for job in jobs], context.max_tokens)
-        for trajectory in counted(found, len(jobs), "answered", partial(show, console) if todo else None):
+        for trajectory in counted(found, len(jobs), "answered"):
             if stop.requested:
                 return
             job = by_id[trajectory.sample_id]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from harness.core import machine, stats
 from harness.core.drafter_kinds import DRAFTERS
 from harness.core.interrupt import StopRequest
-from harness.core.progress import Progress
+from harness.core.progress import Progress, note
 from harness.core.records import Generation, Load, Record, Sample, Try
-from harness.core.terminal import show
 from harness.decode.length import AUTO_MAX_K, Costs
 from harness.results.clock import cost_label
 from harness.run.context import Context, generate_job, score_answer
@@ -40,9 +39,9 @@ def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -
     todo = [job for job in (*plan.answers, *plan.decodes, *plan.replays) if job.key not in context.store]
     own_clock = any(job.method == "decode" for job in todo)
     if not stop.requested:
-        answer_all(context, plan.answers, stop, console)
+        answer_all(context, plan.answers, stop)
     if todo and context.clock and not stop.requested:
-        show(console, "calibrating and warming up" if own_clock else "checking the machine")
+        note("calibrating and warming up" if own_clock else "checking the machine")
         with context.stages("calibrate"):
             calibrate(context, todo)
             warm_up(context, [job for job in todo if job.method == "decode"])

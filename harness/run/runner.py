@@ -17,6 +17,7 @@ from harness.core.drafter_kinds import remembers
 from harness.core.errors import HarnessError
 from harness.core.interrupt import StopRequest
 from harness.core.paths import found_memory
+from harness.core.progress import note, notes_to
 from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
@@ -114,9 +115,10 @@ def run_suite(
         memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
     manifest = _manifest(folder.name, suite, pair, engine, identity, memory)
-    with _open_store(folder, resume, manifest) as store, StopRequest(console, until) as stop:
+    shown = notes_to(partial(show, console))
+    with shown, _open_store(folder, resume, manifest) as store, StopRequest(console, until) as stop:
         if store.repaired_bytes:
-            show(console, f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
+            note(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         store.update(warnings=warnings)
         keep_texts(folder, samples, read_records(folder), pair.decode)
         context = Context(
@@ -138,7 +140,7 @@ def run_suite(
                 check_verification(context, "loading")
             load = partial(engine.load_samples, offline=offline)
             with stages("train"):
-                context.trained = _train(context, suite, cells, samples, load, stop, console)
+                context.trained = _train(context, suite, cells, samples, load, stop)
             remember_records(context, read_records(folder))
             plan = make_plan(cells, samples, suite.seed, context.trained.adapter, clocked=suite.clocked, repeats=suite.repeats)
             store.update(planned=len(plan.jobs))
@@ -182,18 +184,14 @@ def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[C
     return [c for c in cells if c not in (*skipped, *forgotten, *alone)]
 
 
-def _train(
-    context: Context, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load: Any, stop: StopRequest, console: Console
-) -> Trained:
+def _train(context: Context, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load: Any, stop: StopRequest) -> Trained:
     """Train what the suite's cells need; a resumed run must find the adapters it began with."""
 
-    def say(line: str) -> None:
+    def check() -> None:
         if stop.requested:
             raise Stopped
-        if line:
-            show(console, line)
 
-    trained = context.engine.train(context.pair, suite, cells, samples, load, say)
+    trained = context.engine.train(context.pair, suite, cells, samples, load, check)
     before, facts = context.store.manifest.measured.adapters, trained.facts()
     for name, adapter in before.items():
         _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
-from harness.core.progress import NowAndThen
+from harness.core.progress import NowAndThen, counted, note
 from harness.core.records import Generation, Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
 from harness.models.address import answers_folder, cache_folder, cache_key, pair_facts
@@ -25,8 +25,8 @@ VALIDATION_PROMPTS = 16
 """Validation prompts per domain, at most: they decide early stopping and whether a round is kept."""
 COLLECT_BATCH = 32
 
-Say = Callable[[str], None]
-"""Told what is going on, a line at a time, empty where there is nothing new; may raise to stop between two steps."""
+Check = Callable[[], None]
+"""Called between two steps; may raise to stop there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ def _router_key(cell: Cell) -> tuple[Recipe, int | str]:
     return (cell.recipe, cell.k)
 
 
-def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load_samples: Any, say: Say) -> Trained:
+def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load_samples: Any, check: Check) -> Trained:
     """Train, or find in the cache, what the cells of a suite need.
 
     Args:
@@ -124,7 +124,7 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
         cells: the suite's cells.
         samples: the prompts that will be evaluated: a training prompt close to one of them is refused.
         load_samples: :func:`harness.datasets.load_samples`, knowing whether it may use the network.
-        say: told about progress; raising from it stops the training where it can be resumed.
+        check: called between two steps; raising from it stops the training where it can be resumed.
 
     Raises:
         HarnessError: no draft to adapt, a split without prompts, or a leak.
@@ -139,7 +139,7 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
         raise HarnessError(
             f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML, or drop the adapter and router entries."
         )
-    material = _Material(pair, suite, samples, load_samples, say)
+    material = _Material(pair, suite, samples, load_samples, check)
     names = adapter_names(chains)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
     for chain, rounds in chains.items():
@@ -162,8 +162,8 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
 class _Material:
     """Prompts by split and the target's answers to them, loaded once per size."""
 
-    def __init__(self, pair: Any, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, say: Say) -> None:
-        self.pair, self.suite, self.evaluation, self.load_samples, self.say = pair, suite, evaluation, load_samples, say
+    def __init__(self, pair: Any, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, check: Check) -> None:
+        self.pair, self.suite, self.evaluation, self.load_samples, self.check = pair, suite, evaluation, load_samples, check
         self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
         self._answers: dict[tuple[int, str], Trajectory] = {}
         self.known: dict[int, Known] = {}
@@ -196,13 +196,12 @@ class _Material:
 
         todo = [s for s in prompts if (top_k, s.id) not in self._answers]
         if todo:
-            self.say(f"the target answers {len(todo)} training prompts")
+            note(f"the target answers {len(todo)} training prompts")
         tokens, folder = self.suite.max_tokens, answers_folder(self.pair)
         found = collect(self.pair, todo, max_tokens=tokens, batch=COLLECT_BATCH, top_k=top_k, out=folder) if todo else ()
-        for done, trajectory in enumerate(found, start=1):
+        for trajectory in counted(found, len(todo), "answered"):
             self._answers[top_k, trajectory.sample_id] = trajectory
-            if done % COLLECT_BATCH == 0:
-                self.say(f"  {done} of {len(todo)} answered")
+            self.check()
         return [self._answers[top_k, s.id] for s in prompts]
 
 
@@ -246,9 +245,9 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
     timer = NowAndThen(at_once=True)
 
     def progress(number: int, step: Any) -> None:
-        due = timer.due(always=step.step % config.stop.every == 0 or step.step == step.total)
-        text = f"training {name}: round {number} of {rounds}, update {step.step} of {step.total}, best {step.best:.3f}"
-        material.say(text if due else "")
+        if timer.due(always=step.step % config.stop.every == 0 or step.step == step.total):
+            note(f"training {name}: round {number} of {rounds}, update {step.step} of {step.total}, best {step.best:.3f}")
+        material.check()
 
     return run_rounds(
         material.pair.draft,
@@ -260,7 +259,6 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
         prompts={s.id: s.prompt for s in train},
         resume=True,
         progress=progress,
-        note=lambda text: material.say(f"training {name}:{text}"),
         known=material.known.setdefault(chain.samples, Known()),
         min_failures=config.adapt.min_failure_cases,
     )
@@ -304,8 +302,8 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
         if not hashes:
             continue
         answers = material.answers(prompts)
-        material.say(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
-        rows = replay_bank(trained.bank, answers, [fixed], note=material.say)
+        note(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
+        rows = replay_bank(trained.bank, answers, [fixed])
         rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
         table = outcome_table(rows, prompts)
         routers[recipe, k] = fit_router(table, config, k=fixed, adapter_hashes=hashes, groups=prompt_groups(table, prompts))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from harness.adapt.adapters.folder import list_adapters
 from harness.adapt.adapters.names import installed
 from harness.adapt.routers.fitting import Material, evaluate, replay_material, report, show
 from harness.adapt.routers.routed import RouterConfig, load_router_config
+from harness.core.progress import notes_to
 from harness.core.records import Sample
 from harness.datasets.splits import cluster_labels
 from harness.models.pair import load_pair
@@ -105,6 +107,7 @@ def section(title: str, found: dict[str, Any], sections: dict[str, Any]) -> None
     print(f"\n## {title}\n\n{show(found, 'github')}", flush=True)
 
 
+@notes_to(partial(print, flush=True))
 def tables(args: argparse.Namespace, samples: Sequence[Sample], config: RouterConfig) -> dict[str, Any]:
     """Replay everything, then print and return the tables."""
     pair = load_pair(args.models)
@@ -118,7 +121,6 @@ def tables(args: argparse.Namespace, samples: Sequence[Sample], config: RouterCo
     asked = [*samples, *(other if args.replay_scrambled else []), *double]
     everything = replay_material(
         pair, asked, folders, k=args.k, max_tokens=args.tokens, batch=args.batch, calibrated=config.reward == "speedup",
-        notify=lambda line: print(line, flush=True),
     )  # fmt: skip
     base = rows_of(everything, samples)
     plain = everything.take(base)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from harness.adapt.routers.routed import (
 )
 from harness.core.errors import HarnessError
 from harness.core.paths import cache_dir
+from harness.core.progress import note
 from harness.core.records import Record, Sample
 from harness.datasets.splits import cluster_labels
 
@@ -83,7 +84,6 @@ def replay_material(
     max_tokens: int = 256,
     batch: int = 32,
     calibrated: bool = False,
-    notify: Callable[[str], None] | None = None,
 ) -> Material:
     """Collect the target's greedy answers (kept in the cache) and replay the plain draft and every adapter on them.
 
@@ -95,7 +95,6 @@ def replay_material(
         max_tokens: longest answer.
         batch: prompts answered together.
         calibrated: measure the pair's costs too.
-        notify: told what is going on, one line at a time.
 
     Raises:
         HarnessError: no draft, no adapters, one of another draft, or a prompt that does not fit.
@@ -104,15 +103,14 @@ def replay_material(
     from harness.answers.collect import collect
     from harness.models.address import answers_folder
 
-    say = notify or (lambda line: None)
     if pair.draft is None:
         raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML.")
     if not folders:
         raise HarnessError(f"pair {pair.name!r} has no adapters to choose from", "Train some with `harness train`.")
     bank = AdapterBank(pair.draft, folders)
-    say(f"collecting the target's answers to {len(samples)} prompts")
+    note(f"collecting the target's answers to {len(samples)} prompts")
     answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, out=answers_folder(pair)))
-    rows = replay_bank(bank, answers, [k], note=say)
+    rows = replay_bank(bank, answers, [k])
     facts = [pair.target_hash, k, max_tokens, sorted((s.id, s.prompt) for s in samples)]
     return Material(
         table=(table := outcome_table(rows, samples)),
@@ -167,7 +165,7 @@ def run_adapters(manifest: Manifest, known: Mapping[str, Path]) -> dict[str, Pat
     return {**known, **{name: by_hash[h] for name, h in lacking.items() if h in by_hash}}
 
 
-def install_adapters(pair_name: str, folders: Mapping[str, Path], say: Callable[[str], None]) -> None:
+def install_adapters(pair_name: str, folders: Mapping[str, Path]) -> None:
     """Put adapters where users' commands find them; the installed ones stay as they are.
 
     Raises:
@@ -183,7 +181,7 @@ def install_adapters(pair_name: str, folders: Mapping[str, Path], say: Callable[
             raise HarnessError(f"another adapter is installed as {name!r}", f"Move {place} away, or use --table-only.")
     for name, place in new.items():
         install(folders[name], place, name)
-        say(f"installed adapter {name}")
+        note(f"installed adapter {name}")
 
 
 def recorded_material(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +19,7 @@ from harness.adapt.adapters.surface import attached, check_surface, embed, is_ad
 from harness.adapt.training_config import Policy
 from harness.core import files
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.progress import NowAndThen
+from harness.core.progress import NowAndThen, note
 from harness.core.records import Trajectory
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import ModelDrafter
@@ -218,17 +218,12 @@ def fuse(module: Any) -> Any:
     return module.fuse(dequantize=True)
 
 
-def replay_bank(
-    bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int], note: Callable[[str], None] | None = None
-) -> list[ReplayRow]:
-    """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards.
-
-    ``note`` is told now and then how many answers are done.
-    """
+def replay_bank(bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int]) -> list[ReplayRow]:
+    """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards."""
     names, ks, timer = (None, *bank.names), list(ks), NowAndThen()
 
     def progress(done: int) -> None:
-        if note and timer.due():
+        if timer.due():
             note(f"  {done} of {len(trajectories)} answers replayed with {len(names)} drafters")
 
     (model, token_map), depth = bank.draft.proposer, bank.shared_blocks()

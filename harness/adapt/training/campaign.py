@@ -17,7 +17,7 @@ from harness.answers.collect import collect, read_answers
 from harness.answers.rollout import Decoder
 from harness.answers.torch_batch import torch_decoder
 from harness.core.errors import HarnessError
-from harness.core.progress import counted
+from harness.core.progress import counted, note
 from harness.core.records import Sample, Trajectory
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
@@ -63,7 +63,6 @@ def train_pair(
     batch: int = 32,
     resume: bool = False,
     answers: Path | None = None,
-    notify: Callable[[str], None] | None = None,
     progress: Callable[[int, TrainProgress], None] | None = None,
 ) -> Campaign:
     """Train an adapter for a pair's draft and install it under ``name``.
@@ -81,18 +80,16 @@ def train_pair(
         resume: continue an interrupted training.
         answers: folder of answers that the target has given to training prompts already: these are trained on, and none are decoded
             for ``prompts.train``.
-        notify: told what is going on, one line at a time.
         progress: told about each update.
 
     Raises:
         HarnessError: no draft, a leak, no prompts of the domain, or what the trainer refuses.
     """
-    say = notify or (lambda line: None)
     if pair.draft is None:
         raise HarnessError(f"pair {pair.name!r} has no draft to train", "Name a draft in the pair's YAML.")
     train_answers: list[Trajectory] | list[Example]
     if answers is not None:
-        prompts, train_answers = _given(pair, prompts, answers, config.adapt.mine, say)
+        prompts, train_answers = _given(pair, prompts, answers, config.adapt.mine)
     domains = sorted({s.domain for s in prompts.train})
     if domain is not None and domain not in domains:
         raise HarnessError(f"no training prompts of domain {domain!r}", f"There are prompts of: {', '.join(domains)}.")
@@ -102,14 +99,14 @@ def train_pair(
     written: list[Sample] = []
     if answers is None:
         decoder = torch_decoder(pair)
-        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, decoder, say)
+        written = _missing_prompts(pair, prompts, config, [domain] if domain else domains, decoder)
         # apart from the exact answers that measurements read
         folder_of = cached / "training" if decoder else cached
-        train_answers = _answers(pair, [*prompts.train, *written], config, folder_of, max_tokens, batch, "training", say, decoder)
+        train_answers = _answers(pair, [*prompts.train, *written], config, folder_of, max_tokens, batch, "training", decoder)
     train = [*prompts.train, *written]
-    validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation", say)
+    validation_answers = _answers(pair, prompts.validation, config, cached, max_tokens, batch, "validation")
     if config.adapt.mine:
-        say(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
+        note(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
     records = run_rounds(
         pair.draft,
         train_answers,
@@ -122,23 +119,20 @@ def train_pair(
         synthetic=frozenset(s.id for s in written),
         resume=resume,
         progress=progress,
-        note=say,
     )
     best = records[-1].adapter if records else None
     installed = install(Path(best), folder, name) if best is not None else None
     return Campaign(records=tuple(records), adapter=installed, trained_prompts=len(train), synthetic_prompts=len(written))
 
 
-def _missing_prompts(
-    pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], decoder: Decoder | None, say: Callable[[str], None]
-) -> list[Sample]:
+def _missing_prompts(pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], decoder: Decoder | None) -> list[Sample]:
     """Let the target write prompts for domains that have too few."""
     written: list[Sample] = []
     for domain in domains:
         own = [s for s in prompts.train if s.domain == domain]
         missing = config.synth.min_prompts - len(own)
         if missing > 0:
-            say(f"{domain}: {len(own)} prompts, the target writes {missing} more")
+            note(f"{domain}: {len(own)} prompts, the target writes {missing} more")
             written += synthesise(
                 pair,
                 missing,
@@ -148,14 +142,11 @@ def _missing_prompts(
                 evaluation=[*prompts.validation, *prompts.test],
                 seed=config.optim.seed,
                 decoder=decoder,
-                note=say,
             )
     return written
 
 
-def _given(
-    pair: Any, prompts: Prompts, folder: Path, records: bool, say: Callable[[str], None]
-) -> tuple[Prompts, list[Trajectory] | list[Example]]:
+def _given(pair: Any, prompts: Prompts, folder: Path, records: bool) -> tuple[Prompts, list[Trajectory] | list[Example]]:
     """The target's answers in ``folder``, as ``records`` or as examples, and the prompts they answer in place of the training prompts.
 
     Prompts near a validation or test prompt are left out, and the first of them is named.
@@ -170,9 +161,9 @@ def _given(
     left_out: set[str] = set()
     while near := leaks([s for s in found.values() if s.id not in left_out], evaluation):
         left_out |= {train for train, _ in near}
-        say(f"left out {len(near)} answers whose prompts are near evaluation prompts, such as {near[0][0]} near {near[0][1]}")
+        note(f"left out {len(near)} answers whose prompts are near evaluation prompts, such as {near[0][0]} near {near[0][1]}")
     kept = [t for t in given if t.sample_id not in left_out]
-    say(f"{len(kept)} answers in {folder}")
+    note(f"{len(kept)} answers in {folder}")
     prompts = replace(prompts, train=[s for s in found.values() if s.id not in left_out])
     return prompts, [t.trajectory() for t in kept] if records else [from_stored(t) for t in kept]
 
@@ -192,10 +183,9 @@ def _answers(
     max_tokens: int,
     batch: int,
     what: str,
-    say: Callable[[str], None],
     decoder: Decoder | None = None,
 ) -> list[Trajectory]:
-    say(f"collecting the target's answers to {len(samples)} {what} prompts")
+    note(f"collecting the target's answers to {len(samples)} {what} prompts")
     found = collect(pair, samples, max_tokens=max_tokens, batch=batch, top_k=config.adapt.top_k, out=out, decoder=decoder)
-    found = counted(found, len(samples), "answers", say)
+    found = counted(found, len(samples), "answers")
     return sorted(found, key=lambda t: t.sample_id)

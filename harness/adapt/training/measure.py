@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,6 @@ def favourites(
     examples: Sequence[Example],
     *,
     confidence: bool = False,
-    note: Callable[[str], None] | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return per example the target ids (m,) that the draft would propose, and their probabilities (m,).
 
@@ -46,13 +45,12 @@ def favourites(
         cache: of the draft's model, with whatever update it carries.
         examples: prompts with answers.
         confidence: compute the probabilities where the proposal is wrong; they are NaN elsewhere.
-        note: told now and then how many batches are done.
     """
     cache.model.eval()
     model, token_map = draft.proposer
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     groups = list(length_batches([len(e.tokens) for e in examples]))
-    for group in counted(groups, len(groups), "batches of answers replayed", note):
+    for group in counted(groups, len(groups), "batches of answers replayed"):
         hidden = inner(cache.model).norm(output_hidden(cache, make_batch([examples[i] for i in group], keep_unreachable=True)))
         for i in group:
             answer = examples[i].answer
@@ -77,12 +75,10 @@ def _best(head: ForcedHead, hidden: mx.array, answer: np.ndarray, confidence: bo
     return np.concatenate(best), np.concatenate(p)
 
 
-def acceptance(
-    draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int, note: Callable[[str], None] | None = None
-) -> DomainCounts:
+def acceptance(draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int) -> DomainCounts:
     """Return the replayed acceptance of every example at draft length ``k``; arguments as for :func:`favourites`."""
     by_domain: dict[str, list[Acceptance]] = {}
-    for example, (proposed, _) in zip(examples, favourites(draft, cache, examples, note=note), strict=True):
+    for example, (proposed, _) in zip(examples, favourites(draft, cache, examples), strict=True):
         by_domain.setdefault(example.domain, []).append(count(proposed == example.answer, k, example.max_tokens))
     return {domain: tuple(parts) for domain, parts in sorted(by_domain.items())}
 

@@ -106,7 +106,6 @@ def run_rounds(
     resume: bool = False,
     cache_folder: Path | None = None,
     progress: Callable[[int, TrainProgress], None] | None = None,
-    note: Callable[[str], None] | None = None,
     known: Known | None = None,
     min_failures: int = 1,
 ) -> list[RoundRecord]:
@@ -125,7 +124,6 @@ def run_rounds(
         resume: keep finished rounds and continue inside an interrupted one.
         cache_folder: see :func:`harness.adapt.training.trainer.train_adapter`.
         progress: called with the round and the trainer's progress.
-        note: told now and then how far a replay is, of the one that looks for mistakes and of the validations.
         known: of earlier calls with the same draft, ``train`` and ``validation``; used and filled in.
 
     Raises:
@@ -156,7 +154,6 @@ def run_rounds(
                 round_=number - 1,
                 prompts=prompts,
                 synthetic=synthetic,
-                note=note,
                 known=known.proposals,
             )
             failures = _sort_cases(cases, store, buffer, config, domain)
@@ -177,7 +174,6 @@ def run_rounds(
             resume=resume,
             cache_folder=cache_folder,
             progress=partial(progress, number) if progress else None,
-            note=note,
             before=known.validations.get(start),
         )
         known.validations[start] = result.before.counts
@@ -261,7 +257,6 @@ def cases_from_replay(
     round_: int = 0,
     prompts: Mapping[str, str] | None = None,
     synthetic: frozenset[str] = frozenset(),
-    note: Callable[[str], None] | None = None,
     known: Proposals | None = None,
 ) -> list[Case]:
     """Return one case per trajectory: the counts at draft length ``k`` and every position where the draft's favourite is wrong.
@@ -275,13 +270,12 @@ def cases_from_replay(
         round_: round number noted in the cases.
         prompts: sample id -> user turn.
         synthetic: ids of samples the target wrote.
-        note: told now and then how far it is.
         known: :attr:`Known.proposals` of earlier calls over the same answers, used and filled in.
     """
     known = {} if known is None else known
     key = (adapter, cache.depth if cache else 0)
     if key not in known:
-        known[key] = _proposals(draft, trajectories, adapter, cache, note)
+        known[key] = _proposals(draft, trajectories, adapter, cache)
     name = adapter.name if adapter is not None else "generic"
     return [
         _case(t, proposed, confidence, k, name, round_, (prompts or {}).get(t.sample_id, ""), t.sample_id in synthetic)
@@ -294,7 +288,6 @@ def _proposals(
     trajectories: Sequence[Trajectory],
     adapter: Path | None,
     cache: PrefixCache | None,
-    note: Callable[[str], None] | None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     lora, weights = read_lora(adapter) if adapter is not None else (None, {})
     with attached(draft.model, lora) if lora is not None else nullcontext():
@@ -303,7 +296,7 @@ def _proposals(
             load_into(draft.model, weights, adapter)
         draft.model.eval()
         cache = cache or PrefixCache(draft.model, 0, folder=None, model_hash=draft.hash)
-        return favourites(draft, cache, [from_trajectory(t) for t in trajectories], confidence=True, note=note)
+        return favourites(draft, cache, [from_trajectory(t) for t in trajectories], confidence=True)
 
 
 def _case(

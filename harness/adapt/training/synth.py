@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from harness.adapt.training_config import SynthConfig
 from harness.answers.collect import default_decoder
 from harness.answers.rollout import Decoder
 from harness.core.errors import HarnessError
+from harness.core.progress import note
 from harness.core.records import Sample
 from harness.datasets.splits import leaks, near_duplicates, normalise
 
@@ -36,7 +37,6 @@ def synthesise(
     seed: int = 0,
     decoder: Decoder | None = None,
     rows: int = 128,
-    note: Callable[[str], None] | None = None,
 ) -> list[Sample]:
     """Let the target write ``count`` new user turns.
 
@@ -52,7 +52,6 @@ def synthesise(
         seed: makes the prompts repeatable.
         decoder: how a batch is decoded; as in :func:`harness.answers.collect.collect` by default.
         rows: most prompts sampled together.
-        note: told after each batch how many there are.
 
     Raises:
         HarnessError: the tokenizer has no chat template, or the template hides the user turn.
@@ -77,8 +76,7 @@ def synthesise(
         samples = _distinct([*known, *samples], fresh, samples, config.similarity, evaluation)
         if len(samples) >= count:
             break
-        if note:
-            note(f"  {len(samples)} of {count} prompts")
+        note(f"  {len(samples)} of {count} prompts")
     return samples[:count]
 
 

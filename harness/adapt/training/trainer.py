@@ -63,7 +63,6 @@ def train_adapter(
     resume: bool = False,
     cache_folder: Path | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
-    note: Callable[[str], None] | None = None,
     before: DomainCounts | None = None,
 ) -> TrainResult:
     """Train an adapter and write it to ``out`` when it raises validation acceptance. The draft's own weights never change.
@@ -80,7 +79,6 @@ def train_adapter(
         resume: continue from the checkpoint in ``out``, if there is one.
         cache_folder: where hidden states are kept; None is the user's cache.
         progress: called after each update.
-        note: told now and then how far a validation is.
         before: acceptance of the start on ``validation``; measured when None.
 
     Raises:
@@ -100,7 +98,6 @@ def train_adapter(
         if start is not None:
             _load_start(draft, start, config.lora)
         run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint, in_torch, progress)
-        run.note = note
         run.restore()
         if not run.evaluations:
             run.judge(before) if before else run.evaluate()
@@ -144,7 +141,6 @@ class _Run(Training):
         )
         self.optimiser.init(model.trainable_parameters())
         self.tokens, self.progress = 0, progress
-        self.note: Callable[[str], None] | None = None
         self.losses: list[float] = []
         self.evaluations: list[Evaluation] = []
         self.best: dict[str, mx.array] = {}
@@ -227,7 +223,7 @@ class _Run(Training):
 
     def evaluate(self) -> None:
         """Replay the validation trajectories and judge."""
-        self.judge(acceptance(self.draft, self.cache, self.held_out, self.config.stop.k, self.note))
+        self.judge(acceptance(self.draft, self.cache, self.held_out, self.config.stop.k))
         mx.clear_cache()
 
     def judge(self, counts: DomainCounts) -> None:
