@@ -605,7 +605,7 @@ def test_counts_come_from_all_prompts_and_clocks_from_few(tmp_path: Path) -> Non
     assert all((r.score is None) == (r.method == "replay" or (r.method == "decode" and not r.lossy)) for r in records)
     rows = {(row.domain, row.experiment, row.k): row for row in summarise(records, pooled=False)}
     row = rows["code", "generic_draft", 2]
-    assert (row.n, row.clocked, row.tokens, row.method) == (5, 2, 100, "both")
+    assert (row.n, row.clocked, row.counts.emitted, row.method) == (5, 2, 100, "both")
     assert row.quality == rows["code", "baseline", None].quality
     own = [r for r in records if (r.domain, r.experiment, r.k, r.method) == ("code", "generic_draft", 2, "replay")]
     base = sum(0.001 * r.prompt_tokens + 0.010 * r.emitted for r in own)
