@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.adapt.adapters.names import built_in, check_drafter, installed
 from harness.adapt.training.bank import AdapterBank
 from harness.core.errors import HarnessError
+from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Trajectory
 from harness.decode import generation as decoding
 from harness.decode import replay as replaying
@@ -36,7 +37,7 @@ _ROUTERS: dict[int, tuple[Any, PromptRouter]] = {}
 """Likewise its router, with the times of the files it came from."""
 
 
-def adapter_bank(pair: Any, names: Sequence[str] = ()) -> AdapterBank:
+def adapter_bank(pair: LoadedPair, names: Sequence[str] = ()) -> AdapterBank:
     """Return the pair's bank, holding at least the installed adapters called ``names`` in their latest version.
 
     Raises:
@@ -56,7 +57,7 @@ def adapter_bank(pair: Any, names: Sequence[str] = ()) -> AdapterBank:
     return bank
 
 
-def pair_router(pair: Any, *, offline: bool = False) -> PromptRouter:
+def pair_router(pair: LoadedPair, *, offline: bool = False) -> PromptRouter:
     """Return the router trained for the pair, its adapters in the pair's bank; read again when a file of either changed.
 
     Raises:
@@ -80,7 +81,7 @@ def pair_router(pair: Any, *, offline: bool = False) -> PromptRouter:
     return router
 
 
-def stream(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "generic", **settings: Any) -> Iterator[Step]:
+def stream(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None = "generic", **settings: Any) -> Iterator[Step]:
     """Decode ``prompt`` and yield one step per target pass; arguments are those of :func:`generate`.
 
     Names and settings are checked at the call, decoding starts with the first step.
@@ -93,7 +94,7 @@ def stream(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "generi
     return _with_adapter(pair, adapter, steps)
 
 
-def generate(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "generic", **settings: Any) -> Generation:
+def generate(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None = "generic", **settings: Any) -> Generation:
     """Decode one answer and return it with its raw counts and times.
 
     Args:
@@ -126,7 +127,7 @@ def generate(pair: Any, prompt: Prompt, *, drafter: str | Drafter | None = "gene
 
 
 def replay(
-    pair: Any,
+    pair: LoadedPair,
     trajectories: Sequence[Trajectory],
     drafters: Sequence[str | Drafter],
     ks: Sequence[int | str],
@@ -152,7 +153,7 @@ def replay(
     return rows
 
 
-def _adapter_of(pair: Any, drafter: str | Drafter | None) -> str | None:
+def _adapter_of(pair: LoadedPair, drafter: str | Drafter | None) -> str | None:
     """Return the adapter that a drafter's name stands for; None for the built-in ones and for drafter objects."""
     if not isinstance(drafter, str):
         return None
@@ -160,7 +161,7 @@ def _adapter_of(pair: Any, drafter: str | Drafter | None) -> str | None:
     return None if built_in(drafter) else drafter
 
 
-def _activate(pair: Any, drafter: str | Drafter | None, adapter: str | None) -> str | Drafter | None:
+def _activate(pair: LoadedPair, drafter: str | Drafter | None, adapter: str | None) -> str | Drafter | None:
     """Put the adapter into the draft, or take out what another answer left there; return what decoding understands."""
     if adapter is not None:
         bank = adapter_bank(pair, [adapter])
@@ -172,7 +173,7 @@ def _activate(pair: Any, drafter: str | Drafter | None, adapter: str | None) -> 
     return drafter
 
 
-def _choose(pair: Any, prompt: Prompt) -> tuple[str | None, int | None]:
+def _choose(pair: LoadedPair, prompt: Prompt) -> tuple[str | None, int | None]:
     """Return the drafter the pair's router takes for a prompt, and its draft length."""
     from harness.adapt.routers.routed import PLAIN, route
 
@@ -180,7 +181,7 @@ def _choose(pair: Any, prompt: Prompt) -> tuple[str | None, int | None]:
     return (None if routed.drafter == PLAIN else routed.drafter), routed.decision.arm.k
 
 
-def _with_adapter(pair: Any, adapter: str | None, steps: Iterator[Step]) -> Iterator[Step]:
+def _with_adapter(pair: LoadedPair, adapter: str | None, steps: Iterator[Step]) -> Iterator[Step]:
     """Start an answer with its own adapter, whatever another one put in since the call."""
     bank = _BANKS.get(id(pair))
     if bank is not None and bank.active != adapter:

@@ -41,7 +41,8 @@ class Router(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def choose(self, X: np.ndarray) -> np.ndarray:
         """(n_samples,) index of the arm with the highest predicted reward; the first of equals."""
-        return self._rewards(X).argmax(axis=1)
+        found: np.ndarray = self._rewards(X).argmax(axis=1)
+        return found
 
     def _rewards(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
@@ -74,7 +75,8 @@ def to_regret(rewards: np.ndarray) -> np.ndarray:
 
 def from_regret(targets: np.ndarray) -> np.ndarray:
     """(n, n_arms) rewards: the inverse of :func:`to_regret`."""
-    return targets[:, -1:] - targets[:, :-1]
+    found: np.ndarray = targets[:, -1:] - targets[:, :-1]
+    return found
 
 
 def centering(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,8 @@ class Encoder:
     def _encode(self, texts: list[str]) -> np.ndarray:
         cut = [t[: self._max_chars] for t in texts]
         out = self._model.encode(cut, batch_size=32, show_progress_bar=False, convert_to_tensor=True).float().cpu().numpy()
-        return out / np.linalg.norm(out, axis=1, keepdims=True)  # once more: bfloat16 leaves the length 0.2% off
+        found: np.ndarray = out / np.linalg.norm(out, axis=1, keepdims=True)  # once more: bfloat16 leaves the length 0.2% off
+        return found
 
 
 @functools.lru_cache(maxsize=4)

@@ -144,7 +144,7 @@ def _baseline_choices(
 
 def _domain_best(rewards: np.ndarray, labels: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]], default: np.ndarray) -> np.ndarray:
     """Best arm of each domain on the training folds; ``default`` for domains not seen there."""
-    out = default.copy()
+    out: np.ndarray = default.copy()
     for train, test in splits:
         for label in np.unique(labels[test]):
             seen = train[labels[train] == label]
@@ -169,7 +169,8 @@ def _router_choices(
 
 
 def _picked(rewards: np.ndarray, choices: np.ndarray | None) -> np.ndarray:
-    return rewards.mean(axis=1) if choices is None else rewards[np.arange(len(rewards)), choices]
+    found: np.ndarray = rewards.mean(axis=1) if choices is None else rewards[np.arange(len(rewards)), choices]
+    return found
 
 
 def _summarise(

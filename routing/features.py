@@ -112,7 +112,8 @@ class PromptFeatures(TransformerMixin, BaseEstimator):
         if self.text == "none":
             return np.empty((len(texts), 0), dtype=np.float32)
         if self.text == "tfidf":
-            return self._vectorizer().transform(texts).toarray().astype(np.float32)
+            found: np.ndarray = self._vectorizer().transform(texts).toarray().astype(np.float32)
+            return found
         return self._encoder()(texts)
 
     def _encoder(self) -> Encoder:

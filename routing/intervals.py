@@ -34,7 +34,8 @@ class Interval:
 def gap_recovery(value: ArrayLike, fixed: ArrayLike, oracle: ArrayLike) -> np.ndarray:
     """Oracle gap recovery, (value - fixed) / (oracle - fixed) element by element; NaN where the oracle gains nothing."""
     value, fixed, oracle = np.asarray(value), np.asarray(fixed), np.asarray(oracle)
-    return (value - fixed) / np.where(oracle > fixed, oracle - fixed, np.nan)
+    found: np.ndarray = (value - fixed) / np.where(oracle > fixed, oracle - fixed, np.nan)
+    return found
 
 
 def clustered(

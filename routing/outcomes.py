@@ -106,7 +106,8 @@ class OutcomeTable:
     def predicted_speedup(self, cost: CostModel) -> np.ndarray:
         """(n, d, m) tau / (K c + v(K+1))."""
         per_round = np.array([[cost.round_cost(d, k) for k in self.ks] for d in self.drafters])
-        return self.tau / per_round
+        found: np.ndarray = self.tau / per_round
+        return found
 
     def arms(self, k: int | None = None, *, plain: bool = False) -> tuple[Arm, ...]:
         """Arms to choose from: the drafters at one draft length, or (k None) every drafter and draft length.

@@ -233,7 +233,7 @@ def _check_name(name: Any, what: str) -> str:
         raise RoutingError(
             f"{what} {name!r} is not a plain name", "Names have letters, digits, '.', '_', '+' and '-' only, and are no paths."
         )
-    return name
+    return str(name)
 
 
 def _read_arms(header: Mapping[str, Any], path: str | Path) -> tuple[Arm, ...]:

@@ -174,13 +174,14 @@ class PromptRouter(BaseEstimator):
 
     def _featurise(self, prompts: Sequence[str]) -> np.ndarray:
         check_is_fitted(self, "router_")
-        return self.features_.transform(prompts)
+        found: np.ndarray = self.features_.transform(prompts)
+        return found
 
     def _scores(self, X: np.ndarray) -> np.ndarray:
         return self.router_.predict(X).reshape(len(X), -1)
 
     def _decide(self, scores: np.ndarray, unfamiliar: np.ndarray) -> np.ndarray:
-        best = scores.argmax(axis=1)
+        best: np.ndarray = scores.argmax(axis=1)
         if self.fallback is None:
             return best
         sure = (self._confidence(scores) >= self.threshold_) & ~unfamiliar
@@ -271,7 +272,8 @@ def _fit_grouped(router: Router, X: np.ndarray, rewards: np.ndarray, groups: np.
 
 
 def _winner(router: Any) -> Router:
-    return router.best_ if isinstance(router, AutoRouter) else router
+    best: Router = router.best_ if isinstance(router, AutoRouter) else router
+    return best
 
 
 def _platt(gain: np.ndarray, won: np.ndarray) -> np.ndarray:

@@ -68,7 +68,8 @@ class LogisticRouter(Router):
 
     def _predict(self, X: np.ndarray) -> np.ndarray:
         z = ((X - self.center_) / self.scale_) @ self.coef_.T + self.intercept_
-        return softmax(z, axis=1) @ self.class_rewards_
+        found: np.ndarray = softmax(z, axis=1) @ self.class_rewards_
+        return found
 
 
 class RidgeRouter(Router):
@@ -89,7 +90,8 @@ class RidgeRouter(Router):
         self.coef_ = model.coef_.reshape(rewards.shape[1], -1)
 
     def _predict(self, X: np.ndarray) -> np.ndarray:
-        return self.mean_ + _with_intercept(X) @ self.coef_.T
+        found: np.ndarray = self.mean_ + _with_intercept(X) @ self.coef_.T
+        return found
 
 
 class MLPRouter(Router):
@@ -238,7 +240,8 @@ class KNNRouter(Router):
         near = np.argsort(distance, axis=1, kind="stable")[:, : self.n_neighbors]
         weight = 1 / (np.take_along_axis(distance, near, axis=1) + 1e-6)
         weight /= weight.sum(axis=1, keepdims=True)
-        return np.einsum("ij,ija->ia", weight, self.y_[near])
+        found: np.ndarray = np.einsum("ij,ija->ia", weight, self.y_[near])
+        return found
 
     def _check_state(self) -> None:
         if not len(self.X_) or not self.n_neighbors:
@@ -285,7 +288,8 @@ class AutoRouter(Router):
         return float(np.concatenate(held_out).mean()) if held_out else 0.0
 
     def _predict(self, X: np.ndarray) -> np.ndarray:
-        return self.best_.predict(X).reshape(len(X), -1)
+        found: np.ndarray = self.best_.predict(X).reshape(len(X), -1)
+        return found
 
 
 def _with_intercept(X: np.ndarray) -> np.ndarray:

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_runner import FakePair
 from tiny import EOS, SPECIALS, tiny_pair, write_model, write_pair, write_tokenizer
+from tiny_llama import TinyPair
+from toy import toy_pair
 
 from harness.core.errors import HarnessError
+from harness.core.protocols import LoadedDraft, LoadedPair
 from harness.models import pair as pair_module
 from harness.models.blas import mx, nn
 from harness.models.naming import read_pair_config, shipped_pairs
@@ -30,6 +34,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One loaded tiny pair."""
     return tiny_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.mark.parametrize("made", ["files", toy_pair, TinyPair, FakePair])
+def test_pairs_of_every_kind_keep_to_the_protocol(pair: Any, made: Any) -> None:
+    """What is loaded and what tests put in its place offer all that annotations promise."""
+    found = pair if made == "files" else made()
+    assert isinstance(found, LoadedPair)
+    assert found.draft is None or isinstance(found.draft, LoadedDraft)
 
 
 def test_a_pair_has_what_the_loops_need(pair: Any) -> None:

@@ -24,6 +24,7 @@ from harness.core import machine
 from harness.core.errors import HarnessError
 from harness.core.records import Divergence, Generation, Record, Sample, Score, Trajectory
 from harness.decode.length import Costs
+from harness.models.draft import Draft
 from harness.report import load_run
 from harness.report.verify import verify
 from harness.results.store import RunStore, read_manifest, read_records, record_key
@@ -47,8 +48,9 @@ class FakePair:
     target_hash = "target-1"
     eos_token_ids = frozenset({0})
 
-    class draft:
-        name, hash, vocab_hash = "fake-draft", "draft-1", None
+    target = config = tokenizer = None
+    context_tokens = 2048
+    draft = Draft(model=None, token_map=None, hash="draft-1", name="fake-draft")
 
     def encode(self, prompt: str) -> list[int]:
         """One token per letter."""
@@ -57,6 +59,10 @@ class FakePair:
     def decode(self, tokens: Any) -> str:
         """Token ids as text."""
         return " ".join(map(str, tokens))
+
+    def render(self, messages: Any, *, add_generation_prompt: bool = True) -> str:
+        """Their contents, line by line."""
+        return "\n".join(m["content"] for m in messages)
 
 
 def fake_generate(pair: Any, prompt: Any, *, drafter: str | None = "generic", k: Any = 4, max_tokens: int = 8, **_: Any) -> Generation:

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from toy import ToyPair
+
 from harness.models.blas import mx, nn
 
 CONFIG = {
@@ -52,11 +54,10 @@ def make_qwen2(seed: int = 0) -> nn.Module:
 
 
 @dataclass
-class TinyPair:
+class TinyPair(ToyPair):
     """The part of a pair that collecting and distilling read."""
 
     target: nn.Module | None = None
-    eos_token_ids: frozenset[int] = frozenset()
     target_hash: str = "tiny-target"
     context_tokens: int = 4096
 

@@ -62,6 +62,8 @@ class ToyPair:
     context_tokens: int = 2048
     name: str = "toy"
     target_hash: str = "toy-target"
+    config: Any = None
+    tokenizer: Any = None
 
     def encode(self, prompt: Any) -> list[int]:
         """Token ids pass through; text becomes one id per character."""
@@ -70,6 +72,10 @@ class ToyPair:
     def decode(self, tokens: Any) -> str:
         """Ids as words."""
         return " ".join(map(str, tokens))
+
+    def render(self, messages: Any, *, add_generation_prompt: bool = True) -> str:
+        """Their contents, line by line."""
+        return "\n".join(m["content"] for m in messages)
 
 
 def toy_draft(model: Any, token_map: mx.array | None = None) -> Draft:

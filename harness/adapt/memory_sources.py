@@ -13,6 +13,7 @@ from harness.core import journal
 from harness.core.errors import HarnessError
 from harness.core.files import typed
 from harness.core.paths import memory_path
+from harness.core.protocols import LoadedPair
 from harness.core.records import Sample
 from harness.datasets.splits import refuse_leaks
 from harness.decode.accept import common_prefix
@@ -26,7 +27,7 @@ FIRST_TOKENS = 256
 """Tokens that a small memory waits for before it is made anew."""
 
 
-def answers_in_folder(folder: Path, pair: Any) -> list[Answer]:
+def answers_in_folder(folder: Path, pair: LoadedPair) -> list[Answer]:
     """Answers that ``harness collect`` wrote.
 
     Raises:
@@ -40,7 +41,7 @@ def answers_in_folder(folder: Path, pair: Any) -> list[Answer]:
     return found
 
 
-def answers_of_run(folder: Path, pair: Any, load_samples: Callable[..., list[Sample]]) -> list[Answer]:
+def answers_of_run(folder: Path, pair: LoadedPair, load_samples: Callable[..., list[Sample]]) -> list[Answer]:
     """The target's own greedy answers of a run to prompts of the train split.
 
     Args:
@@ -66,7 +67,7 @@ def answers_of_run(folder: Path, pair: Any, load_samples: Callable[..., list[Sam
     return [Answer.of(train[i], pair.encode(train[i].asked), tokens) for i, tokens in said.items() if i in train]
 
 
-def answers_of_session(folder: Path, pair: Any) -> list[Answer]:
+def answers_of_session(folder: Path, pair: LoadedPair) -> list[Answer]:
     """What the target said in a session where the draft was wrong; what resembles an evaluation prompt was never trainable.
 
     Raises:
@@ -82,14 +83,14 @@ def answers_of_session(folder: Path, pair: Any) -> list[Answer]:
     return [Answer.of(sample, case.prompt_tokens, case.output_tokens) for sample, case in zip(samples, cases, strict=True)]
 
 
-def _same_tokenizer(case: Case, pair: Any, path: Path) -> None:
+def _same_tokenizer(case: Case, pair: LoadedPair, path: Path) -> None:
     """Refuse ids of another pair: they must be known, and end as this pair's prompts do."""
     ids = pair.encode([*case.prompt_tokens, *case.output_tokens][-pair.context_tokens :])
     if ids and pair.encode(case.prompt)[-2:] != list(case.prompt_tokens[-2:]):
         raise HarnessError(f"{path} is of another pair than {pair.name!r}", "Name the folder of a session on this pair.")
 
 
-def build_memory(pair: Any, answers: Iterable[Answer], evaluation: Sequence[Sample], *, path: Path, **limits: Any) -> Memory:
+def build_memory(pair: LoadedPair, answers: Iterable[Answer], evaluation: Sequence[Sample], *, path: Path, **limits: Any) -> Memory:
     """Add answers to the memory at ``path``.
 
     Raises:
@@ -107,7 +108,7 @@ class UserWords:
         pair: the pair whose template it is.
     """
 
-    def __init__(self, pair: Any) -> None:
+    def __init__(self, pair: LoadedPair) -> None:
         self._pair = pair
         one, two = pair.encode("a"), pair.encode("7")
         self._head = common_prefix(one, two)
@@ -126,7 +127,7 @@ class Growth:
         path: journal of what waits.
     """
 
-    def __init__(self, pair: Any, path: Path) -> None:
+    def __init__(self, pair: LoadedPair, path: Path) -> None:
         self._pair, self._path = pair, path
         journal.repair_tail(path)
         self._tokens = sum(len(answer.tokens) for answer in self._waiting())

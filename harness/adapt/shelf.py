@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.adapt.adapters.folder import (
     METADATA,
@@ -22,6 +22,7 @@ from harness.adapt.adapters.folder import (
 from harness.adapt.adapters.names import built_in
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.paths import cache_dir
+from harness.core.protocols import LoadedPair
 
 if TYPE_CHECKING:
     from harness.core.stats import Estimate
@@ -90,7 +91,7 @@ def find(pair: str, name: str) -> Path:
     return known[name]
 
 
-def put_in(pair: Any, source: Path, name: str, *, domain: str | None = None, replace: bool = False) -> Path:
+def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = None, replace: bool = False) -> Path:
     """Install an adapter folder of this project or of PEFT for a pair's draft.
 
     Args:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
@@ -21,11 +21,9 @@ from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text, reading, this_version, typed, write_atomic
 from harness.core.limits import COUNT, TOP_K, check, ended, room
+from harness.core.protocols import LoadedPair
 from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 from harness.models.tensors import read_header
-
-if TYPE_CHECKING:
-    from harness.models.pair import Pair
 
 _ADVICE = "Delete the shard and collect again, or restore it."
 
@@ -52,7 +50,7 @@ class _Line(TypedDict):
 
 
 def collect(
-    pair: Pair,
+    pair: LoadedPair,
     samples: Sequence[Sample],
     *,
     max_tokens: int = 256,
@@ -133,7 +131,7 @@ def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch
     return groups
 
 
-def default_decoder(pair: Pair) -> Decoder:
+def default_decoder(pair: LoadedPair) -> Decoder:
     """mlx-lm's batched generation, which knows every model; on a CPU torch in float32 where it can, about twice as fast."""
     from harness.answers.mlx_batch import BatchedTarget
     from harness.answers.torch_batch import torch_decoder

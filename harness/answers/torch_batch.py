@@ -18,13 +18,13 @@ from harness.answers import torch_llama
 from harness.answers.rollout import Decoder, Rollout
 from harness.answers.torch_llama import Shape, Weights
 from harness.core.errors import HarnessError
+from harness.core.protocols import LoadedPair
 from routing.apart import apart
 
 if TYPE_CHECKING:
     import torch
 
     from harness.models.blas import nn
-    from harness.models.pair import Pair
 
 _KEEP = 0.8
 """Rows are dropped from the batch once fewer than this share of them are still running."""
@@ -90,7 +90,7 @@ class TorchTarget:
         return _decode(self.shape, self.weights, prompts, max_tokens, temperature, top_k, self.eos, seed)
 
 
-def torch_decoder(pair: Pair, dtype: str | None = None) -> Decoder | None:
+def torch_decoder(pair: LoadedPair, dtype: str | None = None) -> Decoder | None:
     """Decoder of the pair's target in torch where mlx computes on a CPU, on which torch is faster; None where it cannot.
 
     Args:

@@ -13,6 +13,7 @@ from harness import api
 from harness.core.counts import Counts, total
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.limits import LENGTH, Limit, draft_length
+from harness.core.protocols import LoadedPair
 from harness.decode.pieces import TextPieces
 from harness.session.session_config import ADAPTIVE
 
@@ -116,7 +117,7 @@ def _train_if_due(session: Session, stop: threading.Event, send: Send) -> None:
 class _Side:
     """Sends one answer as it grows."""
 
-    def __init__(self, name: str, pair: Any, send: Send) -> None:
+    def __init__(self, name: str, pair: LoadedPair, send: Send) -> None:
         self.name, self.pair, self.send = name, pair, send
         self.pieces = TextPieces(pair.decode)
         self.began = time.perf_counter()

@@ -10,6 +10,7 @@ import typer
 
 from harness.core.drafter_kinds import check_memory, described, drafter_kinds, needs_draft
 from harness.core.limits import TOP_K
+from harness.core.protocols import LoadedPair
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
 from harness.decode.pieces import TextPieces
@@ -181,7 +182,7 @@ def one_of(flag: str, value: str, known: Sequence[str]) -> None:
 class _Printer:
     """Prints an answer as it grows."""
 
-    def __init__(self, pair: Any) -> None:
+    def __init__(self, pair: LoadedPair) -> None:
         self.pieces = TextPieces(pair.decode)
 
     def show(self, step: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason
 from harness.core.paths import found_memory
+from harness.core.protocols import LoadedPair
 from harness.core.text import printable
 
 GROUP = "harness.drafters"
@@ -45,7 +46,7 @@ class DrafterKind:
         """All it proposes is the draft's, so what it gets wrong can train the draft."""
         return self.needs_draft and not self.free
 
-    def create(self, pair: Any, options: Any) -> Any:
+    def create(self, pair: LoadedPair, options: Any) -> Any:
         """A drafter for ``pair``."""
         if not isinstance(self.make, str):
             return self.make(pair, options)

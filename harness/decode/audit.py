@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.core.protocols import LoadedPair
 from harness.core.records import Divergence
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
@@ -22,7 +23,7 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
     return None if shared == len(a) == len(b) else shared
 
 
-def classify(pair: Any, prompt_tokens: Sequence[int], baseline: Sequence[int], other: Sequence[int]) -> Divergence | None:
+def classify(pair: LoadedPair, prompt_tokens: Sequence[int], baseline: Sequence[int], other: Sequence[int]) -> Divergence | None:
     """Compare a lossless greedy output with the baseline's and explain the first difference.
 
     Returns:

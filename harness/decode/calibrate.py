@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from harness.core.protocols import LoadedPair
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, ModelDrafter, Request
 from harness.decode.length import AUTO_MAX_K, Costs, expected_tokens, predicted_speedup
@@ -64,7 +65,7 @@ def block_sizes(max_k: int) -> list[int]:
     return sorted({*range(1, min(largest, DENSE_BLOCK) + 1), *range(DENSE_BLOCK + 4, largest, 4), largest})
 
 
-def calibrate(pair: Any, drafter: Drafter | None = None, *, max_k: int = AUTO_MAX_K, repeats: int = 5) -> Calibration:
+def calibrate(pair: LoadedPair, drafter: Drafter | None = None, *, max_k: int = AUTO_MAX_K, repeats: int = 5) -> Calibration:
     """Time the pair's steps, interleaved so that drift hits all of them alike.
 
     Args:

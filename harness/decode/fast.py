@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.core.errors import HarnessError
+from harness.core.protocols import LoadedDraft
 from harness.decode.rewind import parts
 from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step
@@ -15,7 +16,7 @@ from harness.models.opened import vocabulary_rows
 
 def fast_steps(
     target: Any,
-    draft: Any | None,
+    draft: LoadedDraft | None,
     prompt: list[int],
     *,
     k: int,

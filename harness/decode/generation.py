@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.limits import TOP_K, check, draft_length, ended, room
+from harness.core.protocols import LoadedPair
 from harness.core.records import Finish, Generation, Loop, Rule
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, ModelDrafter
@@ -29,7 +30,7 @@ from harness.models.pair_config import pair_k
 
 
 def stream(
-    pair: Any,
+    pair: LoadedPair,
     prompt: str | list[dict] | Sequence[int],
     *,
     drafter: str | Drafter | None = "generic",
@@ -84,7 +85,7 @@ def stream(
 
 
 def generate(
-    pair: Any,
+    pair: LoadedPair,
     prompt: str | list[dict] | Sequence[int],
     *,
     on_step: Callable[[Step], None] | None = None,
@@ -156,7 +157,15 @@ def _keeping(
 
 
 def _collect(
-    pair: Any, steps: list[Step], ttft_s: float, wall_s: float, prompt_tokens: int, drafter: Any, k: Any, settings: dict, finish: Finish
+    pair: LoadedPair,
+    steps: list[Step],
+    ttft_s: float,
+    wall_s: float,
+    prompt_tokens: int,
+    drafter: Any,
+    k: Any,
+    settings: dict,
+    finish: Finish,
 ) -> Generation:
     tokens = tuple(token for step in steps for token in step.tokens)
     plain = drafter is None
@@ -200,7 +209,7 @@ def _total(times: tuple[float, ...] | None) -> float | None:
     return None if times is None else sum(times)
 
 
-def _length(pair: Any, k: int | str | LengthPolicy | None) -> int | str | LengthPolicy:
+def _length(pair: LoadedPair, k: int | str | LengthPolicy | None) -> int | str | LengthPolicy:
     """What decides how far to draft: a policy object, or a number or name within its limits; the pair's own number for None."""
     if k is None:
         return pair_k(pair)

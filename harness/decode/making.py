@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from harness.core.drafter_kinds import drafter_kind
 from harness.core.errors import HarnessError
 from harness.core.limits import COUNT, Limit
+from harness.core.protocols import LoadedPair
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
 from harness.decode.memory import pair_memory
 from harness.models.forward import EarlyExit, PrunedHead
@@ -50,7 +50,7 @@ class DrafterOptions:
                 raise HarnessError(f"{short} is {getattr(self, short)}, {long} {getattr(self, long)}", f"Use a {short} of at most {long}.")
 
 
-def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
+def resolve_drafter(pair: LoadedPair, drafter: str | Drafter, options: DrafterOptions | None = None) -> Drafter:
     """Turn a drafter's name into a drafter; an object that already is one passes through.
 
     Raises:
@@ -63,23 +63,23 @@ def resolve_drafter(pair: Any, drafter: str | Drafter, options: DrafterOptions |
     return found
 
 
-def lookup(pair: Any, options: DrafterOptions) -> LookupDrafter:
+def lookup(pair: LoadedPair, options: DrafterOptions) -> LookupDrafter:
     """The drafter ``lookup``."""
     return LookupDrafter(options.ngram, options.min_ngram)
 
 
-def early_exit(pair: Any, options: DrafterOptions) -> ModelDrafter:
+def early_exit(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
     """The drafter ``early_exit``."""
     layers = options.layers or max(1, len(pair.target.layers) // 4)
     return ModelDrafter(EarlyExit(pair.target, layers), name="early_exit")
 
 
-def hybrid(pair: Any, options: DrafterOptions) -> HybridDrafter:
+def hybrid(pair: LoadedPair, options: DrafterOptions) -> HybridDrafter:
     """The drafter ``hybrid``."""
     return HybridDrafter(LookupDrafter(options.hybrid_ngram, options.hybrid_min_ngram), generic(pair, options))
 
 
-def memory(pair: Any, options: DrafterOptions) -> MemoryDrafter:
+def memory(pair: LoadedPair, options: DrafterOptions) -> MemoryDrafter:
     """The drafter ``memory``.
 
     Raises:
@@ -89,13 +89,13 @@ def memory(pair: Any, options: DrafterOptions) -> MemoryDrafter:
     return MemoryDrafter(pair_memory(pair).walker, lookup, options.memory_threshold)
 
 
-def memory_hybrid(pair: Any, options: DrafterOptions) -> HybridDrafter:
+def memory_hybrid(pair: LoadedPair, options: DrafterOptions) -> HybridDrafter:
     """The drafter ``memory_hybrid``."""
     draft = generic(pair, options)
     return HybridDrafter(memory(pair, options), draft, name="memory_hybrid")
 
 
-def generic(pair: Any, options: DrafterOptions) -> ModelDrafter:
+def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
     """The drafter ``generic``.
 
     Raises:

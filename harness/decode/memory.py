@@ -13,7 +13,6 @@ import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from harness.core.drafter_kinds import no_memory
 from harness.core.errors import HarnessError
 from harness.core.lock import wait_for_lock
 from harness.core.paths import found_memory, memory_path
+from harness.core.protocols import LoadedPair
 from harness.core.records import SCHEMA_VERSION, Sample
 from harness.decode.suffix_counts import END, LONGEST, SuffixCounts, Walker, count_suffixes
 from harness.models.tensors import read_header
@@ -146,7 +146,7 @@ class Memory:
             )
 
 
-def pair_memory(pair: Any) -> Memory:
+def pair_memory(pair: LoadedPair) -> Memory:
     """The memory of a loaded pair, opened once until its file changes.
 
     Raises:

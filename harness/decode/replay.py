@@ -17,6 +17,7 @@ import numpy as np
 from harness.core.counts import Rates
 from harness.core.errors import HarnessError
 from harness.core.limits import room
+from harness.core.protocols import LoadedPair
 from harness.core.records import Trajectory
 from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter, ModelDrafter
 from harness.decode.length import Costs, make_policy
@@ -223,7 +224,7 @@ def _row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ti
 
 
 def replay(
-    pair: Any,
+    pair: LoadedPair,
     trajectories: Sequence[Trajectory],
     drafters: Sequence[str | Drafter],
     ks: Sequence[int | str],

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.core import machine
 from harness.core.paths import cache_dir
+from harness.core.protocols import LoadedPair
 
 PACKAGES = ("mlx", "mlx-lm", "mkl", "numpy", "transformers")
 """Packages whose version can change a decoded token or a trained weight."""
@@ -29,7 +30,7 @@ def cache_key(**inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def pair_facts(pair: Any) -> Mapping[str, str | None]:
+def pair_facts(pair: LoadedPair) -> Mapping[str, str | None]:
     """What identifies a pair's weights and prompts, and what multiplies its matrices: near-ties fall differently on another BLAS."""
     from harness.models.blas import blas_name
 
@@ -43,7 +44,7 @@ def pair_facts(pair: Any) -> Mapping[str, str | None]:
     }
 
 
-def answers_folder(pair: Any) -> Path:
+def answers_folder(pair: LoadedPair) -> Path:
     """Folder of the target's answers to prompts, whoever asked for them; the draft has no say in them."""
     facts = {name: value for name, value in pair_facts(pair).items() if not name.startswith("draft")}
     return cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **facts))

@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from harness.core.errors import HarnessError
 from harness.core.paths import expand
+from harness.core.protocols import LoadedPair
 from harness.core.yamlfile import Strict
 
 DEFAULT_K = 4
@@ -167,7 +168,7 @@ class PairConfig(Strict):
         return text
 
 
-def pair_k(pair: Any) -> int:
+def pair_k(pair: LoadedPair) -> int:
     """Draft length of a loaded pair where none is asked for: what its file says."""
     return int(getattr(getattr(pair, "config", None), "k", DEFAULT_K))
 

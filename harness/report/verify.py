@@ -157,7 +157,7 @@ def _belongs(record: Raw, row: CellRow) -> bool:
 
 
 def _sum(records: Sequence[Raw], name: str) -> float:
-    return sum(record[name] for record in records)
+    return float(sum(record[name] for record in records))
 
 
 def _quotient(top: float, bottom: float) -> float | None:

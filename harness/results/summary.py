@@ -292,7 +292,7 @@ def _predicted(group: Sequence[Record], calibration: Calibration) -> float | Non
     lengths = [d for r in group for d in r.draft_lengths]
     if costs is None or not lengths or max(lengths) >= len(costs["v"]):
         return None
-    cost = sum(d * costs["c"] + costs["v"][d] for d in lengths)
+    cost: float = sum(d * costs["c"] + costs["v"][d] for d in lengths)
     return sum(r.emitted for r in group) / cost
 
 

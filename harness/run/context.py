@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Score, Trajectory
 from harness.core.walltime import Stages
 from harness.decode.length import Costs
@@ -24,7 +25,7 @@ class Context:
     max_tokens: int
     clock_tokens: int | None = None
     """Longest lossless answer with a clock, which is not scored; None is ``max_tokens``."""
-    pair: Any
+    pair: LoadedPair
     engine: Engine
     store: RunStore
     trained: Trained = field(default_factory=Trained)

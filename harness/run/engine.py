@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core.protocols import LoadedPair
 from harness.core.records import Divergence, Generation, Sample, Trajectory
 from harness.run.trained import Trained, train_for
 from harness.suite.experiments import Cell
@@ -68,7 +69,7 @@ def real_engine() -> Engine:
             return {}
         return {"options": DrafterOptions(layers=cell.layers, **({} if cell.ngram is None else {"ngram": cell.ngram}))}
 
-    def ties(pair: Any, trajectories: Sequence[Trajectory]) -> list[int]:
+    def ties(pair: LoadedPair, trajectories: Sequence[Trajectory]) -> list[int]:
         return [forced.near_ties() for forced in forced_passes(pair.target, None, trajectories)]
 
     def facts() -> dict[str, Any]:
@@ -92,7 +93,7 @@ def real_engine() -> Engine:
     )
 
 
-def _answer(pair: Any, samples: Sequence[Sample], max_tokens: int) -> Iterable[Trajectory]:
+def _answer(pair: LoadedPair, samples: Sequence[Sample], max_tokens: int) -> Iterable[Trajectory]:
     from harness.answers.collect import collect
     from harness.models.address import cache_folder, cache_key, pair_facts
 
@@ -100,7 +101,7 @@ def _answer(pair: Any, samples: Sequence[Sample], max_tokens: int) -> Iterable[T
     return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=folder)
 
 
-def _calibrate(pair: Any, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:
+def _calibrate(pair: LoadedPair, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:
     from harness.decode.calibrate import calibrate
     from harness.decode.making import DrafterOptions, resolve_drafter
 

@@ -18,6 +18,7 @@ from harness.core.errors import HarnessError
 from harness.core.interrupt import StopRequest
 from harness.core.paths import found_memory
 from harness.core.progress import note, notes_to
+from harness.core.protocols import LoadedPair
 from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
@@ -216,7 +217,7 @@ def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
     return samples
 
 
-def _memory(suite: Suite, pair: Any, samples: Sequence[Sample]) -> dict[str, str]:
+def _memory(suite: Suite, pair: LoadedPair, samples: Sequence[Sample]) -> dict[str, str]:
     """Name the pair's memory in the manifest where a cell drafts from it, and refuse one that knows the prompts of this run."""
     if found_memory(pair.name) is None or not any(remembers(cell.drafter) for cell in suite.cells()):
         return {}
@@ -235,7 +236,7 @@ def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) 
     return list(dict.fromkeys([*(before.measured.warnings if before else ()), *filter(None, [text])]))
 
 
-def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mapping[str, str], memory: dict[str, str]) -> Manifest:
+def _manifest(name: str, suite: Suite, pair: LoadedPair, engine: Engine, prompts: Mapping[str, str], memory: dict[str, str]) -> Manifest:
     return Manifest(
         run=name,
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -251,7 +252,7 @@ def _manifest(name: str, suite: Suite, pair: Any, engine: Engine, prompts: Mappi
     )
 
 
-def _model_facts(pair: Any, dtype: str) -> dict[str, str | None]:
+def _model_facts(pair: LoadedPair, dtype: str) -> dict[str, str | None]:
     draft = pair.draft
     return {
         "target": pair.target_hash,

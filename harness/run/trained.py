@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
 from harness.core.progress import NowAndThen, counted, note
+from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
 from harness.models.address import answers_folder, cache_folder, cache_key, pair_facts
@@ -84,7 +85,7 @@ class Trained:
         if self.bank is not None:
             self.bank.activate(name)
 
-    def route(self, pair: Any, cell: Cell, prompt: str | list[dict[str, str]], **settings: Any) -> Generation:
+    def route(self, pair: LoadedPair, cell: Cell, prompt: str | list[dict[str, str]], **settings: Any) -> Generation:
         """Decode one prompt with the drafter that the cell's router picks; its times count in the wall time.
 
         Where no adapter was kept there is nothing to choose, and the plain draft runs.
@@ -115,7 +116,7 @@ def _router_key(cell: Cell) -> tuple[Recipe, int | str]:
     return (cell.recipe, cell.k)
 
 
-def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load_samples: Any, check: Check) -> Trained:
+def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load_samples: Any, check: Check) -> Trained:
     """Train, or find in the cache, what the cells of a suite need.
 
     Args:
@@ -162,7 +163,7 @@ def train_for(pair: Any, suite: Suite, cells: Sequence[Cell], samples: Sequence[
 class _Material:
     """Prompts by split and the target's answers to them, loaded once per size."""
 
-    def __init__(self, pair: Any, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, check: Check) -> None:
+    def __init__(self, pair: LoadedPair, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, check: Check) -> None:
         self.pair, self.suite, self.evaluation, self.load_samples, self.check = pair, suite, evaluation, load_samples, check
         self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
         self._answers: dict[tuple[int, str], Trajectory] = {}
@@ -242,7 +243,8 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
     folder = _address(material, chain.domain, config, train, validation)
     answers = material.answers(train, config.adapt.top_k), material.answers(validation, config.adapt.top_k)
 
-    timer = NowAndThen(at_once=True)
+    timer, draft = NowAndThen(at_once=True), material.pair.draft
+    assert draft is not None
 
     def progress(number: int, step: Any) -> None:
         if timer.due(always=step.step % config.stop.every == 0 or step.step == step.total):
@@ -250,7 +252,7 @@ def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, roun
         material.check()
 
     return run_rounds(
-        material.pair.draft,
+        draft,
         *answers,
         config,
         rounds=rounds,

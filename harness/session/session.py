@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness import api
 from harness.adapt.adapters.folder import adapter_folder, read_info
@@ -20,6 +20,7 @@ from harness.adapt.training.rounds import RoundRecord, install
 from harness.core.drafter_kinds import drafter_kinds, find_kind
 from harness.core.errors import HarnessError
 from harness.core.paths import found_memory
+from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample
 from harness.datasets import load_samples
 from harness.datasets.splits import leaks
@@ -54,7 +55,7 @@ class Session:
         HarnessError: the session is open in another process, or a file of it is damaged.
     """
 
-    def __init__(self, pair: Any, config: SessionConfig, *, offline: bool = False) -> None:
+    def __init__(self, pair: LoadedPair, config: SessionConfig, *, offline: bool = False) -> None:
         self.pair, self.config, self.offline = pair, config, offline
         self.folder = session_folder(pair, config)
         self.drafter = config.drafter
@@ -81,7 +82,7 @@ class Session:
         overrides: Sequence[str] = (),
         *,
         settings: str | Path | None = None,
-        pair: Any = None,
+        pair: LoadedPair | None = None,
         offline: bool = False,
         **changes: Any,
     ) -> Session:
@@ -335,7 +336,7 @@ class Session:
 
     def _install_adapter(self) -> None:
         """Put the adapter of the latest accepted round where drafters are found by name."""
-        if self.learner is None or self.learner.adapter is None:
+        if self.learner is None or self.learner.adapter is None or self.pair.draft is None:
             return
         read_info(self.learner.adapter, self.pair.draft.hash)
         install(self.learner.adapter, adapter_folder(self.pair.name, self.config.name), self.config.name)
@@ -380,11 +381,11 @@ class Session:
         return self._held_out
 
 
-def _user_turns(pair: Any, prompt: Prompt) -> list[str]:
+def _user_turns(pair: LoadedPair, prompt: Prompt) -> list[str]:
     if isinstance(prompt, str):
         return [prompt]
     items = list(prompt)
     messages = [m for m in items if isinstance(m, Mapping)]
     if not messages:
-        return [pair.decode(items)]
+        return [pair.decode(cast("list[int]", items))]
     return [str(m["content"]) for m in messages if m.get("role") == "user"] or [str(messages[-1]["content"])]

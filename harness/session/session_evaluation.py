@@ -10,6 +10,7 @@ from harness import api
 from harness.answers.collect import collect
 from harness.core.counts import MEASURES, columns, span
 from harness.core.errors import HarnessError
+from harness.core.protocols import LoadedPair
 from harness.core.records import Sample, Trajectory
 from harness.core.stats import Estimate, difference, ratio
 from harness.datasets import load_samples
@@ -62,7 +63,7 @@ class EvaluationRow:
 class Answering(Protocol):
     """What evaluation asks of a session."""
 
-    pair: Any
+    pair: LoadedPair
     config: SessionConfig
     offline: bool
 

@@ -6,13 +6,14 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from harness.core.counts import Rates
 from harness.core.errors import HarnessError
 from harness.core.files import read_stored, write_atomic
 from harness.core.lock import take_lock
 from harness.core.paths import cache_dir, expand
+from harness.core.protocols import LoadedPair
 from harness.core.records import SCHEMA_VERSION, Generation
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class SessionStats:
     """Why the last due round did not run."""
 
 
-def session_folder(pair: Any, config: SessionConfig) -> Path:
+def session_folder(pair: LoadedPair, config: SessionConfig) -> Path:
     """Return the session's folder: one per pair, session and draft: cases of one draft are no failures of another."""
     if config.folder is not None:
         return expand(config.folder)

@@ -15,6 +15,7 @@ from harness.adapt.training_config import LoraConfig
 from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.machine import utc_now
+from harness.core.protocols import LoadedDraft
 from harness.core.text import printable
 from harness.models.mlx_names import mx
 from harness.models.tensors import load_arrays, save_arrays
@@ -73,7 +74,7 @@ def export_peft(adapter: Path, out: Path, *, base_model: str = "") -> Path:
     return out
 
 
-def import_peft(peft: Path, out: Path, draft: Any, *, name: str | None = None, domain: str | None = None) -> Path:
+def import_peft(peft: Path, out: Path, draft: LoadedDraft, *, name: str | None = None, domain: str | None = None) -> Path:
     """Write a PEFT LoRA or DoRA folder as an adapter folder for ``draft``.
 
     Args:

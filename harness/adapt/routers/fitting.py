@@ -24,6 +24,7 @@ from harness.adapt.routers.routed import (
 from harness.core.errors import HarnessError
 from harness.core.paths import cache_dir
 from harness.core.progress import note
+from harness.core.protocols import LoadedPair
 from harness.core.records import Record, Sample
 from harness.datasets.splits import cluster_labels
 
@@ -76,7 +77,7 @@ class Material:
 
 
 def replay_material(
-    pair: Any,
+    pair: LoadedPair,
     samples: Sequence[Sample],
     folders: Mapping[str, Path],
     *,
@@ -123,7 +124,7 @@ def replay_material(
     )
 
 
-def _calibrated(pair: Any, k: int) -> Costs:
+def _calibrated(pair: LoadedPair, k: int) -> Costs:
     from harness.decode.calibrate import calibrate
     from harness.decode.making import resolve_drafter
 

@@ -20,6 +20,7 @@ from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.limits import joined_seed
 from harness.core.paths import cache_dir
+from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample
 from harness.core.yamlfile import Seed, Strict, load_config
 from routing.errors import RoutingError
@@ -327,7 +328,7 @@ def route(prompt: str | Sequence[Any], *, router: PromptRouter, bank: AdapterBan
 
 
 def route_and_decode(
-    pair: Any,
+    pair: LoadedPair,
     prompt: str | Sequence[Any],
     *,
     router: PromptRouter,

@@ -20,6 +20,7 @@ from harness.adapt.training_config import Policy
 from harness.core import files
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.progress import NowAndThen, note
+from harness.core.protocols import LoadedDraft
 from harness.core.records import Trajectory
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import ModelDrafter
@@ -63,7 +64,7 @@ class AdapterBank:
 
     def __init__(
         self,
-        draft: Any,
+        draft: LoadedDraft,
         folders: Mapping[str, Path],
         *,
         policy: Policy = "unfused",
@@ -251,7 +252,7 @@ class SwapRow:
     """Draft step with an adapter active over the plain draft's step."""
 
 
-def swap_costs(draft: Any, folders: Mapping[str, Path], *, cycles: int = 3) -> list[SwapRow]:
+def swap_costs(draft: LoadedDraft, folders: Mapping[str, Path], *, cycles: int = 3) -> list[SwapRow]:
     """Measure the three policies on the same adapters; the plain draft is active afterwards.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from harness.adapt.adapters.folder import adapter_folder
 from harness.adapt.training.examples import Example, from_stored
@@ -18,6 +17,7 @@ from harness.answers.rollout import Decoder
 from harness.answers.torch_batch import torch_decoder
 from harness.core.errors import HarnessError
 from harness.core.progress import counted, note
+from harness.core.protocols import LoadedPair
 from harness.core.records import Sample, Trajectory
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
@@ -51,7 +51,7 @@ class Campaign:
 
 
 def train_pair(
-    pair: Any,
+    pair: LoadedPair,
     prompts: Prompts,
     config: TrainingConfig,
     *,
@@ -125,7 +125,9 @@ def train_pair(
     return Campaign(records=tuple(records), adapter=installed, trained_prompts=len(train), synthetic_prompts=len(written))
 
 
-def _missing_prompts(pair: Any, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], decoder: Decoder | None) -> list[Sample]:
+def _missing_prompts(
+    pair: LoadedPair, prompts: Prompts, config: TrainingConfig, domains: Sequence[str], decoder: Decoder | None
+) -> list[Sample]:
     """Let the target write prompts for domains that have too few."""
     written: list[Sample] = []
     for domain in domains:
@@ -146,7 +148,7 @@ def _missing_prompts(pair: Any, prompts: Prompts, config: TrainingConfig, domain
     return written
 
 
-def _given(pair: Any, prompts: Prompts, folder: Path, records: bool) -> tuple[Prompts, list[Trajectory] | list[Example]]:
+def _given(pair: LoadedPair, prompts: Prompts, folder: Path, records: bool) -> tuple[Prompts, list[Trajectory] | list[Example]]:
     """The target's answers in ``folder``, as ``records`` or as examples, and the prompts they answer in place of the training prompts.
 
     Prompts near a validation or test prompt are left out, and the first of them is named.
@@ -168,7 +170,7 @@ def _given(pair: Any, prompts: Prompts, folder: Path, records: bool) -> tuple[Pr
     return prompts, [t.trajectory() for t in kept] if records else [from_stored(t) for t in kept]
 
 
-def _user_turn(pair: Any) -> slice:
+def _user_turn(pair: LoadedPair) -> slice:
     """Where the user's text is among an encoded prompt's tokens: between what all prompts begin and end with."""
     one, other = pair.encode("a"), pair.encode("b")
     head = common_prefix(one, other)
@@ -176,7 +178,7 @@ def _user_turn(pair: Any) -> slice:
 
 
 def _answers(
-    pair: Any,
+    pair: LoadedPair,
     samples: Sequence[Sample],
     config: TrainingConfig,
     out: Path,

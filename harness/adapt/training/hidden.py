@@ -17,6 +17,7 @@ from harness.adapt.training.examples import Batch, Example
 from harness.adapt.training_config import TrainingConfig
 from harness.core.files import write_atomic
 from harness.core.paths import cache_dir
+from harness.core.protocols import LoadedDraft
 from harness.models.mlx_names import mx
 
 FLOAT16_LIMIT = 60_000.0
@@ -92,7 +93,7 @@ class PrefixCache:
 
 
 def prefix_cache(
-    draft: Any,
+    draft: LoadedDraft,
     config: TrainingConfig,
     folder: Path | None,
     compute: Callable[[np.ndarray], np.ndarray] | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.adapt.training.buffer import ReplayBuffer, mix
 from harness.adapt.training.failures import Case, FailureStore, case_from_generation, is_failure
@@ -15,6 +14,7 @@ from harness.adapt.training.tracker import AcceptanceTracker
 from harness.adapt.training.trainer import Material, train_adapter
 from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError
+from harness.core.protocols import LoadedDraft
 from harness.core.records import Generation, Sample
 from harness.datasets.splits import refuse_leaks
 
@@ -36,7 +36,7 @@ class Learner:
 
     def __init__(
         self,
-        draft: Any,
+        draft: LoadedDraft,
         folder: Path,
         config: TrainingConfig,
         *,

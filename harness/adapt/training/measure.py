@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from harness.adapt.training.examples import Batch, Example, make_batch
 from harness.adapt.training.hidden import PrefixCache
 from harness.core.counts import COUNTS
 from harness.core.progress import counted
+from harness.core.protocols import LoadedDraft
 from harness.decode.replay import length_batches
 from harness.decode.simulate import simulate_match
 from harness.models.forward import ForcedHead, forced_head, inner
@@ -30,7 +30,7 @@ def output_hidden(cache: PrefixCache, batch: Batch, *, checkpointing: bool = Fal
 
 
 def favourites(
-    draft: Any,
+    draft: LoadedDraft,
     cache: PrefixCache,
     examples: Sequence[Example],
     *,
@@ -75,7 +75,7 @@ def _best(head: ForcedHead, hidden: mx.array, answer: np.ndarray, confidence: bo
     return np.concatenate(best), np.concatenate(p)
 
 
-def acceptance(draft: Any, cache: PrefixCache, examples: Sequence[Example], k: int) -> DomainCounts:
+def acceptance(draft: LoadedDraft, cache: PrefixCache, examples: Sequence[Example], k: int) -> DomainCounts:
     """Return the replayed acceptance of every example at draft length ``k``; arguments as for :func:`favourites`."""
     by_domain: dict[str, list[Acceptance]] = {}
     for example, (proposed, _) in zip(examples, favourites(draft, cache, examples), strict=True):

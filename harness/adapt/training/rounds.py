@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError
 from harness.core.files import read_json, read_stored, write_atomic
 from harness.core.machine import utc_now
+from harness.core.protocols import LoadedDraft
 from harness.core.records import SCHEMA_VERSION, Trajectory
 from harness.core.stats import Estimate
 
@@ -93,7 +94,7 @@ class _Rounds:
 
 
 def run_rounds(
-    draft: Any,
+    draft: LoadedDraft,
     train: Sequence[Trajectory] | Sequence[Example],
     validation: Sequence[Trajectory],
     config: TrainingConfig,
@@ -248,7 +249,7 @@ def _located(folder: Path, adapter: str | None) -> str | None:
 
 
 def cases_from_replay(
-    draft: Any,
+    draft: LoadedDraft,
     trajectories: Sequence[Trajectory],
     *,
     k: int,
@@ -284,7 +285,7 @@ def cases_from_replay(
 
 
 def _proposals(
-    draft: Any,
+    draft: LoadedDraft,
     trajectories: Sequence[Trajectory],
     adapter: Path | None,
     cache: PrefixCache | None,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 from harness.adapt.training_config import SynthConfig
 from harness.answers.collect import default_decoder
 from harness.answers.rollout import Decoder
 from harness.core.errors import HarnessError
 from harness.core.progress import note
+from harness.core.protocols import LoadedPair
 from harness.core.records import Sample
 from harness.datasets.splits import leaks, near_duplicates, normalise
 
@@ -27,7 +27,7 @@ SYSTEM = {
 
 
 def synthesise(
-    pair: Any,
+    pair: LoadedPair,
     count: int,
     *,
     domain: str,
@@ -80,7 +80,7 @@ def synthesise(
     return samples[:count]
 
 
-def user_turn_prefix(pair: Any, system: str | None) -> list[int]:
+def user_turn_prefix(pair: LoadedPair, system: str | None) -> list[int]:
     """Return the ids of the chat template up to where the user's text begins."""
     if not pair.tokenizer.has_chat_template:
         raise HarnessError(f"{pair.name!r} has no chat template to sample prompts from", "Give more training prompts instead.")

@@ -20,6 +20,7 @@ from harness.adapt.training.losses import logit_rows
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
 from harness.core.errors import HarnessError
+from harness.core.protocols import LoadedDraft
 from harness.models.mlx_names import mx
 from routing.apart import apart
 
@@ -167,7 +168,7 @@ def _wide_norms(weights: torch_llama.Weights) -> torch_llama.Weights:
     return {name: w.float() if "norm" in name else w for name, w in weights.items()}
 
 
-def torch_step(draft: Any, config: TrainingConfig) -> TorchStep | None:
+def torch_step(draft: LoadedDraft, config: TrainingConfig) -> TorchStep | None:
     """The step in torch where ``optim.backend`` allows it and it helps; None is the trainer's own on mlx.
 
     Dropout, DoRA, gradient checkpointing, quantised drafts, pruned vocabularies and other architectures stay on mlx.

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from harness.adapt.training.torch_step import TorchStep, torch_step
 from harness.adapt.training_config import LoraConfig, StopConfig, TrainingConfig
 from harness.core.errors import HarnessError
 from harness.core.machine import utc_now
+from harness.core.protocols import LoadedDraft
 from harness.core.records import Trajectory
 from harness.core.stats import MIN_PROMPTS
 from harness.models.mlx_names import mx, nn, optim, tree_flatten, tree_map, tree_unflatten
@@ -51,7 +51,7 @@ Material = Trajectory | Case | Example
 
 
 def train_adapter(
-    draft: Any,
+    draft: LoadedDraft,
     material: Sequence[Material],
     config: TrainingConfig,
     *,
@@ -114,7 +114,7 @@ class _Run(Training):
 
     def __init__(
         self,
-        draft: Any,
+        draft: LoadedDraft,
         train: list[Example],
         held_out: list[Example],
         config: TrainingConfig,
@@ -318,7 +318,7 @@ class _Run(Training):
         )
 
 
-def _inverse(draft: Any) -> np.ndarray | None:
+def _inverse(draft: LoadedDraft) -> np.ndarray | None:
     """Draft id of each target id; None where the two are the same."""
     rows = vocabulary_rows(draft.model)
     if draft.token_map is not None:
@@ -326,7 +326,7 @@ def _inverse(draft: Any) -> np.ndarray | None:
     return invert(np.arange(rows), draft.target_rows) if draft.target_rows is not None and draft.target_rows > rows else None
 
 
-def _examples(draft: Any, material: Sequence[Material], config: TrainingConfig) -> tuple[list[Example], int]:
+def _examples(draft: LoadedDraft, material: Sequence[Material], config: TrainingConfig) -> tuple[list[Example], int]:
     """Turn the material into examples that fit; also return how many were left out."""
     inverse = _inverse(draft)
     kept = []
@@ -363,7 +363,7 @@ def _check(train: list[Example], held_out: list[Example], domain: str | None, st
             )
 
 
-def _load_start(draft: Any, start: Path, lora: LoraConfig) -> None:
+def _load_start(draft: LoadedDraft, start: Path, lora: LoraConfig) -> None:
     read_info(start, draft.hash)
     written, weights = read_lora(start)
     if (written.rank, written.scale, written.dora) != (lora.rank, lora.scale, lora.dora):
