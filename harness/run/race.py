@@ -45,7 +45,7 @@ def race(context: Context, plan: Plan, stop: StopRequest, console: Console) -> P
     facts = context.store.manifest.measured.race
     over = facts is not None and facts["ended"] in ("decided", "prompts")
     if not stop.requested:
-        answer_all(context, plan.answers, stop, console)
+        answer_all(context, plan.answers, stop)
     if not (over or stop.requested):
         show(console, "calibrating")
         with context.stages("calibrate"):
