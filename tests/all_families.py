@@ -170,7 +170,7 @@ ALL: dict[str, dict[str, Any]] = {
     "exaone4": {"rope_scaling": None, "sliding_window": WINDOW, "sliding_window_pattern": "LLLG"},
     "exaone_moe": {**EXPERTS, **HYBRID, "num_shared_experts": 1, "is_moe_layer": [False, True, True, True]},
     "falcon_h1": {"mamba_d_head": 8, "mamba_d_ssm": 32, "mamba_d_state": 8, "mamba_n_heads": 4},
-    "gear": {"layer_types": ["conv", SLIDING, "conv", FULL], "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
+    "gear": {"layer_types": ["conv_mixer", SLIDING, "conv_mixer", FULL], "sliding_window": WINDOW, "query_pre_attn_scalar": 8},
     "gemma3n": {"text_config": {**GEMMA_3N, "model_type": "gemma3n"}},
     "gemma4": {"text_config": {**GEMMA_4, "model_type": "gemma4_text"}},
     "gemma4_text": GEMMA_4,

@@ -35,6 +35,7 @@ class Window:
         """(B, heads, rows, dim): the first ``_end`` rows are the last tokens."""
         self.values: mx.array | None = None
         self._end = 0
+        self._shown = 0  # rows that the last tokens attended to
 
     def _before(self) -> int:
         """Earlier tokens that the next one sees."""
@@ -55,16 +56,15 @@ class Window:
         self.values[..., self._end : self._end + n, :] = values
         self._end += n
         self.offset += n
-        return self._last(before + n)
+        self._shown = before + n
+        return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """What the last token attended to."""
-        return self._last(min(self.max_size, self.offset))
-
-    def _last(self, rows: int) -> tuple[mx.array, mx.array]:
+        """What the last tokens attended to: layers that share keys ask for it again."""
         assert self.keys is not None
         assert self.values is not None
-        return self.keys[..., self._end - rows : self._end, :], self.values[..., self._end - rows : self._end, :]
+        start = self._end - self._shown
+        return self.keys[..., start : self._end, :], self.values[..., start : self._end, :]
 
     def make_mask(self, n: int, window_size: int | None = None, return_array: bool = False) -> mx.array | str | None:
         """The mask of ``n`` new tokens over what they see, as mlx-lm's attention takes it."""
@@ -88,6 +88,7 @@ class Window:
         n = min(n, self._end if self.is_trimmable() else max(0, self._end - self.max_size + 1))
         self.offset -= n
         self._end -= n
+        self._shown = min(self._shown, self._end)
         return n
 
     def size(self) -> int:
