@@ -42,14 +42,15 @@ def tiny_llama(seed: int, *, layers: int = 3, noise: float = 0.0, tied: bool = T
     return model
 
 
-def tiny_draft(*, noise: float = 0.35, layers: int = 3, quantised: bool = False, token_map: np.ndarray | None = None) -> Any:
-    """A disturbed copy of :func:`target_trajectories`'s target, as ``Draft`` has it."""
+def tiny_draft(*, noise: float = 0.35, layers: int = 3, quantised: str = "", token_map: np.ndarray | None = None) -> Any:
+    """A disturbed copy of :func:`target_trajectories`'s target, as ``Draft`` has it; ``quantised`` is a mode and its bits."""
     model = tiny_llama(0, noise=noise, layers=layers, tied=token_map is None)
     if token_map is not None:
         model.lm_head = nn.Linear(32, len(token_map), bias=False)
         model.lm_head.weight = model.model.embed_tokens.weight[mx.array(token_map)]
     if quantised:
-        nn.quantize(model, group_size=32, bits=8)
+        mode, bits = quantised.split()
+        nn.quantize(model, group_size=16 if mode == "nvfp4" else 32, bits=int(bits), mode=mode)
     mapped = None if token_map is None else mx.array(token_map.astype(np.int32))
     return Draft(model=model, token_map=mapped, hash=f"draft-{noise}-{layers}-{quantised}", name="tiny")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-WINDOW = 24
+WINDOW = 8
 """Tokens of every sliding window: answers of the tests go far beyond."""
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 HYBRID = {"layer_types": [SLIDING, FULL, SLIDING, FULL], "sliding_window": WINDOW}
@@ -325,7 +325,13 @@ ALL: dict[str, dict[str, Any]] = {
         "num_kv_heads": [2] * 4,
         "ffn_multipliers": [1.0, 1.5, 2.0, 2.0],
     },
-    "phi3small": {"dense_attention_every_n_layers": 2, "ff_intermediate_size": 64, "gegelu_limit": 20.0, "layer_norm_epsilon": 1e-5},
+    "phi3small": {
+        "vocab_size": 100352,
+        "dense_attention_every_n_layers": 2,
+        "ff_intermediate_size": 64,
+        "gegelu_limit": 20.0,
+        "layer_norm_epsilon": 1e-5,
+    },
     "phimoe": {
         "num_local_experts": 4,
         "rope_scaling": {"type": "longrope", "long_factor": [1.0] * 4, "short_factor": [1.0] * 4, "long_mscale": 1.2, "short_mscale": 1.2},
@@ -384,3 +390,39 @@ ALL: dict[str, dict[str, Any]] = {
     "youtu_llm": LATENT,
 }
 """As :data:`families.FAMILIES`."""
+
+FAST = (
+    "llama sliding",
+    "afm7",
+    "baichuan_m1",
+    "bailing_moe_linear",
+    "deepseek_v2",
+    "deepseek_v32",
+    "exaone4",
+    "falcon_h1",
+    "gear",
+    "gemma3n",
+    "gemma4_text",
+    "gpt_oss",
+    "granitemoehybrid",
+    "iquestloopcoder",
+    "jamba",
+    "kimi_linear",
+    "lfm2",
+    "llama4",
+    "longcat_flash_ngram",
+    "mamba",
+    "mamba2",
+    "mimo_v2_flash",
+    "ministral3",
+    "nemotron_h",
+    "olmo3",
+    "olmo_hybrid",
+    "plamo2",
+    "qwen3_5",
+    "qwen3_next",
+    "recurrent_gemma",
+    "rwkv7",
+    "step3p5",
+)
+"""One or two for each kind of cache and mixture: those that tests run every time."""

@@ -39,7 +39,7 @@ def random_adapter(
     write_adapter(folder, weights, lora, adapted_layers(draft.model, lora), info)
     from mlx_lm.tuner.utils import load_adapters
 
-    fresh = tiny_draft(quantised="True" in draft.hash).model
+    fresh = tiny_draft(quantised=draft.hash.rpartition("-")[2]).model
     load_adapters(fresh, str(folder))
     fresh.eval()
     return forward(fresh, TOKENS)
@@ -50,8 +50,8 @@ def parameters(model: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("policy", ["fuse", "cached", "unfused"])
-@pytest.mark.parametrize("quantised", [False, True])
-def test_swapping(tmp_path: Path, policy: Any, quantised: bool) -> None:
+@pytest.mark.parametrize("quantised", ["", "affine 8", "mxfp4 4", "nvfp4 4"])
+def test_swapping(tmp_path: Path, policy: Any, quantised: str) -> None:
     """Adapters of different shapes, in any order, many times: logits as mlx-lm gives them, and an untouched base in the end."""
     draft = tiny_draft(quantised=quantised)
     before, plain = parameters(draft.model), forward(draft.model, TOKENS)
@@ -71,6 +71,19 @@ def test_swapping(tmp_path: Path, policy: Any, quantised: bool) -> None:
     assert parameters(draft.model) == before
     assert (forward(draft.model, TOKENS) == plain).all()
     assert len(bank.swaps) == 10
+
+
+@pytest.mark.parametrize("bits", [3, 6])
+def test_bits_that_share_no_word_evenly(tmp_path: Path, bits: int) -> None:
+    """LoRA runs and fuses on them; DoRA, which mlx-lm cannot build there, is refused."""
+    draft = tiny_draft(quantised=f"affine {bits}")
+    expected = random_adapter(tmp_path / "a", draft, 1)
+    bank = AdapterBank(draft, {"a": tmp_path / "a"}, policy="fuse")
+    bank.activate("a")
+    np.testing.assert_allclose(forward(draft.model, TOKENS), expected, atol=2e-4)
+    bank.activate(None)
+    with pytest.raises(HarnessError, match=f"DoRA of weights in {bits} bits"):
+        random_adapter(tmp_path / "c", draft, 3, dora=True)
 
 
 def test_memory_and_hits(tmp_path: Path) -> None:

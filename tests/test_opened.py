@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from harness.decode.cached import CachedModel
 from harness.decode.generation import generate
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.replay import replay
+from harness.decode.sampling import Sampling
 from harness.models.blas import mx, nn
 from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import close, head_logits, hidden_states, open_model
@@ -97,7 +99,8 @@ def test_every_drafter_decodes_every_family(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "group", "bits"), [("affine", 32, 4), ("affine", 32, 8), ("mxfp4", 32, 4), ("nvfp4", 16, 4), ("mxfp8", 32, 8)]
+    ("mode", "group", "bits"),
+    [*(("affine", 32, bits) for bits in (2, 3, 4, 5, 6, 8)), ("mxfp4", 32, 4), ("nvfp4", 16, 4), ("mxfp8", 32, 8)],
 )
 @pytest.mark.parametrize("family", ["llama", "phi"])
 def test_heads_of_every_quantisation_are_restricted(family: str, mode: str, group: int, bits: int) -> None:
@@ -108,6 +111,63 @@ def test_heads_of_every_quantisation_are_restricted(family: str, mode: str, grou
     logits = model(TOKENS)[..., head.token_map]
     assert mx.abs(head(TOKENS) - logits).max() < 0.02 * mx.abs(logits).max()
     answers(ToyPair(tiny_model(family), toy_draft(model)), [9, 33, 9], resolve_drafter(ToyPair(model, toy_draft(model)), "generic"))
+
+
+@pytest.mark.parametrize("family", ["granite", "cohere", "gemma2", "phi", "gemma3"])
+def test_sampled_replay_expects_what_decoding_does_on_average(family: str) -> None:
+    """Every answer of three tokens, weighed by its probability under the target: the mean of what replay expects of each of them is
+    what the rejection rule gives on average, worked out from the models' own logits."""
+    vocab, k, tokens, prompt, temperature = 5, 2, 3, (3, 1, 4), 1.5
+    target, draft = tiny_model(family, vocab_size=vocab), noisy(tiny_model(family, vocab_size=vocab))
+
+    def chances(model: nn.Module) -> dict[tuple[int, ...], np.ndarray]:
+        """Probabilities (vocab,) after every context that is shorter than an answer."""
+        found = {}
+        for length in range(tokens):
+            contexts = list(itertools.product(range(vocab), repeat=length))
+            logits = model(mx.array([[*prompt, *context] for context in contexts]))[:, -1] / temperature
+            found |= dict(zip(contexts, np.array(mx.softmax(logits.astype(mx.float32), axis=-1), dtype=np.float64), strict=True))
+        return found
+
+    p, q = chances(target), chances(draft)
+
+    def mean_of_rounds(start: tuple[int, ...]) -> np.ndarray:
+        """Mean (rounds, drafted, accepted) from the start of a round on."""
+        if len(start) >= tokens:
+            return np.zeros(3)
+        wanted = min(k, tokens - len(start) - 1)
+        mean = np.array([1.0, wanted, 0.0])
+        standing = {start: 1.0}
+        for _ in range(wanted):
+            onwards: dict[tuple[int, ...], float] = {}
+            for context, weight in standing.items():
+                both = np.minimum(p[context], q[context])
+                for token in range(vocab):
+                    onwards[(*context, token)] = weight * both[token]
+                    rest = weight * (p[context] - both)[token]  # rejected, and the target's own token is this one
+                    mean = mean + rest * mean_of_rounds((*context, token))
+                mean[2] += weight * both.sum()
+            standing = onwards
+        return mean + sum(w * p[c][t] * mean_of_rounds((*c, t)) for c, w in standing.items() for t in range(vocab))
+
+    answers = list(itertools.product(range(vocab), repeat=tokens))
+    logp = {a: tuple(float(np.log(p[a[:i]][a[i]])) for i in range(tokens)) for a in answers}
+    kept = [
+        Trajectory(
+            sample_id=str(a),
+            domain="d",
+            prompt_tokens=prompt,
+            tokens=a,
+            finish="length",
+            max_tokens=tokens,
+            temperature=temperature,
+            logprobs=logp[a],
+        )
+        for a in answers
+    ]
+    rows = replay(ToyPair(target, toy_draft(draft)), kept, ["generic"], [k], sampling=Sampling(temperature=temperature))
+    replayed = sum(np.exp(sum(logp[a])) * np.array([r.rounds, r.drafted, r.accepted]) for a, r in zip(answers, rows, strict=True))
+    np.testing.assert_allclose(replayed, mean_of_rounds(()), rtol=1e-4)
 
 
 class Biased(llama.Model):

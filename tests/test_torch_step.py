@@ -174,6 +174,6 @@ def test_the_rest_stays_on_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch_step(tiny_draft(), auto.replace(lora={"dropout": 0.1})) is None
     assert torch_step(tiny_draft(), auto.replace(optim={"gradient_checkpointing": True})) is None
     assert torch_step(tiny_draft(token_map=np.arange(0, VOCAB, 2)), auto) is None
-    assert torch_step(tiny_draft(quantised=True), auto) is None
+    assert torch_step(tiny_draft(quantised="affine 8"), auto) is None
     monkeypatch.setattr(torch_llama, "MEMORY_SHARE", 0.0)
     assert torch_step(tiny_draft(), auto) is None

@@ -100,6 +100,9 @@ def attach(model: Any, lora: LoraConfig) -> None:
 
     if any(is_adapter(module) for _, module in model.named_modules()):
         raise HarnessError("the draft carries an adapter already", "Activate None in its adapter bank first.")
+    odd = [m.bits for _, m in model.named_modules() if isinstance(m, nn.QuantizedLinear) and m.bits not in (2, 4, 8)]
+    if lora.dora and odd:
+        raise HarnessError(f"DoRA of weights in {odd[0]} bits, which mlx-lm does not take apart", "Train LoRA: set `dora: false`.")
     parameters = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": lora_keys(model, lora)}
     model.freeze()
     linear_to_lora_layers(model, adapted_layers(model, lora), parameters, use_dora=lora.dora)

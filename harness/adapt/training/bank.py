@@ -6,6 +6,7 @@ bit for bit. Key-value caches made before a swap belong to the old weights: star
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections import OrderedDict
@@ -26,7 +27,7 @@ from harness.decode.cached import CachedModel
 from harness.decode.drafters import ModelDrafter
 from harness.decode.replay import ReplayRow, replay_row, variant_passes
 from harness.models.forward import inner
-from harness.models.mlx_names import mx, tree_flatten, tree_unflatten
+from harness.models.mlx_names import mx, nn, tree_flatten, tree_unflatten
 from harness.models.opened import hidden_states
 
 Modules = dict[str, Any]
@@ -216,6 +217,15 @@ def updated_modules(model: Any, folder: Path) -> Modules:
 
 def fuse(module: Any) -> Any:
     """Return one plain layer in floating point, equal to the update module; its base stays untouched."""
+    base = module.linear
+    if "scales" in base and base.mode != "affine":  # those scales have no type to fuse in; bfloat16 would round the sum
+        plain = nn.Linear(1, 1, bias=False)
+        form = {"group_size": base.group_size, "bits": base.bits, "mode": base.mode, "dtype": module.lora_a.dtype}
+        plain.weight = mx.dequantize(base.weight, base.scales, **form)
+        if "bias" in base:
+            plain.bias = base.bias
+        module = copy.copy(module)
+        module.linear = plain
     return module.fuse(dequantize=True)
 
 
