@@ -135,7 +135,7 @@ def open_model(model: Any) -> Opened | None:
 
 def _open(model: Any) -> Opened | None:
     text = getattr(model, "language_model", model)
-    first = text.layers[0]
+    first = model.layers[0]
     body_name, layers_name = next(
         (name, key)
         for name, child in text.items()
@@ -146,7 +146,7 @@ def _open(model: Any) -> Opened | None:
     body = text[body_name]
     embedding_name = next(name for name, m in body.items() if isinstance(m, nn.Embedding | nn.QuantizedEmbedding))
     stand_in, shell = copy.copy(body), copy.copy(text)
-    stand_in.__class__ = type("StandIn", (type(body),), {"__call__": lambda self, states, *args, **kwargs: states})
+    stand_in.__class__ = type("StandIn", (type(body),), {"__call__": lambda self, *args, **kwargs: next(iter((*args, *kwargs.values())))})
     shell[body_name] = stand_in
     opened = Opened(body, shell, body_name, layers_name, body[embedding_name])
     tokens = mx.arange(PROBE_TOKENS)[None] % len(opened.embedding.weight)
