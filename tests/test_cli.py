@@ -62,7 +62,7 @@ def test_fast_commands_import_nothing_heavy(suite: Path, arguments: list[str]) -
 def test_help_lists_every_command_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     """The command table is the one list of commands."""
     code, out, _ = run("--help", capsys=capsys)
-    places = [out.find(f" {name} ") for name in COMMANDS]
+    places = [out.find(f"│ {name} ") for name in COMMANDS]
     assert code == 0
     assert -1 not in places
     assert places == sorted(places)

@@ -226,7 +226,8 @@ def _record() -> Record:
 @pytest.mark.parametrize(
     ("predicted", "entered"),
     [
-        ({("generic", 1): 1.2, ("generic", 2): 1.3, ("generic", "auto"): 1.25}, {"generic with K = 2", "generic with K = auto"}),
+        ({("generic", 1): 1.27, ("generic", 2): 1.3, ("generic", "auto"): 1.27}, {"generic with K = 2", "generic with K = auto"}),
+        ({("generic", 1): 1.2, ("generic", 2): 1.3, ("generic", "auto"): 1.25}, {"generic with K = 2"}),
         ({("generic", 2): 1.5, ("lookup", 2): 1.26}, {"generic with K = 2"}),
         ({("generic", 2): 1.5, ("lookup", 2): 1.28}, {"generic with K = 2", "lookup with K = 2"}),
         ({("generic", 2): 0.5, ("lookup", 2): 0.4}, {"generic with K = 2"}),

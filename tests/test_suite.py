@@ -297,3 +297,18 @@ def test_the_shipped_reference_belongs_to_the_shipped_suite() -> None:
     suite = load_suite("regression")
     assert suite.hash() == reference["suite_hash"]
     assert suite.model_copy(update={"repeats": 2}).hash() != suite.hash()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [(["b"], ["baseline", "b"]), (["ablation_k"], ["baseline", "a", "b"]), (["baseline"], ["baseline"])],
+)
+def test_experiments_can_be_picked(wanted: list[str], kept: list[str]) -> None:
+    """By name or by kind; the baseline stays, a wrong name and no name are errors."""
+    entries = [{"kind": "baseline"}, {"kind": "ablation_k", "name": "a"}, {"kind": "ablation_k", "name": "b"}, {"kind": "prompt_lookup"}]
+    suite = Suite.model_validate({"name": "x", "domains": {"code": {"dataset": "humaneval"}}, "experiments": entries})
+    assert [entry.label for entry in suite.running(wanted).experiments] == kept
+    with pytest.raises(HarnessError, match="did you mean 'a'"):
+        suite.running(["aa"])
+    with pytest.raises(HarnessError, match="leaves nothing to run"):
+        suite.running([])

@@ -19,8 +19,8 @@ from harness.core.text import odd_character
 
 # name: (module:function or module:Typer app, one line of help). A new command is one new line.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "choose": ("harness.cli.choose:choose", "Find what drafts fastest for a target on your prompts, in one go."),
     "run": ("harness.cli.run:run", "Decode a suite and write a run folder with records and a report."),
+    "choose": ("harness.cli.choose:choose", "Find what drafts fastest for a target on your prompts, in one go."),
     "report": ("harness.cli.run:report", "Write the Markdown, CSV and HTML report of a run, from its records."),
     "check": ("harness.cli.check:check", "Compare a run with a stored reference: the regression gate."),
     "compare": ("harness.cli.check:compare", "Show what changed from one run to another."),
@@ -78,7 +78,7 @@ def load_command(name: str) -> Any:
     return command
 
 
-app = typer.Typer(cls=LazyGroup, add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,6 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.cli.asking import (
+    LenienceOption,
+    MessagesOption,
+    MinPOption,
+    Shown,
+    StopOption,
+    SystemOption,
+    TopKOption,
+    TopPOption,
+    read_messages,
+)
 from harness.cli.generate import PAIR_HELP, FallbackOption, OfflineOption, SettingsOption
 from harness.core.drafter_kinds import DRAFTERS
 from harness.core.errors import HarnessError, did_you_mean
@@ -45,7 +56,14 @@ def chat(
     k: Annotated[str | None, typer.Option("-k", "--k", metavar="N", help="Draft length: a number, dynamic or auto.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    rule: Annotated[str | None, typer.Option(help="match or rejection.")] = None,
+    lenience: LenienceOption = None,
+    stop: StopOption = None,
+    system: SystemOption = None,
+    messages: MessagesOption = None,
     train: Annotated[bool | None, typer.Option("--train/--no-train", help="Train by itself when a round is due.")] = None,
     show_drafts: Annotated[bool, typer.Option("--show-drafts", help="Colour the tokens that the draft proposed.")] = False,
     fallback: FallbackOption = False,
@@ -60,11 +78,17 @@ def chat(
     from harness.core.limits import check, written_length
 
     check(**{name: value for name, value in (("temperature", temperature), ("max_tokens", max_tokens)) if value is not None})
+    before = read_messages(messages, system) if messages else []
     given = {
         "models": models,
         "drafter": drafter,
         "k": written_length(k),
         "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "rule": rule,
+        "lenience": lenience,
         "max_tokens": max_tokens,
         "system": system,
         "train_automatically": train,
@@ -74,7 +98,7 @@ def chat(
     from rich.console import Console
 
     with opened:
-        Chat(opened, Console(highlight=False, soft_wrap=True), show_drafts=show_drafts).run()
+        Chat(opened, Console(highlight=False, soft_wrap=True), show_drafts=show_drafts, messages=before, stop=stop or ()).run()
 
 
 def open_session(path: str, changes: dict[str, Any], settings: Path | None = None, *, offline: bool) -> Session:
@@ -95,25 +119,41 @@ class Chat:
         session: what answers and learns.
         console: where to print.
         show_drafts: colour accepted draft tokens.
+        messages: conversation so far; a user's message at its end is answered first.
+        stop: texts that end an answer.
     """
 
-    def __init__(self, session: Session, console: Console, *, show_drafts: bool = False) -> None:
-        self.session, self.console, self.show_drafts = session, console, show_drafts
-        self.messages: list[dict[str, str]] = []
+    def __init__(
+        self,
+        session: Session,
+        console: Console,
+        *,
+        show_drafts: bool = False,
+        messages: Sequence[dict[str, str]] = (),
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.session, self.console, self.show_drafts, self.stop = session, console, show_drafts, stop
+        self.messages = list(messages)
         self.interactive = sys.stdin.isatty()
 
     def run(self) -> None:
         """Answer until the input ends or ``/quit``."""
         if self.interactive:
             self._show(f"{self.session.pair.name}, draft {self.session.stats().drafter}; /help lists the commands", "dim")
+        if self.messages and self.messages[-1]["role"] == "user":
+            self._try(self._say, self.messages.pop()["content"])
         while (line := self._read()) is not None:
             line = line.strip()
             if line == "/quit":
                 return
-            try:
-                self._command(*line.split()) if line.startswith("/") else self._say(line)
-            except HarnessError as error:
-                self._show(_plain(error), "red")
+            self._try(self._command, *line.split()) if line.startswith("/") else self._try(self._say, line)
+
+    def _try(self, act: Callable[..., None], *arguments: str) -> None:
+        """Do something; a refusal is shown."""
+        try:
+            act(*arguments)
+        except HarnessError as error:
+            self._show(_plain(error), "red")
 
     def _read(self) -> str | None:
         """Return the next line; None at the end of the input."""
@@ -138,26 +178,25 @@ class Chat:
         messages, dropped = self.session.fit([*self.messages, {"role": "user", "content": line}])
         if dropped:
             self._show(f"the context is full: the {dropped} oldest messages were forgotten; /reset starts afresh", "yellow")
-        answer = self._answer(messages)
+        answer, text = self._answer(messages)
         # Only an answered turn becomes part of the conversation.
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self.messages = [*messages, {"role": "assistant", "content": text}]
         self._show(_counts(answer), "dim")
         self._train_if_due()
 
-    def _answer(self, messages: list[dict[str, str]]) -> Generation:
-        from harness.decode.pieces import TextPieces
-
-        pieces = TextPieces(self.session.pair.decode)
+    def _answer(self, messages: list[dict[str, str]]) -> tuple[Generation, str]:
+        """An answer, and its text up to a stop word."""
 
         def write(step: Any) -> None:
             for i, token in enumerate(step.tokens):
-                self._write(pieces.add(token), DRAFTED if i < step.accepted else TARGET)
+                self._write(shown.add(token), DRAFTED if i < step.accepted else TARGET)
 
         with interruptible() as stop:
+            shown = Shown(self.session.pair.decode, self.stop, stop)
             answer = self.session.generate(messages, train=False, on_step=write, stop=stop)
-        self._write(pieces.rest(), TARGET)
+        self._write(shown.rest(), TARGET)
         self._show()
-        return answer
+        return answer, shown.text
 
     def _write(self, text: str, style: str) -> None:
         if text:

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from harness.cli.asking import (
+    LenienceOption,
+    MessagesOption,
+    MinPOption,
+    Shown,
+    StopOption,
+    SystemOption,
+    TopKOption,
+    TopPOption,
+    conversation,
+)
 from harness.core.drafter_kinds import check_memory, described, drafter_kinds, needs_draft
 from harness.core.limits import TOP_K
-from harness.core.protocols import LoadedPair
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
-from harness.decode.pieces import TextPieces
 
 if TYPE_CHECKING:
     from harness.core.records import Generation, Sample
@@ -30,7 +39,10 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The user turn; - reads it from standard input.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="The user turn; - reads it from standard input. Without it --messages ends with one."),
+    ] = None,
     models: Annotated[str | None, typer.Option(metavar="PAIR", help=PAIR_HELP, show_default="smollm2")] = None,
     drafter: Annotated[
         str | None,
@@ -55,6 +67,13 @@ def generate(
     loop: Annotated[str | None, typer.Option(help="own (this project's loop) or mlx-lm (mlx-lm's own).", show_default="own")] = None,
     rule: Annotated[str | None, typer.Option(help="match or rejection.", show_default="match")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.", show_default="0.0")] = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    min_p: MinPOption = None,
+    lenience: LenienceOption = None,
+    stop: StopOption = None,
+    system: SystemOption = None,
+    messages: MessagesOption = None,
     settings: SettingsOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
@@ -68,18 +87,16 @@ def generate(
     Example: `harness generate "Write a haiku" --drafter lookup -k 4 --max-tokens 64`
     """
 
-    from harness.core.errors import HarnessError
     from harness.core.limits import check, written_length
 
     one_of("--loop", loop or "own", ("own", "mlx-lm"))
     one_of("--rule", rule or "match", ("match", "rejection"))
     check(temperature=temperature or 0.0, max_tokens=max_tokens, seed=seed)
     length = written_length(k)
+    asked = conversation(read_input() if prompt == "-" else prompt, system, messages)
     given = load_settings(settings) if settings else DecodeSettings()
-    chosen = given.replace(models=models, loop=loop, rule=rule, temperature=temperature)
-    text = read_input() if prompt == "-" else prompt
-    if not text.strip():
-        raise HarnessError("the prompt is empty", "Write the prompt in quotes after `harness generate`.")
+    filters = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "lenience": lenience}
+    chosen = given.replace(models=models, loop=loop, rule=rule, temperature=temperature, **filters)
     if settings is None or drafter is not None or adapter is not None or route:
         name = _drafter(chosen.models, drafter, adapter, route)
     else:
@@ -92,21 +109,24 @@ def generate(
         name = "lookup"
     if name == "router":
         api.pair_router(pair, offline=offline)
-    printer = _Printer(pair)
+    shown = Shown(pair.decode, stop or ())
     result = api.generate(
         pair,
-        text,
+        asked,
         drafter=name,
         loop=chosen.loop,
         rule=chosen.rule,
         temperature=chosen.temperature,
         max_tokens=max_tokens,
         seed=seed,
-        on_step=printer.show,
+        on_step=lambda step: say("".join(map(shown.add, step.tokens)), end=""),
+        stop=shown.stop,
+        lenience=chosen.lenience,
         k=chosen.k if length is None else length,
+        **chosen.filters(),
         **options,
     )
-    printer.end()
+    say(shown.rest())
     say(summary(result), err=True)
 
 
@@ -177,21 +197,6 @@ def one_of(flag: str, value: str, known: Sequence[str]) -> None:
         from harness.core.errors import HarnessError, did_you_mean
 
         raise HarnessError(f"{flag} {value}: {did_you_mean(value, list(known))}", f"Use one of: {', '.join(known)}.")
-
-
-class _Printer:
-    """Prints an answer as it grows."""
-
-    def __init__(self, pair: LoadedPair) -> None:
-        self.pieces = TextPieces(pair.decode)
-
-    def show(self, step: Any) -> None:
-        """Print what the tokens of ``step`` add; an incomplete character waits for its remaining bytes."""
-        say("".join(self.pieces.add(token) for token in step.tokens), end="")
-
-    def end(self) -> None:
-        """Print what is left, and a line break."""
-        say(self.pieces.rest())
 
 
 def summary(result: Generation) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli.generate import FallbackOption
-from harness.cli.validate import DomainsOption, LimitOption, ModelsOption, SetOption, TrackOption
+from harness.cli.validate import DomainsOption, ExperimentsOption, LimitOption, ModelsOption, SetOption, TrackOption
 from harness.core.terminal import say
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
@@ -19,6 +19,7 @@ def run(
     models: ModelsOption = None,
     limit: LimitOption = None,
     domains: DomainsOption = None,
+    experiments: ExperimentsOption = None,
     set_: SetOption = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")] = None,
     results: ResultsOption = Path("results"),
@@ -40,7 +41,7 @@ def run(
     from harness.models.naming import pair_name
     from harness.run.estimate import count_prompts, describe_time
 
-    loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_, fallback=fallback)
+    loaded = load(suite, models=models, limit=limit, domains=domains, experiments=experiments, overrides=set_, fallback=fallback)
     counts = count_prompts(loaded)
     say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), pair_name(loaded.models), counts)]))
     if plan:

@@ -23,6 +23,9 @@ TrackOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", metavar="N", help="Prompts per domain, at least 1.")]
 DomainsOption = Annotated[str | None, typer.Option("--domains", metavar="A,B", help="Only these domains of the suite.")]
+ExperimentsOption = Annotated[
+    str | None, typer.Option("--experiments", metavar="A,B", help="Only these entries of the suite, by name or kind, and its baseline.")
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key of the suite; repeatable.")]
 
 
@@ -31,6 +34,7 @@ def validate(
     models: ModelsOption = None,
     limit: LimitOption = None,
     domains: DomainsOption = None,
+    experiments: ExperimentsOption = None,
     set_: SetOption = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of suite files and exit.")] = False,
 ) -> None:
@@ -48,7 +52,7 @@ def validate(
     elif suite is None:
         raise HarnessError("no suite given", "Run for example `harness validate suites/quick.yaml`.")
     else:
-        loaded = load(suite, models=models, limit=limit, domains=domains, overrides=set_)
+        loaded = load(suite, models=models, limit=limit, domains=domains, experiments=experiments, overrides=set_)
         say("\n".join(["ok", *describe(loaded)]))
 
 
@@ -58,6 +62,7 @@ def load(
     models: str | None,
     limit: int | None,
     domains: str | None,
+    experiments: str | None = None,
     overrides: list[str] | None,
     fallback: bool = False,
 ) -> Suite:
@@ -65,10 +70,15 @@ def load(
     from harness.run.trained import check_configs
     from harness.suite.suite import load_suite
 
-    chosen = None if domains is None else [d.strip() for d in domains.split(",") if d.strip()]
-    loaded = load_suite(suite, overrides or (), models=models, limit=limit, domains=chosen, fallback=fallback)
+    kept = {"domains": _names(domains), "experiments": _names(experiments)}
+    loaded = load_suite(suite, overrides or (), models=models, limit=limit, fallback=fallback, **kept)
     check_configs(loaded.cells())
     return loaded
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names between commas; None where the option is not given."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 MANY = 10**9

@@ -109,6 +109,17 @@ def written_length(text: str | None) -> int | str | None:
     return draft_length(int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text)
 
 
+def sampling_problem(*, rule: str, temperature: float, top_p: float, top_k: int, min_p: float, lenience: float) -> str | None:
+    """What in the settings of sampling contradicts itself; None where nothing does."""
+    if rule == "rejection" and temperature == 0:
+        return "rule rejection needs a temperature above 0"
+    if (top_p, top_k, min_p) != (1, 0, 0) and temperature == 0:
+        return "top_p, top_k and min_p need a temperature above 0"
+    if lenience > 1 and rule != "rejection":
+        return "lenience needs rule rejection and a temperature above 0"
+    return None
+
+
 def room(context_tokens: int, prompt_tokens: int, max_tokens: int) -> int:
     """How many tokens an answer may have: ``max_tokens``, or fewer where the context ends.
 
@@ -138,5 +149,13 @@ Temperature = Annotated[float, Field(ge=0, le=TEMPERATURE.high), AfterValidator(
 """A temperature in a file."""
 WarmTemperature = Annotated[float, Field(gt=0, le=TEMPERATURE.high), AfterValidator(_warm)]
 """A temperature in a file that has to sample."""
+TopP = Annotated[float, Field(ge=LIMITS["top_p"].low, le=1)]
+"""Mass of the tokens to sample from, in a file; 1 keeps all."""
+TopK = Annotated[int, Field(ge=0, le=int(LIMITS["top_k"].high))]
+"""How many tokens to sample from, in a file; 0 keeps all."""
+MinP = Annotated[float, Field(ge=0, le=1)]
+"""Least part of the likeliest token's probability, in a file."""
+Lenience = Annotated[float, Field(ge=LENIENCE.low, le=LENIENCE.high)]
+"""Lenience in a file; 1 changes nothing."""
 DraftLength = Annotated[int, Field(ge=1, le=int(LENGTH.high))]
 """A draft length in a file."""

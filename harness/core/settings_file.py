@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from harness.core.errors import HarnessError
-from harness.core.limits import DraftLength, Temperature
+from harness.core.limits import DraftLength, Lenience, MinP, Temperature, TopK, TopP, sampling_problem
 from harness.core.records import Loop, Rule
 from harness.core.text import printable
 from harness.core.yamlfile import Strict, read_yaml, validate
@@ -65,6 +65,14 @@ class DecodeSettings(Strict):
     """Acceptance rule, ``match`` or ``rejection``; the second needs a temperature above 0."""
     temperature: Temperature = 0.0
     """Sampling temperature; 0 is greedy."""
+    top_p: TopP = 1.0
+    """Sample from the likeliest tokens with this mass; 1 is all. Target and draft are filtered alike, so answers stay exact."""
+    top_k: TopK = 0
+    """Sample from this many likeliest tokens; 0 is all."""
+    min_p: MinP = 0.0
+    """Leave out tokens less likely than this part of the likeliest one."""
+    lenience: Lenience = 1.0
+    """Above 1 drafted tokens are accepted with probability min(1, lenience p/q): lossy, and needs rule ``rejection``."""
     loop: Loop = "own"
     """Whose loop decodes, ``own`` (this project's) or ``mlx-lm``, which sessions do not run."""
     options: DraftOptions = Field(default_factory=DraftOptions)
@@ -72,9 +80,14 @@ class DecodeSettings(Strict):
 
     @model_validator(mode="after")
     def _sampling(self) -> DecodeSettings:
-        if self.rule == "rejection" and self.temperature == 0:
-            raise ValueError("rule rejection needs a temperature above 0")
+        problem = sampling_problem(rule=self.rule, temperature=self.temperature, lenience=self.lenience, **self.filters())
+        if problem is not None:
+            raise ValueError(problem)
         return self
+
+    def filters(self) -> dict[str, Any]:
+        """What narrows the choice of tokens."""
+        return {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
 
     def replace(self, **changes: Any) -> DecodeSettings:
         """A checked copy; None changes nothing.
@@ -104,9 +117,9 @@ class DecodeSettings(Strict):
 
     def text(self, comment: str) -> str:
         """The file, with a comment on top."""
-        data = self.model_dump(exclude={"options", "loop"})
-        if self.loop != "own":
-            data["loop"] = self.loop
+        later = ("top_p", "top_k", "min_p", "lenience", "loop")
+        data = self.model_dump(exclude={"options", *later})
+        data |= {name: getattr(self, name) for name in later if getattr(self, name) != type(self).model_fields[name].default}
         if self.options.given():
             data["options"] = self.options.given()
         return f"# {printable(' '.join(comment.split()), None)}\n" + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

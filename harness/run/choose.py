@@ -33,7 +33,7 @@ SHIPPED = {"code": "humaneval", "math": "wordproblems", "chat": "chat", "structu
 """Domains where no file is given, and their datasets."""
 FEW, MANY = 8, 40
 """Prompts per shipped domain, and of a file."""
-CLOCK_TOKENS = 48
+CLOCK_TOKENS = 32
 """Longest answer with a clock."""
 ROOM = 0.8
 """Part of the machine's memory that models may take."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MARGIN = 0.15
 """What is predicted to be slower than the best by more than this part is not clocked: predictions are off by less."""
+CLOSE = 0.03
+"""Of one drafter only lengths are clocked whose predictions are this close to its best: their costs are the same, so less is uncertain."""
 FIRST_LOOK = 3
 """Prompts that are clocked before anything is left out; one of every domain where there are more."""
 CHECK_EVERY = 5
@@ -143,16 +145,22 @@ class _Race:
 
 
 def entries(rows: Sequence[CellRow]) -> list[str]:
-    """What to clock: of every drafter the best fixed length and each policy, as far as its prediction is near the best one's."""
-    best: dict[tuple[str | None, str, str], CellRow] = {}
+    """What to clock: of every drafter the best fixed length and each policy, as far as their predictions are near the best ones.
+
+    What has no prediction is not judged by it.
+    """
+    families: dict[tuple[str | None, str], list[CellRow]] = {}
     for row in rows:
-        key = (row.drafter, settings_key(row.settings), "" if isinstance(row.k, int) else str(row.k))
-        if key not in best or (row.predicted or math.inf) > (best[key].predicted or math.inf):
-            best[key] = row
-    top = max((row.predicted for row in best.values() if row.predicted), default=1.0)
-    least = min(top, (1 - MARGIN) * max(1.0, top))
-    near = [row for row in best.values() if row.predicted is None or row.predicted >= least]
-    return [candidate_of(row.experiment, row.drafter, row.k, row.settings) for row in near]
+        families.setdefault((row.drafter, settings_key(row.settings)), []).append(row)
+    top = max((row.predicted for row in rows if row.predicted), default=1.0)
+    found: list[CellRow] = []
+    for family in families.values():
+        promise = {row.k: row.predicted for row in family if row.predicted}
+        least = max(min(top, (1 - MARGIN) * max(1.0, top)), (1 - CLOSE) * max(promise.values(), default=0.0))
+        fixed = max((k for k in promise if isinstance(k, int)), key=lambda k: promise[k], default=None)
+        wanted = [k for k in promise if promise[k] >= least and (k == fixed or isinstance(k, str))]
+        found += [row for row in family if row.k in wanted or not row.predicted]
+    return [candidate_of(row.experiment, row.drafter, row.k, row.settings) for row in found]
 
 
 def fastest(speeds: Speeds) -> str | None:

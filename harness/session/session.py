@@ -152,7 +152,7 @@ class Session:
         name = self._resolve(self.drafter if drafter == "" else drafter)
         config = self.config
         chosen: dict[str, Any] = {"k": self.k, "rule": config.rule, "temperature": config.temperature, "max_tokens": config.max_tokens}
-        chosen |= {"seed": config.seed, **settings}
+        chosen |= {"seed": config.seed, "lenience": config.lenience, **config.filters(), **settings}
         if chosen["k"] == "auto" and name is not None:
             chosen.setdefault("costs", self._calibrated(name))
         if name is None or (name == "router" and "k" not in settings):  # the router has a draft length of its own

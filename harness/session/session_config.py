@@ -12,7 +12,7 @@ from harness.adapt.adapters.names import check_drafter
 from harness.adapt.training_config import TrainingConfig, load_training_config
 from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
-from harness.core.limits import DraftLength, Temperature
+from harness.core.limits import DraftLength, Lenience, MinP, Temperature, TopK, TopP, sampling_problem
 from harness.core.paths import find_config
 from harness.core.records import Rule
 from harness.core.settings_file import DraftOptions, load_settings
@@ -45,6 +45,14 @@ class SessionConfig(Strict):
     """Acceptance rule, ``match`` or ``rejection``; the second needs a temperature above 0."""
     temperature: Temperature = 0.0
     """Sampling temperature; 0 is greedy."""
+    top_p: TopP = 1.0
+    """Sample from the likeliest tokens with this mass; 1 is all. Target and draft are filtered alike, so answers stay exact."""
+    top_k: TopK = 0
+    """Sample from this many likeliest tokens; 0 is all."""
+    min_p: MinP = 0.0
+    """Leave out tokens less likely than this part of the likeliest one."""
+    lenience: Lenience = 1.0
+    """Above 1 drafted tokens are accepted with probability min(1, lenience p/q): lossy, and needs rule ``rejection``."""
     seed: Seed = 0
     """Seed of sampling, training and generated evaluation prompts."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
@@ -81,9 +89,14 @@ class SessionConfig(Strict):
 
     @model_validator(mode="after")
     def _sampling(self) -> SessionConfig:
-        if self.rule == "rejection" and self.temperature == 0:
-            raise ValueError("rule rejection needs a temperature above 0")
+        problem = sampling_problem(rule=self.rule, temperature=self.temperature, lenience=self.lenience, **self.filters())
+        if problem is not None:
+            raise ValueError(problem)
         return self
+
+    def filters(self) -> dict[str, Any]:
+        """What narrows the choice of tokens."""
+        return {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
 
     def replace(self, **changes: Any) -> SessionConfig:
         """Return a checked copy.

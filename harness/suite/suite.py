@@ -112,6 +112,24 @@ class Suite(Strict):
             raise HarnessError("--domains leaves nothing to run", f"Name some of: {', '.join(self.domains)}.")
         return self.model_copy(update={"domains": {d: s for d, s in self.domains.items() if d in domains}, "experiments": kept})
 
+    def running(self, experiments: Sequence[str]) -> Suite:
+        """Return the suite with these entries alone, and its baselines, which every speedup needs.
+
+        Args:
+            experiments: labels, or kinds.
+
+        Raises:
+            HarnessError: a name is no entry of the suite.
+        """
+        labels = {entry.label: entry.kind for entry in self.experiments}
+        for name in experiments:
+            if name not in (*labels, *labels.values()):
+                raise HarnessError(f"--experiments: the suite has no entry {name!r}, {did_you_mean(name, list(labels))}", "Fix the name.")
+        if not experiments:
+            raise HarnessError("--experiments leaves nothing to run", f"Name some of: {', '.join(labels)}.")
+        kept = [e for e in self.experiments if e.label in experiments or e.kind in (*experiments, "baseline")]
+        return self.model_copy(update={"experiments": kept})
+
 
 def resolved_hash(resolved: Mapping[str, Any]) -> str:
     """:meth:`Suite.hash` of what :meth:`Suite.resolved` returned, as a run's manifest keeps it."""
@@ -146,6 +164,7 @@ def load_suite(
     models: str | None = None,
     limit: int | None = None,
     domains: Sequence[str] | None = None,
+    experiments: Sequence[str] | None = None,
     fallback: bool = False,
 ) -> Suite:
     """Read, override and check a suite; nothing heavy is imported and no model or dataset is loaded.
@@ -156,6 +175,7 @@ def load_suite(
         models: replaces the model pair.
         limit: replaces the prompt limit of every domain.
         domains: keeps only these domains.
+        experiments: keeps only these entries, and baselines.
         fallback: cells that need a draft are left out later where the pair has none, so nothing is wrong with them.
 
     Raises:
@@ -171,6 +191,7 @@ def load_suite(
     suite = _with_prompts(validate(Suite, file))
     _note_old_keys(file)
     kept = suite if domains is None else suite.only(domains)
+    kept = kept if experiments is None else kept.running(experiments)
     fail(file.path, [*_cross_check(suite, file), *_check_references(suite, file, list(kept.domains), fallback)])
     return kept
 
