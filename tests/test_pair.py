@@ -218,5 +218,5 @@ def test_a_draft_vocabulary_is_read_with_the_pair_and_checked_before_weights(tmp
     with pytest.raises(HarnessError, match="names token 1000000"):
         load_pair(path)
     (tmp_path / "ids.json").write_text("{}")
-    with pytest.raises(HarnessError, match="vocabulary .* has no schema_version"):
+    with pytest.raises(HarnessError, match=r"vocabulary .* has no schema_version"):
         load_pair(path)
