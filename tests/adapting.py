@@ -81,8 +81,8 @@ def target_trajectories(count: int = 40, answer: int = 16, first: int = 0, domai
             tokens=tuple(int(t) for t in tokens[i, 5:]),
             finish="length",
             max_tokens=answer,
-            top_tokens=tuple(tuple(int(t) for t in row) for row in order[i]),
-            top_logprobs=tuple(tuple(float(p) for p in row) for row in top[i]),
+            top_tokens=np.array(order[i]),
+            top_logprobs=np.array(top[i]),
         )
         for i in range(count)
     )

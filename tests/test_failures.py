@@ -49,7 +49,7 @@ def a_case(number: int = 0, **changes: Any) -> Case:
 def test_round_trip(tmp_path: Path) -> None:
     """What is read back equals what was stored, nested records and odd characters included; a case is stored once."""
     store = FailureStore(tmp_path / "f.jsonl")
-    cases = [a_case(0), a_case(1, domain="math", round=2, top_tokens=((1, 2), (3,), ()), top_logprobs=((-0.1, -2.0), (-0.5,), ()))]
+    cases = [a_case(0), a_case(1, domain="math", round=2)]
     assert [store.append(c) for c in cases] == [True, True]
     assert not store.append(cases[0])
     again = FailureStore(tmp_path / "f.jsonl")
@@ -58,6 +58,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert again.cases(domain="math") == [cases[1]]
     assert again.cases(round_=0) == [cases[0]]
     assert case_from_dict(json.loads(json.dumps(case_to_dict(cases[1])))) == cases[1]
+    assert case_from_dict({**case_to_dict(cases[1]), "top_tokens": [[1]], "top_logprobs": None}) == cases[1], "of an earlier version"
 
 
 @given(cut=st.integers(1, 400))

@@ -309,7 +309,7 @@ def test_collected_answers_near_the_contexts_end_keep_their_limit(tmp_path: Path
     for context, rooms in ((24, [20, 15, 4]), (64, [30, 30, 30]), (24, [20, 15, 4])):
         pair = ToyPair(PAIRS[0].target, context_tokens=context)
         found = list(collect(pair, samples, max_tokens=30, out=tmp_path, decoder=BatchedTarget(pair.target, frozenset())))
-        assert [(len(t.tokens), len(t.logprobs or ()), t.max_tokens) for t in found] == [(n, n, n) for n in rooms]
+        assert [(len(t.tokens), len(t.logprobs), t.max_tokens) for t in found] == [(n, n, n) for n in rooms]
     assert len(shard_names(tmp_path)) == 2
 
 

@@ -161,9 +161,9 @@ class Stored:
             finish=self.finish,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
-            logprobs=tuple(self.rollout.logprobs.tolist()),
-            top_tokens=tuple(map(tuple, self.rollout.top_tokens.tolist())),
-            top_logprobs=tuple(map(tuple, self.rollout.top_logprobs.tolist())),
+            logprobs=self.rollout.logprobs,
+            top_tokens=self.rollout.top_tokens,
+            top_logprobs=self.rollout.top_logprobs.astype(np.float32),
         )
 
 

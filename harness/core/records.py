@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le
+from numpy.typing import NDArray
 
 from harness.core.counts import Rates
 
@@ -16,6 +18,7 @@ SCHEMA_VERSION = 1
 RUN_VERSION = 2
 """Version of manifests and records of runs. Older ones upgrade on read, newer ones are refused."""
 
+Array = NDArray[Any]
 Count = Annotated[int, Ge(0), Le(10**9)]
 Length = Annotated[int, Ge(0), Le(4096)]
 """Tokens that one round drafted or accepted."""
@@ -56,7 +59,7 @@ class Sample:
         return [{"role": role, "content": text} for role, text in self.messages] if self.messages else self.prompt
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
     """Tokens the target produced for one prompt: what replay and training read."""
 
@@ -74,12 +77,19 @@ class Trajectory:
     """The limit it was generated under."""
     temperature: float = 0.0
     """Sampling temperature; 0 is greedy."""
-    logprobs: tuple[float, ...] | None = None
-    """Target log p of each emitted token (natural log), after temperature."""
-    top_tokens: tuple[tuple[int, ...], ...] | None = None
-    """Top-k target token ids per position, most likely first."""
-    top_logprobs: tuple[tuple[float, ...], ...] | None = None
-    """Their log p."""
+    logprobs: Array | None = None
+    """(n,) target log p of each emitted token (natural log), after temperature."""
+    top_tokens: Array | None = None
+    """(n, k) target token ids per position, most likely first."""
+    top_logprobs: Array | None = None
+    """(n, k) their log p."""
+
+    def __eq__(self, other: object) -> bool:
+        fields = dataclasses.fields(self)
+        return isinstance(other, Trajectory) and all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields)
+
+    def __hash__(self) -> int:
+        return hash((self.sample_id, self.tokens))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,7 +204,7 @@ def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: floa
         raise HarnessError(
             f"trajectory {t.sample_id} has no log-probabilities", "Collect it again: sampled replay needs log p of every token."
         )
-    stand = np.minimum(1.0, np.exp(forced.logq.astype(np.float64) - np.array(t.logprobs)))
+    stand = np.minimum(1.0, np.exp(forced.logq.astype(np.float64) - t.logprobs))
     expected = dataclasses.asdict(expected_counts(stand, k, t.max_tokens)) | {"emitted": len(t.tokens)}
     return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=ties, **expected)
 
@@ -215,7 +215,7 @@ def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     if n == t.max_tokens:
         return t
     lists = {name: getattr(t, name) for name in ("tokens", "logprobs", "top_tokens", "top_logprobs")}
-    cut = {name: values and values[:n] for name, values in lists.items()}
+    cut: dict[str, Any] = {name: None if values is None else values[:n] for name, values in lists.items()}
     return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "context", **cut)
 
 

@@ -103,7 +103,7 @@ def useful_vocab(trajectories: Iterable[Trajectory], size: int, vocab_size: int)
     for t in trajectories:
         ids, weights = np.array(t.tokens), np.ones(len(t.tokens))
         if t.top_tokens is not None and t.top_logprobs is not None:
-            ids, weights = np.array(t.top_tokens).ravel(), np.exp(np.array(t.top_logprobs, dtype=np.float64).ravel())
+            ids, weights = t.top_tokens.ravel(), np.exp(t.top_logprobs.astype(np.float64).ravel())
         known = ids < vocab_size
         np.add.at(mass, ids[known], weights[known])
     return tuple(sorted(np.argsort(-mass, kind="stable")[:size].tolist()))

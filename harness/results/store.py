@@ -239,6 +239,7 @@ class RunStore:
     Attributes:
         folder: the run folder.
         manifest: what was written to ``manifest.json``.
+        records: what ``records.jsonl`` holds.
         repaired_bytes: size of a half-written last line that :meth:`resume` moved to ``records.torn``; 0 when there was none.
     """
 
@@ -247,6 +248,7 @@ class RunStore:
         self.repaired_bytes = 0
         self._lock = lock
         self._fd = -1
+        self.records: list[Record] = []
         self._done: set[Key] = set()
         self._manifest: Manifest | None = None
 
@@ -280,8 +282,8 @@ class RunStore:
             store = cls(folder, _take_lock(folder))
             try:
                 store.repaired_bytes = repair_tail(folder / RECORDS, folder / TORN)
-                store._manifest, records = _read(folder)
-                store._done = {record_key(record) for record in records}
+                store._manifest, store.records = _read(folder)
+                store._done = {record_key(record) for record in store.records}
                 store._open()
             except BaseException:
                 store.close()
@@ -311,8 +313,8 @@ class RunStore:
             HarnessError: the disk is full or gone; records written before stay intact.
             ValueError: a record with the same key exists, or one breaks a rule of :mod:`harness.results.invariants`.
         """
-        lines, keys = [], set[Key]()
-        for record in records:
+        new, lines, keys = list(records), [], set[Key]()
+        for record in new:
             key = record_key(record)
             if key in self._done or key in keys:
                 raise ValueError(f"record written twice: {key}")
@@ -333,6 +335,7 @@ class RunStore:
                 os.ftruncate(self._fd, size)
                 raise
         self._done |= keys
+        self.records += new
 
     def update(self, **measured: Any) -> None:
         """Replace fields of ``measured`` in the manifest."""

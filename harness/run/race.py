@@ -14,7 +14,7 @@ from harness.core.stats import Estimate
 from harness.core.terminal import show
 from harness.results.recommend import ALPHA, SAME
 from harness.results.robust import Timing
-from harness.results.store import read_records, settings_key
+from harness.results.store import settings_key
 from harness.results.summary import ALL, CellRow, summarise
 from harness.run.context import Context
 from harness.run.counting import answer_all, replay_all
@@ -67,7 +67,7 @@ class _Race:
         self.context, self.plan, self.console = context, plan, console
         self.domains = {job.cell.domain for job in plan.answers}
         self.target = candidate(plan.answers[0].cell)
-        self.records = read_records(context.store.folder)
+        self.records = list(context.store.records)
         self.counts: dict[str, list[Record]] = {}
         """Candidate to its counts on all prompts."""
         for r in self.records:

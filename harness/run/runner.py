@@ -121,7 +121,7 @@ def run_suite(
         if store.repaired_bytes:
             note(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         store.update(warnings=warnings)
-        keep_texts(folder, samples, read_records(folder), pair.decode)
+        keep_texts(folder, samples, store.records, pair.decode)
         context = Context(
             max_tokens=suite.max_tokens,
             clock_tokens=suite.clocked and suite.clock_tokens,
@@ -142,7 +142,7 @@ def run_suite(
             load = partial(engine.load_samples, offline=offline)
             with stages("train"):
                 context.trained = _train(context, suite, cells, samples, load, stop)
-            remember_records(context, read_records(folder))
+            remember_records(context, store.records)
             plan = make_plan(cells, samples, suite.seed, context.trained.adapter, clocked=suite.clocked, repeats=suite.repeats)
             store.update(planned=len(plan.jobs))
             plan = (race if suite.race else execute)(context, plan, stop, console)
@@ -153,9 +153,9 @@ def run_suite(
             store.update(status="interrupted", time_s=stages.seconds())
         else:
             store.finish(time_s=stages.seconds())
-        keep_texts(folder, samples, read_records(folder), pair.decode)
+        keep_texts(folder, samples, store.records, pair.decode)
         generic = store.manifest.measured.calibration.get("generic")
-        remember(pair.name, read_records(folder), generic["c"] if generic else None)
+        remember(pair.name, store.records, generic["c"] if generic else None)
     if len(store):
         _report(folder, console)
     if unfinished:

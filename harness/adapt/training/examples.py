@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,20 +71,37 @@ def from_stored(stored: Stored) -> Example:
     return _build(*known, found.tokens, found.top_tokens, found.top_logprobs, stored.max_tokens)
 
 
-def from_case(case: Case, failure_weight: float) -> Example:
+def from_case(case: Case, failure_weight: float, trajectory: Trajectory | None = None) -> Example:
     """Build an example whose disagreements weigh ``failure_weight``.
 
-    Positions without recorded target probabilities count as certain of the emitted token.
+    Args:
+        case: what the draft got right and wrong.
+        failure_weight: weight of a position where it was wrong.
+        trajectory: what the case refers to. Without it, positions whose target probabilities the case does not hold count as certain
+            of the emitted token.
     """
-    tops, logps = case.top_tokens, case.top_logprobs
-    if tops is None or logps is None:
+    about = (case.sample_id, case.domain, case.prompt_tokens, case.output_tokens)
+    if trajectory is not None:
+        example = _build(*about, trajectory.top_tokens, trajectory.top_logprobs, len(case.output_tokens))
+    else:
         known = {d.position: d for d in case.disagreements if d.top_tokens}
-        tops = tuple(known[i].top_tokens if i in known else () for i in range(len(case.output_tokens)))
-        logps = tuple(known[i].top_logprobs if i in known else () for i in range(len(case.output_tokens)))
-    example = _build(case.sample_id, case.domain, case.prompt_tokens, case.output_tokens, tops, logps, len(case.output_tokens))
+        tops = [known[i].top_tokens if i in known else () for i in range(len(case.output_tokens))]
+        logps = [known[i].top_logprobs if i in known else () for i in range(len(case.output_tokens))]
+        example = _build(*about, tops, logps, len(case.output_tokens))
     for disagreement in case.disagreements:
         example.weights[disagreement.position] = failure_weight
     return example
+
+
+def _padded(answer: Sequence[int], tops: Sequence[Any] | np.ndarray, logps: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as (m, k) ids, -1 where there is none, and probabilities; an empty row is certain of the answer."""
+    shape = len(answer), max((len(row) for row in tops), default=0) or 1
+    top_tokens, top_p = np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+    top_tokens[:, 0], top_p[:, 0] = answer, 1.0
+    for i, (row, logp) in enumerate(zip(tops, logps, strict=True)):
+        if len(row):
+            top_tokens[i, : len(row)], top_p[i, : len(row)] = row, np.exp(np.asarray(logp, dtype=np.float64))
+    return top_tokens, top_p
 
 
 def _build(
@@ -98,15 +116,10 @@ def _build(
     if not prompt or not answer:
         raise HarnessError(f"{id_} has an empty {'answer' if prompt else 'prompt'} and cannot be trained on", "Leave it out.")
     m = len(answer)
-    width = max((len(row) for row in tops), default=0) if tops is not None else 0
-    top_tokens = np.full((m, max(1, width)), -1, dtype=np.int32)
-    top_p = np.zeros((m, max(1, width)), dtype=np.float32)
-    for i in range(m):
-        if tops is not None and logps is not None and len(tops[i]):
-            top_tokens[i, : len(tops[i])] = tops[i]
-            top_p[i, : len(tops[i])] = np.exp(np.asarray(logps[i], dtype=np.float64))
-        else:
-            top_tokens[i, 0], top_p[i, 0] = answer[i], 1.0
+    if isinstance(tops, np.ndarray) and tops.size:
+        top_tokens, top_p = tops.astype(np.int32), np.exp(np.asarray(logps, dtype=np.float64)).astype(np.float32)
+    else:
+        top_tokens, top_p = _padded(answer, () if tops is None else tops, () if logps is None else logps)
     return Example(
         id=id_,
         domain=domain,

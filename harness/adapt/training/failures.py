@@ -42,7 +42,10 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One generation as training material: a failure case, or an accepted case in the replay buffer."""
+    """One generation as training material: a failure case, or an accepted case in the replay buffer.
+
+    One that was replayed refers to its trajectory by ``sample_id`` and ``output_tokens``: the target's probabilities stay there.
+    """
 
     id: str
     """Hash of prompt, output, drafter and round: the same generation is stored once."""
@@ -74,10 +77,6 @@ class Case:
     """``Sample.split``; cases of ``test`` are kept for analysis and never trained on."""
     disagreements: tuple[Disagreement, ...] = ()
     """Where the draft was wrong."""
-    top_tokens: tuple[tuple[int, ...], ...] | None = None
-    """Top-k target ids of every output position, where the whole trajectory was recorded."""
-    top_logprobs: tuple[tuple[float, ...], ...] | None = None
-    """Their log p."""
 
     @property
     def rate(self) -> float | None:
@@ -150,6 +149,7 @@ def case_from_dict(row: dict[str, Any], where: str = "a case") -> Case:
     Raises:
         HarnessError: a field is missing, unknown or of another type; ``where`` begins the sentence.
     """
+    row = {key: value for key, value in row.items() if key not in ("top_tokens", "top_logprobs")}  # of earlier versions
     case: Case = typed(Case, row, where, advice="Delete that line.")
     return case
 

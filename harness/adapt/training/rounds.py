@@ -22,7 +22,7 @@ from harness.adapt.adapters.folder import CONFIG, METADATA, WEIGHTS, load_into, 
 from harness.adapt.adapters.surface import attached
 from harness.adapt.training.acceptance import DomainCounts
 from harness.adapt.training.buffer import ReplayBuffer, mix
-from harness.adapt.training.examples import Example, from_trajectory
+from harness.adapt.training.examples import Example, from_case, from_trajectory
 from harness.adapt.training.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure
 from harness.adapt.training.hidden import PrefixCache, prefix_cache
 from harness.adapt.training.measure import count, favourites
@@ -141,6 +141,7 @@ def run_rounds(
     buffer = ReplayBuffer(out / "buffer.jsonl", capacity=config.adapt.buffer_cases, seed=config.optim.seed)
     hidden = prefix_cache(draft, config, cache_folder)
     known = known or Known()
+    given = {(t.sample_id, t.tokens): t for t in train if isinstance(t, Trajectory)}
     for number in range(len(records) + 1, rounds + 1):
         current = Path(records[-1].adapter) if records and records[-1].adapter else None
         failures: list[Case] = []
@@ -159,7 +160,9 @@ def run_rounds(
             )
             failures = _sort_cases(cases, store, buffer, config, domain)
             mixed = mix(failures, buffer.cases(), failure_fraction=config.adapt.failure_fraction, seed=config.optim.seed + number)
-            material = mixed if len(failures) >= min_failures else []
+            weight = config.loss.failure_weight
+            examples = [from_case(c, weight, given.get((c.sample_id, c.output_tokens))) for c in mixed]
+            material = examples if len(failures) >= min_failures else []
         if not material:
             break
         start = (current, hidden.depth, config.stop.k, config.optim.max_tokens)
@@ -334,8 +337,6 @@ def _case(
         round=round_,
         synthetic=synthetic,
         disagreements=disagreements,
-        top_tokens=t.top_tokens,
-        top_logprobs=t.top_logprobs,
     )
 
 
