@@ -262,13 +262,14 @@ def replay(
         name = item if isinstance(item, str) else item.name
         if not greedy and (policies or not isinstance(drafter, ModelDrafter)):
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
+        played: Sequence[int | str] = policies
         if fixed and isinstance(drafter, ModelDrafter):
             rows += replay_model(name, drafter.model, drafter.token_map, trajectories, fixed, sampling=sampling, progress=progress)
         elif isinstance(drafter, FreeDrafter | HybridDrafter):
             rows += _replay_greedy(name, drafter, trajectories, fixed, progress) if fixed else []
         else:
-            policies = list(ks)
-        rows += _replay_policies(name, drafter, trajectories, policies, costs, progress) if policies else []
+            played = ks
+        rows += _replay_policies(name, drafter, trajectories, played, costs, progress) if played else []
     return rows
 
 
