@@ -37,7 +37,7 @@ class Proposing:
             free_k={source: min(most, room) for source, most in policy.free_k().items()},
             worth=policy.worth,
             keep_going=policy.keep_going if policy.needs_confidence else None,
-            pick=policy.pick,
+            pick=getattr(policy, "pick", None),
             **how,
         )
         wanted, begin_s = request.k > 0 or (self._free and any((request.free_k or {}).values())), 0.0
