@@ -65,6 +65,8 @@ class CascadeDrafter:
     def begin(self, prompt: list[int]) -> None:
         self.lookup.begin(prompt)
         self._prompt, self._read = prompt, False
+        if isinstance(self.draft, ModelDrafter):
+            self.draft.forget()
 
     def with_draft(self, draft: ModelDrafter) -> CascadeDrafter:
         """The same with another draft."""

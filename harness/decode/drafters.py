@@ -158,6 +158,10 @@ class ModelDrafter:
         self._state.prefill(prompt[self._state.offset : -1])
         self._seen, self._proposed = len(prompt), EMPTY
 
+    def forget(self) -> None:
+        """Drop the state of an answer: the next one's prompt is not read before it is asked for."""
+        self._state = None
+
     def keep(self, context: list[int]) -> None:
         """Leave the cache of what ``context`` and the draft's own guesses share to the next answer."""
         if self.caches is not None and self._state is not None:
@@ -182,7 +186,9 @@ class ModelDrafter:
             assert state is not None
         true = len(context) - request.guesses
         state.model, self.token_map = widened(state.model, self.token_map, context[self._seen : true])
-        state.trim_to(min(state.offset, self._valid(context), len(context) - 1))
+        length = min(state.offset, self._valid(context), len(context) - 1)
+        if length < state.offset or not request.guesses:  # inside a round nothing is settled yet
+            state.trim_to(length)
         state.mark()
         state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
         feed = mx.array(context[state.offset :], dtype=mx.int32)
