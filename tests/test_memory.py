@@ -45,6 +45,7 @@ from harness.session.session_config import SessionConfig
 from harness.suite.suite import load_suite
 
 NAMES = ("memory", "memory_hybrid")
+ALL = (*NAMES, "cascade")
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,7 @@ def remember(pair: Any, prompts: Sequence[list[int]], tokens: int = 16) -> Memor
 PROMPTS = [[2 + (p * 7 + i * 3) % 60 for i in range(2 + p % 9)] for p in range(20)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_replay_equals_decoding(name: str) -> None:
     """Over 200 cases: replay stands in for decoding in every ablation, and output is the target's whatever was remembered."""
     cases = accepted = 0
@@ -181,7 +182,7 @@ def test_replay_equals_decoding(name: str) -> None:
     assert accepted > 500
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_auto_changes_lengths_not_output(name: str) -> None:
     """``auto`` and ``dynamic`` weigh the memory's tokens one by one; the answer stays the target's."""
     pair = pairs()[1]

@@ -33,6 +33,8 @@ class DrafterKind:
     """It can propose without running a model."""
     remembers: bool = False
     """It holds answers to earlier prompts: none of them may be evaluated with it."""
+    needs_memory: bool = False
+    """The pair must have a memory."""
     options: tuple[str, ...] = ()
     """Fields of :class:`harness.decode.making.DrafterOptions` that change what it proposes."""
 
@@ -73,6 +75,7 @@ DRAFTERS: dict[str, DrafterKind] = {
         make=f"{_MAKING}:memory",
         free=True,
         remembers=True,
+        needs_memory=True,
         options=_MEMORY_OPTIONS,
     ),
     "memory_hybrid": DrafterKind(
@@ -81,7 +84,16 @@ DRAFTERS: dict[str, DrafterKind] = {
         needs_draft=True,
         free=True,
         remembers=True,
+        needs_memory=True,
         options=(*_MEMORY_OPTIONS, "vocab"),
+    ),
+    "cascade": DrafterKind(
+        summary="each token from lookup, memory or draft, whichever promises most for its cost",
+        make=f"{_MAKING}:cascade",
+        needs_draft=True,
+        free=True,
+        remembers=True,
+        options=("memory_ngram", "memory_min_ngram", "vocab"),
     ),
 }
 """The drafters that come with the package. A new one is one line here."""
@@ -123,19 +135,24 @@ def needs_draft(name: str | None) -> bool:
 
 
 def remembers(name: str | None) -> bool:
-    """Whether decoding with ``name`` drafts from the pair's memory."""
+    """Whether decoding with ``name`` drafts from the pair's memory, where there is one."""
     kind = find_kind(name)
     return kind is not None and kind.remembers
 
 
+def needs_memory(name: str | None) -> bool:
+    """Whether decoding with ``name`` takes a memory."""
+    kind = find_kind(name)
+    return kind is not None and kind.needs_memory
+
+
 def check_memory(pair_name: str, drafter: str | None) -> None:
-    """Check before anything is loaded that a drafter which remembers has something to remember.
+    """Check before anything is loaded that a drafter which needs a memory has one.
 
     Raises:
         HarnessError: the pair has no memory.
     """
-    kind = find_kind(drafter)
-    if kind is not None and kind.remembers and found_memory(pair_name) is None:
+    if needs_memory(drafter) and found_memory(pair_name) is None:
         raise no_memory(pair_name)
 
 

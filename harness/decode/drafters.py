@@ -6,7 +6,7 @@ still valid, so the loop needs no bookkeeping per strategy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -36,7 +36,10 @@ class Proposal:
     confidences: tuple[float, ...] = ()
     """Probability of each proposed token, where the length policy asked a draft for it; always of a memory's tokens."""
     source: str = "draft"
-    """Who proposed: ``draft``, or one of :data:`~harness.decode.length.FREE`; for ``auto`` any other is a ``draft``."""
+    """Who proposed: ``draft``, or one of :data:`~harness.decode.length.FREE`; for ``auto`` any other is a ``draft``. Several are written
+    as :mod:`harness.core.round_sources` does."""
+    begin_s: float = 0.0
+    """Seconds that a draft took to read the prompt, where it had not read it before the round."""
 
     @property
     def k(self) -> int:
@@ -53,6 +56,9 @@ class Proposal:
         ids = mx.arange(self.logq.shape[1]) if self.token_map is None else self.token_map
         full = mx.full((self.logq.shape[0], vocab), -mx.inf)
         return mx.put_along_axis(full, mx.broadcast_to(ids[None].astype(mx.int32), self.logq.shape), self.logq, axis=-1)
+
+
+Pick = Callable[[Sequence[tuple[str, float]], Sequence[Sequence[tuple[str, float]]], bool], int | None]
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,10 @@ class Request:
     """The detailed mode needs the raw logits."""
     keep_going: Callable[[tuple[float, ...]], bool] | None = None
     """Asked after each token with all confidences so far; needs a host read per token, so None unless the policy needs it."""
+    pick: Pick | None = None
+    """Who proposes the next token, for a drafter with several sources; as :meth:`harness.decode.length.LengthPolicy.pick`."""
+    guesses: int = 0
+    """The last so many tokens of the context are guesses of this round and may not stand."""
 
     def most(self, source: str) -> int:
         """At most this many tokens of a source that runs no model."""
@@ -148,6 +158,10 @@ class ModelDrafter:
         self._state.prefill(prompt[self._state.offset : -1])
         self._seen, self._proposed = len(prompt), EMPTY
 
+    def forget(self) -> None:
+        """Drop the state of an answer: the next one's prompt is not read before it is asked for."""
+        self._state = None
+
     def keep(self, context: list[int]) -> None:
         """Leave the cache of what ``context`` and the draft's own guesses share to the next answer."""
         if self.caches is not None and self._state is not None:
@@ -170,8 +184,11 @@ class ModelDrafter:
             self.begin(context)
             state = self._state
             assert state is not None
-        state.model, self.token_map = widened(state.model, self.token_map, context[self._seen :])
-        state.trim_to(min(state.offset, self._valid(context), len(context) - 1))
+        true = len(context) - request.guesses
+        state.model, self.token_map = widened(state.model, self.token_map, context[self._seen : true])
+        length = min(state.offset, self._valid(context), len(context) - 1)
+        if length < state.offset or not request.guesses:  # inside a round nothing is settled yet
+            state.trim_to(length)
         state.mark()
         state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
         feed = mx.array(context[state.offset :], dtype=mx.int32)
@@ -191,19 +208,16 @@ class ModelDrafter:
                     break
             else:
                 mx.async_eval(feed)
-        self._seen, self._proposed = len(context), mx.concatenate(tokens)
+        proposed = mx.concatenate(tokens)
+        guessed = [mx.array(context[true:], dtype=mx.int32)] if request.guesses else []
+        self._seen, self._proposed = true, mx.concatenate([*guessed, proposed]) if guessed else proposed
         return Proposal(
-            tokens=self._proposed,
+            tokens=proposed,
             logq=mx.concatenate(logqs) if request.with_logq else None,
             token_map=self.token_map,
             logits=mx.concatenate(logits) if request.with_logits else None,
             confidences=tuple(confidences),
         )
-
-    def guessed(self, context: list[int], n: int) -> None:
-        """Say that the last ``n`` tokens of ``context``, after which it proposed last, were a guess of its own and not the answer's."""
-        self._seen = len(context) - n
-        self._proposed = mx.concatenate([mx.array(context[self._seen :], dtype=mx.int32), self._proposed])
 
     def _draw(self, row: mx.array, request: Request, key: mx.array | None) -> tuple[mx.array, mx.array | None]:
         if request.sampling.greedy:
@@ -274,16 +288,15 @@ class LookupDrafter(FreeDrafter):
         self._ends = {}
         self._indexed = 0
 
-    def _index(self, context: list[int]) -> None:
-        # Suffixes that end at the last token are not indexed yet: a lookup must find an earlier occurrence.
-        for end in range(self._indexed + 1, len(context)):
+    def _index(self, context: list[int], length: int) -> None:
+        """Remember what stands in the first ``length`` tokens, but for suffixes that end at the last: a lookup finds earlier ones."""
+        for end in range(self._indexed + 1, length):
             for n in range(self.min_ngram, min(self.ngram, end) + 1):
                 self._ends[tuple(context[end - n : end])] = end
-        self._indexed = max(self._indexed, len(context) - 1)
+        self._indexed = max(self._indexed, length - 1)
 
     def _match(self, context: list[int]) -> tuple[int, int]:
-        """End of the latest earlier occurrence of the longest known suffix of ``context``, and the suffix's length; (0, 0) for none."""
-        self._index(context)
+        """End of the latest known occurrence of the longest known suffix of ``context``, and the suffix's length; (0, 0) for none."""
         for n in range(min(self.ngram, len(context)), self.min_ngram - 1, -1):
             end = self._ends.get(tuple(context[-n:]))
             if end is not None:
@@ -292,6 +305,7 @@ class LookupDrafter(FreeDrafter):
 
     def search(self, context: list[int], request: Request) -> Found:
         """What followed the longest known suffix of ``context``."""
+        self._index(context, len(context) - request.guesses)
         end, n = self._match(context)
         self.matched = n
         source = "copy" if n == self.ngram else "lookup"
@@ -350,3 +364,7 @@ class HybridDrafter:
 
     def propose(self, context: list[int], request: Request) -> Proposal | None:
         return self.first.propose(context, request) or self.draft.propose(context, request)
+
+    def with_draft(self, draft: ModelDrafter) -> HybridDrafter:
+        """The same before another draft."""
+        return HybridDrafter(self.first, draft, self.name)

@@ -183,7 +183,7 @@ def _collect(
         rejected=sum(s.rejected for s in steps),
         accept_lengths=tuple(s.accepted for s in steps),
         draft_lengths=tuple(s.drafted for s in steps),
-        prefill_s=steps[0].prefill_s,
+        prefill_s=_total(_times([s.prefill_s for s in steps])),
         ttft_s=ttft_s,
         draft_s=_total(draft_times),
         verify_s=_total(verify_times),

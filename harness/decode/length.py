@@ -7,14 +7,20 @@ rounds it uses the running acceptance; inside a round it keeps drafting while th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from harness.core.errors import HarnessError
 from harness.core.limits import COUNT, LENGTH, Limit, draft_length
+from harness.core.round_sources import expanded
 
 FREE = ("lookup", "copy", "memory")
 """Sources that run no model: a lookup in the text so far, one after a match of its longest suffix, and a pair's memory."""
+DRAFT = -1
+"""What :meth:`LengthPolicy.pick` answers for the draft model."""
+Drawn = tuple[str, float]
+"""Source of a token, and the chance it gives it."""
 AUTO_MAX_K = 16
 """Longest draft that ``auto`` weighs: text copied from the prompt comes in long stretches, which lookup proposes for nothing."""
 
@@ -87,8 +93,20 @@ class LengthPolicy(Protocol):
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         """After each drafted token: draft another one?"""
 
+    def pick(self, chain: Sequence[Drawn], found: Sequence[Sequence[Drawn]], draft: bool) -> int | None:
+        """Who proposes the next token of a round.
+
+        Args:
+            chain: the tokens proposed so far.
+            found: what sources that run no model would go on with, the most trusted first.
+            draft: whether a draft model may be asked.
+
+        Returns:
+            An index of ``found``, :data:`DRAFT`, or None to verify what there is.
+        """
+
     def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
-        """Learn from one finished round."""
+        """Learn from one finished round; ``source`` as :mod:`harness.core.round_sources` writes it."""
 
 
 class FixedK:
@@ -110,6 +128,9 @@ class FixedK:
 
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         return True
+
+    def pick(self, chain: Sequence[Drawn], found: Sequence[Sequence[Drawn]], draft: bool) -> int | None:
+        return 0 if found else DRAFT if draft else None
 
     def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
         pass
@@ -143,8 +164,20 @@ class DynamicK:
     def keep_going(self, confidences: tuple[float, ...]) -> bool:
         return confidences[-1] >= self.threshold
 
+    def pick(self, chain: Sequence[Drawn], found: Sequence[Sequence[Drawn]], draft: bool) -> int | None:
+        if chain and chain[-1][1] < self.threshold:
+            return None
+        sure = next((i for i, run in enumerate(found) if run[0][1] >= self.threshold), None)
+        return sure if sure is not None else DRAFT if draft else None
+
     def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
         pass
+
+
+_MODESTY = {"draft": 1.2, "memory": 1.5, "lookup": 1.0}
+"""A confidence to this power is the chance assumed at first that a token stands: measured on training answers of ``smollm2``."""
+_SPEED_WEIGHT = 100.0
+"""Target steps that the speed assumed at first, 1.5 times the target's, counts for."""
 
 
 class AutoK:
@@ -154,7 +187,7 @@ class AutoK:
         costs: measured c and v.
         prior_alpha: acceptance assumed before anything was seen (0.9 after a match of the longest suffix).
         prior_rounds: weight of the prior, in decided tokens.
-        decay: forgetting factor per decided token of the running acceptance.
+        decay: forgetting factor per decided token of the running acceptance, and per round of the running speed.
         probe_budget: share of the time that may go into retrying after a fall back to plain decoding.
     """
 
@@ -176,10 +209,14 @@ class AutoK:
         priors = {"draft": prior_alpha, "lookup": prior_alpha, "memory": prior_alpha, "copy": 0.9}
         self._accepted = {source: alpha * prior_rounds for source, alpha in priors.items()}
         self._decided = dict.fromkeys(priors, prior_rounds)
-        # Acceptance by confidence bucket, with the confidence itself as a prior worth a few tokens.
-        self._buckets = {source: [[4.0 * (b + 0.5) / self._BUCKETS, 4.0] for b in range(self._BUCKETS)] for source in ("draft", "memory")}
+        # Acceptance by confidence bucket, with a prior worth a few tokens.
+        middles = [(b + 0.5) / self._BUCKETS for b in range(self._BUCKETS)]
+        self._buckets = {source: [[4.0 * middle**power, 4.0] for middle in middles] for source, power in _MODESTY.items()}
+        self._stood, self._foreseen = dict.fromkeys(_MODESTY, prior_rounds), dict.fromkeys(_MODESTY, prior_rounds)
+        self._emitted, self._spent = 1.5 * _SPEED_WEIGHT, _SPEED_WEIGHT
         self._plain_rounds = 0
         self._wait = 0
+        self._probing = False
 
     def alpha(self, source: str = "draft") -> float:
         """Running per-token acceptance of ``source``."""
@@ -217,6 +254,7 @@ class AutoK:
 
     def max_k(self) -> int:
         k, _ = self.best()
+        self._probing = False
         if k > 0:
             self._plain_rounds = 0
             return self.costs.max_k
@@ -226,11 +264,15 @@ class AutoK:
             self._wait = max(round(loss / self.probe_budget), 8)
         self._plain_rounds += 1
         if self._plain_rounds > self._wait:
-            self._plain_rounds = 0
+            self._plain_rounds, self._probing = 0, True
             return 1
         return 0
 
     def _stands(self, source: str, confidence: float) -> float:
+        """Chance that a token stands: what such confidences were worth, and less where the source stood less often than foreseen."""
+        return self._share(source, confidence) * min(self._stood[source] / self._foreseen[source], 1.0)
+
+    def _share(self, source: str, confidence: float) -> float:
         accepted, seen = self._buckets[source][self._index(confidence)]
         return accepted / seen
 
@@ -251,14 +293,46 @@ class AutoK:
                 return True
         return False
 
+    def pick(self, chain: Sequence[Drawn], found: Sequence[Sequence[Drawn]], draft: bool) -> int | None:
+        """The source whose tokens, as many as pay, gain most over what the same time gives at the running speed; None for no gain."""
+        at, survive = len(chain), math.prod(self._stands(*drawn) for drawn in chain)
+        gains = {i: self._gain(at, survive, [self._stands(*drawn) for drawn in run], 0.0) for i, run in enumerate(found)}
+        if draft:
+            gains[DRAFT] = self._gain(at, survive, [self.alpha()] * (self.costs.max_k - at), self.costs.c)
+        best = max(gains, key=lambda i: gains[i], default=None)
+        if best is not None and gains[best] > 0:
+            return best
+        return DRAFT if draft and self._probing and not chain else None
+
+    def _gain(self, at: int, survive: float, chances: Sequence[float], c: float) -> float:
+        """Expected tokens of the best number of further tokens, less what their time would give otherwise.
+
+        Args:
+            at: tokens proposed so far.
+            survive: chance that all of them stand.
+            chances: of each further token, if those before it stand.
+            c: cost of proposing one.
+        """
+        speed, v = max(self._emitted / self._spent, 1.0), self.costs.v
+        best = tokens = 0.0
+        for more, chance in enumerate(chances[: self.costs.max_k - at], 1):
+            survive *= chance
+            tokens += survive
+            best = max(best, tokens - speed * (more * c + v[at + more] - v[at]))
+        return best
+
     def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
-        source = source if source in self._decided else "draft"  # another package's, whose cost was measured as the draft's
-        decided = min(accepted + 1, drafted)
-        for i in range(decided):
+        # Another package's source counts as the draft, as whose its cost was measured.
+        sources = [name if name in self._decided else "draft" for name in expanded(source, drafted)]
+        self._emitted = self._emitted * self.decay + accepted + 1
+        self._spent = self._spent * self.decay + self.costs.v[min(drafted, self.costs.max_k)] + self.costs.c * sources.count("draft")
+        for i, source in enumerate(sources[: accepted + 1]):
             stands = float(i < accepted)
             self._accepted[source] = self._accepted[source] * self.decay + stands
             self._decided[source] = self._decided[source] * self.decay + 1
-            if i < len(confidences):
+            if i < len(confidences) and source in self._buckets:
+                self._stood[source] = self._stood[source] * self.decay + stands
+                self._foreseen[source] = self._foreseen[source] * self.decay + self._share(source, confidences[i])
                 bucket = self._buckets[source][self._index(confidences[i])]
                 bucket[0] += stands
                 bucket[1] += 1

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from harness.core.drafter_kinds import drafter_kind
 from harness.core.errors import HarnessError
 from harness.core.limits import COUNT, Limit
+from harness.core.paths import found_memory
 from harness.core.protocols import LoadedPair
+from harness.decode.cascade import CascadeDrafter
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
 from harness.decode.memory import pair_memory
 from harness.models.forward import EarlyExit, PrunedHead
@@ -34,6 +36,8 @@ class DrafterOptions:
     """Memory: a draft ends where the product of its tokens' shares falls below this."""
     layers: int | None = None
     """Early exit: layers of the target to keep; None takes a quarter."""
+    draft: ModelDrafter | None = None
+    """Stands for the pair's draft: that draft with an adapter."""
     vocab: int | tuple[int, ...] | None = None
     """Draft model: restrict the output head to these ids (see :func:`harness.models.forward.useful_vocab`), or to the first ``vocab``
     ids (byte-pair merges are ordered by frequency), and what stands in prompt and answer; None takes what the pair's file says."""
@@ -95,12 +99,25 @@ def memory_hybrid(pair: LoadedPair, options: DrafterOptions) -> HybridDrafter:
     return HybridDrafter(memory(pair, options), draft, name="memory_hybrid")
 
 
+def cascade(pair: LoadedPair, options: DrafterOptions) -> CascadeDrafter:
+    """The drafter ``cascade``, without a memory where the pair has none.
+
+    Raises:
+        HarnessError: the pair has no draft model, or a memory of another target.
+    """
+    draft = generic(pair, options)
+    walker = pair_memory(pair).walker if found_memory(pair.name) else None
+    return CascadeDrafter(LookupDrafter(options.memory_ngram, options.memory_min_ngram), walker, draft, vocabulary_rows(pair.target))
+
+
 def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
-    """The drafter ``generic``.
+    """The drafter ``generic``, or what stands for it.
 
     Raises:
         HarnessError: the pair has no draft model, or ``vocab`` names no ids of it.
     """
+    if options.draft is not None:
+        return options.draft
     if pair.draft is None:
         raise HarnessError(
             f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from typing import Any
 
 from harness.decode.drafters import EMPTY, Drafter, Proposal, Request
@@ -35,10 +37,13 @@ class Proposing:
             free_k={source: min(most, room) for source, most in policy.free_k().items()},
             worth=policy.worth,
             keep_going=policy.keep_going if policy.needs_confidence else None,
+            pick=getattr(policy, "pick", None),
             **how,
         )
-        wanted = request.k > 0 or (self._free and any((request.free_k or {}).values()))
+        wanted, begin_s = request.k > 0 or (self._free and any((request.free_k or {}).values())), 0.0
         if wanted and not self._begun:  # decoded plainly so far, now tries
+            start = time.perf_counter()
             self._drafter.begin(self._prompt)
-            self._begun = True
-        return (self._drafter.propose(context, request) if self._begun else None) or NOTHING
+            self._begun, begin_s = True, time.perf_counter() - start
+        proposal = (self._drafter.propose(context, request) if self._begun else None) or NOTHING
+        return dataclasses.replace(proposal, begin_s=proposal.begin_s + begin_s) if begin_s else proposal

@@ -262,28 +262,37 @@ def replay(
         name = item if isinstance(item, str) else item.name
         if not greedy and (policies or not isinstance(drafter, ModelDrafter)):
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
+        played: Sequence[int | str] = policies
         if fixed and isinstance(drafter, ModelDrafter):
             rows += replay_model(name, drafter.model, drafter.token_map, trajectories, fixed, sampling=sampling, progress=progress)
-        elif fixed:
-            rows += _replay_greedy(name, drafter, trajectories, fixed, progress)
-        for k in policies:
-            rows += _replay_policy(name, drafter, trajectories, k, costs, progress)
+        elif isinstance(drafter, FreeDrafter | HybridDrafter):
+            rows += _replay_greedy(name, drafter, trajectories, fixed, progress) if fixed else []
+        else:
+            played = ks
+        rows += _replay_policies(name, drafter, trajectories, played, costs, progress) if played else []
     return rows
 
 
-def _replay_policy(
-    name: str, drafter: Drafter, trajectories: Sequence[Trajectory], k: str, costs: Costs | None, progress: Callable[[int], None] | None
+def _replay_policies(
+    name: str,
+    drafter: Drafter,
+    trajectories: Sequence[Trajectory],
+    ks: Sequence[int | str],
+    costs: Costs | None,
+    progress: Callable[[int], None] | None,
 ) -> list[ReplayRow]:
-    """Counts of a length that is chosen while decoding. What a draft model says along the answer itself comes from one pass."""
-    model = drafter.draft if isinstance(drafter, HybridDrafter) else drafter
-    if not isinstance(model, ModelDrafter):
-        return [_row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress)]
+    """Counts of lengths, and of sources, that are chosen while decoding. What a draft model says along the answer comes from one pass."""
+    model = getattr(drafter, "draft", drafter)
+    if not isinstance(model, ModelDrafter) or not (drafter is model or hasattr(drafter, "with_draft")):
+        return [
+            _row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
+        ]
     rows = []
     passes = forced_passes(model.model, model.token_map, trajectories)
     for t, forced in zip(_counted(trajectories, progress), passes, strict=True):
         along = AlongAnswer(model, t, forced.match, forced.favourite, forced.confidence)
-        chosen = HybridDrafter(drafter.first, along) if isinstance(drafter, HybridDrafter) else along  # type: ignore[arg-type]
-        rows.append(_row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()))
+        chosen: Any = drafter.with_draft(along) if hasattr(drafter, "with_draft") else along
+        rows += [_row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()) for k in ks]
     return rows
 
 
@@ -295,13 +304,15 @@ def _counted(trajectories: Sequence[Trajectory], progress: Callable[[int], None]
 
 
 def _replay_greedy(
-    name: str, drafter: Drafter, trajectories: Sequence[Trajectory], ks: Sequence[int], progress: Callable[[int], None] | None
+    name: str,
+    drafter: FreeDrafter | HybridDrafter,
+    trajectories: Sequence[Trajectory],
+    ks: Sequence[int],
+    progress: Callable[[int], None] | None,
 ) -> list[ReplayRow]:
-    """Replay a drafter that is no model alone."""
+    """Fixed lengths of a drafter that is no model alone."""
     if isinstance(drafter, FreeDrafter):
         return [_row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
-    if not isinstance(drafter, HybridDrafter):
-        return [_row_of(name, t, k, simulate_policy(drafter, t, make_policy(k))) for t in trajectories for k in ks]
     passes = forced_passes(drafter.draft.model, drafter.draft.token_map, trajectories, progress=progress)
     return [
         _row_of(name, t, k, simulate_free(drafter.first, t, k, forced.match), forced.near_ties())

@@ -135,7 +135,7 @@ class AlongAnswer:
         self, draft: ModelDrafter, trajectory: Trajectory, match: np.ndarray, favourite: np.ndarray, confidence: np.ndarray
     ) -> None:
         self.name = draft.name
-        self._draft, self._prompt = draft, list(trajectory.prompt_tokens)
+        self._draft, self._prompt, self._answer = draft, list(trajectory.prompt_tokens), list(trajectory.tokens)
         self._match, self._favourite, self._confidence = match.tolist(), favourite.tolist(), confidence.tolist()
         self._reads = False
 
@@ -150,7 +150,8 @@ class AlongAnswer:
         start, goes_on = len(context) - len(self._prompt), request.keep_going
         tokens: list[int] = []
         confidences: tuple[float, ...] = ()
-        for i in range(start, min(start + request.k, len(self._match))):
+        true = self._answer[start - request.guesses : start] == context[len(context) - request.guesses :]
+        for i in range(start, min(start + request.k, len(self._match)) if true else start):
             tokens.append(self._favourite[i])
             if goes_on is not None:
                 confidences = (*confidences, self._confidence[i])
@@ -159,20 +160,19 @@ class AlongAnswer:
             if not self._match[i]:
                 break
         if len(tokens) < request.k:
-            more = self._behind([*context, *tokens], request.k - len(tokens), goes_on, confidences)
+            more = self._behind([*context, *tokens], request.guesses + len(tokens), request.k - len(tokens), goes_on, confidences)
             tokens, confidences = [*tokens, *ints(more.tokens)], (*confidences, *more.confidences)
         return self._proposal(tokens, confidences)
 
     def _behind(
-        self, context: list[int], k: int, goes_on: Callable[[tuple[float, ...]], bool] | None, known: tuple[float, ...]
+        self, context: list[int], guesses: int, k: int, goes_on: Callable[[tuple[float, ...]], bool] | None, known: tuple[float, ...]
     ) -> Proposal:
-        """What the model drafts after its own first wrong token, or after the answer's end."""
+        """What the model drafts after a token that the answer has not, or after the answer's end."""
         if not self._reads:
             self._draft.begin(self._prompt)
             self._reads = True
         keep_going = None if goes_on is None else lambda confidences: goes_on((*known, *confidences))
-        proposal = self._draft.propose(context, Request(k=k, keep_going=keep_going))
-        self._draft.guessed(context, 1)
+        proposal = self._draft.propose(context, Request(k=k, keep_going=keep_going, guesses=guesses))
         assert proposal is not None
         return proposal
 

@@ -39,9 +39,10 @@ class Step:
     draft_s: float | None
     verify_s: float | None
     prefill_s: float | None = 0.0
-    """None where the loop cannot tell."""
+    """Reading the prompt: the target and the drafter before the first step, a drafter that is asked later in that step. None where the
+    loop cannot tell."""
     source: str = ""
-    """Who proposed: a source of the drafter; empty where nothing was drafted."""
+    """Who proposed: a source of the drafter, several as :mod:`harness.core.round_sources` writes them; empty where nothing was drafted."""
     positions: tuple[Position, ...] = ()
     """Details per decided draft position (detailed mode)."""
     profile: Profile | None = None
@@ -119,9 +120,9 @@ def speculative_steps(
             drafted=len(draft),
             accepted=accepted,
             rejected=n < len(draft) and len(tokens) == n + 1,
-            draft_s=drafted_at - start,
+            draft_s=drafted_at - start - proposal.begin_s,
             verify_s=verified_at - drafted_at,
-            prefill_s=prefill_s,
+            prefill_s=prefill_s + proposal.begin_s,
             source=proposal.source if draft else "",
             positions=details.positions(extra, draft, tokens, emitted - len(tokens)) if details else (),
             profile=laps.take(),

@@ -1,7 +1,7 @@
 """What a round costs in a run, from the clocks of all its rounds: medians by shape, which a few disturbed rounds cannot move.
 
 A round's shape is who proposed and how many tokens. Verification depends on the number of tokens alone, so every drafter's rounds
-count; drafting depends on the drafter too.
+count; drafting depends on the drafter too, and where several sources took turns on the tokens that its model proposed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 
 from harness.core.records import Record
+from harness.core.round_sources import expanded
 
 ENOUGH = 12
 """Rounds of one shape whose median is taken for a cost that decoding goes by."""
 LOOKED_UP = {"copy": "lookup"}
 """Sources that cost the same."""
+MODEL = "draft"
+"""The source that runs a model, whose steps count where it took turns with others."""
 
 Kind = tuple[str, ...]
 """What is timed: a step of the target alone, verifying, drafting by a label's source, a label's prompt token, and so on."""
@@ -57,7 +60,8 @@ class Clock:
         for drafted, source, draft_s, verify_s in list(shapes)[first:]:
             self._note(VERIFY if record.drafter else PLAIN, verify_s, drafted)
             if record.drafter:
-                self._note(("draft", label, LOOKED_UP.get(source, source)), draft_s, drafted)
+                proposer, steps = _drafting(source, drafted)
+                self._note(("draft", label, proposer), draft_s, steps)
         if record.prefill_s is not None:
             self._note(("prefill", label), record.prefill_s / record.prompt_tokens)
             inside = record.prefill_s + (record.route_s or 0.0) + (record.swap_s or 0.0) + sum(record.verify_times_s) + sum(drafting)
@@ -101,7 +105,8 @@ class Clock:
         sources = record.sources or ("draft",) * len(record.draft_lengths)
         for (source, drafted), n in Counter(zip(sources, record.draft_lengths, strict=True)).items():
             verify = _on_line(drafted, self._table(VERIFY))
-            draft = _on_line(drafted, self._table(("draft", label, LOOKED_UP.get(source, source)))) if drafted else 0.0
+            proposer, steps = _drafting(source, drafted)
+            draft = _on_line(steps, self._table(("draft", label, proposer))) if drafted else 0.0
             if verify is None or draft is None:
                 return None
             total += n * (verify + draft)
@@ -124,6 +129,13 @@ class Clock:
         level = statistics.median(cost / v[n] for n, cost in verified.items()) if verified else 1.0
         learned = (v[0], *(verified.get(n, v[n] * level) for n in range(1, len(v))))
         return (statistics.median(per_token) / plain if per_token else c), learned
+
+
+def _drafting(source: str, drafted: int) -> tuple[str, int]:
+    """Whose time a round's drafting takes, and how many tokens of it."""
+    own = expanded(source, drafted)
+    steps = own.count(MODEL)
+    return (MODEL, steps) if steps else (LOOKED_UP.get(own[0], own[0]) if own else source, drafted)
 
 
 def _on_line(n: int, known: Mapping[int, float]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.core.records import Record
+from harness.core.round_sources import tokens_of
 
 TIMES = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "wall_s")
 _AT_LEAST = {"prompt_tokens": 1, "rounds": 1, "emitted": 1, "drafted": 0, "accepted": 0, "rejected": 0, "temperature": 0}
@@ -64,6 +65,9 @@ def _outcome(r: Record) -> Iterator[str]:
         yield "method is answer, but there is a drafter, a time or no token"
     if r.sources is not None and len(r.sources) != r.rounds:
         yield f"sources has {len(r.sources)} entries for {r.rounds} rounds"
+    for i, (source, drafted) in enumerate(zip(r.sources or (), r.draft_lengths, strict=False)):
+        if (proposed := tokens_of(source)) not in (None, drafted):
+            yield f"sources[{i}] names {proposed} tokens of {drafted} drafted"
     if r.compared and (r.drafter is None or r.temperature > 0 or r.lossy or r.method != "decode"):
         yield "compared is true for an answer that need not equal the baseline's"
     if r.score and (r.score.status == "unscored") != (r.score.value is None):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from harness.core import stats
 from harness.core.records import Record
+from harness.core.round_sources import expanded
 from harness.core.stats import Estimate
 from harness.results.clock import Clock
 
@@ -100,10 +102,7 @@ def shares(group: Sequence[Record]) -> Mapping[str, float]:
     """Share of the emitted tokens by who proposed them."""
     if any(r.sources is None for r in group):
         return {}
-    accepted: dict[str, int] = {}
-    for record in group:
-        for source, n in zip(record.sources or (), record.accept_lengths, strict=True):
-            if n:
-                accepted[source] = accepted.get(source, 0) + n
+    rounds = [pair for record in group for pair in zip(record.sources or (), record.accept_lengths, strict=True)]
+    accepted = Counter(source for text, n in rounds for source in expanded(text, n))
     emitted = sum(r.emitted for r in group)
-    return {source: n / emitted for source, n in sorted(accepted.items(), key=lambda item: -item[1])}
+    return {source: n / emitted for source, n in accepted.most_common()}

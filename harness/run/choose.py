@@ -151,7 +151,8 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
     no_memory = _memory_problem(named.name, samples)
     left_out: dict[str, str] = {}
     for name, kind in drafter_kinds().items():
-        why = (kind.needs_draft and no_draft) or (kind.remembers and no_memory)
+        needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
+        why = (kind.needs_draft and no_draft) or (needs and no_memory)
         if why:
             left_out[name] = why
     return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), left_out=left_out)

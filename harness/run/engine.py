@@ -67,7 +67,7 @@ def real_engine() -> Engine:
     def settings(cell: Cell) -> dict[str, Any]:
         if cell.layers is None and cell.ngram is None:
             return {}
-        return {"options": DrafterOptions(layers=cell.layers, **({} if cell.ngram is None else {"ngram": cell.ngram}))}
+        return {"options": DrafterOptions(layers=cell.layers, ngram=DrafterOptions.ngram if cell.ngram is None else cell.ngram)}
 
     def ties(pair: LoadedPair, trajectories: Sequence[Trajectory]) -> list[int]:
         return [forced.near_ties() for forced in forced_passes(pair.target, None, trajectories)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import scoring
 from harness.core import machine
-from harness.core.drafter_kinds import remembers
+from harness.core.drafter_kinds import needs_memory, remembers
 from harness.core.errors import HarnessError
 from harness.core.interrupt import StopRequest
 from harness.core.paths import found_memory
@@ -175,7 +175,7 @@ def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[C
     draft = context.pair.draft
     pruned = getattr(draft, "token_map", None) is not None
     skipped = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
-    forgotten = [c for c in cells if found_memory(context.pair.name) is None and remembers(c.drafter)]
+    forgotten = [c for c in cells if found_memory(context.pair.name) is None and needs_memory(c.drafter)]
     alone = [c for c in cells if c.needs_draft] if fallback and draft is None else []
     context.store.update(
         skipped=tuple(sorted({c.experiment for c in skipped})),

@@ -313,7 +313,7 @@ class Session:
 
     def _resolve(self, drafter: str | None) -> str | None:
         """Turn ``adaptive`` into what it stands for now."""
-        if self._growth is not None and (kind := find_kind(drafter)) is not None and kind.remembers and not self._has_memory():
+        if self._growth is not None and (kind := find_kind(drafter)) is not None and kind.needs_memory and not self._has_memory():
             return "hybrid" if kind.needs_draft else "lookup"  # until enough was said to make one
         if drafter != ADAPTIVE:
             return drafter

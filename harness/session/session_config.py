@@ -72,7 +72,7 @@ class SessionConfig(Strict):
     train_automatically: bool = True
     """Run a round as soon as it is due."""
     remember: bool = False
-    """Add the answers to the pair's memory, from which the drafters ``memory`` and ``memory_hybrid`` propose."""
+    """Add the answers to the pair's memory, from which the drafters ``memory``, ``memory_hybrid`` and ``cascade`` propose."""
     evaluation: dict[str, DatasetSpec] = Field(default_factory=lambda: {"chat": DatasetSpec(dataset="chat", limit=8)})
     """Held-out prompts by domain; prompts that resemble them are never trained on."""
     evaluation_tokens: Annotated[int, Field(ge=1, le=32_768)] = 64
@@ -133,7 +133,7 @@ class SessionConfig(Strict):
             HarnessError: unknown, or without a memory.
         """
         kind = find_kind(drafter)
-        if drafter != ADAPTIVE and not (self.remember and kind is not None and kind.remembers):
+        if drafter != ADAPTIVE and not (self.remember and kind is not None and kind.needs_memory):
             check_drafter(pair_name, drafter, also=(ADAPTIVE,))
 
 
