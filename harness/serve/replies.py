@@ -121,6 +121,7 @@ def usage(done: Done) -> dict[str, Any]:
         "k": g.k,
         "rounds": g.rounds,
         "emitted": g.emitted,
+        "finish": g.finish,
         "drafted": g.drafted,
         "accepted": g.accepted,
         "rate": g.accepted / g.drafted if g.drafted else None,
