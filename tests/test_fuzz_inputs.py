@@ -298,6 +298,7 @@ LINES = [
     "train-router own.jsonl --models p.yaml --adapters ?", "train-router own.jsonl --models p.yaml --config ? --set ?",
     "route ? --models p.yaml", "route hi --models p.yaml --adapters ?", "chat ? --offline", "chat --models p.yaml -k ? --offline",
     "chat --models p.yaml --drafter ? --temperature ? --offline", "demo ? --port ? --offline", "distill ? --offline",
+    "serve --models p.yaml --host ? -k ? --offline", "serve --session ? --models p.yaml --queue ? --offline",
     "distill smollm2 --set ? --set pair=p.yaml --offline", "models ?", "models pull ? --offline", "models suggest ?",
     "models check ? ? --offline", "models vocab p.yaml --from ? --out ? --size ?", "?", "? ?", "validate ? ?", "--version ?",
     "validate --?",

@@ -1,4 +1,4 @@
-"""What the settings of decoding may be, said once: calls, command line, suites, sessions and the demo all ask here. Imports no mlx."""
+"""What the settings of decoding may be, said once: calls, command line, suites, sessions and the server all ask here. Imports no mlx."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.decode.cached import CachedModel
 
-MOST = 16
+MOST = 64
 """Caches kept; a conversation has one of the target and one of its draft."""
 MOST_BYTES = 2**30
 """Their memory; the oldest go first."""

@@ -162,8 +162,10 @@ class Session:
         watched = learn and name is not None and ((kind := find_kind(name)) is None or kind.trainable)
         if name is not None and config.options.given():
             chosen.setdefault("options", DrafterOptions(**config.options.given()))
-        kept = self.learner.config.adapt.top_k if watched and self.learner else 0
-        generation = api.generate(self.pair, self._messages(prompt), drafter=name, detailed=kept, caches=self.caches, **chosen)
+        if watched and self.learner is not None:
+            chosen["detailed"] = self.learner.config.adapt.top_k
+        chosen.setdefault("caches", self.caches)
+        generation = api.generate(self.pair, self._messages(prompt), drafter=name, **chosen)
         self.totals = self.totals.plus(generation)
         write_totals(self.folder / STATE, self.totals)
         if (learn and self._growth is not None) or (watched and generation.drafter is not None):

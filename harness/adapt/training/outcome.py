@@ -10,6 +10,10 @@ from harness.adapt.training.acceptance import Acceptance, DomainCounts, pool
 from harness.core.stats import Estimate
 
 
+class Enough(Exception):
+    """Raised by who follows a training: end it here, and keep the best adapter so far."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Validation acceptance at one point of training."""

@@ -6,6 +6,7 @@ output head runs on answer positions alone. Both leave the gradients as they are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -36,7 +37,7 @@ from harness.adapt.training.hidden import prefix_cache
 from harness.adapt.training.loop import Training, learning_rate
 from harness.adapt.training.losses import logit_rows, weighted_loss
 from harness.adapt.training.measure import acceptance, output_hidden
-from harness.adapt.training.outcome import Evaluation, TrainProgress, TrainResult
+from harness.adapt.training.outcome import Enough, Evaluation, TrainProgress, TrainResult
 from harness.adapt.training.torch_step import TorchStep, torch_step
 from harness.adapt.training_config import LoraConfig, StopConfig, TrainingConfig
 from harness.core.errors import HarnessError
@@ -78,7 +79,7 @@ def train_adapter(
         start: adapter folder to start from, also what must be beaten; None starts from the draft.
         resume: continue from the checkpoint in ``out``, if there is one.
         cache_folder: where hidden states are kept; None is the user's cache.
-        progress: called after each update.
+        progress: called after each update; when it raises :class:`Enough`, training ends with the best adapter so far.
         before: acceptance of the start on ``validation``; measured when None.
 
     Raises:
@@ -101,7 +102,8 @@ def train_adapter(
         run.restore()
         if not run.evaluations:
             run.judge(before) if before else run.evaluate()
-        run.loop()
+        with contextlib.suppress(Enough):
+            run.loop()
         result = run.result(left_out)
         if result.accepted:
             write_adapter(out, run.best, config.lora, adapted_layers(draft.model, config.lora), run.info(name or out.name, result))
