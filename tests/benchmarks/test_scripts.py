@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import replay
+import served
 import training
 from adapting import VOCAB, quick_config, target_trajectories, tiny_draft
 from tiny import write_pair
@@ -52,6 +54,17 @@ def test_replay_script(options: list[str], tmp_path: Path, capsys: pytest.Captur
     monkeypatch.setattr(replay, "replay", wrong)
     replay.main([*settings, "--rounds", "0"])
     assert "0 bugs" not in capsys.readouterr().out
+
+
+def test_serving_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight clients over a SIGTERM: no answer is lost or differs, and the second turn of a conversation is read on."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    served.main([*options, "--prompts", "9", "--long", "90"])
+    out = capsys.readouterr().out
+    assert "9 answers, 0 differ from plain decoding []; no round" in out
+    assert "overhead per token" in out
+    first, second, kept = map(int, re.findall(r"turn 1, (\d+) tokens[\s\S]*turn 2, (\d+) tokens of which (\d+)", out)[0])
+    assert first - 2 <= kept < second
 
 
 def test_memory_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
