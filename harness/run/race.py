@@ -14,7 +14,7 @@ from harness.core.stats import Estimate
 from harness.core.terminal import show
 from harness.results.recommend import ALPHA, SAME
 from harness.results.robust import Timing
-from harness.results.store import read_records, settings_key
+from harness.results.store import read_records
 from harness.results.summary import ALL, CellRow, summarise
 from harness.run.context import Context
 from harness.run.counting import answer_all, replay_all
@@ -146,7 +146,7 @@ def entries(rows: Sequence[CellRow]) -> list[str]:
     """What to clock: of every drafter the best fixed length and each policy, as far as its prediction is near the best one's."""
     best: dict[tuple[str | None, str, str], CellRow] = {}
     for row in rows:
-        key = (row.drafter, settings_key(row.settings), "" if isinstance(row.k, int) else str(row.k))
+        key = (row.drafter, row.settings.key, "" if isinstance(row.k, int) else str(row.k))
         if key not in best or (row.predicted or math.inf) > (best[key].predicted or math.inf):
             best[key] = row
     top = max((row.predicted for row in best.values() if row.predicted), default=1.0)
