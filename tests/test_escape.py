@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from comparing import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -21,7 +22,6 @@ from harness.core.settings_file import load_settings
 from harness.core.text import odd_character, printable
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
-from harness.report.compare import compare
 from harness.report.escape import cells, code, html, markdown, spreadsheet
 from harness.report.gate_output import junit, summary
 from harness.report.html import render_html

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from comparing import compare
 from fuzzing import ODD, SNIPPETS, damaged_bytes, damaged_tree, fuzz
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,6 @@ from harness.distill.distill_config import load_distill_config
 from harness.models.naming import read_pair_config
 from harness.report import load_run
 from harness.report.cells_csv import render_csv
-from harness.report.compare import compare
 from harness.report.gate_output import junit, summary
 from harness.report.markdown import render
 from harness.results.gate import check, make_reference

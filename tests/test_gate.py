@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparing import compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import baseline, cell
@@ -21,11 +22,12 @@ from test_store import make_manifest
 from harness.core.errors import HarnessError
 from harness.core.records import Divergence, Record, Score
 from harness.decode.simulate import simulate_match
-from harness.report.compare import compare
 from harness.report.gate_output import junit, summary
+from harness.results import speedup
 from harness.results.gate import Verdict, check
-from harness.results.reference import REFERENCE_VERSION, Prompt, Reference, make_reference, read_reference, write_reference
+from harness.results.reference import REFERENCE_VERSION, Prompt, Reference, cells_of, make_reference, read_reference, write_reference
 from harness.results.store import RunStore
+from harness.results.summary import summarise
 
 MACHINE = {"processor": "cpu", "machine": "x86_64", "system": "Linux", "cores": 2, "device": "cpu", "blas": "mkl"}
 
@@ -161,6 +163,45 @@ def test_other_answers_of_the_target(tmp_path: Path, ties: dict[str, int], outco
     at_home, abroad = check(folder, make_reference(reference)), check(folder, elsewhere(make_reference(reference)), any_machine=True)
     assert [v.outcome for v in at_home if v.what == "outputs"] == ["changed"]
     assert [v.outcome for v in abroad if v.what == "outputs"] == [outcome]
+
+
+def drafted_by(records: list[Record], drafter: str) -> list[Record]:
+    """The same counts under another drafter's name."""
+    return [dataclasses.replace(r, drafter=drafter) if r.drafter else r for r in records]
+
+
+def test_a_candidate_is_judged_by_paired_differences(tmp_path: Path) -> None:
+    """Another draft is refused without the flag; with it, what drafts by a model goes by intervals, lookup and the target stay exact."""
+    models = {"target": "t", "draft": "d", "dtype": "float32"}
+    old = stored(tmp_path / "old", [*replays(12, 0), *drafted_by(replays(12, 0), "lookup")[1::2]], models=models)
+    new = stored(
+        tmp_path / "new", [*replays(12, 1), *drafted_by(replays(12, 1), "lookup")[1::2]], models={**models, "draft": "e"}, pair="p2"
+    )
+    reference = make_reference(old)
+    with pytest.raises(HarnessError, match="cannot compare: pair is 'p2'"):
+        check(new, reference)
+    verdicts = {(v.cell.split()[1], v.what): v for v in check(new, reference, candidate=True)}
+    assert {what for name, what in verdicts if name == "generic"} == {"rate", "tau"}
+    assert verdicts["lookup", "counts"].outcome == "changed"
+    assert verdicts["target", "outputs"].outcome == "same"
+    rate = verdicts["generic", "rate"]
+    assert rate.undecided
+    assert rate.change is not None
+    assert rate.change.low is not None
+    assert rate.change.low < rate.change.value
+    assert (rate.prompts_needed or 0) > 12
+    with pytest.raises(HarnessError, match=r"cannot compare: questions_hash"):
+        check(new, changed(reference, "questions_hash", "other"), candidate=True)
+
+
+def test_answers_in_batches_are_what_replays_are_compared_by(tmp_path: Path) -> None:
+    """A run that clocks few prompts: the target's batched answers are a cell of their own, and another one is a change."""
+    untimed = dict.fromkeys(("wall_s", "ttft_s", "prefill_s", "verify_s", "draft_s"))
+    whole = [r if r.drafter else dataclasses.replace(r, method="answer", **untimed) for r in replays(6, 0)]
+    other = [dataclasses.replace(whole[0], tokens=(99,) * 32), *whole[1:]]
+    old, new = make_reference(stored(tmp_path / "old", whole)), stored(tmp_path / "new", other)
+    assert not any(v.failed or v.undecided for v in check(stored(tmp_path / "again", whole), old))
+    assert [v.what for v in check(new, old) if v.failed] == ["outputs"]
 
 
 def changed_greedy(**changes: Any) -> tuple[list[Record], list[Record]]:
@@ -457,6 +498,13 @@ def test_command_line_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert exit_code("again", "--against", reference, *results) == 1
     assert "would decide" in capsys.readouterr().out
     assert exit_code("again", "--against", reference, "--allow-undecided", *results) == 0
+    capsys.readouterr()
+    assert exit_code("again", "--against", reference, "--json", *results) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["passed"], found["failed"], found["error"]) == (False, 0, None)
+    assert found["undecided"] == sum(c["prompts_needed"] is not None for c in found["comparisons"]) > 0
+    assert exit_code("old", "--against", str(tmp_path / "none.json"), "--json", *results) == 2
+    assert "none.json" in json.loads(capsys.readouterr().out)["error"]["problem"]
 
 
 def test_prompts_of_two_runs_are_paired_by_what_they_are(tmp_path: Path) -> None:
@@ -471,3 +519,34 @@ def test_prompts_of_two_runs_are_paired_by_what_they_are(tmp_path: Path) -> None
     assert "- s2" in text.split("## Other prompts under the same ids")[1]
     assert "| 6 |" in re.sub(" +", " ", compare(*old))
     assert "None that drafts" in compare(a, old[0])
+
+
+def test_equal_cells_are_compared_whatever_their_experiment_is_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another label and a replay beside a decode: one row; the files hold what the screen says, and the intervals as numbers."""
+    from harness.cli import main
+
+    stored(tmp_path / "a", replays(6, 0))
+    stored(tmp_path / "b", [dataclasses.replace(r, experiment="renamed") for r in replays(6, 1)])
+    with pytest.raises(SystemExit):
+        main(["compare", "a", "b", "--results", str(tmp_path), "--out", str(tmp_path / "out"), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert compare(tmp_path / "a", tmp_path / "b") == (tmp_path / "out" / "compare.md").read_text()
+    cell = next(c for c in shown["cells"] if c["cell"]["drafter"] == "generic")
+    assert (cell["prompts"], shown["only_a"], shown["only_b"]) == (6, [], [])
+    assert cell["rate"]["value"] == pytest.approx(cell["b"]["rate"] - cell["a"]["rate"])
+    assert cell["rate"]["low"] < cell["rate"]["value"] < cell["rate"]["high"]
+
+
+def test_report_gate_and_comparison_have_one_speedup(tmp_path: Path) -> None:
+    """A long answer weighs more than a short one, everywhere the same."""
+    records = []
+    for i in range(6):
+        tokens = tuple(range(10 * (i + 1)))
+        base = baseline(f"s{i}", len(tokens), 1.0 + i, tokens=tokens)
+        records += [base, dataclasses.replace(base, drafter="lookup", k=4, wall_s=(1.0 + i) / (1 + i), ttft_s=0.1)]
+    row = next(r for r in summarise(records) if r.drafter)
+    (answers,) = [cell for key, cell in cells_of(records).items() if "lookup" in key]
+    assert row.speedup is not None
+    assert row.speedup.value == pytest.approx(speedup.value(a.pair for a in answers.values() if a.pair)) == pytest.approx(21 / 6)
+    assert speedup.value(p.pair for p in row.prompts if p.pair) == pytest.approx(21 / 6)

@@ -16,7 +16,8 @@ from killing import Finished, killed_and_resumed
 from test_runner import fake_generate, make_engine, run, without_times
 from tiny import write_pair
 
-from harness.results.store import RunStore, read_records, record_key
+from harness.core.cell import record_key
+from harness.results.store import RunStore, read_records
 
 SUITE = """
 name: tiny

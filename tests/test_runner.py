@@ -21,13 +21,14 @@ from rich.console import Console
 
 from harness.cli import main
 from harness.core import machine
+from harness.core.cell import record_key
 from harness.core.errors import HarnessError
 from harness.core.records import Divergence, Generation, Record, Sample, Score, Trajectory
 from harness.decode.length import Costs
 from harness.models.draft import Draft
 from harness.report import load_run
 from harness.report.verify import verify
-from harness.results.store import RunStore, read_manifest, read_records, record_key
+from harness.results.store import RunStore, read_manifest, read_records
 from harness.results.summary import summarise
 from harness.run.engine import Engine
 from harness.run.runner import reports_folder, run_suite

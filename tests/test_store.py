@@ -17,19 +17,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.core.cell import record_key
 from harness.core.errors import HarnessError
 from harness.core.records import RUN_VERSION, Divergence, Record
 from harness.core.schema import Measured
 from harness.results import store
 from harness.results.record_lines import decode_line, encode_line
-from harness.results.store import Manifest, RunStore, read_manifest, read_records, read_run, record_key
+from harness.results.store import Manifest, RunStore, read_manifest, read_records, read_run
 
 WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store import make_manifest, make_record
-from harness.results.store import RunStore, record_key
+from harness.core.cell import record_key
+from harness.results.store import RunStore
 folder = Path(sys.argv[1])
 store = RunStore.resume(folder) if (folder / "manifest.json").exists() else RunStore.create(folder, make_manifest())
 print("ready", flush=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from harness.core.terminal import say
+from harness.cli.generate import JsonOption
+from harness.core.terminal import say, say_json
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
 
@@ -23,8 +25,12 @@ def check(
     allow_undecided: Annotated[
         bool, typer.Option("--allow-undecided", help="Pass comparisons that have too few prompts to tell a regression from chance.")
     ] = False,
+    candidate: Annotated[
+        bool, typer.Option("--candidate", help="The run has another draft, memory or adapter on purpose: judge what it proposes.")
+    ] = False,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write the result as JUnit XML.")] = None,
     summary: Annotated[Path | None, typer.Option("--summary", metavar="FILE", help="Also append the result as Markdown.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare a run with a reference: exit 0 without a regression, 1 with one or undecided, 2 when the two cannot be compared.
 
@@ -40,15 +46,21 @@ def check(
         say(f"wrote {against}")
         return
     try:
-        verdicts = gate.check(run_folder(results, name), reference.read_reference(against), any_machine=any_machine)
+        old = reference.read_reference(against)
+        verdicts = gate.check(run_folder(results, name), old, any_machine=any_machine, candidate=candidate)
     except HarnessError as error:
         gate_output.write(junit, gate_output.junit([], error=str(error)))
         gate_output.write(summary, gate_output.summary([], name, str(against), error=str(error)), append=True)
+        if as_json:
+            say_json(gate_output.plain([], name, str(against), error=error))
         raise
     text = gate_output.summary(verdicts, name, str(against), allow_undecided=allow_undecided)
     gate_output.write(junit, gate_output.junit(verdicts, allow_undecided=allow_undecided))
     gate_output.write(summary, text, append=True)
-    say(text)
+    if as_json:
+        say_json(gate_output.plain(verdicts, name, str(against), allow_undecided=allow_undecided))
+    else:
+        say(text)
     failed, undecided = sum(v.failed for v in verdicts), sum(v.undecided for v in verdicts)
     if failed:
         raise CheckFailed(
@@ -65,12 +77,27 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run folder, or its name under the results folder.")],
     b: Annotated[str, typer.Argument(metavar="RUN_B", help="The run to compare with it.")],
     results: ResultsOption = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Also write compare.md and compare.json into this folder.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show what changed from one run to another: settings, machine and every cell both have.
+    """Show what changed from one run to another: settings, machine and every cell both have, whatever its experiment is called.
 
     Example: `harness compare quick-smollm2-20260131-142501 quick-smollm2-20260201-090000`
     """
-    from harness.report.compare import compare as compare_runs
+    from harness.report.compare import compare_text
+    from harness.report.gate_output import write
+    from harness.results.comparison import as_json as plain
+    from harness.results.comparison import compare_runs
     from harness.results.store import run_folder
 
-    say(compare_runs(run_folder(results, a), run_folder(results, b)))
+    found = compare_runs(run_folder(results, a), run_folder(results, b))
+    text, data = compare_text(found), plain(found)
+    if out is not None:
+        write(out / "compare.md", text)
+        write(out / "compare.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    if as_json:
+        say_json(data)
+    else:
+        say(text)

@@ -36,6 +36,7 @@ SettingsOption = Annotated[
     Path | None, typer.Option("--settings", metavar="FILE", help="Decode as this file says, such as a report's settings.yaml; options win.")
 ]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")]
 
 
 def generate(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.generate import PAIR_HELP
-from harness.core.terminal import say
+from harness.cli.generate import PAIR_HELP, JsonOption
+from harness.core.terminal import say, say_json
 
 if TYPE_CHECKING:
     from harness.models.families import Suggestion
@@ -23,6 +23,7 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use only what is
 @models_app.command("list")
 def list_pairs(
     pairs: Annotated[list[str] | None, typer.Argument(metavar="PAIR...", help=f"These instead of the shipped ones. {PAIR_HELP}")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show pairs and what of them is already on this machine.
 
@@ -31,6 +32,7 @@ def list_pairs(
     from harness.models.naming import find_pair, shipped_pairs
     from harness.models.weights import is_cached
 
+    found = []
     for named in map(find_pair, pairs or [name for name, _ in shipped_pairs()]):
         config = named.config
         wanted = [config.target, *([config.draft] if config.draft else [])]
@@ -40,13 +42,19 @@ def list_pairs(
             "ready" if not missing else f"{size} MB to fetch" if size else "to fetch" if config.target in missing else "ready without draft"
         )
         loose = " (not pinned)" if any(model.unpinned for model in wanted) else ""
-        say(f"{named.name:<12} {state:<18} {config.description}{loose}")
+        facts = {"description": config.description, "ready": not missing, "download_mb": size, "pinned": not loose}
+        found.append({"name": named.name, "state": state, **facts})
+        if not as_json:
+            say(f"{named.name:<12} {state:<18} {config.description}{loose}")
+    if as_json:
+        say_json(found)
 
 
 @models_app.command("pull")
 def pull(
     pair: Annotated[str, typer.Argument(metavar="PAIR", help=PAIR_HELP)],
     offline: OfflineOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fetch and convert a pair now instead of on first use.
 
@@ -54,13 +62,18 @@ def pull(
     """
     from harness.models.weights import pull_pair
 
-    for role, folder in pull_pair(pair, offline=offline).items():
+    folders = pull_pair(pair, offline=offline)
+    if as_json:
+        say_json({role: folder and {"path": str(folder.path), "sha256": folder.hash} for role, folder in folders.items()})
+        return
+    for role, folder in folders.items():
         say(f"{role}: {folder.path}, sha256 {folder.hash}" if folder else f"{role}: not on this machine")
 
 
 @models_app.command("suggest")
 def suggest_draft(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Hub name, folder, .gguf file, or a pair (its target).")],
+    as_json: JsonOption = False,
 ) -> None:
     """Name a draft of the target's family, a draft length to start from, and what fits into this machine's memory. Asks no network.
 
@@ -78,9 +91,23 @@ def suggest_draft(
             f"no family known for {target!r} (known: {names})",
             "Any model with the same tokenizer drafts: `harness models check`. Without one use lookup or early exit.",
         )
-    say("\n".join([*_describe(found), *_fit(found, room())]))
+    here = room()
+    if as_json:
+        say_json(_plain(found, here))
+        return
+    say("\n".join([*_describe(found), *_fit(found, here)]))
     if found.draft:
         say(f'try it: harness generate "Write a haiku" --models {target}+{found.draft}')
+
+
+def _plain(found: Suggestion, here: Room) -> dict[str, Any]:
+    """The suggestion for other programs: sizes in gigabytes by format, and the formats that fit."""
+    alone = partial(found.gigabytes, draft=False)
+    return {
+        "family": found.family.family, "target": found.target, "drafts": list(found.drafts), "k": found.k, "note": found.note,
+        "gigabytes": {form: found.gigabytes(form) for form in here.forms}, "room_gigabytes": here.gigabytes,
+        "fits": here.fitting(found.gigabytes), "fits_alone": here.fitting(alone),
+    }  # fmt: skip
 
 
 def _describe(found: Suggestion) -> list[str]:
@@ -114,6 +141,7 @@ def check(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Hub name, folder, .gguf file, or a pair (its target).")],
     draft: Annotated[str, typer.Argument(metavar="DRAFT", help="Hub name, folder, .gguf file, or a pair (its target).")],
     offline: OfflineOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell whether a draft shares the target's tokenizer; exit 1 when it does not. Fetches no weights.
 
@@ -124,9 +152,12 @@ def check(
 
     with tokenizer_folder(target, offline=offline) as one, tokenizer_folder(draft, offline=offline) as two:
         result = check_folders(one, two)
-    for note in result.notes:
-        say(f"note: {note}")
-    say(f"not compatible: {result.problem}" if result.problem else "compatible")
+    if as_json:
+        say_json({"compatible": not result.problem, "problem": result.problem, "notes": list(result.notes)})
+    else:
+        for note in result.notes:
+            say(f"note: {note}")
+        say(f"not compatible: {result.problem}" if result.problem else "compatible")
     if result.problem:
         raise typer.Exit(1)
 

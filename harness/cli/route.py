@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.generate import OfflineOption, PairOption, source_seed
+from harness.cli.generate import JsonOption, OfflineOption, PairOption, source_seed
 from harness.core.progress import note, notes_to
 from harness.core.terminal import read_input, say
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 AdaptersOption = Annotated[Path | None, typer.Option("--adapters", metavar="DIR", help="Folder of adapters; else the installed ones.")]
 RouterFileOption = Annotated[Path | None, typer.Option("--router", metavar="FILE", help="Router file; else the pair's own.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @notes_to(partial(say, err=True))

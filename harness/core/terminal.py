@@ -23,6 +23,13 @@ def say(text: object, *, err: bool = False, end: str = "\n") -> None:
     stream.flush()
 
 
+def say_json(data: Any) -> None:
+    """Print data as JSON to standard output: the form that other programs read."""
+    import json
+
+    say(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False))
+
+
 def show(console: Console, what: Any = "", style: str = "", *, end: str = "\n") -> None:
     """Print text on a console as it is: no markup, no emoji codes, no control characters. A table, or another thing of rich's, is drawn."""
     from rich.text import Text

@@ -9,7 +9,6 @@ from typing import Any
 
 from harness.core.stats import Estimate
 from harness.report.escape import spreadsheet
-from harness.results.store import settings_key
 from harness.results.summary import CellRow, corrected_speedups
 
 _COUNTS = {"tokens": "emitted", **{name: name for name in ("rounds", "drafted", "accepted", "rejected")}}
@@ -34,7 +33,7 @@ def render_csv(rows: Sequence[CellRow]) -> str:
 
 def _flat(row: CellRow, speedup: Estimate | None) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(row.counts, _COUNTS[name]) if name in _COUNTS else getattr(row, name) for name in _PLAIN}
-    values["settings"] = settings_key(row.settings) if row.settings else None
+    values["settings"] = row.settings.key if row.settings else None
     for name in _ESTIMATES:
         estimate: Estimate | None = getattr(row, name)
         for part in ("value", "low", "high"):

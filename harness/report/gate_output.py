@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.core.errors import HarnessError
 from harness.core.text import printable
@@ -55,6 +57,22 @@ def summary(verdicts: Sequence[Verdict], run: str, reference: str, *, error: str
     rows = tuple((v.cell, v.what, v.outcome, v.detail) for v in (*failed, *undecided, *rest))
     table = markdown_table(Table("", ("cell", "compared", "outcome", "detail"), rows, 4))
     return f"{title}**{head}**\n\n{table}\n"
+
+
+def plain(
+    verdicts: Sequence[Verdict], run: str, reference: str, *, error: HarnessError | None = None, allow_undecided: bool = False
+) -> dict[str, Any]:
+    """The outcome as plain JSON types; an ``error`` that left nothing to compare stands in ``error``."""
+    failed, undecided = sum(v.failed for v in verdicts), sum(v.undecided for v in verdicts)
+    return {
+        "run": run,
+        "reference": reference,
+        "passed": error is None and not failed and (allow_undecided or not undecided),
+        "failed": failed,
+        "undecided": undecided,
+        "comparisons": [{**dataclasses.asdict(v), "failed": v.failed} for v in verdicts],
+        "error": error and {"problem": error.problem, "advice": error.advice},
+    }
 
 
 def write(path: Path | None, text: str, *, append: bool = False) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from harness.core.cell import record_key
 from harness.core.records import Record, Sample, Score
-from harness.results.store import Manifest, record_key
+from harness.results.store import Manifest
 from harness.suite.plan import foreign, recorded_plan
 from harness.suite.suite import recorded_suite, resolved_hash
 

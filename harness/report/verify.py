@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from harness.core.cell import BOTH, FIELDS
 from harness.core.errors import CheckFailed, HarnessError
 from harness.core.files import read_bytes, read_text
 from harness.report import make_run, report_texts
@@ -149,11 +150,8 @@ def _agrees(printed: str, value: float | None) -> bool:
 
 
 def _belongs(record: Raw, row: CellRow) -> bool:
-    names = ("experiment", "drafter", "k", "rule", "temperature", "loop", "lossy")
-    same = all(record[name] == getattr(row, name) for name in names) and row.domain in (ALL, record["domain"])
-    same = same and row.method in ("both", record["method"])
-    adapter = row.drafter == "router" or record["adapter"] == row.adapter
-    return same and adapter and record.get("settings", {}) == dict(row.settings)
+    loose = {"domain": row.domain == ALL, "method": row.method == BOTH, "adapter": row.drafter == "router"}
+    return all(loose.get(name) or record.get(name, {}) == getattr(row, name) for name in FIELDS)
 
 
 def _sum(records: Sequence[Raw], name: str) -> float:

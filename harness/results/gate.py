@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.core import stats
+from harness.core.cell import CellId, from_key
 from harness.core.counts import COUNTS, columns, total
 from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.stats import Estimate
 from harness.results import speedup
-from harness.results.reference import HARDWARE, Answer, CellName, Prompt, Reference, cell_name, make_reference
+from harness.results.reference import HARDWARE, Answer, Prompt, Reference, make_reference
 
 RATE_TOLERANCE = 0.01
 """A fall of the acceptance rate up to this is not reported, where counts are not deterministic."""
@@ -47,6 +48,10 @@ class Verdict:
     """``changed``, ``regression`` and ``missing`` are regressions; ``undecided`` is no pass."""
     detail: str
     """Numbers behind the outcome."""
+    change: Estimate | None = None
+    """Run against reference, paired by prompt, where an interval decided."""
+    prompts_needed: int | None = None
+    """About how many prompts would decide what is undecided."""
 
     @property
     def failed(self) -> bool:
@@ -63,7 +68,7 @@ class Verdict:
 class _Pair:
     """One cell in the run and in the reference, over the same prompts."""
 
-    name: CellName
+    name: CellId
     new: dict[str, Answer]
     old: dict[str, Answer]
     prompts: dict[str, Prompt]
@@ -72,10 +77,12 @@ class _Pair:
     """Whether both ran on the same hardware, so that kernels round alike."""
     float32: bool
     """Whether the target computes in float32; what counts as a near-tie is a bound on float32's rounding."""
+    candidate: bool
+    """Whether what drafts may be another on purpose."""
 
-    def verdict(self, what: What, outcome: Outcome, detail: str) -> Verdict:
+    def verdict(self, what: What, outcome: Outcome, detail: str, **numbers: Any) -> Verdict:
         """A verdict on this cell."""
-        return Verdict(cell=str(self.name), what=what, outcome=outcome, detail=detail)
+        return Verdict(cell=str(self.name), what=what, outcome=outcome, detail=detail, **numbers)
 
     def where(self, differs: Callable[[Answer, Answer], bool]) -> list[str]:
         """Prompts of which the two answers differ in some way."""
@@ -100,7 +107,7 @@ class _Pair:
         """By how many rounds counts may differ: one for each near-tie of the draft, infinity where the target's own answer may differ, None
         where nothing says.
         """
-        if self.name.temperature or self.name.k == "auto" or not self.float32:
+        if self.name.temperature or self.name.k == "auto" or not self.float32 or (self.candidate and drafts_by_model(self.name.drafter)):
             return None
         if self.same_machine:
             return 0
@@ -125,25 +132,30 @@ class _Interval:
     tolerance: float
 
 
-def check(folder: Path, reference: Reference, *, any_machine: bool = False) -> list[Verdict]:
+def check(folder: Path, reference: Reference, *, any_machine: bool = False, candidate: bool = False) -> list[Verdict]:
     """Compare a run with a reference.
 
     Args:
         folder: the run folder.
         reference: from :func:`~harness.results.reference.read_reference` or :func:`~harness.results.reference.make_reference`.
         any_machine: the reference may be from other hardware: no times, and what near-ties can change is not compared exactly there.
+        candidate: the run's draft, memory or adapters are others on purpose: what they propose is judged by paired differences.
 
     Raises:
         HarnessError: the two cannot be compared; names the field that differs.
     """
-    run = make_reference(folder)
-    _comparable(run, reference, any_machine)
+    return judge(make_reference(folder), reference, any_machine=any_machine, candidate=candidate)
+
+
+def judge(run: Reference, reference: Reference, *, any_machine: bool = False, candidate: bool = False) -> list[Verdict]:
+    """As :func:`check`, of a run that was read already."""
+    _comparable(run, reference, any_machine, candidate)
     same_machine = all(run.machine.get(name) == reference.machine.get(name) for name in HARDWARE)
     float32 = run.models.get("dtype") == "float32"
     verdicts: list[Verdict] = list(_spot_checks(run, reference))
     pending: list[_Interval] = []
     for key in {**reference.cells, **run.cells}:
-        new, old, name = run.cells.get(key), reference.cells.get(key), cell_name(key)
+        new, old, name = run.cells.get(key), reference.cells.get(key), from_key(key)
         if new is None or old is None:
             detail = f"the {'run' if new is None else 'reference'} has no such cell"
             verdicts.append(Verdict(cell=str(name), what="cell", outcome="missing", detail=detail))
@@ -151,7 +163,7 @@ def check(folder: Path, reference: Reference, *, any_machine: bool = False) -> l
             detail = f"{len(alone)} prompts are in one of the two only, first {alone[0]}"
             verdicts.append(Verdict(cell=str(name), what="cell", outcome="missing", detail=detail))
         else:
-            pair = _Pair(name, new, old, reference.prompts, same_machine, float32)
+            pair = _Pair(name, new, old, reference.prompts, same_machine, float32, candidate)
             for part in (_counts, _outputs, _scores) if any_machine else (_counts, _outputs, _scores, _speedups):
                 for found in part(pair):
                     pending.append(found) if isinstance(found, _Interval) else verdicts.append(found)
@@ -212,7 +224,7 @@ def _acceptance(pair: _Pair) -> Iterator[Verdict | _Interval]:
 
 def _outputs(pair: _Pair) -> Iterator[Verdict]:
     """Lossless greedy answers are the target's, here and in the reference."""
-    if not pair.greedy or pair.name.method != "decode":
+    if not pair.greedy or pair.name.method == "replay":
         return
     bugs = [s for s in pair.new if pair.new[s].bugs]
     different = pair.where(lambda new, old: new.output != old.output)
@@ -293,31 +305,43 @@ def _outcome(comparison: _Interval, e: Estimate | None, tests: int) -> Verdict:
         n = e.n if e else 0
         return comparison.pair.verdict(what, "undecided", f"too few prompts to compare ({n}); at least {stats.MIN_PROMPTS} are needed")
     kind = f"{what} ratio" if e.null else f"{what} difference"
-    numbers = f"{kind} {e.signed()}, n = {e.n}, adjusted p = {e.p:.2g}, tolerance {tolerance:g}, detectable {e.detectable:.3f}"
+    text = f"{kind} {e.signed()}, n = {e.n}, adjusted p = {e.p:.2g}, tolerance {tolerance:g}, detectable {e.detectable:.3f}"
     if e.p < ALPHA and e.value < e.null - tolerance:
-        return comparison.pair.verdict(what, "regression", numbers)
+        return comparison.pair.verdict(what, "regression", text, change=e)
     if e.p < ALPHA and e.value > e.null:
-        return comparison.pair.verdict(what, "improved", numbers)
+        return comparison.pair.verdict(what, "improved", text, change=e)
     if e.detectable <= tolerance:
-        return comparison.pair.verdict(what, "no regression", numbers)
+        return comparison.pair.verdict(what, "no regression", text, change=e)
     needed = stats.prompts_needed(e, tolerance, tests)
-    return comparison.pair.verdict(what, "undecided", f"{numbers}; about {needed} prompts would decide")
+    return comparison.pair.verdict(what, "undecided", f"{text}; about {needed} prompts would decide", change=e, prompts_needed=needed)
 
 
-def _comparable(run: Reference, reference: Reference, any_machine: bool) -> None:
-    pairs: list[tuple[str, object, object]] = [(name, getattr(run, name), getattr(reference, name)) for name in ("suite_hash", "pair")]
-    pairs += [(f"models.{name}", run.models.get(name), reference.models.get(name)) for name in ("target", "draft", "draft_vocab", "dtype")]
+def drafts_by_model(drafter: str | None) -> bool:
+    """Whether another draft, memory or adapter can change what it proposes."""
+    kind = find_kind(drafter)
+    return drafter is not None and (kind is None or kind.needs_draft or kind.remembers)
+
+
+def _comparable(run: Reference, reference: Reference, any_machine: bool, candidate: bool) -> None:
+    same = ("questions_hash",) if candidate else ("suite_hash", "pair")
+    models = ("target", "dtype") if candidate else ("target", "draft", "draft_vocab", "memory", "dtype")
+    pairs: list[tuple[str, object, object]] = [(name, getattr(run, name), getattr(reference, name)) for name in same]
+    pairs += [(f"models.{name}", run.models.get(name), reference.models.get(name)) for name in models]
     if not any_machine:
         pairs += [(f"machine.{name}", run.machine.get(name), reference.machine.get(name)) for name in HARDWARE]
     both = [sample for sample in reference.prompts if sample in run.prompts]
     pairs += [(f"prompts.{sample}", run.prompts[sample].hash, reference.prompts[sample].hash) for sample in both]
     for field, new, old in pairs:
         if new != old:
-            advice = "Compare with a reference of the same suite and models, or write a new one with --update."
-            if field.startswith("machine."):
-                advice = "Use a reference made on this machine (--update writes one), or --any-machine to compare what no machine decides."
-            if field.startswith("prompts."):
-                advice = (
-                    "The prompt, its chat template or its reference answer changed: restore it, or write a new reference with --update."
-                )
-            raise HarnessError(f"cannot compare: {field} is {new!r} in the run, {old!r} in the reference", advice)
+            problem = f"cannot compare: {field} is {new!r} in the run, {old!r} in the reference"
+            raise HarnessError(problem, next(advice for start, advice in _ADVICE.items() if field.startswith(start)))
+
+
+_ADVICE = {
+    "machine.": "Use a reference made on this machine (--update writes one), or --any-machine to compare what no machine decides.",
+    "prompts.": "The prompt, its chat template or its reference answer changed: restore it, or write a new reference with --update.",
+    "models.draft": "Judge a new draft with --candidate, or write a new reference with --update.",
+    "models.memory": "Judge a new memory with --candidate, or write a new reference with --update.",
+    "": "Compare with a reference of the same suite and models, or write a new one with --update.",
+}
+"""Start of a field to what to do where it differs."""

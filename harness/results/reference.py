@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness.core.cell import cell_of, from_key
 from harness.core.counts import COUNTS, Rates
 from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.files import read_json, typed, write_atomic
 from harness.core.records import Record
 from harness.results.speedup import Baselines, Pair, base_key, baselines, pair_of
-from harness.results.store import read_manifest, read_records, settings_key
+from harness.results.store import read_manifest, read_records
 from harness.results.summary import longest_draft
 
 REFERENCE_VERSION = 4
@@ -35,42 +35,6 @@ class _Model(BaseModel):
 Count = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)] | None
 Ties = Annotated[int, Field(ge=0)] | None
-
-
-class CellName(_Model):
-    """What tells a cell from others."""
-
-    experiment: str
-    domain: str
-    drafter: str | None
-    adapter: str | None
-    k: int | str | None
-    rule: str
-    temperature: Count
-    loop: str
-    method: Literal["decode", "replay"]
-    lossy: bool
-    settings: dict[str, Any]
-
-    @classmethod
-    def of(cls, r: Record) -> CellName:
-        """The cell of a record; which adapter a router picked does not tell cells apart."""
-        plain = {name: getattr(r, name) for name in cls.model_fields if name not in ("adapter", "settings")}
-        return cls(**plain, adapter=None if r.drafter == "router" else r.adapter, settings=dict(r.settings))
-
-    @property
-    def key(self) -> str:
-        """The name as text."""
-        return settings_key(self.model_dump())
-
-    def __str__(self) -> str:
-        """For people: ``code lookup K=4 (ablation_k, replay)``."""
-        settings = "".join(f" {key}={value}" for key, value in sorted(self.settings.items()))
-        adapter = f" {self.adapter}" if self.adapter else ""
-        temperature = f" T={self.temperature:g} {self.rule}" if self.temperature else ""
-        k = "" if self.k is None else f" K={self.k}"
-        drafter = self.drafter or "target only"
-        return f"{self.domain} {drafter}{adapter}{k}{temperature}{settings} ({self.experiment}, {self.method})"
 
 
 class Answer(_Model, Rates):
@@ -142,6 +106,8 @@ class Reference(_Model):
     started: str
     pair: str
     suite_hash: str
+    questions_hash: str
+    """Of the suite without its models: what a candidate is asked too."""
     models: dict[str, str | None]
     machine: dict[str, Any]
     packages: dict[str, str]
@@ -154,21 +120,15 @@ class Reference(_Model):
     @model_validator(mode="after")
     def _whole(self) -> Reference:
         for key, answers in self.cells.items():
-            name = cell_name(key)
+            name = from_key(key)
             if not answers:
                 raise ValueError(f"{name} has no prompts")
             for sample, answer in answers.items():
                 if sample not in self.prompts:
                     raise ValueError(f"nothing says what prompt {sample!r} is")
-                if name.method == "decode" and not name.lossy and name.temperature == 0 and answer.output is None:
+                if name.method in ("decode", "answer") and not name.lossy and name.temperature == 0 and answer.output is None:
                     raise ValueError(f"{name} has no output of {sample!r}")
         return self
-
-
-@lru_cache(maxsize=4096)
-def cell_name(key: str) -> CellName:
-    """The name that a cell's key holds; pydantic's ValidationError (a ValueError) when it holds none."""
-    return CellName.model_validate_json(key)
 
 
 def make_reference(folder: Path) -> Reference:
@@ -183,7 +143,8 @@ def make_reference(folder: Path) -> Reference:
     ties = manifest.measured.target_ties
     try:
         return Reference(
-            run=manifest.run, started=manifest.started, pair=manifest.pair, suite_hash=manifest.suite_hash, models=dict(manifest.models),
+            run=manifest.run, started=manifest.started, pair=manifest.pair, suite_hash=manifest.suite_hash,
+            questions_hash=_questions_hash(manifest.suite), models=dict(manifest.models),
             machine={name: manifest.machine.get(name) for name in HARDWARE}, packages=dict(manifest.packages), code=dict(manifest.code),
             prompts={sample: Prompt(hash=text, ties=ties.get(sample)) for sample, text in manifest.prompts.items()},
             spot_checks=_spot_checks(manifest.measured.spot_checks),
@@ -191,6 +152,12 @@ def make_reference(folder: Path) -> Reference:
         )  # fmt: skip
     except ValidationError as error:
         raise HarnessError(f"run {manifest.run} cannot be compared: {_first(error)}", "Restore the run, or run the suite again.") from None
+
+
+def _questions_hash(suite: Mapping[str, Any]) -> str:
+    asked = {name: value for name, value in suite.items() if name not in ("models", "description") and value is not None}
+    asked["domains"] = {name: {key: v for key, v in spec.items() if key != "path"} for name, spec in suite.get("domains", {}).items()}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _spot_checks(checks: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -240,27 +207,28 @@ def cells_of(records: Iterable[Record]) -> Cells:
         HarnessError: counts that contradict each other.
     """
     records = list(records)
-    base = baselines(records)
+    base, answers = baselines(records), {base_key(r): r for r in records if r.method == "answer"}
     groups: dict[str, dict[str, list[Record]]] = {}
     for r in records:
-        groups.setdefault(CellName.of(r).key, {}).setdefault(r.sample_id, []).append(r)
+        groups.setdefault(cell_of(r).key, {}).setdefault(r.sample_id, []).append(r)
     cells: Cells = {}
     for key, samples in groups.items():
         for sample, own in samples.items():
             try:
-                cells.setdefault(key, {})[sample] = _answer(own, base)
+                cells.setdefault(key, {})[sample] = _answer(own, base, answers)
             except ValidationError as error:
-                problem = f"the records of {sample} in {cell_name(key)} are impossible: {_first(error)}"
+                problem = f"the records of {sample} in {from_key(key)} are impossible: {_first(error)}"
                 raise HarnessError(problem, "Restore records.jsonl from a copy, or run the suite again.") from None
     return cells
 
 
-def _answer(records: Sequence[Record], base: Baselines) -> Answer:
+def _answer(records: Sequence[Record], base: Baselines, answers: Baselines) -> Answer:
     """One prompt in one cell, over its seeds."""
     first = records[0]
     pairs = [(r, base.get(base_key(r))) for r in records]
     known: list[int | None] = [0 if (kind := find_kind(r.drafter)) is not None and kind.model_free else r.near_ties for r in records]
-    outputs = [b.tokens if b and r.method == "replay" else r.tokens for r, b in pairs]
+    sources = [answers.get(base_key(r), b) if r.method == "replay" else r for r, b in pairs]
+    outputs = [source and source.tokens for source in sources]
     times: Any = pair_of(records, base) or (None,) * len(TIMES)
     return Answer(
         **{name: sum(float(getattr(r, name)) for r in records) for name in COUNTS},

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from harness.core.cell import RecordKey, record_key
 from harness.core.errors import HarnessError
 from harness.core.files import read_bytes, read_json, sha256, sync_folder, typed, version_of, write_atomic
 from harness.core.lock import take_lock
@@ -36,8 +37,6 @@ RECORDS_BYTES = 4 * 2**30
 """A larger file of records is refused."""
 _LOCK = "lock"
 _ADVICE = "Restore the file from a copy, or run the suite again."
-
-Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,33 +87,10 @@ class Manifest:
         return self.measured.status == "finished"
 
 
-def record_key(record: Record) -> Key:
-    """What identifies a finished sample in a cell: a resumed run skips the keys it already has."""
-    return (
-        record.experiment,
-        record.sample_id,
-        record.drafter,
-        record.adapter,
-        record.k,
-        record.rule,
-        record.temperature,
-        record.seed,
-        record.loop,
-        record.method,
-        settings_key(record.settings),
-        record.repeat,
-    )
-
-
 def prompt_hash(tokens: Sequence[int], reference: Mapping[str, str] | None) -> str:
     """What tells a prompt from another under the same id: 16 hex digits of the SHA-256 of its token ids and its reference answer."""
     text = json.dumps([list(tokens), dict(reference or {})], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def settings_key(settings: Mapping[str, Any] | None) -> str:
-    """Text that identifies the further settings of a cell, such as lenience, ``Record.settings``."""
-    return json.dumps(settings or {}, sort_keys=True)
 
 
 def upgrade(data: dict[str, Any], where: str) -> dict[str, Any]:
@@ -204,7 +180,7 @@ def _read(folder: Path) -> tuple[Manifest, list[Record]]:
         again = "run the suite again" if manifest.finished else "delete those lines and resume: their samples are decoded again"
         raise HarnessError(f"{path} is damaged: the checksum of line {named} does not fit", f"Restore the file from a copy, or {again}.")
     _check_seal(manifest, content, path)
-    records: dict[Key, Record] = {}
+    records: dict[RecordKey, Record] = {}
     for number, row in enumerate(rows, start=1):
         record = _record(row, f"{path} line {number}")
         if records.setdefault(record_key(record), record) is not record:
@@ -249,7 +225,7 @@ class RunStore:
         self._lock = lock
         self._fd = -1
         self.records: list[Record] = []
-        self._done: set[Key] = set()
+        self._done: set[RecordKey] = set()
         self._manifest: Manifest | None = None
 
     @classmethod
@@ -313,7 +289,7 @@ class RunStore:
             HarnessError: the disk is full or gone; records written before stay intact.
             ValueError: a record with the same key exists, or one breaks a rule of :mod:`harness.results.invariants`.
         """
-        new, lines, keys = list(records), [], set[Key]()
+        new, lines, keys = list(records), [], set[RecordKey]()
         for record in new:
             key = record_key(record)
             if key in self._done or key in keys:

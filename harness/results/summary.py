@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from harness.core import stats
+from harness.core.cell import BOTH, FIELDS, CellId, cell_of
 from harness.core.counts import Counts, columns, total
 from harness.core.records import Divergence, Profile, Record
 from harness.core.stats import Estimate
 from harness.results.clock import cost_label
 from harness.results.robust import Timing, shares
 from harness.results.speedup import Baselines, Pair, baselines, pair_of, speedup, value
-from harness.results.store import settings_key
 
 ALL = "all"
 """Domain of the rows that pool every domain."""
@@ -55,24 +55,11 @@ class PromptRow(Counts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellRow:
+class CellRow(CellId):
     """One cell over the prompts of one domain, or of all domains. None is missing, never 0."""
 
-    cell: tuple[Any, ...]
-    """What tells the cell from others, its domain apart."""
-    experiment: str
-    domain: str
-    drafter: str | None
-    """None is target-only decoding."""
-    adapter: str | None
-    k: int | str | None
-    rule: str
-    temperature: float
-    loop: str
-    method: str
-    lossy: bool
-    settings: Mapping[str, Any]
-    """Further settings, such as ``lenience``, ``rank`` or ``round``."""
+    cell: CellId
+    """The cell over all domains."""
     n: int
     """Prompts that the counts are from."""
     clocked: int
@@ -153,10 +140,10 @@ def summarise(records: Sequence[Record], calibration: Calibration | None = None,
     """
     base = baselines(records)
     timing, merged = Timing(records), counted_apart(records)
-    groups: dict[tuple[Any, ...], list[Record]] = {}
+    groups: dict[tuple[CellId, str], list[Record]] = {}
     for record in records:
         groups.setdefault((cell_key(record, merged), record.domain), []).append(record)
-    pools: dict[tuple[Any, ...], list[Record]] = {}
+    pools: dict[CellId, list[Record]] = {}
     for (key, _), group in groups.items():
         pools.setdefault(key, []).extend(group)
     cells, domains = list(pools), list(dict.fromkeys(record.domain for record in records))
@@ -173,14 +160,9 @@ def counted_apart(records: Sequence[Record]) -> bool:
     return any(r.method == "answer" for r in records)
 
 
-def cell_key(record: Record, merged: bool) -> tuple[Any, ...]:
+def cell_key(record: Record, merged: bool) -> CellId:
     """:attr:`CellRow.cell` of a record's row; where counts come from many prompts and clocks from few, a cell is both (``merged``)."""
-    adapter = None if record.drafter == "router" else record.adapter
-    settings = settings_key(record.settings)
-    return (
-        record.experiment, record.drafter, adapter, record.k, record.rule, record.temperature, record.loop, record.lossy, settings,
-        None if merged else record.method,
-    )  # fmt: skip
+    return dataclasses.replace(cell_of(record), domain=ALL, method=BOTH if merged else record.method)
 
 
 def _by_prompt(records: Sequence[Record]) -> list[list[Record]]:
@@ -191,7 +173,7 @@ def _by_prompt(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def _row(
-    key: tuple[Any, ...],
+    cell: CellId,
     everything: Sequence[Record],
     domain: str,
     base: Baselines,
@@ -208,23 +190,22 @@ def _row(
     totals = [total(p) for p in prompts]
     walls = [r.wall_s for r in clocks]
     timed = bool(walls) and all(w is not None for w in walls)
-    by_prompt = _prompt_rows(_by_prompt(clocks) if clocks else prompts, base)
-    pairs = [prompt.pair for prompt in by_prompt if prompt.pair is not None] if drafts and timed else []
-    wall = speedup(pairs)
+    paired = {p[0].sample_id: pair_of(p, base) for p in _by_prompt(clocks)}
+    pairs = [pair for pair in paired.values() if pair is not None] if drafts and timed else []
+    wall, speeds = speedup(pairs), _robust_pairs(prompts, timing) or paired
     predicted = _predicted(group, calibration)
     marginal, conditional, reached = positions(group)
     rates = [one.rate for one in totals if one.rate is not None]
     return CellRow(
-        cell=key, experiment=first.experiment, domain=domain, drafter=first.drafter, k=first.k, rule=first.rule,
-        adapter=None if first.drafter == "router" else first.adapter, temperature=first.temperature, loop=first.loop,
-        method="both" if counted and clocks else first.method, lossy=first.lossy, settings=first.settings, n=len(prompts),
+        **{name: getattr(cell, name) for name in FIELDS} | {"domain": domain, "method": BOTH if counted and clocks else first.method},
+        cell=cell, n=len(prompts),
         clocked=len(_by_prompt(clocks)), counts=total(totals),
         rate=stats.ratio(*columns(totals, "rate"), most=1.0) if drafts else None,
         rate_per_prompt=float(np.mean(rates)) if drafts and rates else None,
         alpha=stats.ratio(*columns(totals, "alpha"), most=1.0) if drafts else None,
         tau=stats.ratio(*columns(totals, "tau"), least=1.0, most=1.0 + longest_draft(group)),
         tok_s=sum(r.emitted for r in clocks) / sum(w for w in walls if w is not None) if timed else None,
-        speedup=wall, unpaired=len(by_prompt) - len(pairs) if drafts and timed else 0,
+        speedup=wall, unpaired=len(paired) - len(pairs) if drafts and timed else 0,
         robust=timing.speedup(group) if drafts else None, sources=shares(group),
         compared=sum(r.compared for r in clocks),
         divergences=tuple((r.sample_id, r.divergence) for r in clocks if r.divergence is not None),
@@ -232,29 +213,24 @@ def _row(
         token_s=_percentiles([_per_token(r) for r in clocks]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in clocks]), swap_s=_median([r.swap_s for r in clocks]), predicted=predicted,
         efficiency=wall.value / predicted if wall and predicted else None, quality=_quality(timing.answers(group) or everything),
-        profile=_profile(clocks), prompts=_robust_rows(prompts, timing) or by_prompt,
+        profile=_profile(clocks),
+        prompts=tuple(_prompt_row(p, one, speeds.get(p[0].sample_id)) for p, one in zip(prompts, totals, strict=True)),
     )  # fmt: skip
 
 
-def _prompt_rows(prompts: Sequence[Sequence[Record]], base: Baselines) -> tuple[PromptRow, ...]:
-    return tuple(
-        PromptRow(
-            sample_id=p[0].sample_id, domain=p[0].domain, pair=pair_of(p, base), **dataclasses.asdict(total(p)),
-        )
-        for p in prompts
-    )  # fmt: skip
+def _prompt_row(records: Sequence[Record], counts: Counts, pair: Pair | None) -> PromptRow:
+    return PromptRow(sample_id=records[0].sample_id, domain=records[0].domain, pair=pair, **dataclasses.asdict(counts))
 
 
-def _robust_rows(prompts: Sequence[Sequence[Record]], timing: Timing) -> tuple[PromptRow, ...]:
-    """Prompts with what their rounds take by the run's medians; empty where a shape of round was never timed."""
-    found = [(row, timing.seconds(p)) for row, p in zip(_prompt_rows(prompts, {}), prompts, strict=True) if p[0].drafter is not None]
-    if not found or any(seconds is None for _, seconds in found):
-        return ()
-    return tuple(
-        dataclasses.replace(row, pair=(seconds[0], float(row.emitted), seconds[1], float(row.emitted)))
-        for row, seconds in found
-        if seconds is not None
-    )
+def _robust_pairs(prompts: Sequence[Sequence[Record]], timing: Timing) -> dict[str, Pair | None]:
+    """What the rounds of every prompt take by the run's medians; empty where a shape of round was never timed."""
+    found: dict[str, Pair | None] = {}
+    for p in prompts:
+        seconds, tokens = timing.seconds(p) if p[0].drafter is not None else None, float(sum(r.emitted for r in p))
+        if seconds is None:
+            return {}
+        found[p[0].sample_id] = (seconds[0], tokens, seconds[1], tokens)
+    return found
 
 
 def longest_draft(group: Sequence[Record]) -> int:

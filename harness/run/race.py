@@ -14,7 +14,6 @@ from harness.core.stats import Estimate
 from harness.core.terminal import show
 from harness.results.recommend import ALPHA, SAME
 from harness.results.robust import Timing
-from harness.results.store import settings_key
 from harness.results.summary import ALL, CellRow, summarise
 from harness.run.context import Context
 from harness.run.counting import answer_all, replay_all
@@ -151,7 +150,7 @@ def entries(rows: Sequence[CellRow]) -> list[str]:
     """
     families: dict[tuple[str | None, str], list[CellRow]] = {}
     for row in rows:
-        families.setdefault((row.drafter, settings_key(row.settings)), []).append(row)
+        families.setdefault((row.drafter, row.settings.key), []).append(row)
     top = max((row.predicted for row in rows if row.predicted), default=1.0)
     found: list[CellRow] = []
     for family in families.values():

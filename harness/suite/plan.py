@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from harness.core.cell import CellId, RecordKey, Settings, record_key
 from harness.core.records import Record, Sample
-from harness.results.store import Key, Manifest, record_key, settings_key
+from harness.results.store import Manifest
 from harness.suite.chains import adapter_names, chain_of, needed_chains
 from harness.suite.experiments import Cell
 from harness.suite.suite import recorded_suite
@@ -30,13 +31,14 @@ class Job:
     """Name of the trained adapter, where the cell has one."""
 
     @property
-    def key(self) -> Key:
-        """Equals :func:`harness.results.store.record_key` of the record this job will write."""
+    def key(self) -> RecordKey:
+        """Equals :func:`harness.core.cell.record_key` of the record this job will write."""
         c = self.cell
-        return (
-            c.experiment, self.sample.id, c.drafter, self.adapter, c.k, c.rule, c.temperature, self.seed, c.loop, self.method,
-            settings_key(settings_of(c)), self.repeat,
+        cell = CellId(
+            experiment=c.experiment, domain=c.domain, drafter=c.drafter, adapter=self.adapter, k=c.k, rule=c.rule, loop=c.loop,
+            temperature=c.temperature, method=self.method, lossy=c.lossy, settings=Settings(settings_of(c)),
         )  # fmt: skip
+        return RecordKey(cell, self.sample.id, self.seed, self.repeat)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Plan:
         return [job for _, jobs in self.prompts for job in jobs]
 
     @property
-    def jobs(self) -> dict[Key, Job]:
+    def jobs(self) -> dict[RecordKey, Job]:
         """Everything, by the key of the record it will write."""
         return {job.key: job for job in (*self.answers, *self.decodes, *self.replays)}
 
@@ -191,7 +193,7 @@ def foreign(plan: Plan, records: Sequence[Record]) -> list[str]:
     jobs, found = plan.jobs, []
     for record in records:
         job = jobs.get(record_key(record))
-        if job is None or (record.domain, record.lossy) != (job.cell.domain, job.cell.lossy):
+        if job is None:
             cell = f"{record.experiment} {record.drafter or 'target only'} k={record.k}"
             found.append(
                 f"{record.sample_id} in {cell} ({record.method}, domain {record.domain}, seed {record.seed}) is not of this run's plan"

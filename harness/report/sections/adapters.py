@@ -125,7 +125,7 @@ def _curve(rows: Sequence[CellRow], setting: str, title: str, axis: str) -> Figu
 
 
 def _forgetting(rows: Sequence[CellRow]) -> Figure | None:
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    cells: dict[tuple[Any, str], dict[str, Any]] = {}
     for row in rows:
         trained = row.settings.get("adapter_domain")
         if trained and row.rate and not {"rank", "round"} & set(row.settings):
