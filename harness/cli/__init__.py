@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("harness.cli.run:report", "Write the Markdown, CSV and HTML report of a run, from its records."),
     "check": ("harness.cli.check:check", "Compare a run with a stored reference: the regression gate."),
     "compare": ("harness.cli.check:compare", "Show what changed from one run to another."),
+    "results": ("harness.cli.storage:results_app", "List, show and remove runs."),
+    "cache": ("harness.cli.storage:cache_app", "Show what the cache holds, and remove what nobody needs."),
     "validate": ("harness.cli.validate:validate", "Check a suite file without loading any model."),
     "generate": ("harness.cli.generate:generate", "Answer one prompt with speculative decoding and show the counts."),
     "chat": ("harness.cli.chat:chat", "Talk to a model whose draft learns from the conversation."),

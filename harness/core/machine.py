@@ -19,7 +19,7 @@ from harness.core.version import __version__
 PACKAGES = ("mlx", "mlx-lm", "mkl", "numpy", "scipy", "transformers", "torch", "scikit-learn", "sentence-transformers", "datasets")
 """Packages whose versions can change a number."""
 
-_SHOWN_ONLY = ("harness/report", "harness/cli", "harness/doctor.py", "harness/session", "harness/run/estimate.py")
+_SHOWN_ONLY = ("harness/report", "harness/cli", "harness/doctor.py", "harness/session", "harness/run/estimate.py", "harness/run/storage.py")
 """What reads records or shows them and decides none; every other source counts, new files too."""
 _ROOT = Path(__file__).resolve().parents[2]
 
