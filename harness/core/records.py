@@ -294,6 +294,8 @@ class Record(Rates):
     wall_s: Annotated[Time, Gt(1e-9)] | None = None
     tokens: tuple[int, ...] | None = None
     """Emitted ids (decoded cells): the losslessness audit recomputes from these."""
+    thinking: Count | None = None
+    """How many of the emitted tokens are the model's thinking, its end marker included; None where the model has no such markers."""
     divergence: Divergence | None = None
     """Difference from the baseline's greedy output; None when equal or when there is nothing to compare."""
     compared: bool = False

@@ -74,6 +74,12 @@ class Pair:
         with files.reading(f"the answer with the tokenizer of {self.name!r}", advice="Use another model."):
             return str(self.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True))
 
+    @property
+    def think_markers(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """Ids that begin and that end the target's thinking; None where its tokenizer has none."""
+        markers = tuple(getattr(self.tokenizer, f"_think_{side}_tokens", None) for side in ("start", "end"))
+        return markers if all(markers) else None  # type: ignore[return-value]
+
     def _checked_ids(self, prompt: list[Any]) -> list[int]:
         size = min(len(self.tokenizer), vocabulary_rows(self.target))
         for token in prompt:

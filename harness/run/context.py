@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from harness.core.walltime import Stages
 from harness.decode.length import Costs
 from harness.results.clock import Clock, cost_label
 from harness.results.store import RunStore
+from harness.results.thinking import thinking_tokens
 from harness.run.engine import Engine
 from harness.run.trained import Trained
 from harness.suite.experiments import Cell
@@ -51,6 +53,11 @@ class Context:
     def clock_limit(self) -> int:
         """Longest answer whose end does not matter."""
         return min(self.max_tokens, self.clock_tokens or self.max_tokens)
+
+    def thinking(self, sample_id: str, tokens: Sequence[int]) -> int | None:
+        """How many tokens of an answer are thinking; None for models that do not mark it."""
+        markers = getattr(self.pair, "think_markers", None)
+        return None if markers is None else thinking_tokens(self.prompts[sample_id], tokens, markers)
 
     def target(self, sample_id: str) -> tuple[int, ...] | None:
         """The target's own greedy answer, the whole one where there is one; None where it gave none."""

@@ -47,7 +47,8 @@ def _answered(context: Context, job: Job, t: Trajectory) -> Record:
     return Record(
         experiment=cell.experiment, method="answer", loop=cell.loop, sample_id=t.sample_id, domain=t.domain, drafter=None, k=None,
         seed=job.seed, prompt_tokens=len(t.prompt_tokens), rounds=n, drafted=0, accepted=0, rejected=0, accept_lengths=(0,) * n,
-        draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens, score=score_answer(context, job.sample, t.tokens, t.tokens),
+        draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens, thinking=context.thinking(t.sample_id, t.tokens),
+        score=score_answer(context, job.sample, t.tokens, t.tokens),
     )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def _replayed(context: Context, group: Sequence[Job]) -> list[Record]:
     answers = {job.sample.id: answer(context, job.sample) for job in group}
     rows = _rows(context, cell, adapter, list(answers.values()), sorted({job.cell.k for job in group}, key=str))
     by_key = {(row.sample_id, row.k): row for row in rows}
-    return [_record(job, by_key[job.sample.id, job.cell.k], answers[job.sample.id]) for job in group]
+    return [_record(context, job, by_key[job.sample.id, job.cell.k], answers[job.sample.id]) for job in group]
 
 
 def _rows(context: Context, cell: Cell, adapter: str | None, answers: Sequence[Trajectory], ks: Sequence[Any]) -> list[Any]:
@@ -108,7 +109,8 @@ def _routed(context: Context, group: Sequence[Job]) -> list[Record]:
         found = _plain(own) if choice == "plain" else _rows(context, cell, None if choice == "generic" else choice, own, [cell.k])
         rows |= {row.sample_id: row for row in found}
     return [
-        dataclasses.replace(_record(job, rows[job.sample.id], answer(context, job.sample)), choice=choices[job.sample.id]) for job in group
+        dataclasses.replace(_record(context, job, rows[job.sample.id], answer(context, job.sample)), choice=choices[job.sample.id])
+        for job in group
     ]
 
 
@@ -127,14 +129,15 @@ def _plain(answers: Sequence[Trajectory]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _record(job: Job, row: Any, t: Trajectory) -> Record:
+def _record(context: Context, job: Job, row: Any, t: Trajectory) -> Record:
     cell = job.cell
     return Record(
         experiment=cell.experiment, method="replay", loop=cell.loop, sample_id=job.sample.id, domain=job.sample.domain,
         drafter=cell.drafter, adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed,
         prompt_tokens=len(t.prompt_tokens), rounds=row.rounds, drafted=row.drafted, accepted=row.accepted,
         rejected=row.rejected, accept_lengths=row.accept_lengths, draft_lengths=row.draft_lengths, emitted=row.emitted,
-        finish=t.finish, settings=settings_of(cell), near_ties=row.near_ties, sources=row.sources,
+        finish=t.finish, thinking=context.thinking(t.sample_id, t.tokens),
+        settings=settings_of(cell), near_ties=row.near_ties, sources=row.sources,
     )  # fmt: skip
 
 

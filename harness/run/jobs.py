@@ -147,7 +147,8 @@ def _record(context: Context, job: Job, generation: Generation, load: Load) -> R
         rejected=generation.rejected, accept_lengths=generation.accept_lengths, draft_lengths=generation.draft_lengths,
         emitted=generation.emitted, finish=generation.finish, prefill_s=generation.prefill_s, ttft_s=generation.ttft_s,
         draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s, swap_s=generation.swap_s,
-        wall_s=generation.wall_s, tokens=generation.tokens, settings=settings_of(cell), profile=generation.profile,
+        wall_s=generation.wall_s, tokens=generation.tokens,
+        thinking=context.thinking(sample.id, generation.tokens), settings=settings_of(cell), profile=generation.profile,
         choice=generation.drafter if cell.drafter == "router" else None, sources=generation.sources,
         draft_times_s=generation.draft_times_s, verify_times_s=generation.verify_times_s, load=load,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from harness.scoring.result import Score, unscored
+from harness.scoring.thinking import final_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,17 @@ def _common(ours: Sequence[Hashable], theirs: Sequence[Hashable]) -> int:
 
 
 def score_agreement(text: str, target_text: str | None) -> Score:
-    """Overlap in words with the target's answer; only the length is known without one."""
-    words = text.split()
+    """Overlap in words with the target's answer, what both thought before left out; only the length is known without one."""
     if target_text is None:
-        return unscored("agreement", "no answer of the target to compare with", words=len(words))
-    result = agreement(words, target_text.split())
+        return unscored("agreement", "no answer of the target to compare with", words=len(text.split()))
+    ours, theirs = final_part(text), final_part(target_text)
+    if not theirs.strip():  # it was cut off while it thought
+        ours, theirs = text, target_text
+    result = agreement(ours.split(), theirs.split())
     return Score(
         metric="agreement",
-        status="passed" if text == target_text else "failed",
+        status="passed" if ours == theirs else "failed",
         value=result.overlap,
-        reason="" if text == target_text else f"differs from the target after {result.common_prefix} words",
+        reason="" if ours == theirs else f"differs from the target after {result.common_prefix} words",
         details={"words": result.length, "target_words": result.target_length, "common_prefix_words": result.common_prefix},
     )

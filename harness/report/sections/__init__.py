@@ -22,6 +22,7 @@ from harness.report.sections import (
     result,
     router,
     speed,
+    thinking,
     time,
 )
 from harness.report.tables import Table
@@ -53,6 +54,7 @@ SECTIONS: tuple[Section, ...] = (
     domains,
     prompts,
     acceptance,
+    thinking,
     speed,
     quality,
     replay,
