@@ -1,6 +1,6 @@
 """Speculative decoding by other programs, greedy: ``python engines.py ENGINE TARGET DRAFT K MOST``, prompts of token ids as JSON on stdin.
 
-Prints, per prompt, the emitted ``tokens``, the target passes they took (``rounds``) and the tokens ``drafted``, where the program tells.
+Prints, per prompt, the emitted ``tokens``, the target passes they took (``rounds``), and the tokens ``drafted`` and ``accepted``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def mlx_lm(target: str, draft: str, prompts: list[list[int]], k: int, most: int)
     for prompt in prompts:
         answers = stream_generate(model, tokenizer, prompt, max_tokens=most, draft_model=small, num_draft_tokens=k)
         found = [(int(a.token), a.from_draft) for a in answers][:most]
-        rows.append({"tokens": [t for t, _ in found], "rounds": sum(not drafted for _, drafted in found)})
+        own = [i for i, (_, drafted) in enumerate(found) if not drafted]
+        begins = [0, *(i + 1 for i in own if i + 1 < len(found))]  # a round ends with a token of the target's own
+        drafts = sum(min(k, most - i) for i in begins)
+        rows.append({"tokens": [t for t, _ in found], "rounds": len(begins), "drafted": drafts, "accepted": len(found) - len(own)})
     return rows
 
 
@@ -53,30 +56,33 @@ def transformers(target: str, draft: str, prompts: list[list[int]], k: int, most
         counts.clear()
         ids = torch.tensor([prompt])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=small, do_sample=False, max_new_tokens=most)
-        rows.append({"tokens": out[0, len(prompt) :].tolist(), "rounds": len(counts), "drafted": sum(counts)})
+        tokens = out[0, len(prompt) :].tolist()
+        rows.append({"tokens": tokens, "rounds": len(counts), "drafted": sum(counts), "accepted": len(tokens) - len(counts)})
     return rows
 
 
 def llama_cpp(target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
     """llama.cpp's server, as the PyPI package xllamacpp builds it, with a draft model."""
+    from urllib.request import Request, urlopen
+
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.warmup = target, 2048, 1, False
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # threads that wait for each other lose much beside other work
     params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     params.speculative.draft.mparams.path = draft
     params.speculative.draft.n_max, params.speculative.draft.n_min, params.speculative.draft.p_min = k, 0, 0.0
+    params.speculative.draft.cpuparams.n_threads = params.speculative.draft.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     rows = []
     for prompt in prompts:
-        request = {"prompt": prompt, "n_predict": most, "temperature": 0.0, "return_tokens": True, "cache_prompt": False}
-        answer = server.handle_completions(request)
-        timings = answer["timings"]
-        rows.append({
-            "tokens": answer["tokens"], "drafted": timings.get("draft_n"), "accepted": timings.get("draft_n_accepted"),
-            "rounds": len(answer["tokens"]) - (timings.get("draft_n_accepted") or 0),
-        })  # fmt: skip
+        asked = {"prompt": prompt, "n_predict": most, "temperature": 0.0, "return_tokens": True, "cache_prompt": False}
+        request = Request(f"{server.listening_address}/completion", json.dumps(asked).encode(), {"Content-Type": "application/json"})
+        answer = json.load(urlopen(request))
+        drafted, accepted = (answer["timings"].get(name) or 0 for name in ("draft_n", "draft_n_accepted"))
+        tokens = answer["tokens"]
+        rows.append({"tokens": tokens, "rounds": len(tokens) - accepted, "drafted": drafted, "accepted": accepted})
     return rows
 
 
