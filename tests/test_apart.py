@@ -21,7 +21,7 @@ from routing.apart import apart
 ROOT = Path(__file__).parent.parent
 TORCH = {"torch", "sentence_transformers"}
 COMPUTES = {
-    "harness/distill/fit.py": {"output_logits", "batch_loss"},
+    "harness/distill/fit.py": {"output_logits", "batch_loss", "update"},
     "harness/distill/cut_weights.py": set(),
     "harness/adapt/training/torch_step.py": set(),
     "harness/cli/distill.py": {"distill"},

@@ -54,7 +54,7 @@ def test_a_choice_is_a_run_like_any_other(home: Path, capsys: pytest.CaptureFixt
     assert manifest.finished
     assert manifest.suite["domains"][OWN]["path"] == str(home / "mine.jsonl")
     assert {row.n for row in loaded.shown} == {6}
-    assert {row.drafter for row in loaded.shown} == {None, "generic", "lookup", "early_exit", "hybrid"}
+    assert {row.drafter for row in loaded.shown} == {None, "generic", "lookup", "early_exit", "hybrid", "cascade"}
     assert loaded.recommendation.verdict != "nothing"
     assert verify(folder, reports_folder(folder)) > 20
     before = (folder / "records.jsonl").read_bytes()

@@ -80,11 +80,11 @@ def demo(
 
     Example: `harness demo --models smollm2`
     """
-    from harness.serve.server import Server
-    from harness.serve.worker import Learning, Worker
-
     given = {"models": models, "drafter": drafter, "train_automatically": train}
     with _opened(session, given, settings, offline) as opened:
+        from harness.serve.server import Server
+        from harness.serve.worker import Learning, Worker
+
         learning = Learning(minutes=60, quiet_s=1) if opened.config.train_automatically and opened.learner is not None else None
         key = secrets.token_urlsafe(24)
         server = Server(Worker(opened, learning=learning), port=port, key=key, page=True)

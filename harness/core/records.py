@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from annotated_types import Ge, Gt, Le
-from numpy.typing import NDArray
 
 from harness.core.counts import Rates
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 SCHEMA_VERSION = 1
 """Version of files written, runs apart. Newer ones are refused."""
 RUN_VERSION = 2
 """Version of manifests and records of runs. Older ones upgrade on read, newer ones are refused."""
 
-Array = NDArray[Any]
 Count = Annotated[int, Ge(0), Le(10**9)]
 Length = Annotated[int, Ge(0), Le(4096)]
 """Tokens that one round drafted or accepted."""
@@ -85,6 +87,8 @@ class Trajectory:
     """(n, k) their log p."""
 
     def __eq__(self, other: object) -> bool:
+        import numpy as np
+
         fields = dataclasses.fields(self)
         return isinstance(other, Trajectory) and all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields)
 

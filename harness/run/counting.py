@@ -176,7 +176,7 @@ def _close(t: Trajectory) -> int | None:
     """Positions where the target's first two choices are close by the half-precision probabilities that its answer keeps; None without."""
     if t.top_logprobs is None:
         return None
-    return sum(len(top) > 1 and top[0] - top[1] < HALF_TIE for top in t.top_logprobs)
+    return sum(len(top) > 1 and bool(top[0] - top[1] < HALF_TIE) for top in t.top_logprobs)
 
 
 def _spot_check(context: Context, job: Job, records: Sequence[Record], replay_s: float) -> None:
