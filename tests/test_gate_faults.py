@@ -120,7 +120,12 @@ def _lookup_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 def _trim_off_by_one(patch: pytest.MonkeyPatch) -> None:
     real = CachedModel.trim_to
-    patch.setattr(CachedModel, "trim_to", lambda self, length: real(self, max(0, min(length, self.offset) - 1)))
+
+    def trim_to(self: CachedModel, length: int) -> None:
+        real(self, max(0, length - 1))
+        self.offset = length  # what the cache says it holds: else the lost token is fed again and nothing is wrong
+
+    patch.setattr(CachedModel, "trim_to", trim_to)
 
 
 def _dropped_bonus(patch: pytest.MonkeyPatch) -> None:
