@@ -129,6 +129,20 @@ def test_tokens_are_fed_again_where_that_is_cheap() -> None:
     assert not carried(9, 4, None, flat=True)
 
 
+@pytest.mark.parametrize("k", [4, "dynamic"])
+@pytest.mark.parametrize("drafter", ["generic", "hybrid", "cascade"])
+def test_no_drafter_makes_a_recurrent_model_start_again(drafter: str, k: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are plain decoding's, and every rejection finds its mark: the prompt is read once by target and draft."""
+    pair, prompt, starts = ToyPair(tiny_model("qwen3_5"), toy_draft(noisy(tiny_model("qwen3_5")))), list(range(30)), []
+    plain = generate(pair, prompt, drafter=None, max_tokens=40)
+    restart = CachedModel._restart
+    monkeypatch.setattr(CachedModel, "_restart", lambda self: (starts.append(self), restart(self))[1])
+    g = generate(pair, prompt, drafter=drafter, k=k, max_tokens=40)
+    assert g.tokens == plain.tokens
+    assert 0 < g.accepted < g.drafted
+    assert len(starts) == len(set(map(id, starts))) <= 2
+
+
 @pytest.mark.parametrize("family", ["qwen3_5", "gpt_oss"])
 @pytest.mark.parametrize("drafter", [None, "generic"])
 def test_turns_of_a_conversation_are_read_on(family: str, drafter: str | None) -> None:

@@ -367,12 +367,12 @@ def test_the_device_is_asked_for_when_decoding_starts(monkeypatch: pytest.Monkey
     assert queued[1] == queued[0] + rounds
 
 
-def drop_trim(self: CachedModel, length: int) -> None:
+def drop_trim(self: CachedModel, length: int, *, settled: bool = True) -> None:
     """Injected bug: the cache keeps rejected tokens."""
     self.offset = length
 
 
-def trim_one_short(self: CachedModel, length: int, real=CachedModel.trim_to) -> None:
+def trim_one_short(self: CachedModel, length: int, *, settled: bool = True, real=CachedModel.trim_to) -> None:
     """Injected bug: one rejected token stays in the cache."""
     real(self, min(length + 1, self.offset))
     self.offset = length

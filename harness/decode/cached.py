@@ -58,8 +58,8 @@ class CachedModel:
         if self._stuck:
             self._marks.append(Mark(self.offset, self._stuck))
 
-    def trim_to(self, length: int) -> None:
-        """Forget everything after the first ``length`` tokens, for good.
+    def trim_to(self, length: int, *, settled: bool = True) -> None:
+        """Forget everything after the first ``length`` tokens. Where that is not ``settled``, earlier marks are kept.
 
         A cache that cannot do just that goes back to its last mark before, or to the start, so ``offset`` says what is to be fed again.
         """
@@ -67,7 +67,8 @@ class CachedModel:
         if surplus < 0:
             raise ValueError(f"cache holds {self.offset} tokens, cannot keep {length}")
         behind = self._back_to_mark(length) if surplus and self._stuck else surplus
-        self._marks.clear()
+        if settled:
+            self._marks.clear()
         if behind is None or any(cache.trim(behind) != behind for cache in self._free if behind):
             self._restart()
         else:
@@ -75,8 +76,10 @@ class CachedModel:
 
     def _back_to_mark(self, length: int) -> int | None:
         """Restore the last mark at or before ``length``; return by how many tokens it is behind, None where there is none."""
-        mark = next((mark for mark in reversed(self._marks) if mark.offset <= length), None)
-        if mark is None:
+        while self._marks and self._marks[-1].offset > length:
+            self._marks.pop()
+        if not self._marks:
             return None
+        mark = self._marks.pop()
         mark.restore(self._stuck)
         return self.offset - mark.offset

@@ -188,7 +188,7 @@ class ModelDrafter:
         state.model, self.token_map = widened(state.model, self.token_map, context[self._seen : true])
         length = min(state.offset, self._valid(context), len(context) - 1)
         if length < state.offset or not request.guesses:  # inside a round nothing is settled yet
-            state.trim_to(length)
+            state.trim_to(length, settled=not request.guesses)
         state.mark()
         state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
         feed = mx.array(context[state.offset :], dtype=mx.int32)
