@@ -14,7 +14,7 @@ from adapting import forward, quick_config, target_trajectories, tiny_draft
 from tiny import tiny_pair
 
 import harness.core.progress
-from harness.adapt.training import rounds, trainer
+from harness.adapt.training import hidden, rounds, trainer
 from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.adapt.training.campaign import Prompts, train_pair
 from harness.adapt.training.examples import data_hash, from_case, from_stored, from_trajectory
@@ -26,6 +26,7 @@ from harness.adapt.training.trainer import train_adapter
 from harness.adapt.training_config import load_training_config
 from harness.answers.collect import collect, read_answers
 from harness.cli.train import summary
+from harness.core import machine
 from harness.core.errors import HarnessError
 from harness.core.progress import counted
 from harness.core.records import Sample
@@ -75,6 +76,17 @@ def test_cases_from_cached_states_are_the_same(tmp_path: Path, adapted: bool) ->
     plain, cached = (cases_from_replay(draft, train, k=3, adapter=adapter, cache=cache) for cache in (None, shared))
     assert [(c.accepted, c.rejected, c.disagreements) for c in plain] == [(c.accepted, c.rejected, c.disagreements) for c in cached]
     assert fill(prefix_cache(draft, config, tmp_path / "h"), [from_case(c, 2.0) for c in cached]) == 0, "training finds all of them"
+
+
+def test_cached_states_are_kept_by_what_computes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library, another package or other sources round otherwise: their states lie elsewhere."""
+    draft, config = tiny_draft(), quick_config(lora={"num_layers": 1})
+    folders = {prefix_cache(draft, config, tmp_path).folder}
+    monkeypatch.setattr(hidden, "blas_name", lambda: "another")
+    folders.add(prefix_cache(draft, config, tmp_path).folder)
+    monkeypatch.setattr(machine, "package_versions", lambda: {"mlx": "another"})
+    folders.add(prefix_cache(draft, config, tmp_path).folder)
+    assert len(folders) == 3
 
 
 def test_rounds_never_fall_back_and_resume(tmp_path: Path) -> None:

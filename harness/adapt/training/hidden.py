@@ -18,6 +18,8 @@ from harness.adapt.training_config import TrainingConfig
 from harness.core.files import write_atomic
 from harness.core.paths import cache_dir
 from harness.core.protocols import LoadedDraft
+from harness.models.address import cache_key
+from harness.models.blas import blas_name
 from harness.models.mlx_names import mx
 
 FLOAT16_LIMIT = 60_000.0
@@ -101,6 +103,8 @@ def prefix_cache(
 ) -> PrefixCache:
     """The cache that training with ``config`` reads: states below the lowest trained block, or none where it is switched off.
 
+    Its address changes with the draft, this package's sources, the packages that compute and the library that multiplies.
+
     Args:
         draft: :class:`harness.models.pair.Draft`.
         config: which blocks are trained, and how states are stored.
@@ -113,7 +117,7 @@ def prefix_cache(
         draft.model,
         depth,
         folder=folder or cache_dir() / "hidden",
-        model_hash=draft.hash + variant,
+        model_hash=cache_key(kind="hidden", draft=draft.hash + variant, blas=blas_name()),
         dtype=config.cache.dtype,
         budget_bytes=config.cache.budget_bytes,
         compute=compute,
