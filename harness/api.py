@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.adapt.adapters.names import built_in, check_drafter, installed
 from harness.adapt.training.bank import AdapterBank
+from harness.core.drafter_kinds import split_name
 from harness.core.errors import HarnessError
 from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Trajectory
@@ -19,6 +20,7 @@ from harness.decode import generation as decoding
 from harness.decode import replay as replaying
 from harness.decode.drafters import Drafter
 from harness.decode.length import Costs
+from harness.decode.making import around_draft
 from harness.models.pair import Pair, load_pair
 
 if TYPE_CHECKING:
@@ -86,11 +88,12 @@ def stream(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None = 
 
     Names and settings are checked at the call, decoding starts with the first step.
     """
+    around, drafter = _parts(pair, drafter)
     if drafter == "router":
         drafter, k = _choose(pair, prompt)
         settings["k"] = k if settings.get("k") is None else settings["k"]
     adapter = _adapter_of(pair, drafter)
-    steps = decoding.stream(pair, prompt, drafter=_activate(pair, drafter, adapter), **settings)
+    steps = decoding.stream(pair, prompt, drafter=_activate(pair, drafter, adapter, around), **settings)
     return _with_adapter(pair, adapter, steps)
 
 
@@ -101,7 +104,8 @@ def generate(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None 
         pair: from :func:`load_pair`.
         prompt: a string (chat template applied), a list of chat messages, or token ids.
         drafter: None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` such as ``generic`` or ``lookup``, the
-            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), or a drafter object.
+            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), one of the two inside a drafter that
+            runs a draft (``hybrid+code``, ``cascade+router``), or a drafter object.
         **settings: as in :func:`harness.decode.generation.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``,
             ``detailed``, ``loop``, ``on_step``, ``stop`` and more.
 
@@ -112,13 +116,14 @@ def generate(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None 
     Raises:
         HarnessError: unknown drafter (names the nearest), a damaged or foreign adapter, no router, or bad settings.
     """
+    around, drafter = _parts(pair, drafter)
     if drafter == "router":
         from harness.adapt.routers.routed import route_and_decode
 
         router = pair_router(pair)
-        return route_and_decode(pair, prompt, router=router, bank=adapter_bank(pair), **settings)
+        return route_and_decode(pair, prompt, router=router, bank=adapter_bank(pair), around=around, **settings)
     adapter = _adapter_of(pair, drafter)
-    chosen = _activate(pair, drafter, adapter)
+    chosen = _activate(pair, drafter, adapter, around)
     generation = decoding.generate(pair, prompt, drafter=chosen, **settings)
     if adapter is None:
         return generation
@@ -143,14 +148,23 @@ def replay(
     Raises:
         HarnessError: unknown drafter, or one that replay cannot follow, such as the router.
     """
-    adapters = [_adapter_of(pair, drafter) for drafter in drafters]
-    if any(drafter == "router" for drafter in drafters):
+    parts = [_parts(pair, drafter) for drafter in drafters]
+    adapters = [_adapter_of(pair, drafter) for _, drafter in parts]
+    if any(drafter == "router" for _, drafter in parts):
         raise HarnessError("replay follows drafters, not the router", "Replay the router's drafters; each prompt's choice is one of them.")
     rows: list[ReplayRow] = []
-    for drafter, adapter in zip(drafters, adapters, strict=True):
-        chosen = _activate(pair, drafter, adapter)
+    for (around, drafter), adapter in zip(parts, adapters, strict=True):
+        chosen = _activate(pair, drafter, adapter, around)
         rows += replaying.replay(pair, trajectories, [chosen], ks, sampling=sampling, costs=costs, progress=progress)  # type: ignore[list-item]
     return rows
+
+
+def _parts(pair: LoadedPair, drafter: str | Drafter | None) -> tuple[str | None, str | Drafter | None]:
+    """What is around a drafter, and the drafter; checked where both are named."""
+    if not isinstance(drafter, str) or split_name(drafter)[0] is None:
+        return None, drafter
+    check_drafter(pair.name, drafter)
+    return split_name(drafter)
 
 
 def _adapter_of(pair: LoadedPair, drafter: str | Drafter | None) -> str | None:
@@ -161,16 +175,17 @@ def _adapter_of(pair: LoadedPair, drafter: str | Drafter | None) -> str | None:
     return None if built_in(drafter) else drafter
 
 
-def _activate(pair: LoadedPair, drafter: str | Drafter | None, adapter: str | None) -> str | Drafter | None:
+def _activate(pair: LoadedPair, drafter: str | Drafter | None, adapter: str | None, around: str | None = None) -> str | Drafter | None:
     """Put the adapter into the draft, or take out what another answer left there; return what decoding understands."""
     if adapter is not None:
         bank = adapter_bank(pair, [adapter])
         bank.activate(adapter)
-        return bank.drafter(adapter)
+        draft = bank.drafter(adapter)
+        return draft if around is None else around_draft(pair, around, draft)
     present = _BANKS.get(id(pair))
     if present is not None and isinstance(drafter, str) and present.active is not None:
         present.activate(None)
-    return drafter
+    return drafter if around is None or drafter is None else around  # the router took the plain draft, or none
 
 
 def _choose(pair: LoadedPair, prompt: Prompt) -> tuple[str | None, int | None]:

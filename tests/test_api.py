@@ -115,10 +115,14 @@ def test_replay_follows_adapters(pair: Any) -> None:
     trajectory = Trajectory(
         sample_id="s", domain="chat", prompt_tokens=tuple(pair.encode(PROMPT)), tokens=plain.tokens, finish=plain.finish, max_tokens=32
     )
-    rows = api.replay(pair, [trajectory], ["code", "generic", "lookup", "hybrid"], [3])
-    assert [row.drafter for row in rows] == ["code", "generic", "lookup", "hybrid"]
-    for row in rows:
-        assert row.accept_lengths == counts(decode(pair, row.drafter))
+    names = ["code", "generic", "lookup", "hybrid", "hybrid+code", "cascade+code", "cascade"]
+    rows = api.replay(pair, [trajectory], names, [3])
+    for name, row in zip(names, rows, strict=True):
+        answer = decode(pair, name)
+        assert answer.tokens == plain.tokens
+        assert row.accept_lengths == counts(answer)
+    accepted = {name: row.accept_lengths for name, row in zip(names, rows, strict=True)}
+    assert accepted["hybrid+code"] != accepted["hybrid"], "the adapter shows inside other drafters too"
     with pytest.raises(HarnessError, match="not the router"):
         api.replay(pair, [trajectory], ["router"], [3])
 
@@ -146,6 +150,11 @@ def test_unknown_names_say_what_there_is(pair: Any) -> None:
             call("genric")
         with pytest.raises(HarnessError, match=r"known: .*cooking.*router"):
             call("zzz")
+        for name in ("lookup+cooking", "hybrid+generic", "hybrid+hybrid"):
+            with pytest.raises(HarnessError, match=f"{name.replace('+', '.')} is no drafter"):
+                call(name)
+        with pytest.raises(HarnessError, match="did you mean 'cooking'"):
+            call("hybrid+coking")
 
 
 def test_bad_adapters_are_refused_and_harm_no_other(pair: Any) -> None:
@@ -255,6 +264,10 @@ def test_the_router_chooses_by_prompt(routed: Any) -> None:
         assert answer.wall_s > answer.route_s + answer.swap_s
         steps = api.stream(routed, prompt, drafter="router", max_tokens=24)
         assert tuple(s.accepted for s in steps) == counts(own)
+        inside = api.generate(routed, prompt, drafter="cascade+router", max_tokens=24)
+        assert inside.drafter == name
+        assert counts(inside) == counts(api.generate(routed, prompt, drafter=f"cascade+{name}", k=3, max_tokens=24))
+        assert counts(inside) == tuple(s.accepted for s in api.stream(routed, prompt, drafter="cascade+router", max_tokens=24))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -199,8 +199,15 @@ def suite_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "experiments": [
             {"kind": "baseline"},
             {"kind": "generic_draft", "k": [2]},
-            {"kind": "domain_adapters", "k": [2], **recipe},
-            {"kind": "router", "k": [2], "router": str(tmp_path / "router.yaml"), "router_samples": 12, **recipe},
+            {"kind": "domain_adapters", "k": [2], "around": ["generic", "hybrid"], **recipe},
+            {
+                "kind": "router",
+                "k": [2],
+                "around": ["generic", "cascade"],
+                "router": str(tmp_path / "router.yaml"),
+                "router_samples": 12,
+                **recipe,
+            },
             {"kind": "ablation_rank", "ranks": [2], "k": [2], "domains": ["code"], **recipe},
             {"kind": "adaptive_rounds", "rounds": 2, "k": [2], "domains": ["code"], **recipe},
         ],
@@ -242,6 +249,8 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
     assert [len(g) for g in groups] == [24], "near-copies of a prompt stay on one side of the folds"
     kept = {json.loads(path.read_text().splitlines()[0])["top_k"] for path in (tmp_path / "cache/trajectories").rglob("*.jsonl")}
     assert kept == {8, TOP_K}, "as many probabilities as the training settings say; the router needs none"
+    inside = {(r.drafter, r.settings["around"]) for r in records if "around" in r.settings}
+    assert inside == {("adapter", "hybrid"), ("router", "cascade")}
     routed_records = [r for r in records if r.drafter == "router"]
     assert {r.choice for r in routed_records} <= {"generic", "code", "math"}
     assert all(r.route_s is not None and r.swap_s is not None and r.wall_s is not None for r in routed_records)

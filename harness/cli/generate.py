@@ -19,7 +19,7 @@ from harness.cli.asking import (
     TopPOption,
     conversation,
 )
-from harness.core.drafter_kinds import check_memory, described, drafter_kinds, needs_draft
+from harness.core.drafter_kinds import check_memory, described, drafter_kinds, needs_draft, split_name
 from harness.core.limits import TOP_K
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
@@ -53,7 +53,9 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Draft with this adapter of `harness train`.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Draft with this adapter of `harness train`, alone or in --drafter.")
+    ] = None,
     route: Annotated[bool, typer.Option("--route", help="Let the pair's router choose the adapter.")] = False,
     k: Annotated[
         str | None,
@@ -108,7 +110,7 @@ def generate(
     pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback)
     if pair.without_draft is not None:
         name = "lookup"
-    if name == "router":
+    if split_name(name or "")[1] == "router":
         api.pair_router(pair, offline=offline)
     shown = Shown(pair.decode, stop or ())
     result = api.generate(
@@ -140,8 +142,9 @@ def _named_in(path: Path, chosen: DecodeSettings) -> str | None:
     from harness.adapt.adapters.names import check_drafter
     from harness.models.naming import pair_name
 
-    if chosen.drafter == "router":
-        return _drafter(chosen.models, None, None, True)
+    around, inner = split_name(chosen.drafter or "")
+    if inner == "router":
+        return _drafter(chosen.models, around, None, True)
     with naming(path):
         check_drafter(pair_name(chosen.models), chosen.drafter)
     return chosen.drafter
@@ -160,14 +163,17 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     """Turn the three options into the name :func:`harness.api.generate` takes, checked before any model loads.
 
     Raises:
-        HarnessError: two of them, an unknown name, or no router.
+        HarnessError: an adapter and the router, an unknown name, or no router.
     """
-    from harness.adapt.adapters.names import installed
+    from harness.adapt.adapters.names import check_around, installed
     from harness.core.errors import HarnessError, did_you_mean
     from harness.models.naming import find_pair
 
-    if sum([drafter is not None, adapter is not None, route]) > 1:
-        raise HarnessError("--drafter, --adapter and --route exclude each other", "Give one of them.")
+    if adapter is not None and route:
+        raise HarnessError("--adapter and --route exclude each other", "Give one of them.")
+    if drafter is not None and (adapter is not None or route):
+        check_around(drafter, adapter or "router")
+        return f"{drafter}+{_drafter(models, None, adapter, route)}"
     if drafter is not None:
         one_of("--drafter", drafter, (*drafter_kinds(), "none"))
         check_memory(find_pair(models).name, drafter)

@@ -128,6 +128,12 @@ def drafter_kind(name: str) -> DrafterKind:
     return kind
 
 
+def split_name(name: str) -> tuple[str | None, str]:
+    """``hybrid+code`` is the drafter ``hybrid`` around what ``code`` names, an adapter or the router; any other name stands alone."""
+    around, plus, inner = name.partition("+")
+    return (around, inner) if plus else (None, name)
+
+
 def needs_draft(name: str | None) -> bool:
     """Whether decoding with ``name`` takes a draft model; adapters and the router do."""
     kind = find_kind(name)

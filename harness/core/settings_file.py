@@ -58,7 +58,7 @@ class DecodeSettings(Strict):
     models: str = "smollm2"
     """Model pair: a configured name, a YAML file, ``TARGET`` or ``TARGET+DRAFT``."""
     drafter: str | None = "generic"
-    """A drafter's or an adapter's name, ``router``, or null for the target alone."""
+    """A drafter's or an adapter's name, ``router``, one of these two inside a drafter (``hybrid+code``), or null for the target."""
     k: DraftLength | Literal["dynamic", "auto"] | None = None
     """Draft length; the pair's own when absent."""
     rule: Rule = "match"

@@ -67,6 +67,17 @@ def resolve_drafter(pair: LoadedPair, drafter: str | Drafter, options: DrafterOp
     return found
 
 
+def around_draft(pair: LoadedPair, name: str, draft: ModelDrafter) -> Drafter:
+    """The drafter called ``name`` around another draft than the pair's, such as one with an adapter.
+
+    Raises:
+        HarnessError: the drafter runs no draft, or the pair lacks what it needs.
+    """
+    if not drafter_kind(name).needs_draft:
+        raise HarnessError(f"{name} runs no draft that an adapter could change", "Use it alone, or take hybrid, memory_hybrid or cascade.")
+    return resolve_drafter(pair, name, DrafterOptions(draft=draft))
+
+
 def lookup(pair: LoadedPair, options: DrafterOptions) -> LookupDrafter:
     """The drafter ``lookup``."""
     return LookupDrafter(options.ngram, options.min_ngram)

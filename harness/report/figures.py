@@ -44,7 +44,9 @@ def name_of(row: CellRow) -> str:
 
 def series(row: CellRow) -> str:
     """Name of a line: the adapters of the domains are one line, each at home."""
-    return "own adapter" if row.drafter == "adapter" else row.label
+    if row.drafter != "adapter":
+        return row.label
+    return f"{row.settings['around']} with own adapter" if "around" in row.settings else "own adapter"
 
 
 def plain(row: CellRow) -> bool:

@@ -30,9 +30,9 @@ VERIFY: Kind = ("verify",)
 
 
 def cost_label(drafter: str | None, settings: Mapping[str, Any]) -> str:
-    """Whose drafting costs the same: ``generic``, ``early_exit (layers 4)``; empty for the target alone."""
-    layers = settings.get("layers")
-    return f"{drafter} (layers {layers})" if layers else drafter or ""
+    """Whose drafting costs the same: ``generic``, ``early_exit (layers 4)``, ``adapter (around hybrid)``; empty for the target alone."""
+    own = ", ".join(f"{name} {settings[name]}" for name in ("layers", "around") if settings.get(name))
+    return f"{drafter} ({own})" if own else drafter or ""
 
 
 class Clock:

@@ -29,6 +29,8 @@ class Choice:
     drafter: str | None
     """None is the target alone."""
     adapter: str | None = None
+    around: str | None = None
+    """The drafter that the adapter, or what the router picks, runs in; None is that draft alone."""
     k: int | str | None = None
     rule: str = "match"
     temperature: float = 0.0
@@ -180,7 +182,7 @@ def choice(row: CellRow, rows: Sequence[CellRow]) -> Choice:
     return Choice(
         drafter=row.drafter, adapter=row.adapter, k=row.k, rule=row.rule if row.temperature else "match",
         temperature=row.temperature, loop=row.loop,
-        options={name: value for name, value in row.settings.items() if name != "adapter_domain"},
+        around=row.settings.get("around"), options={n: value for n, value in row.settings.items() if n not in ("adapter_domain", "around")},
         name=row.label + ("" if row.k is None else f" with K = {row.k}"), speedup=row.speed, predicted=row.predicted, domains=domains,
     )  # fmt: skip
 
@@ -210,13 +212,14 @@ def _adapters(timed: Sequence[CellRow]) -> Gain | None:
     """All domains' own adapters together against the plain draft at the same K."""
     home: dict[Any, list[CellRow]] = {}
     for row in timed:
-        if row.drafter == "adapter" and row.domain != ALL and row.settings.get("adapter_domain", row.domain) == row.domain:
+        alone = row.drafter == "adapter" and "around" not in row.settings
+        if alone and row.domain != ALL and row.settings.get("adapter_domain", row.domain) == row.domain:
             home.setdefault(row.k, []).append(row)
     return _best_gain({k: _times(rows) for k, rows in home.items()}, timed)
 
 
 def _router(timed: Sequence[CellRow], scope: str) -> Gain | None:
-    routed = {r.k: _times([r]) for r in timed if r.drafter == "router" and r.domain == scope}
+    routed = {r.k: _times([r]) for r in timed if r.drafter == "router" and r.domain == scope and "around" not in r.settings}
     return _best_gain(routed, timed)
 
 
@@ -277,12 +280,11 @@ def command(use: Choice, models: str) -> str:
         return " ".join([*parts, "--settings settings.yaml"])
     if use.drafter is None:
         parts.append("--drafter none")
-    elif use.drafter == "router":
-        parts.append("--route")
-    elif use.drafter == "adapter":
-        parts.append(f"--adapter {shlex.quote(str(use.adapter))}")
-    else:
+    elif use.drafter not in ("router", "adapter"):
         parts.append(f"--drafter {shlex.quote(use.drafter)}")
+    else:
+        parts += [f"--drafter {shlex.quote(use.around)}"] if use.around else []
+        parts.append("--route" if use.drafter == "router" else f"--adapter {shlex.quote(str(use.adapter))}")
     parts += [] if use.k is None else [f"-k {use.k}"]
     parts += [] if use.rule == "match" else [f"--rule {use.rule}"]
     parts += [f"--temperature {use.temperature:g}"] if use.temperature else []

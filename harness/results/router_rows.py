@@ -15,7 +15,7 @@ def compare_router(records: Sequence[Record]) -> list[dict[str, Any]]:
     Candidates are the generic draft and the adapters at the router's draft length and temperature; the prompts are those that
     the router and every candidate decoded. Empty when no router ran.
     """
-    routed = [r for r in records if r.drafter == "router" and r.drafted]
+    routed = [r for r in records if r.drafter == "router" and r.drafted and "around" not in r.settings]
     result: list[dict[str, Any]] = []
     for domain in dict.fromkeys(r.domain for r in routed):
         own = {r.sample_id: r for r in routed if r.domain == domain}
@@ -49,7 +49,7 @@ def _candidates(records: Sequence[Record], own: Mapping[str, Record], like: Reco
     rates: dict[str, dict[str, float]] = {}
     for r in records:
         same = r.loop == "own" and (r.k, r.temperature, r.rule) == (like.k, like.temperature, like.rule)
-        if same and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted and "round" not in r.settings:
+        if same and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted and not {"round", "around"} & set(r.settings):
             rates.setdefault(r.adapter or "generic", {}).setdefault(r.sample_id, r.rate or 0.0)
     return rates
 

@@ -124,10 +124,12 @@ class CellRow(CellId):
     @property
     def label(self) -> str:
         """Drafter with its adapter and further settings."""
-        own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name != "adapter_domain")
+        apart = ("adapter_domain", "around")
+        own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name not in apart)
+        around = f"{self.settings['around']} + " if "around" in self.settings else ""
         adapter = f" {self.adapter or self.settings.get('adapter_domain', '')}" if self.drafter == "adapter" else ""
         loop = " (mlx-lm loop)" if self.loop == "mlx-lm" and self.drafter else ""
-        return (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + loop + (" LOSSY" if self.lossy else "")
+        return around + (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + loop + (" LOSSY" if self.lossy else "")
 
 
 def summarise(records: Sequence[Record], calibration: Calibration | None = None, *, pooled: bool = True) -> list[CellRow]:

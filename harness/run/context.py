@@ -93,7 +93,7 @@ def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:
         settings["profile"] = True
     context.trained.activate(job.adapter)
     if cell.drafter == "adapter":
-        settings["drafter"] = context.trained.drafter(job.adapter)
+        settings["drafter"] = context.trained.drafter(job.adapter, context.pair, cell.around)
     if cell.drafter == "router":
         del settings["drafter"]
         return context.trained.route(context.pair, cell, job.sample.asked, **settings)

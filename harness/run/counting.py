@@ -75,7 +75,15 @@ def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -
 def _alike(job: Job) -> tuple[Any, ...]:
     """Jobs that are replayed together: one draft pass gives every fixed length."""
     cell = job.cell
-    return (cell.drafter, job.adapter, cell.layers, cell.ngram, cell.recipe if cell.drafter == "router" else None, _policy(cell))
+    return (
+        cell.drafter,
+        cell.around,
+        job.adapter,
+        cell.layers,
+        cell.ngram,
+        cell.recipe if cell.drafter == "router" else None,
+        _policy(cell),
+    )
 
 
 def _policy(cell: Cell) -> Any:
@@ -94,7 +102,7 @@ def _rows(context: Context, cell: Cell, adapter: str | None, answers: Sequence[T
     """Replay rows of a cell's drafter with one adapter in place."""
     context.trained.activate(adapter)
     trained = cell.drafter in ("adapter", "router")
-    source = context.trained.drafter(adapter) if trained else cell.drafter
+    source = context.trained.drafter(adapter, context.pair, cell.around) if trained else cell.drafter
     settings = {"costs": costs_now(context, cell)} if "auto" in ks else {}
     return context.engine.replay(context.pair, answers, [source], ks, **settings, **context.engine.settings(cell))
 

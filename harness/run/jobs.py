@@ -70,7 +70,7 @@ def calibrate(context: Context, todo: Sequence[Job]) -> None:
     lengths = [AUTO_MAX_K if job.cell.k == "auto" else job.cell.k for job in todo]
     max_k = max([8, *(k for k in lengths if isinstance(k, int))])
     measured: dict[tuple[Any, Any], Any] = {}
-    cells = {(job.cell.drafter, job.cell.layers): job.cell for job in wanted}.values()
+    cells = {(job.cell.drafter, job.cell.layers, job.cell.around): job.cell for job in wanted}.values()
     for cell in sorted(cells, key=lambda cell: _costs_like(cell) == FREE):
         name, own = cost_label(cell.drafter, settings_of(cell)), _costs_like(cell)
         if own not in measured:
@@ -82,7 +82,8 @@ def calibrate(context: Context, todo: Sequence[Job]) -> None:
 
 def warm_up(context: Context, decodes: Sequence[Job]) -> None:
     """Run each kind of cell once untimed."""
-    for job in {(j.cell.drafter, j.adapter, j.cell.k, j.cell.loop, j.cell.rule, j.cell.layers): j for j in decodes}.values():
+    kinds = {(j.cell.drafter, j.cell.around, j.adapter, j.cell.k, j.cell.loop, j.cell.rule, j.cell.layers): j for j in decodes}
+    for job in kinds.values():
         generate_job(context, job, WARMUP_TOKENS)
 
 

@@ -175,11 +175,11 @@ def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[C
     draft = context.pair.draft
     pruned = getattr(draft, "token_map", None) is not None
     skipped = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
-    forgotten = [c for c in cells if found_memory(context.pair.name) is None and needs_memory(c.drafter)]
+    forgotten = [c for c in cells if found_memory(context.pair.name) is None and needs_memory(c.outer)]
     alone = [c for c in cells if c.needs_draft] if fallback and draft is None else []
     context.store.update(
         skipped=tuple(sorted({c.experiment for c in skipped})),
-        without_memory=tuple(sorted({c.drafter for c in forgotten if c.drafter})),
+        without_memory=tuple(sorted({c.outer for c in forgotten if c.outer})),
         without_draft=(getattr(context.pair, "without_draft", None) or "it was named without a draft") if alone else None,
     )
     return [c for c in cells if c not in (*skipped, *forgotten, *alone)]
@@ -219,7 +219,7 @@ def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
 
 def _memory(suite: Suite, pair: LoadedPair, samples: Sequence[Sample]) -> dict[str, str]:
     """Name the pair's memory in the manifest where a cell drafts from it, and refuse one that knows the prompts of this run."""
-    if found_memory(pair.name) is None or not any(remembers(cell.drafter) for cell in suite.cells()):
+    if found_memory(pair.name) is None or not any(remembers(cell.outer) for cell in suite.cells()):
         return {}
     from harness.decode.memory import pair_memory
 

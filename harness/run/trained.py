@@ -76,9 +76,12 @@ class Trained:
         found = self.adapters[chain_of(cell), cell.round or 1]
         return found.name if found.folder else None
 
-    def drafter(self, name: str | None) -> Any:
-        """Drafter object for an adapter's name; None is the plain draft."""
-        return self.bank.drafter(name)
+    def drafter(self, name: str | None, pair: Any = None, around: str | None = None) -> Any:
+        """Drafter object for an adapter's name, inside another drafter of the pair where one is named; None is the plain draft."""
+        from harness.decode.making import around_draft
+
+        draft = self.bank.drafter(name)
+        return draft if around is None else around_draft(pair, around, draft)
 
     def activate(self, name: str | None) -> None:
         """Put an adapter, or the plain draft, in place: outside of what is timed."""
@@ -94,8 +97,9 @@ class Trained:
         from harness.decode.generation import generate
 
         if self.routers[_router_key(cell)] is None:
-            return generate(pair, prompt, drafter=self.drafter(None), **settings)
-        return route_and_decode(pair, prompt, router=self.routers[_router_key(cell)], bank=self.bank, **settings)
+            return generate(pair, prompt, drafter=self.drafter(None, pair, cell.around), **settings)
+        router = self.routers[_router_key(cell)]
+        return route_and_decode(pair, prompt, router=router, bank=self.bank, around=cell.around, **settings)
 
     def choose(self, cell: Cell, prompt: str | list[dict[str, str]]) -> str:
         """What the cell's router would take for a prompt: an adapter's name, ``generic``, or ``plain``."""

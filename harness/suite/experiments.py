@@ -97,6 +97,13 @@ class Cell:
     """Adaptive training rounds done before this cell; 0 is the untrained draft."""
     recipe: Recipe | None = None
     """How the adapters and the router are made, where the cell needs any."""
+    around: str | None = None
+    """The drafter whose draft the adapter, or what the router picks, stands for; None is that draft alone."""
+
+    @property
+    def outer(self) -> str | None:
+        """The drafter that proposes: what is around an adapter or the router, where anything is."""
+        return self.around or self.drafter
 
     @property
     def needs_draft(self) -> bool:
@@ -172,6 +179,24 @@ class DraftSource(Strict):
         return {"drafter": drafter, **{name: getattr(self, name) if name in own else None for name in ("layers", "ngram")}}
 
 
+def _takes_a_draft(name: str) -> str:
+    if not drafter_kind(name).needs_draft:
+        raise ValueError(f"{name!r} runs no draft that an adapter could change")
+    return name
+
+
+class Around(Strict):
+    """What adapters run in."""
+
+    around: NonEmpty[Annotated[DrafterName, AfterValidator(_takes_a_draft)]] = ("generic",)
+    """Drafters whose draft is adapted: ``generic`` is the draft alone, ``hybrid`` has lookup before it, and so on."""
+
+    @property
+    def outers(self) -> list[str | None]:
+        """As :attr:`Cell.around` has them."""
+        return [None if name == "generic" else name for name in self.around]
+
+
 class Trained(Strict):
     """Settings of the entries that train adapters."""
 
@@ -245,7 +270,7 @@ class PromptLookup(Speculative):
             yield {"drafter": "lookup", "k": k, "rule": self.rule, "timed": self.timed, "ngram": self.ngram}
 
 
-class DomainAdapters(Speculative, Trained):
+class DomainAdapters(Speculative, Trained, Around):
     """One LoRA adapter of the draft per domain, trained on the target's answers to the train split."""
 
     kind: Literal["domain_adapters"]
@@ -255,13 +280,13 @@ class DomainAdapters(Speculative, Trained):
     """Also measure every adapter on the other domains (replay only)."""
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
-        for trained_on, k in product(domains if self.cross else [domain], self.k):
+        for trained_on, around, k in product(domains if self.cross else [domain], self.outers, self.k):
             timed = self.timed and trained_on == domain
-            own = {"drafter": "adapter", "adapter_domain": trained_on, "rank": self.rank, "recipe": self.recipe}
+            own = {"drafter": "adapter", "adapter_domain": trained_on, "rank": self.rank, "recipe": self.recipe, "around": around}
             yield {**own, "k": k, "rule": self.rule, "timed": timed}
 
 
-class Router(Speculative, Trained):
+class Router(Speculative, Trained, Around):
     """A router that picks the adapter for each prompt."""
 
     kind: Literal["router"]
@@ -282,8 +307,8 @@ class Router(Speculative, Trained):
         return self
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
-        for k in self.k:
-            yield {"drafter": "router", "recipe": self.recipe, "k": k, "rule": self.rule}
+        for around, k in product(self.outers, self.k):
+            yield {"drafter": "router", "recipe": self.recipe, "k": k, "rule": self.rule, "around": around}
 
 
 class AblationK(Drafters):

@@ -79,6 +79,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
         "rank": cell.rank,
         "round": cell.round,
         "adapter_domain": cell.adapter_domain,
+        "around": cell.around,
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -174,7 +175,7 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
     samples = sorted(samples, key=lambda sample: order.get(sample.id, len(order)))
     skipped = manifest.measured.skipped
     cells = [c for c in suite.cells() if not (c.loop == "mlx-lm" and c.drafter is not None and c.experiment in skipped)]
-    cells = [c for c in cells if c.drafter not in manifest.measured.without_memory]
+    cells = [c for c in cells if c.outer not in manifest.measured.without_memory]
     cells = [c for c in cells if manifest.measured.without_draft is None or not c.needs_draft]
     names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.adapters
 

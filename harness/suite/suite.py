@@ -268,7 +268,7 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str], fall
     yield from _try(file, ("models",), lambda: pairs.append(find_pair(suite.models)))
     for name in domains:
         yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name], name))
-    drafters = {cell.drafter for entry in suite.experiments for cell in entry.cells(list(suite.domains)) if cell.drafter}
+    drafters = {cell.outer for entry in suite.experiments for cell in entry.cells(list(suite.domains)) if cell.outer}
     if pairs and drafters and all(map(needs_memory, drafters)):  # else a run leaves these cells out where there is no memory
         for name in drafters:
             yield from _try(file, ("experiments",), lambda name=name: check_memory(pairs[0].name, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.adapt.adapters.folder import adapters_root, list_adapters
-from harness.core.drafter_kinds import check_memory, drafter_kinds, find_kind
+from harness.core.drafter_kinds import check_memory, drafter_kind, drafter_kinds, find_kind, split_name
 from harness.core.errors import HarnessError, did_you_mean
 
 ROUTER = "router"
@@ -17,17 +17,34 @@ def built_in(name: str) -> bool:
     return name == ROUTER or find_kind(name) is not None
 
 
+def check_around(around: str, inner: str) -> None:
+    """Check that one drafter can run around another.
+
+    Raises:
+        HarnessError: the outer one runs no draft, or the inner one is neither an adapter nor the router.
+    """
+    if not drafter_kind(around).needs_draft or (built_in(inner) and inner != ROUTER):
+        raise HarnessError(
+            f"{around}+{inner} is no drafter", "Write a drafter that runs a draft, +, and an adapter's name or router, such as hybrid+code."
+        )
+
+
 def installed(pair_name: str) -> dict[str, Path]:
     """Return name -> folder of the adapters that ``harness train`` and sessions installed for a pair."""
     return list_adapters(adapters_root(pair_name))
 
 
 def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] = ()) -> None:
-    """Check a drafter's name before anything is loaded; ``also`` are further names to suggest.
+    """Check a drafter's name before anything is loaded, ``hybrid+code`` part by part; ``also`` are further names to suggest.
 
     Raises:
         HarnessError: neither built in nor installed; names the nearest. Or the pair has no memory for it.
     """
+    around, inner = split_name(drafter or "")
+    if around is not None:
+        check_around(around, inner)
+        check_memory(pair_name, around)
+        drafter = inner
     if drafter is None or built_in(drafter):
         check_memory(pair_name, drafter)
         return

@@ -247,7 +247,7 @@ def _rows(records: Sequence[Record], samples: Mapping[str, Sample], k: int) -> l
     for r in records:
         settings = r.settings
         name = r.adapter if r.drafter == "adapter" else r.drafter
-        greedy = r.temperature == 0 and not r.lossy and r.k == k and r.drafter in (GENERIC, "adapter")
+        greedy = r.temperature == 0 and not r.lossy and r.k == k and r.drafter in (GENERIC, "adapter") and "around" not in settings
         if not greedy or name is None or "round" in settings:
             continue
         if r.sample_id not in samples:

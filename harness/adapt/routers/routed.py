@@ -334,6 +334,7 @@ def route_and_decode(
     router: PromptRouter,
     bank: AdapterBank,
     k: Any = None,
+    around: str | None = None,
     on_route: Callable[[Routed], None] | None = None,
     **settings: Any,
 ) -> Generation:
@@ -345,6 +346,7 @@ def route_and_decode(
         router: trained.
         bank: holds every adapter of the router.
         k: draft length or policy; None takes the draft length the router was trained for.
+        around: the drafter whose draft the chosen one stands for, such as ``hybrid``; None decodes with that draft alone.
         on_route: told the choice before decoding starts.
         **settings: as for :func:`harness.decode.generation.generate`, without ``drafter``.
 
@@ -355,6 +357,7 @@ def route_and_decode(
         HarnessError: a drafter in ``settings``, another pair's bank, or what routing and decoding refuse.
     """
     from harness.decode.generation import generate
+    from harness.decode.making import around_draft
 
     if "drafter" in settings:
         raise HarnessError("a routed answer takes no drafter", "Leave the drafter out, or decode without the router.")
@@ -364,11 +367,17 @@ def route_and_decode(
     if on_route:
         on_route(routed)
     name = routed.drafter
-    drafter = None if name == PLAIN else bank.drafter(None if name == GENERIC else name)
+    draft = None if name == PLAIN else bank.drafter(None if name == GENERIC else name)
+    drafter = draft if draft is None or around is None else around_draft(pair, around, draft)
     answer = generate(pair, prompt, drafter=drafter, k=routed.decision.arm.k if k is None else k, **settings)
     spent = routed.route_s + routed.swap_s
     return dataclasses.replace(
-        answer, route_s=routed.route_s, swap_s=routed.swap_s, ttft_s=answer.ttft_s + spent, wall_s=answer.wall_s + spent
+        answer,
+        drafter=None if draft is None else name,
+        route_s=routed.route_s,
+        swap_s=routed.swap_s,
+        ttft_s=answer.ttft_s + spent,
+        wall_s=answer.wall_s + spent,
     )
 
 

@@ -75,7 +75,7 @@ def _noise(gain: Mapping[str, Any] | None) -> str:
 def _break_even(rows: Sequence[CellRow], name: str, domain: str, train_s: float) -> str:
     """Emitted tokens after which the saved decoding time equals the training time."""
     timed = [r for r in rows if r.domain == domain and r.tok_s and r.temperature == 0 and r.loop == "own"]
-    for adapted in (r for r in timed if r.drafter == "adapter" and r.adapter == name):
+    for adapted in (r for r in timed if r.drafter == "adapter" and r.adapter == name and "around" not in r.settings):
         plain = next((r for r in timed if r.drafter == "generic" and r.k == adapted.k), None)
         if plain is None or plain.tok_s is None or adapted.tok_s is None:
             continue
@@ -128,7 +128,7 @@ def _forgetting(rows: Sequence[CellRow]) -> Figure | None:
     cells: dict[tuple[Any, str], dict[str, Any]] = {}
     for row in rows:
         trained = row.settings.get("adapter_domain")
-        if trained and row.rate and not {"rank", "round"} & set(row.settings):
+        if trained and row.rate and not {"rank", "round", "around"} & set(row.settings):
             entry = {"adapter": trained, "domain": row.domain, "rate": row.rate.value, "text": f"{row.rate.value:.2f}"}
             cells.setdefault((trained, row.domain), entry)
     if not any(adapter != domain for adapter, domain in cells):

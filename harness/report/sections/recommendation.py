@@ -169,13 +169,17 @@ def _plain(value: Any) -> Any:
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+def _inner(use: Choice) -> str | None:
+    return use.adapter if use.drafter == "adapter" else use.drafter
+
+
 def settings_yaml(run: Run) -> str:
     """``settings.yaml``: the recommendation as ``--settings`` takes it."""
     r = run.recommendation
     use = r.use
     settings = DecodeSettings(
         models=run.models,
-        drafter=use.adapter if use.drafter == "adapter" else use.drafter,
+        drafter=f"{use.around}+{_inner(use)}" if use.around else _inner(use),
         k=use.k,  # type: ignore[arg-type]
         rule=use.rule,  # type: ignore[arg-type]
         temperature=use.temperature,
