@@ -179,10 +179,11 @@ def choice(row: CellRow, rows: Sequence[CellRow]) -> Choice:
     """A row as something to use; its speed on every domain from the other ``rows`` of the cell."""
     own = [r for r in rows if r.cell == row.cell and r.domain != ALL and row.domain == ALL]
     domains = {r.domain: _speed(r) for r in own if bool(r.speed) == bool(row.speed)}
+    around = row.settings.get("around")
     return Choice(
         drafter=row.drafter, adapter=row.adapter, k=row.k, rule=row.rule if row.temperature else "match",
         temperature=row.temperature, loop=row.loop,
-        around=row.settings.get("around"), options={n: value for n, value in row.settings.items() if n not in ("adapter_domain", "around")},
+        around=None if around is None else str(around), options={n: value for n, value in row.settings.items() if n not in ("adapter_domain", "around")},
         name=row.label + ("" if row.k is None else f" with K = {row.k}"), speedup=row.speed, predicted=row.predicted, domains=domains,
     )  # fmt: skip
 
