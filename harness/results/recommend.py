@@ -183,7 +183,8 @@ def choice(row: CellRow, rows: Sequence[CellRow]) -> Choice:
     return Choice(
         drafter=row.drafter, adapter=row.adapter, k=row.k, rule=row.rule if row.temperature else "match",
         temperature=row.temperature, loop=row.loop,
-        around=None if around is None else str(around), options={n: value for n, value in row.settings.items() if n not in ("adapter_domain", "around")},
+        around=None if around is None else str(around),
+        options={n: value for n, value in row.settings.items() if n not in ("adapter_domain", "around")},
         name=row.label + ("" if row.k is None else f" with K = {row.k}"), speedup=row.speed, predicted=row.predicted, domains=domains,
     )  # fmt: skip
 
