@@ -66,8 +66,9 @@ def gate(folder: Path, reference: Path) -> list[int]:
 
 
 def go(place: Path, suite: Path, engine: Engine | None = None) -> Path:
-    """Run the suite into a new results folder."""
-    return run_suite(load_suite(suite), results_dir=place / "results", console=Console(file=io.StringIO()), engine=engine)
+    """Run the suite into a new results folder, without a clock as the shipped gates do."""
+    quiet = Console(file=io.StringIO())
+    return run_suite(load_suite(suite), results_dir=place / "results", clock=False, console=quiet, engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,8 @@ def _lookup_off_by_one(patch: pytest.MonkeyPatch) -> None:
 def _trim_off_by_one(patch: pytest.MonkeyPatch) -> None:
     real = CachedModel.trim_to
 
-    def trim_to(self: CachedModel, length: int) -> None:
-        real(self, max(0, length - 1))
+    def trim_to(self: CachedModel, length: int, **how: bool) -> None:
+        real(self, max(0, length - 1), **how)
         self.offset = length  # what the cache says it holds: else the lost token is fed again and nothing is wrong
 
     patch.setattr(CachedModel, "trim_to", trim_to)
