@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,8 @@ def test_training_tells_every_update(capsys: pytest.CaptureFixture[str]) -> None
     from harness.adapt.training.outcome import TrainProgress
     from harness.adapt.training_config import load_training_config
     from harness.cli.train import _progress
+    from harness.core.progress import notes_to
+    from harness.core.terminal import say
 
     steps: list[tuple[int | None, float]] = []
 
@@ -170,8 +174,8 @@ def test_training_tells_every_update(capsys: pytest.CaptureFixture[str]) -> None
 
     settings = load_training_config("default").replace(stop={"every": 2})
     told = _progress(settings, Steps())
-    for number in (1, 2):
-        for step in (1, 2, 3):
+    with notes_to(partial(say, err=True)):
+        for number, step in itertools.product((1, 2), (1, 2, 3)):
             told(number, TrainProgress(step=step, total=3, loss=number + step / 10, tokens_per_s=1.0, value=0.5, best=0.5))
     assert steps == [(1, 1.1), (2, 1.2), (3, 1.3), (4, 2.1), (5, 2.2), (6, 2.3)]
     assert capsys.readouterr().err.count("update 2/3") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -285,8 +286,10 @@ def test_early_stop_and_guard(tmp_path: Path, data: Any) -> None:
     assert result.steps == 6
     other = list(target_trajectories(12, first=900, domain="math"))
     draft = tiny_draft(noise=0.0)  # perfect at the start: any change can only hurt
-    spoiled = [t.__class__(**{**t.__dict__, "tokens": tuple((x + 7) % VOCAB for x in t.tokens), "top_tokens": None}) for t in data[0]]
-    held = [t.__class__(**{**t.__dict__, "tokens": tuple((x + 7) % VOCAB for x in t.tokens), "top_tokens": None}) for t in data[1]]
+    spoiled, held = (
+        [dataclasses.replace(t, tokens=tuple((x + 7) % VOCAB for x in t.tokens), top_tokens=None, top_logprobs=None) for t in part]
+        for part in data
+    )
     free = quick_config(optim={"epochs": 2})
     common: dict[str, Any] = {"validation": [*held, *other], "domain": "code", "cache_folder": tmp_path / "h"}
     assert train_adapter(draft, spoiled, free, out=tmp_path / "b", **common).accepted
