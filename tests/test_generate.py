@@ -59,7 +59,7 @@ def test_adapter_and_router_print_the_same_answer(pair: Any, tmp_path: Path, cap
         (["--adapter", "generic"], "no adapter 'generic'"),
         (["--route"], "train-router"),
         (["--route", "--adapter", "poems"], "exclude each other"),
-        (["--drafter", "lookup", "--adapter", "poems"], "exclude each other"),
+        (["--drafter", "lookup", "--adapter", "poems"], "lookup+poems is no drafter"),
         (["--drafter", "router"], "--drafter router"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,35 @@ def test_replay_equals_decoding_on_a_real_model() -> None:
             real = generate(pair, prompt, drafter=name, k=row.k, max_tokens=20)
             assert real.tokens == plain.tokens
             assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
+
+
+@pytest.mark.real
+def test_a_served_conversation_on_a_real_model(tmp_path: Path) -> None:
+    """The OpenAI client, two turns: the second reads only what is new, and both are the target's own answers."""
+    from openai import OpenAI
+
+    from harness import Session, generate
+    from harness.serve.server import Server
+    from harness.serve.worker import Worker
+
+    def talk() -> list[tuple[list[dict[str, str]], int]]:
+        messages, turns = [{"role": "user", "content": "Explain why the sky is blue. " + "Light is scattered by air. " * 12}], []
+        with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+            for _ in range(2):
+                answer = client.chat.completions.create(model="smollm2", messages=messages, max_tokens=12)  # type: ignore[arg-type]
+                messages = [*messages, {"role": "assistant", "content": answer.choices[0].message.content or ""}]
+                turns.append((messages, answer.usage.prompt_tokens_details.cached_tokens))  # type: ignore[union-attr, arg-type]
+                messages = [*messages, {"role": "user", "content": "Say it shorter."}]
+        return turns
+
+    with Session.from_config(models="smollm2", folder=str(tmp_path)) as session:
+        server = Server(Worker(session))
+        with server.listening(), ThreadPoolExecutor(1) as pool:
+            talking = pool.submit(talk)
+            while not talking.done():
+                server.worker.turn(0.05)
+            turns = talking.result()
+        for messages, _ in turns:
+            assert messages[-1]["content"] == generate(session.pair, messages[:-1], drafter=None, max_tokens=12).text
+        assert turns[0][1] == 0
+        assert turns[1][1] >= len(session.pair.encode(turns[0][0][:1]))
