@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -73,15 +73,19 @@ def kinds_of_work(model: Any) -> dict[str, Callable[[], Any]]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Ahead of other processes, where the system lets us, for the fraction of a second that a measurement takes."""
+    with suppress(PermissionError):
+        schedule(os.SCHED_RR, 1)
     try:
-        for task in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(task), os.SCHED_RR, os.sched_param(1))
-        yield
-    except PermissionError:
         yield
     finally:
-        for task in os.listdir("/proc/self/task"):
-            os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
+        schedule(os.SCHED_OTHER, 0)
+
+
+def schedule(policy: int, priority: int) -> None:
+    """Set how all threads of this process are scheduled; one that has just ended needs nothing."""
+    for task in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(int(task), policy, os.sched_param(priority))
 
 
 def cost(model: Any) -> float | None:
