@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LENGTHS: tuple[int | DynamicLength, ...] = ("auto", 1, 2, 3, 4, 6, 8)
 """Draft lengths that are counted."""
-OWN = "prompts"
+OWN = "own"
 """Domain of a file of one's own."""
 SHIPPED = {"code": "humaneval", "math": "wordproblems", "chat": "chat", "structured": "structured"}
 """Domains where no file is given, and their datasets."""
