@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def burn(share: float, period_s: float) -> None:
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.command or not 0 < options.share <= 1:
         parser.error("Give a share between 0 and 1 and a command to run.")
     call = f"from busy_core import burn; burn({options.share}, {options.slice})"
-    load = subprocess.Popen([sys.executable, "-c", call], cwd=sys.path[0])
+    load = subprocess.Popen([sys.executable, "-c", call], cwd=Path(__file__).parent)
     try:
         return subprocess.run(options.command, check=False).returncode
     finally:
