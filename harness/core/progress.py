@@ -133,8 +133,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, advance=1, description=printable(f"{record.domain} {name}"))
             return
+        tau = record.tau or 0
         time_taken = "" if record.wall_s is None else f" in {record.wall_s:.2f} s"
-        tau = record.emitted / record.rounds if record.rounds else 0
         show(
             self._console,
             f"[{self._count}/{self._total}] {record.sample_id} {name}: {record.emitted} tokens{time_taken}, {tau:.2f} per target pass",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.core.interrupt import StopRequest
 from harness.core.limits import ended
@@ -14,10 +14,6 @@ from harness.core.records import Record, Sample, Trajectory
 from harness.run.context import Context, costs_now, generate_job, score_answer
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
-
-if TYPE_CHECKING:
-    pass
-
 
 HALF_TIE = 0.004
 """Nats between two choices that half precision cannot tell from a near-tie; wider than a near-tie, so that none is missed."""

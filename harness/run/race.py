@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from harness.core.interrupt import StopRequest
-from harness.core.progress import Progress
+from harness.core.progress import Progress, note
 from harness.core.records import Record
 from harness.core.stats import Estimate
-from harness.core.terminal import show
 from harness.results.recommend import ALPHA, SAME
 from harness.results.robust import Timing
 from harness.results.summary import ALL, CellRow, summarise
@@ -48,7 +47,7 @@ def race(context: Context, plan: Plan, stop: StopRequest, console: Console) -> P
     if not stop.requested:
         answer_all(context, plan.answers, stop)
     if not (over or stop.requested):
-        show(console, "calibrating")
+        note("calibrating")
         with context.stages("calibrate"):
             calibrate(context, list(plan.jobs.values()))
         with Progress(console, total=sum(job.key not in context.store for job in plan.replays)) as progress:
@@ -85,7 +84,7 @@ class _Race:
         """Clock prompt by prompt."""
         prompts = self.plan.prompts
         start, last_s, decided = max(0, self.clocked[self.target] - 1), 0.0, False  # a killed run may have broken off within a prompt
-        show(self.console, f"{len(self.counts)} ways of drafting counted, on the clock: {', '.join(map(_short, self.left))}")
+        note(f"{len(self.counts)} ways of drafting counted, on the clock: {', '.join(map(_short, self.left))}")
         with self.context.stages("calibrate"):
             warm_up(self.context, [job for _, jobs in prompts for job in self._racing(jobs)])
             time_reference(self.context, prompts[0][0], "calibration")
@@ -139,7 +138,7 @@ class _Race:
         for name in losers(speeds, leads, looks=prompts, tried=len(self.clocked)):
             self.dropped.append(name)
             speed = speeds[name]
-            show(self.console, f"after {prompts} prompts {_short(name)} is out" + (f", at {speed.value:.2f}x" if speed else ""))
+            note(f"after {prompts} prompts {_short(name)} is out" + (f", at {speed.value:.2f}x" if speed else ""))
         return settled(best, {name: speeds[name] for name in self.left}, leads, tried=len(self.clocked))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core import journal
+from harness.core.counts import quotient
 from harness.core.errors import HarnessError
 from harness.core.files import typed
 from harness.core.machine import utc_now
@@ -81,7 +82,7 @@ class Case:
     @property
     def rate(self) -> float | None:
         """Draft acceptance rate, accepted / drafted; None when nothing was drafted."""
-        return self.accepted / self.drafted if self.drafted else None
+        return quotient(self.accepted, self.drafted)
 
 
 def is_failure(case: Case, threshold: float) -> bool:

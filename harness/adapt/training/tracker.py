@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from harness.core.counts import quotient
 from harness.core.files import read_stored, write_atomic
 from harness.core.records import SCHEMA_VERSION
 
@@ -64,8 +65,7 @@ class AcceptanceTracker:
     @property
     def rate(self) -> float | None:
         """Accepted / drafted, pooled over the window; None before the first generation."""
-        drafted = sum(d for _, d in self._recent)
-        return sum(a for a, _ in self._recent) / drafted if drafted else None
+        return quotient(sum(a for a, _ in self._recent), sum(d for _, d in self._recent))
 
     @property
     def trend(self) -> float | None:
