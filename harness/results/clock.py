@@ -131,10 +131,15 @@ class Clock:
         return (statistics.median(per_token) / plain if per_token else c), learned
 
 
+def model_steps(source: str, drafted: int) -> int:
+    """How many of a round's drafted tokens a model proposed."""
+    return expanded(source, drafted).count(MODEL)
+
+
 def _drafting(source: str, drafted: int) -> tuple[str, int]:
     """Whose time a round's drafting takes, and how many tokens of it."""
     own = expanded(source, drafted)
-    steps = own.count(MODEL)
+    steps = model_steps(source, drafted)
     return (MODEL, steps) if steps else (LOOKED_UP.get(own[0], own[0]) if own else source, drafted)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from harness.core.cell import BOTH, FIELDS, CellId, cell_of
 from harness.core.counts import Counts, columns, total
 from harness.core.records import Divergence, Profile, Record
 from harness.core.stats import Estimate
-from harness.results.clock import cost_label
+from harness.results.clock import MODEL, cost_label, model_steps
 from harness.results.robust import Timing, shares
 from harness.results.speedup import Baselines, Pair, baselines, pair_of, speedup, value
 
@@ -264,13 +265,16 @@ def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float |
 
 
 def _predicted(group: Sequence[Record], calibration: Calibration) -> float | None:
-    """Emitted tokens over the calibrated cost of every round, in target steps: tau / (K c + v(K + 1)) when every round drafts K."""
+    """Emitted tokens over the calibrated cost of every round, in target steps: tau / (K c + v(K + 1)) when a model drafts K in every round.
+
+    Tokens that were copied or remembered cost their verification alone.
+    """
     first = group[0]
     costs = calibration.get(cost_label(first.drafter, first.settings))
-    lengths = [d for r in group for d in r.draft_lengths]
-    if costs is None or not lengths or max(lengths) >= len(costs["v"]):
+    rounds = Counter((d, source) for r in group for d, source in zip(r.draft_lengths, r.sources or (MODEL,) * r.rounds, strict=True))
+    if costs is None or not rounds or max(d for d, _ in rounds) >= len(costs["v"]):
         return None
-    cost: float = sum(d * costs["c"] + costs["v"][d] for d in lengths)
+    cost: float = sum(n * (model_steps(source, d) * costs["c"] + costs["v"][d]) for (d, source), n in rounds.items())
     return sum(r.emitted for r in group) / cost
 
 
