@@ -270,7 +270,8 @@ def _predicted(group: Sequence[Record], calibration: Calibration) -> float | Non
     lengths = [d for r in group for d in r.draft_lengths]
     if costs is None or not lengths or max(lengths) >= len(costs["v"]):
         return None
-    cost: float = sum(d * costs["c"] + costs["v"][d] for d in lengths)
+    once = costs.get("once", 0.0)
+    cost: float = sum((once if d else 0.0) + d * costs["c"] + costs["v"][d] for d in lengths)
     return sum(r.emitted for r in group) / cost
 
 
