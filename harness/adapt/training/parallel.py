@@ -112,7 +112,7 @@ class ParallelRun(Judged):
         return dict(tree_flatten(self._tree))
 
     def put(self, weights: dict[str, mx.array]) -> None:
-        self._tree: Any = tree_unflatten(list(weights.items()))
+        self._tree: Any = tree_unflatten(sorted(weights.items()))  # an order of its own: sums over it are the same after a resume
 
     def update(self) -> float:
         """Do one update and return its loss."""
