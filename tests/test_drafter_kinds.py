@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from masks import install_parallel
 from rich.console import Console
 from tiny import tiny_pair, write_pair
 from toy import toy_model, toy_pair
@@ -59,6 +60,7 @@ def test_traits_are_the_drafters_own(name: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     said = Answer(sample_id="s", domain="x", prompt="p", before=(), tokens=(1, 2, 3))
     write_memory(memory_path(pair.name), pair.name, pair.target_hash, [said])
+    install_parallel(pair)
     drafter = resolve_drafter(pair, name)
     assert drafter.name == name
     assert getattr(drafter, "free", False) == kind.free

@@ -19,7 +19,7 @@ from harness.cli.asking import (
     TopPOption,
     conversation,
 )
-from harness.core.drafter_kinds import check_memory, described, drafter_kinds, needs_draft, split_name
+from harness.core.drafter_kinds import check_needs, described, drafter_kinds, find_kind, needs_draft, split_name
 from harness.core.limits import TOP_K
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
@@ -175,8 +175,9 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
         check_around(drafter, adapter or "router")
         return f"{drafter}+{_drafter(models, None, adapter, route)}"
     if drafter is not None:
-        one_of("--drafter", drafter, (*drafter_kinds(), "none"))
-        check_memory(find_pair(models).name, drafter)
+        if find_kind(drafter) is None:
+            one_of("--drafter", drafter, (*drafter_kinds(), "none"))
+        check_needs(find_pair(models).name, drafter)
         return None if drafter == "none" else drafter
     pair = find_pair(models)
     if route:

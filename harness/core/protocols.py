@@ -31,6 +31,10 @@ class LoadedDraft(Protocol):
         """Where it came from."""
 
     @property
+    def vocab(self) -> tuple[int, ...] | None:
+        """Target ids that drafting is restricted to, besides those of prompt and answer."""
+
+    @property
     def vocab_hash(self) -> str | None:
         """SHA-256 of the ids that drafting is restricted to."""
 
@@ -40,6 +44,9 @@ class LoadedDraft(Protocol):
 
     def fit(self, rows: int) -> None:
         """Keep to the ids of a target that has ``rows`` of them."""
+
+    def with_model(self, model: Any) -> LoadedDraft:
+        """The same draft running another model of its kind."""
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.decode.rewind import Mark, forgets, parts, rewindable
 from harness.models.blas import mx
+from harness.models.opened import head_logits, hidden_states
 
 PREFILL_CHUNK_TOKENS = 512
 
@@ -42,10 +43,12 @@ class CachedModel:
         self._free = [cache for cache in parts(self.cache) if forgets(cache)]
         self._stuck = [cache for cache in parts(self.cache) if not forgets(cache)]
 
-    def forward(self, tokens: mx.array) -> mx.array:
-        """Feed ``tokens`` (n,) and return their logits (n, vocab), lazily."""
+    def forward(self, tokens: mx.array, last: int | None = None) -> mx.array:
+        """Feed ``tokens`` (n,) and return their logits (n, vocab), or those of the ``last`` of them, lazily."""
         self.offset += tokens.shape[0]
-        return self.model(tokens[None], cache=self.cache)[0]
+        if last is None:
+            return self.model(tokens[None], cache=self.cache)[0]
+        return head_logits(self.model, hidden_states(self.model, tokens[None], self.cache)[0, -last:])
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Feed ``tokens`` in chunks, evaluating only the cache (the output head never runs)."""

@@ -84,8 +84,8 @@ class CascadeDrafter:
             if choice is None:
                 break
             if choice == DRAFT:
-                self._ask(text, chain, request, keys[len(chain.tokens)])
-                asked += 1
+                room = min(request.k - asked, most - len(chain.tokens), getattr(self.draft, "at_once", 1))
+                asked += self._ask(text, chain, request, keys[len(chain.tokens)], room)
             else:
                 tokens, drawn = runs[choice]
                 chain.add(tokens[0], drawn[0])
@@ -109,26 +109,28 @@ class CascadeDrafter:
             return 0 if runs else DRAFT if drafts else None
         return request.pick(chain.drawn, [drawn for _, drawn in runs], drafts)
 
-    def _ask(self, text: list[int], chain: _Chain, request: Request, key: mx.array | None) -> None:
-        """Add one token of the draft model."""
+    def _ask(self, text: list[int], chain: _Chain, request: Request, key: mx.array | None, room: int) -> int:
+        """Add what the draft model says in one pass, up to ``room`` tokens; return how many."""
         assert self.draft is not None
         if not self._read:
             start = time.perf_counter()
             self.draft.begin(self._prompt)
             self._read, chain.begin_s = True, time.perf_counter() - start
-        one = Request(
-            k=1,
+        once = Request(
+            k=room,
             sampling=request.sampling,
             key=key,
             with_logq=request.with_logq,
             with_logits=request.with_logits,
-            keep_going=request.keep_going and (lambda confidences: False),
+            keep_going=request.keep_going if room > 1 else request.keep_going and (lambda confidences: False),
             guesses=len(chain.tokens),
         )
-        proposal = self.draft.propose(text, one)
+        proposal = self.draft.propose(text, once)
         assert proposal is not None
-        chain.parts[len(chain.tokens)] = proposal
-        chain.add(ints(proposal.tokens)[0], ("draft", proposal.confidences[0] if proposal.confidences else 1.0))
+        for i, token in enumerate(ints(proposal.tokens)):
+            chain.parts[len(chain.tokens)] = proposal.only(i) if proposal.k > 1 else proposal
+            chain.add(token, ("draft", proposal.confidences[i] if proposal.confidences else 1.0))
+        return proposal.k
 
     def _proposal(self, chain: _Chain, request: Request) -> Proposal:
         parts, drawn = list(chain.parts.values()), chain.drawn

@@ -6,9 +6,10 @@ still valid, so the loop needs no bookkeeping per strategy.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from harness.core.errors import HarnessError
 from harness.decode.accept import common_prefix
@@ -45,6 +46,13 @@ class Proposal:
     def k(self) -> int:
         """Number of proposed tokens."""
         return self.tokens.shape[0]
+
+    def only(self, i: int) -> Proposal:
+        """The proposal of token ``i`` alone, its confidence apart."""
+        rows: dict[str, Any] = {
+            name: None if (found := getattr(self, name)) is None else found[i : i + 1] for name in ("tokens", "logq", "logits")
+        }
+        return dataclasses.replace(self, confidences=(), **rows)
 
     def full_logq(self, vocab: int) -> mx.array | None:
         """Return ``logq`` over the target's vocabulary (k, vocab); ids the draft does not have get probability 0.
@@ -126,6 +134,7 @@ class ModelDrafter:
         self._state: CachedModel | None = None
         self._seen = 0  # context length at the last proposal: everything cached up to there is true
         self._proposed: mx.array = EMPTY
+        self._carried = 2  # tokens that the cache may lack before a pass of their own: the last, and a proposal that was not fed
         self.caches: KeptCaches | None = None
         """Where the draft's cache comes from and stays."""
 
@@ -190,8 +199,14 @@ class ModelDrafter:
         if length < state.offset or not request.guesses:  # inside a round nothing is settled yet
             state.trim_to(length, settled=not request.guesses)
         state.mark()
-        state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
-        feed = mx.array(context[state.offset :], dtype=mx.int32)
+        state.prefill(context[state.offset : -self._carried])  # another drafter was at work
+        proposal = self._draw_all(state, mx.array(context[state.offset :], dtype=mx.int32), request)
+        guessed = [mx.array(context[true:], dtype=mx.int32)] if request.guesses else []
+        self._seen, self._proposed = true, mx.concatenate([*guessed, proposal.tokens]) if guessed else proposal.tokens
+        return proposal
+
+    def _draw_all(self, state: CachedModel, feed: mx.array, request: Request) -> Proposal:
+        """The proposals behind ``feed``, what the cache lacks of the context."""
         tokens, logqs, logits, confidences = [], [], [], []
         keys = mx.random.split(request.key, request.k) if request.key is not None else [None] * request.k
         for i in range(request.k):
@@ -208,11 +223,8 @@ class ModelDrafter:
                     break
             else:
                 mx.async_eval(feed)
-        proposed = mx.concatenate(tokens)
-        guessed = [mx.array(context[true:], dtype=mx.int32)] if request.guesses else []
-        self._seen, self._proposed = true, mx.concatenate([*guessed, proposed]) if guessed else proposed
         return Proposal(
-            tokens=proposed,
+            tokens=mx.concatenate(tokens),
             logq=mx.concatenate(logqs) if request.with_logq else None,
             token_map=self.token_map,
             logits=mx.concatenate(logits) if request.with_logits else None,

@@ -20,6 +20,7 @@ from harness.decode.kept import TARGET, KeptCaches
 from harness.decode.length import Costs, LengthPolicy, make_policy
 from harness.decode.logprobs import Logprobs
 from harness.decode.making import DrafterOptions, resolve_drafter
+from harness.decode.parallel import ParallelDrafter
 from harness.decode.plain import plain_steps
 from harness.decode.positions import Details
 from harness.decode.sampling import Sampling
@@ -228,7 +229,7 @@ def _check(rule: str, lenience: float, sampling: Sampling, loop: str, k: Any, de
 
 
 def _full_vocabulary(drafter: Drafter) -> Any:
-    if not isinstance(drafter, ModelDrafter):
+    if not isinstance(drafter, ModelDrafter) or isinstance(drafter, ParallelDrafter):
         raise HarnessError(f"mlx-lm's loop cannot use drafter {drafter.name!r}", "It takes a draft model: use 'generic' or 'early_exit'.")
     if isinstance(drafter.model, PrunedHead) and not drafter.model.own_head:
         return drafter.model.inner_model

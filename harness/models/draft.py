@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.models.blas import mx, nn
 from harness.models.opened import fit_vocabulary
@@ -36,6 +36,10 @@ class Draft:
         if self.token_map is None:
             self.model = fit_vocabulary(self.model, rows)
             vars(self).pop("proposer", None)
+
+    def with_model(self, model: nn.Module) -> Draft:
+        """The same draft running another model of its kind."""
+        return replace(self, model=model)
 
     @functools.cached_property
     def proposer(self) -> tuple[nn.Module, mx.array | None]:

@@ -274,8 +274,13 @@ def _predicted(group: Sequence[Record], calibration: Calibration) -> float | Non
     rounds = Counter((d, source) for r in group for d, source in zip(r.draft_lengths, r.sources or (MODEL,) * r.rounds, strict=True))
     if costs is None or not rounds or max(d for d, _ in rounds) >= len(costs["v"]):
         return None
-    cost: float = sum(n * (model_steps(source, d) * costs["c"] + costs["v"][d]) for (d, source), n in rounds.items())
-    return sum(r.emitted for r in group) / cost
+    cost = sum(n * (_drafting(costs, model_steps(source, d)) + costs["v"][d]) for (d, source), n in rounds.items())
+    return float(sum(r.emitted for r in group) / cost)
+
+
+def _drafting(costs: Mapping[str, Any], steps: int) -> float:
+    """Calibrated cost of drafting so many tokens with the model, in target steps."""
+    return float(costs.get("once", 0.0) + steps * costs["c"]) if steps else 0.0
 
 
 def _per_token(record: Record) -> float | None:

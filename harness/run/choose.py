@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.core import machine
 from harness.core.drafter_kinds import drafter_kinds
 from harness.core.errors import HarnessError
-from harness.core.paths import found_memory
+from harness.core.paths import found_memory, found_parallel
 from harness.core.terminal import show
 from harness.datasets import DatasetSpec, check_dataset, load_samples
 from harness.datasets.splits import leaks
@@ -152,7 +152,8 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
     left_out: dict[str, str] = {}
     for name, kind in drafter_kinds().items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
-        why = (kind.needs_draft and no_draft) or (needs and no_memory)
+        ahead = kind.needs_parallel and found_parallel(named.name) is None
+        why = (kind.needs_draft and no_draft) or (needs and no_memory) or (ahead and "the pair has no parallel adapter")
         if why:
             left_out[name] = why
     return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), left_out=left_out)

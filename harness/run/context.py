@@ -71,7 +71,7 @@ def costs_now(context: Context, cell: Cell) -> Any:
     if not isinstance(calibrated, Costs):
         return calibrated
     c, v = context.timings.costs(label, calibrated.c, calibrated.v)
-    return Costs(c=c, v=v)
+    return Costs(c=calibrated.c if calibrated.once else c, v=v, once=calibrated.once)  # a round of one pass says nothing of a token
 
 
 def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core import machine, stats
-from harness.core.drafter_kinds import DRAFTERS
+from harness.core.drafter_kinds import DRAFTERS, split_name
 from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress, note
 from harness.core.records import Generation, Load, Record, Sample, Try
@@ -30,8 +30,8 @@ DISTURBED = 1.4
 """An answer that takes this many times what its own rounds take by the run's medians is decoded again."""
 TRIES = 3
 """How often at most."""
-DRAFT, FREE = ("draft", None), ("free", None)
-"""Costs that several drafters share: with the pair's draft, and with no model but the target."""
+DRAFT, PARALLEL, FREE = ("draft", None), ("parallel", None), ("free", None)
+"""Costs that several drafters share: with the pair's draft, with its parallel draft, and with no model but the target."""
 
 
 def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> Plan:
@@ -89,15 +89,22 @@ def warm_up(context: Context, decodes: Sequence[Job]) -> None:
 
 def _costs_like(cell: Cell) -> tuple[Any, Any]:
     """What decides a cell's costs: cells of the pair's draft have the same, and cells that run no model but the target."""
-    kind = DRAFTERS.get(cell.drafter or "")
-    if cell.drafter in TRAINED or (kind is not None and kind.needs_draft):
+    kind = DRAFTERS.get(split_name(cell.drafter or "")[1])
+    if cell.drafter in TRAINED or (kind is not None and kind.needs_draft and not kind.needs_parallel):
         return DRAFT
+    if kind is not None and kind.needs_parallel:
+        return PARALLEL
     return FREE if kind is not None and kind.model_free else (cell.drafter, cell.layers)
 
 
 def _without_draft(costs: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The same verification, and drafts for nothing."""
-    return (dataclasses.replace(costs, c=0.0) if isinstance(costs, Costs) else costs), {**facts, "c": 0.0, "draft_step_s": None}
+    return (dataclasses.replace(costs, c=0.0, once=0.0) if isinstance(costs, Costs) else costs), {
+        **facts,
+        "c": 0.0,
+        "once": 0.0,
+        "draft_step_s": None,
+    }
 
 
 def decode_job(context: Context, job: Job) -> Record:

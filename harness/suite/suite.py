@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field, ValidationError, model_validator
 
-from harness.core.drafter_kinds import check_memory, needs_memory
+from harness.core.drafter_kinds import check_needs, needs_memory, needs_parallel
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
 from harness.core.paths import expand, find_config
@@ -269,9 +269,9 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str], fall
     for name in domains:
         yield from _try(file, ("domains", name), lambda name=name: check_dataset(suite.domains[name], name))
     drafters = {cell.outer for entry in suite.experiments for cell in entry.cells(list(suite.domains)) if cell.outer}
-    if pairs and drafters and all(map(needs_memory, drafters)):  # else a run leaves these cells out where there is no memory
-        for name in drafters:
-            yield from _try(file, ("experiments",), lambda name=name: check_memory(pairs[0].name, name))
+    for name in drafters if pairs else ():
+        if needs_parallel(name) or all(map(needs_memory, drafters)):  # else a run leaves cells without a memory out
+            yield from _try(file, ("experiments",), lambda name=name: check_needs(pairs[0].name, name))
     for i, entry in enumerate(suite.experiments):
         cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
         if pairs and pairs[0].config.draft is None and not fallback and any(cell.needs_draft for cell in cells):
