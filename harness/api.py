@@ -104,8 +104,8 @@ def generate(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None 
         pair: from :func:`load_pair`.
         prompt: a string (chat template applied), a list of chat messages, or token ids.
         drafter: None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` such as ``generic`` or ``lookup``, the
-            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), one of the two inside a drafter that
-            runs a draft (``hybrid+code``, ``cascade+router``), or a drafter object.
+            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), one of the two or a head inside a drafter
+            that runs a draft (``hybrid+code``, ``cascade+router``, ``hybrid+head``), or a drafter object.
         **settings: as in :func:`harness.decode.generation.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``,
             ``detailed``, ``loop``, ``on_step``, ``stop`` and more.
 
@@ -185,7 +185,9 @@ def _activate(pair: LoadedPair, drafter: str | Drafter | None, adapter: str | No
     present = _BANKS.get(id(pair))
     if present is not None and isinstance(drafter, str) and present.active is not None:
         present.activate(None)
-    return drafter if around is None or drafter is None else around  # the router took the plain draft, or none
+    if around is None or drafter is None:
+        return drafter
+    return f"{around}+{drafter}" if drafter != "generic" else around  # the router took the plain draft
 
 
 def _choose(pair: LoadedPair, prompt: Prompt) -> tuple[str | None, int | None]:

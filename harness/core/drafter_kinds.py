@@ -6,7 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
@@ -35,6 +35,10 @@ class DrafterKind:
     """It holds answers to earlier prompts: none of them may be evaluated with it."""
     needs_memory: bool = False
     """The pair must have a memory."""
+    needs_head: bool = False
+    """The pair must have a head that reads its target."""
+    inner: bool = False
+    """It can stand for the pair's draft in a drafter that runs one: ``hybrid+head``."""
     options: tuple[str, ...] = ()
     """Fields of :class:`harness.decode.making.DrafterOptions` that change what it proposes."""
 
@@ -95,6 +99,9 @@ DRAFTERS: dict[str, DrafterKind] = {
         remembers=True,
         options=("memory_ngram", "memory_min_ngram", "vocab"),
     ),
+    "head": DrafterKind(
+        summary="a block that reads the target's hidden states", make="harness.decode.head:head_drafter", needs_head=True, inner=True
+    ),
 }
 """The drafters that come with the package. A new one is one line here."""
 
@@ -109,10 +116,25 @@ def drafter_kinds() -> dict[str, DrafterKind]:
 
 
 def find_kind(name: str | None) -> DrafterKind | None:
-    """The kind called ``name``; None for plain decoding, adapters, the router and what nobody knows."""
+    """The kind called ``name``, such as ``hybrid+head``; None for plain decoding, adapters, the router and what nobody knows."""
     if name is None or name in DRAFTERS:
         return DRAFTERS.get(name or "")
-    return _installed().get(name)
+    around, inner = split_name(name)
+    return _installed().get(name) if around is None else _around(find_kind(around), find_kind(inner))
+
+
+def _around(outer: DrafterKind | None, own: DrafterKind | None) -> DrafterKind | None:
+    """A drafter with another one in the place of the pair's draft; None where that is no drafter."""
+    if outer is None or own is None or not outer.needs_draft or not own.inner:
+        return None
+
+    def make(pair: Any, options: Any) -> Any:
+        return outer.create(pair, replace(options, draft=own.create(pair, options)))
+
+    needs = {"needs_draft": own.needs_draft, "needs_head": own.needs_head}
+    return replace(
+        outer, summary=f"{outer.summary}; the draft is {own.summary}", make=make, options=(*outer.options, *own.options), **needs
+    )
 
 
 def drafter_kind(name: str) -> DrafterKind:
@@ -165,6 +187,14 @@ def check_memory(pair_name: str, drafter: str | None) -> None:
 def no_memory(pair_name: str) -> HarnessError:
     """What to do where a pair has no memory."""
     return HarnessError(f"pair {pair_name!r} has no memory", f"Make one: `harness memory build {pair_name} --from answers/`.")
+
+
+def no_head(pair_name: str) -> HarnessError:
+    """What to do where a pair has no head."""
+    return HarnessError(
+        f"pair {pair_name!r} has no head that reads its target",
+        "Make one with `harness distill CONFIG --set kind=head`, and name its folder as `head` in the pair's file.",
+    )
 
 
 def described() -> str:

@@ -78,7 +78,9 @@ def calibrate(pair: LoadedPair, drafter: Drafter | None = None, *, max_k: int = 
     target = _prefilled(pair.target, length)
     draft = getattr(drafter, "draft", drafter)
     jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in block_sizes(max_k)}
-    if isinstance(draft, ModelDrafter):
+    if (step := getattr(draft, "timed_step", None)) is not None:
+        jobs["draft"] = step(_context(pair.target, length))
+    elif isinstance(draft, ModelDrafter):
         jobs["draft"] = _block(_prefilled(draft.model, length), 1)
     elif drafter is not None and not getattr(drafter, "free", False):
         jobs["draft"] = _proposal(drafter, _context(pair.target, length))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -135,7 +135,7 @@ def variant_passes(
             for b, i in enumerate(batch):
                 t = trajectories[i]
                 first = len(t.prompt_tokens) - 1
-                out[i].append(_score(heads[b], hidden[b, first : first + len(t.tokens)], t, lookups[b], sampling))
+                out[i].append(score(heads[b], hidden[b, first : first + len(t.tokens)], t.tokens, lookups[b], sampling))
             del hidden
         if progress:
             progress(sum(map(bool, out)))
@@ -155,11 +155,23 @@ def length_batches(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterat
         yield batch
 
 
-def _score(head: ForcedHead, hidden: mx.array, t: Trajectory, lookup: dict[int, int] | None, sampling: Sampling | None) -> ForcedPass:
-    ids = [lookup.get(x, -1) for x in t.tokens] if lookup is not None else list(t.tokens)
+def score(
+    head: ForcedHead, hidden: mx.array, tokens: Sequence[int], lookup: dict[int, int] | None, sampling: Sampling | None, at: int = 0
+) -> ForcedPass:
+    """Compare what a draft says with what the answer has.
+
+    Args:
+        head: the draft's head for this answer.
+        hidden: (n, dim) normed states.
+        tokens: n target ids, the answer's.
+        lookup: target id -> output id of the head; None is the identity.
+        sampling: as for :func:`forced_passes`.
+        at: answer position of the first: what the head can say depends on it.
+    """
+    ids = [lookup.get(x, -1) for x in tokens] if lookup is not None else list(tokens)
     found: list[list[np.ndarray]] = [[] for _ in range(5)]
     for start in range(0, len(ids), HEAD_ROWS):
-        logits = head.logits(hidden[start : start + HEAD_ROWS], start)
+        logits = head.logits(hidden[start : start + HEAD_ROWS], at + start)
         wanted = mx.array(ids[start : start + HEAD_ROWS], dtype=mx.int32)
         wanted = mx.where(wanted < logits.shape[-1], wanted, -1)  # a token that the draft lacks
         best = mx.argmax(logits, axis=-1)
@@ -199,14 +211,44 @@ def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: floa
     """Counts of one drafter on one trajectory at draft length ``k``; gaps below ``noise`` count as near-ties."""
     ties = forced.near_ties(noise)
     if forced.logq is None:
-        return _row_of(name, t, k, simulate_match(forced.match, k, t.max_tokens), ties)
+        return row_of(name, t, k, simulate_match(forced.match, k, t.max_tokens), ties)
+    return expected_row(name, t, k, np.minimum(1.0, np.exp(forced.logq.astype(np.float64) - target_logprobs(t))), ties)
+
+
+def target_logprobs(t: Trajectory) -> np.ndarray:
+    """(n,) log p of the answer's tokens.
+
+    Raises:
+        HarnessError: they were not kept.
+    """
     if t.logprobs is None:
         raise HarnessError(
             f"trajectory {t.sample_id} has no log-probabilities", "Collect it again: sampled replay needs log p of every token."
         )
-    stand = np.minimum(1.0, np.exp(forced.logq.astype(np.float64) - t.logprobs))
+    return np.asarray(t.logprobs)
+
+
+def expected_row(name: str, t: Trajectory, k: int, stand: np.ndarray, near_ties: int) -> ReplayRow:
+    """A line of the table from the probabilities that tokens stand, as :func:`harness.decode.simulate.expected_counts` takes them."""
     expected = dataclasses.asdict(expected_counts(stand, k, t.max_tokens)) | {"emitted": len(t.tokens)}
-    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=ties, **expected)
+    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=near_ties, **expected)
+
+
+@runtime_checkable
+class Replays(Protocol):
+    """A draft whose proposals follow from more than the tokens before them: it brings its own replay."""
+
+    def replayed(
+        self,
+        name: str,
+        drafter: Drafter,
+        trajectories: Sequence[Trajectory],
+        ks: Sequence[int | str],
+        sampling: Sampling | None,
+        costs: Costs | None,
+        progress: Callable[[int], None] | None,
+    ) -> list[ReplayRow]:
+        """Rows of ``drafter``, which is this draft or one around it; arguments as :func:`replay`'s."""
 
 
 def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
@@ -219,7 +261,8 @@ def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "context", **cut)
 
 
-def _row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:
+def row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:
+    """A line of the table from simulated rounds."""
     return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=near_ties, **dataclasses.asdict(counts))
 
 
@@ -262,6 +305,9 @@ def replay(
         name = item if isinstance(item, str) else item.name
         if not greedy and (policies or not isinstance(drafter, ModelDrafter)):
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
+        if isinstance(reading := getattr(drafter, "draft", drafter), Replays):
+            rows += reading.replayed(name, drafter, trajectories, ks, sampling, costs, progress)
+            continue
         played: Sequence[int | str] = policies
         if fixed and isinstance(drafter, ModelDrafter):
             rows += replay_model(name, drafter.model, drafter.token_map, trajectories, fixed, sampling=sampling, progress=progress)
@@ -285,14 +331,14 @@ def _replay_policies(
     model = getattr(drafter, "draft", drafter)
     if not isinstance(model, ModelDrafter) or not (drafter is model or hasattr(drafter, "with_draft")):
         return [
-            _row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
+            row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
         ]
     rows = []
     passes = forced_passes(model.model, model.token_map, trajectories)
     for t, forced in zip(_counted(trajectories, progress), passes, strict=True):
         along = AlongAnswer(model, t, forced.match, forced.favourite, forced.confidence)
         chosen: Any = drafter.with_draft(along) if hasattr(drafter, "with_draft") else along
-        rows += [_row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()) for k in ks]
+        rows += [row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()) for k in ks]
     return rows
 
 
@@ -312,10 +358,10 @@ def _replay_greedy(
 ) -> list[ReplayRow]:
     """Fixed lengths of a drafter that is no model alone."""
     if isinstance(drafter, FreeDrafter):
-        return [_row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
+        return [row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
     passes = forced_passes(drafter.draft.model, drafter.draft.token_map, trajectories, progress=progress)
     return [
-        _row_of(name, t, k, simulate_free(drafter.first, t, k, forced.match), forced.near_ties())
+        row_of(name, t, k, simulate_free(drafter.first, t, k, forced.match), forced.near_ties())
         for t, forced in zip(trajectories, passes, strict=True)
         for k in ks
     ]

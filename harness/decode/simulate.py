@@ -75,8 +75,12 @@ def run_lengths(match: np.ndarray) -> np.ndarray:
 
 def simulate_match(match: np.ndarray, k: int, max_tokens: int) -> RoundCounts:
     """Greedy counts of a draft model from its teacher-forced ``match`` (n,)."""
-    runs = run_lengths(match)
-    return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(match), k, max_tokens)
+    return simulate_runs(run_lengths(match), k, max_tokens)
+
+
+def simulate_runs(runs: np.ndarray, k: int, max_tokens: int) -> RoundCounts:
+    """Greedy counts of a drafter whose rounds that start at a place agree for ``runs`` (n,) tokens."""
+    return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(runs), k, max_tokens)
 
 
 def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> RoundCounts:
@@ -185,7 +189,8 @@ def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> Counts:
     """Expected counts under sampling, by dynamic programming over round starts.
 
     Args:
-        stand: (n,) probability that the trajectory's token stands when drafted, min(1, q/p).
+        stand: probability that the trajectory's token stands when drafted, min(1, q/p): (n,), or (n, k) where it depends on the round,
+            by the place where the round starts and the step.
         k: draft length.
         max_tokens: limit of the generation.
     """
@@ -202,7 +207,7 @@ def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> Counts:
         drafted += weight * limit
         survive = 1.0
         for j in range(min(limit, n - i)):
-            p = stand[i + j]
+            p = stand[i + j] if stand.ndim == 1 else stand[i, j]
             rejected += weight * survive * (1 - p)
             begins[i + j + 1] += weight * survive * (1 - p)
             survive *= p

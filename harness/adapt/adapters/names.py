@@ -21,11 +21,12 @@ def check_around(around: str, inner: str) -> None:
     """Check that one drafter can run around another.
 
     Raises:
-        HarnessError: the outer one runs no draft, or the inner one is neither an adapter nor the router.
+        HarnessError: the outer one runs no draft, or the inner one is no adapter, no router and nothing that can stand for a draft.
     """
-    if not drafter_kind(around).needs_draft or (built_in(inner) and inner != ROUTER):
+    if not drafter_kind(around).needs_draft or (built_in(inner) and inner != ROUTER and not drafter_kind(inner).inner):
         raise HarnessError(
-            f"{around}+{inner} is no drafter", "Write a drafter that runs a draft, +, and an adapter's name or router, such as hybrid+code."
+            f"{around}+{inner} is no drafter",
+            "Write a drafter that runs a draft, +, and an adapter's name, head or router, such as hybrid+code.",
         )
 
 
