@@ -104,8 +104,8 @@ def generate(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None 
         pair: from :func:`load_pair`.
         prompt: a string (chat template applied), a list of chat messages, or token ids.
         drafter: None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` such as ``generic`` or ``lookup``, the
-            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), one of the two or ``parallel`` inside a
-            drafter that runs a draft (``hybrid+code``, ``cascade+router``, ``hybrid+parallel``), or a drafter object.
+            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), one of the two, ``parallel`` or ``head``
+            inside a drafter that runs a draft (``hybrid+code``, ``cascade+router``, ``hybrid+parallel``), or a drafter object.
         **settings: as in :func:`harness.decode.generation.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``,
             ``detailed``, ``loop``, ``on_step``, ``stop`` and more.
 

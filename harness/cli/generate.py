@@ -140,13 +140,16 @@ def _named_in(path: Path, chosen: DecodeSettings) -> str | None:
         HarnessError: it is not there.
     """
     from harness.adapt.adapters.names import check_drafter
-    from harness.models.naming import pair_name
+    from harness.models.head_config import check_head
+    from harness.models.naming import find_pair
 
     around, inner = split_name(chosen.drafter or "")
     if inner == "router":
         return _drafter(chosen.models, around, None, True)
     with naming(path):
-        check_drafter(pair_name(chosen.models), chosen.drafter)
+        pair = find_pair(chosen.models)
+        check_drafter(pair.name, chosen.drafter)
+        check_head(pair, chosen.drafter)
     return chosen.drafter
 
 
@@ -167,6 +170,7 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     """
     from harness.adapt.adapters.names import check_around, installed
     from harness.core.errors import HarnessError, did_you_mean
+    from harness.models.head_config import check_head
     from harness.models.naming import find_pair
 
     if adapter is not None and route:
@@ -174,12 +178,13 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     if drafter is not None and (adapter is not None or route):
         check_around(drafter, adapter or "router")
         return f"{drafter}+{_drafter(models, None, adapter, route)}"
+    pair = find_pair(models)
     if drafter is not None:
         if find_kind(drafter) is None:
             one_of("--drafter", drafter, (*drafter_kinds(), "none"))
-        check_needs(find_pair(models).name, drafter)
+        check_needs(pair.name, drafter)
+        check_head(pair, drafter)
         return None if drafter == "none" else drafter
-    pair = find_pair(models)
     if route:
         from harness.adapt.routers.routed import router_path
 

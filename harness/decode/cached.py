@@ -54,7 +54,11 @@ class CachedModel:
         """Feed ``tokens`` in chunks, evaluating only the cache (the output head never runs)."""
         for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
             self.forward(mx.array(tokens[start : start + PREFILL_CHUNK_TOKENS], dtype=mx.int32))
-            mx.eval([c.state for c in self.cache])
+            mx.eval(self.held())
+
+    def held(self) -> list[Any]:
+        """What a prefill evaluates."""
+        return [c.state for c in self.cache]
 
     def mark(self) -> None:
         """Say that what is fed from here on may be taken back. Costs nothing where the cache forgets by itself."""

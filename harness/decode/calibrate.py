@@ -86,6 +86,8 @@ def calibrate(pair: LoadedPair, drafter: Drafter | None = None, *, max_k: int = 
     if at_once > 1:
         context = _context(pair.target, length)
         jobs |= {"draft": _proposal(draft, context), "all": _proposal(draft, context, at_once)}
+    elif (step := getattr(draft, "timed_step", None)) is not None:
+        jobs["draft"] = step(_context(pair.target, length))
     elif isinstance(draft, ModelDrafter):
         jobs["draft"] = _block(_prefilled(draft.model, length), 1)
     elif drafter is not None and not getattr(drafter, "free", False):

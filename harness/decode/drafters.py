@@ -167,6 +167,10 @@ class ModelDrafter:
         self._state.prefill(prompt[self._state.offset : -1])
         self._seen, self._proposed = len(prompt), EMPTY
 
+    def beside(self, target: CachedModel, prompt: list[int]) -> CachedModel:
+        """The target as the loop has to run it for this draft."""
+        return target
+
     def forget(self) -> None:
         """Drop the state of an answer: the next one's prompt is not read before it is asked for."""
         self._state = None

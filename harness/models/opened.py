@@ -127,7 +127,7 @@ def open_model(model: Any) -> Opened | None:
     if id(model) not in _OPENED:
         weakref.finalize(model, _OPENED.pop, id(model), None)
         try:
-            _OPENED[id(model)] = _open(model)
+            _OPENED[id(model)] = model.as_opened() if hasattr(model, "as_opened") else _open(model)
         except PROBE_ERRORS:
             _OPENED[id(model)] = None
     return _OPENED[id(model)]

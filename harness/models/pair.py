@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core import files
 from harness.core.errors import HarnessError
@@ -15,6 +16,7 @@ from harness.models.blas import lay_out, mx, nn
 from harness.models.compatibility import require_compatible
 from harness.models.draft import Draft
 from harness.models.folder import check_model, read_config, text_config, whole
+from harness.models.head_config import head_folder
 from harness.models.naming import find_pair
 from harness.models.opened import vocabulary_rows
 from harness.models.pair_config import PairConfig, PathSource, local_folder_problem
@@ -22,6 +24,9 @@ from harness.models.sources import Progress
 from harness.models.tokenizer_check import FETCH
 from harness.models.vocab import read_vocab
 from harness.models.weights import ModelFolder, locate
+
+if TYPE_CHECKING:
+    from harness.models.reading_head import Head
 
 
 @dataclass
@@ -46,6 +51,21 @@ class Pair:
     """Most tokens, prompt and answer, that target and draft can both hold."""
     without_draft: str | None = None
     """Why the draft was left out, where that was allowed (``fallback``)."""
+    head_folder: Path | None = None
+    """Folder of the head that reads the target, where the pair's file names one."""
+
+    @functools.cached_property
+    def head(self) -> Head | None:
+        """That head, read when it is first asked for.
+
+        Raises:
+            HarnessError: as :func:`harness.models.reading_head.load_head`.
+        """
+        if self.head_folder is None:
+            return None
+        from harness.models.reading_head import load_head
+
+        return load_head(self.head_folder, self.target, self.target_hash)
 
     def encode(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> list[int]:
         """Turn a user's text, a list of messages or token ids into token ids.
@@ -148,7 +168,8 @@ def load_pair(
     if without is not None:
         say(f"note: the target of {named.name!r} goes on without a draft: {without}", err=True)
     vocab = _vocab(named.base, config, draft_folder)
-    return replace(_load(named.name, config, target_folder, draft_folder, vocab), without_draft=without)
+    pair = _load(named.name, config, target_folder, draft_folder, vocab)
+    return replace(pair, without_draft=without, head_folder=head_folder(named))
 
 
 def _vocab(base: Path, config: PairConfig, draft_folder: ModelFolder | None) -> tuple[int, ...] | None:

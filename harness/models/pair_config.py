@@ -152,6 +152,8 @@ class PairConfig(Strict):
     """The smaller model that proposes tokens; a pair without one decodes with lookup and early exit only."""
     draft_vocab: str | None = None
     """File of token ids (``harness models vocab``), relative to the YAML file: the draft proposes only these and tokens of the context."""
+    head: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of a head that reads the target (``harness distill`` with ``kind: head``), relative to the YAML file: the drafter ``head``."""
     k: Annotated[int, Field(ge=1, le=32)] = DEFAULT_K
     """Draft length where none is asked for."""
     template_date: str = "2025-01-01"

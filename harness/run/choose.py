@@ -149,11 +149,13 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
     if sum(sizes.values()) > room:
         no_draft = f"target and draft take {_gb(sum(sizes.values()))}, this machine has room for {_gb(room)}"
     no_memory = _memory_problem(named.name, samples)
+    no_head = None if named.config.head else "the pair has no head"
     left_out: dict[str, str] = {}
     for name, kind in drafter_kinds().items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
         ahead = kind.needs_parallel and found_parallel(named.name) is None
         why = (kind.needs_draft and no_draft) or (needs and no_memory) or (ahead and "the pair has no parallel adapter")
+        why = why or (kind.needs_head and no_head)
         if why:
             left_out[name] = why
     return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), left_out=left_out)

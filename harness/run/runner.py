@@ -23,6 +23,7 @@ from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
+from harness.models.head_config import read_head_config
 from harness.models.naming import pair_name
 from harness.results.store import (
     Manifest,
@@ -253,13 +254,14 @@ def _manifest(name: str, suite: Suite, pair: LoadedPair, engine: Engine, prompts
 
 
 def _model_facts(pair: LoadedPair, dtype: str) -> dict[str, str | None]:
-    draft = pair.draft
+    draft, folder = pair.draft, getattr(pair, "head_folder", None)
     return {
         "target": pair.target_hash,
         "draft": None if draft is None else draft.hash,
         "draft_vocab": None if draft is None else draft.vocab_hash,
         "draft_name": None if draft is None else draft.name,
         "dtype": dtype,
+        **({} if folder is None else {"head": read_head_config(folder).sha256}),
     }
 
 

@@ -190,7 +190,8 @@ class Session:
     def drafters(self) -> dict[str, str]:
         """Return name -> what it is, of everything :meth:`use` takes."""
         kinds = drafter_kinds()
-        named = {name: kind.summary for name, kind in kinds.items()}
+        head = getattr(self.pair, "head_folder", None) is not None
+        named = {name: kind.summary for name, kind in kinds.items() if head or not kind.needs_head}
         adapters = {name: "an installed adapter" for name in installed(self.pair.name) if name != self.config.name}
         if self.learner is None:
             return {ADAPTIVE: "lookup: the pair has no draft", **{n: text for n, text in named.items() if not kinds[n].needs_draft}}

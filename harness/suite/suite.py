@@ -262,6 +262,7 @@ def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
 
 def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str], fallback: bool) -> Iterable[Problem]:
     """Yield what the suite names but cannot be read: model pair, datasets of ``domains``, training and router configs."""
+    from harness.models.head_config import check_head
     from harness.models.naming import find_pair
 
     pairs: list[NamedPair] = []
@@ -272,6 +273,7 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str], fall
     for name in drafters if pairs else ():
         if needs_parallel(name) or all(map(needs_memory, drafters)):  # else a run leaves cells without a memory out
             yield from _try(file, ("experiments",), lambda name=name: check_needs(pairs[0].name, name))
+        yield from _try(file, ("experiments",), lambda name=name: check_head(pairs[0], name))
     for i, entry in enumerate(suite.experiments):
         cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
         if pairs and pairs[0].config.draft is None and not fallback and any(cell.needs_draft for cell in cells):

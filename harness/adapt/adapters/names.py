@@ -27,7 +27,7 @@ def check_around(around: str, inner: str) -> None:
     if not drafter_kind(around).takes_draft or (built_in(inner) and inner != ROUTER and not drafter_kind(inner).inner):
         raise HarnessError(
             f"{around}+{inner} is no drafter",
-            "Write a drafter that runs a draft, +, and an adapter's name, parallel or router, such as hybrid+code.",
+            "Write a drafter that runs a draft, +, and an adapter's name, parallel, head or router, such as hybrid+code.",
         )
 
 
