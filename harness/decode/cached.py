@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.core.progress import NowAndThen, note
 from harness.decode.rewind import Mark, forgets, parts, rewindable
 from harness.models.blas import mx
 
 PREFILL_CHUNK_TOKENS = 512
+PREFILL_NOTE_S = 5.0
+"""Seconds between the notes of a prompt that takes long to read."""
 
 
 class CachedModel:
@@ -48,10 +51,14 @@ class CachedModel:
         return self.model(tokens[None], cache=self.cache)[0]
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        """Feed ``tokens`` in chunks, evaluating only the cache (the output head never runs)."""
+        """Feed ``tokens`` in chunks, evaluating only the cache (the output head never runs). Long ones tell how far they are."""
+        timer = NowAndThen(every_s=PREFILL_NOTE_S)
         for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
             self.forward(mx.array(tokens[start : start + PREFILL_CHUNK_TOKENS], dtype=mx.int32))
             mx.eval([c.state for c in self.cache])
+            done = start + PREFILL_CHUNK_TOKENS
+            if done < len(tokens) and timer.due():
+                note(f"  {done} of {len(tokens)} prompt tokens read")
 
     def mark(self) -> None:
         """Say that what is fed from here on may be taken back. Costs nothing where the cache forgets by itself."""

@@ -8,10 +8,11 @@ from harness.core.drafter_kinds import drafter_kind
 from harness.core.errors import HarnessError
 from harness.core.limits import COUNT, Limit
 from harness.core.paths import found_memory
-from harness.core.protocols import LoadedPair
+from harness.core.protocols import LoadedDraft, LoadedPair
 from harness.decode.cascade import CascadeDrafter
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
 from harness.decode.memory import pair_memory
+from harness.decode.translated import DraftModel, TranslatedDrafter
 from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import vocabulary_rows
 
@@ -64,6 +65,8 @@ def resolve_drafter(pair: LoadedPair, drafter: str | Drafter, options: DrafterOp
     model = getattr(found, "draft", found)
     if isinstance(model, ModelDrafter):
         model.fit(vocabulary_rows(pair.target))
+    if isinstance(model, DraftModel) and (window := getattr(pair.config, "draft_context", None)) is not None:
+        model.window = window
     return found
 
 
@@ -121,11 +124,11 @@ def cascade(pair: LoadedPair, options: DrafterOptions) -> CascadeDrafter:
     return CascadeDrafter(LookupDrafter(options.memory_ngram, options.memory_min_ngram), walker, draft, vocabulary_rows(pair.target))
 
 
-def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
+def generic(pair: LoadedPair, options: DrafterOptions) -> DraftModel:
     """The drafter ``generic``, or what stands for it.
 
     Raises:
-        HarnessError: the pair has no draft model, or ``vocab`` names no ids of it.
+        HarnessError: the pair has no draft model, or ``vocab`` names no ids of it, or ids that are not its own.
     """
     if options.draft is not None:
         return options.draft
@@ -134,6 +137,8 @@ def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
             f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
         )
     draft = pair.draft
+    if draft.translation is not None:
+        return _translated(pair, draft, options)
     draft.fit(vocabulary_rows(pair.target))
     if options.vocab is None or draft.token_map is not None:
         model, token_map = draft.proposer
@@ -143,3 +148,11 @@ def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
     if len(ids) < 2 or ids[0] < 0 or ids[-1] >= size:
         raise HarnessError("the draft's output vocabulary has fewer than two ids or unknown ones", f"Give ids from 0 to {size - 1}.")
     return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
+
+
+def _translated(pair: LoadedPair, draft: LoadedDraft, options: DrafterOptions) -> TranslatedDrafter:
+    """The draft of a pair with two tokenizers."""
+    if options.vocab is not None:
+        raise HarnessError("vocab names ids of the target, and the draft has a tokenizer of its own", "Leave vocab out.")
+    rows, most = vocabulary_rows(pair.target), draft.context_tokens or pair.context_tokens
+    return TranslatedDrafter(draft.model, draft.translation, rows=rows, context_tokens=most)

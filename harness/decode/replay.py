@@ -209,6 +209,13 @@ def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: floa
     return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=ties, **expected)
 
 
+def _as_read(drafter: ModelDrafter, trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """The trajectories behind as much of their prompts as the drafter reads."""
+    if drafter.window is None:
+        return trajectories
+    return [dataclasses.replace(t, prompt_tokens=t.prompt_tokens[-drafter.window :]) for t in trajectories]
+
+
 def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     """What decoding would have made of the trajectory in a context of that many tokens."""
     n = room(context_tokens, len(t.prompt_tokens), t.max_tokens)
@@ -264,8 +271,9 @@ def replay(
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
         played: Sequence[int | str] = policies
         if fixed and isinstance(drafter, ModelDrafter):
-            rows += replay_model(name, drafter.model, drafter.token_map, trajectories, fixed, sampling=sampling, progress=progress)
-        elif isinstance(drafter, FreeDrafter | HybridDrafter):
+            read = _as_read(drafter, trajectories)
+            rows += replay_model(name, drafter.model, drafter.token_map, read, fixed, sampling=sampling, progress=progress)
+        elif isinstance(drafter, FreeDrafter) or (isinstance(drafter, HybridDrafter) and isinstance(drafter.draft, ModelDrafter)):
             rows += _replay_greedy(name, drafter, trajectories, fixed, progress) if fixed else []
         else:
             played = ks
@@ -288,7 +296,7 @@ def _replay_policies(
             _row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
         ]
     rows = []
-    passes = forced_passes(model.model, model.token_map, trajectories)
+    passes = forced_passes(model.model, model.token_map, _as_read(model, trajectories))
     for t, forced in zip(_counted(trajectories, progress), passes, strict=True):
         along = AlongAnswer(model, t, forced.match, forced.favourite, forced.confidence)
         chosen: Any = drafter.with_draft(along) if hasattr(drafter, "with_draft") else along
@@ -313,7 +321,9 @@ def _replay_greedy(
     """Fixed lengths of a drafter that is no model alone."""
     if isinstance(drafter, FreeDrafter):
         return [_row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
-    passes = forced_passes(drafter.draft.model, drafter.draft.token_map, trajectories, progress=progress)
+    draft = drafter.draft
+    assert isinstance(draft, ModelDrafter)
+    passes = forced_passes(draft.model, draft.token_map, _as_read(draft, trajectories), progress=progress)
     return [
         _row_of(name, t, k, simulate_free(drafter.first, t, k, forced.match), forced.near_ties())
         for t, forced in zip(trajectories, passes, strict=True)
