@@ -18,7 +18,7 @@ from harness.adapt.adapters.folder import (
     read_info,
     weights_hash,
 )
-from harness.adapt.adapters.names import built_in
+from harness.adapt.adapters.names import adaptable, built_in
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.paths import PARALLEL, adapters_root, cache_dir
 from harness.core.protocols import LoadedPair
@@ -110,22 +110,21 @@ def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = No
     from harness.models.parallel import is_parallel, masked_draft
 
     place = free_place(pair.name, name, replace=replace)
-    if pair.draft is None:
-        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a pair with a draft model.")
+    draft = adaptable(pair)
     if name == PARALLEL and not is_parallel(source):
         raise HarnessError(f"{source} holds no parallel adapter, and {name!r} is the drafter that runs one", "Choose another --name.")
     if not (os.path.lexists(source / METADATA) and os.path.lexists(source / WEIGHTS)):
         part = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            import_peft(source, part, pair.draft, name=name, domain=domain)
+            import_peft(source, part, draft, name=name, domain=domain)
             return install(part, place, name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    read_info(source, pair.draft.hash)
+    read_info(source, draft.hash)
     if is_parallel(source):
-        masked_draft(pair.draft, source)
+        masked_draft(draft, source)
     else:
-        updated_modules(pair.draft.model, source)
+        updated_modules(draft.model, source)
     return install(source, place, name)
 
 

@@ -21,6 +21,7 @@ from harness.cli.asking import (
 )
 from harness.core.drafter_kinds import check_needs, described, drafter_kinds, find_kind, needs_draft, split_name
 from harness.core.limits import TOP_K
+from harness.core.progress import notes_to
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
 
@@ -78,6 +79,9 @@ def generate(
     system: SystemOption = None,
     messages: MessagesOption = None,
     settings: SettingsOption = None,
+    draft_context: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of a longer prompt the draft reads its last N tokens; the answer is the same.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     fallback: FallbackOption = False,
@@ -107,28 +111,29 @@ def generate(
     options = _options(chosen)
     from harness import api
 
-    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback)
+    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback, draft_context=draft_context)
     if pair.without_draft is not None:
         name = "lookup"
     if split_name(name or "")[1] == "router":
         api.pair_router(pair, offline=offline)
     shown = Shown(pair.decode, stop or ())
-    result = api.generate(
-        pair,
-        asked,
-        drafter=name,
-        loop=chosen.loop,
-        rule=chosen.rule,
-        temperature=chosen.temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        on_step=lambda step: say("".join(map(shown.add, step.tokens)), end=""),
-        stop=shown.stop,
-        lenience=chosen.lenience,
-        k=chosen.k if length is None else length,
-        **chosen.filters(),
-        **options,
-    )
+    with notes_to(lambda line: say(line, err=True)):
+        result = api.generate(
+            pair,
+            asked,
+            drafter=name,
+            loop=chosen.loop,
+            rule=chosen.rule,
+            temperature=chosen.temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            on_step=lambda step: say("".join(map(shown.add, step.tokens)), end=""),
+            stop=shown.stop,
+            lenience=chosen.lenience,
+            k=chosen.k if length is None else length,
+            **chosen.filters(),
+            **options,
+        )
     say(shown.rest())
     say(summary(result), err=True)
 

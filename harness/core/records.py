@@ -289,6 +289,8 @@ class Record(Rates):
     draft_lengths: tuple[Length, ...]
     emitted: Count
     finish: Finish
+    reused_tokens: Count = 0
+    """Prompt tokens that the target had read for an earlier turn of the conversation."""
     prefill_s: Time | None = None
     ttft_s: Time | None = None
     draft_s: Time | None = None

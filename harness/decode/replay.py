@@ -87,6 +87,7 @@ def model_passes(
     progress: Callable[[int], None] | None = None,
 ) -> Sequence[Pass]:
     """What a model drafter says along each answer; arguments as for :func:`forced_passes`."""
+    trajectories = _as_read(drafter, trajectories)
     if isinstance(drafter, ParallelDrafter):
         return parallel_passes(drafter, trajectories, sampling, progress)
     return forced_passes(drafter.model, drafter.token_map, trajectories, sampling, progress)
@@ -213,6 +214,13 @@ class Replays(Protocol):
         """Rows of ``drafter``, which is this draft or one around it; arguments as :func:`replay`'s."""
 
 
+def _as_read(drafter: ModelDrafter, trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """The trajectories behind as much of their prompts as the drafter reads."""
+    if drafter.window is None:
+        return trajectories
+    return [dataclasses.replace(t, prompt_tokens=t.prompt_tokens[-drafter.window :]) for t in trajectories]
+
+
 def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     """What decoding would have made of the trajectory in a context of that many tokens."""
     n = room(context_tokens, len(t.prompt_tokens), t.max_tokens)
@@ -274,7 +282,7 @@ def replay(
         if fixed and isinstance(drafter, ModelDrafter):
             passes = model_passes(drafter, trajectories, sampling, progress)
             rows += [replay_row(name, t, forced, k) for t, forced in zip(trajectories, passes, strict=True) for k in fixed]
-        elif isinstance(drafter, FreeDrafter | HybridDrafter):
+        elif isinstance(drafter, FreeDrafter) or (isinstance(drafter, HybridDrafter) and isinstance(drafter.draft, ModelDrafter)):
             rows += _replay_greedy(name, drafter, trajectories, fixed, progress) if fixed else []
         else:
             played = ks
@@ -322,6 +330,7 @@ def _replay_greedy(
     """Fixed lengths of a drafter that is no model alone."""
     if isinstance(drafter, FreeDrafter):
         return [row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
+    assert isinstance(drafter.draft, ModelDrafter)
     passes = model_passes(drafter.draft, trajectories, progress=progress)
     return [
         row_of(name, t, k, simulate_free(drafter.first, t, k, forced.runs, forced.most), forced.near_ties())

@@ -63,7 +63,7 @@ class Clock:
                 proposer, steps = _drafting(source, drafted)
                 self._note(("draft", label, proposer), draft_s, steps)
         if record.prefill_s is not None:
-            self._note(("prefill", label), record.prefill_s / record.prompt_tokens)
+            self._note(("prefill", label), record.prefill_s / _read(record))
             inside = record.prefill_s + (record.route_s or 0.0) + (record.swap_s or 0.0) + sum(record.verify_times_s) + sum(drafting)
             self._note(("host", label), max(0.0, (record.wall_s or inside) - inside) / record.rounds)
         for name in ("route_s", "swap_s"):
@@ -101,7 +101,7 @@ class Clock:
         if self._single(PLAIN) is None or prefill is None:
             return None
         host, route, swap = (self._single((name, label)) or 0.0 for name in ("host", "route_s", "swap_s"))
-        total = prefill * record.prompt_tokens + record.rounds * host + route + swap
+        total = prefill * _read(record) + record.rounds * host + route + swap
         sources = record.sources or ("draft",) * len(record.draft_lengths)
         for (source, drafted), n in Counter(zip(sources, record.draft_lengths, strict=True)).items():
             verify = _on_line(drafted, self._table(VERIFY))
@@ -117,7 +117,7 @@ class Clock:
         plain, prefill = self._single(PLAIN), self._single(("prefill", ""))
         if plain is None or prefill is None:
             return None
-        return prefill * record.prompt_tokens + record.emitted * (plain + (self._single(("host", "")) or 0.0))
+        return prefill * _read(record) + record.emitted * (plain + (self._single(("host", "")) or 0.0))
 
     def costs(self, label: str, c: float, v: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
         """Calibrated costs in target steps, with what the run's own rounds say where there are :data:`ENOUGH` of a shape."""
@@ -134,6 +134,11 @@ class Clock:
 def model_steps(source: str, drafted: int) -> int:
     """How many of a round's drafted tokens a model proposed."""
     return expanded(source, drafted).count(MODEL)
+
+
+def _read(record: Record) -> int:
+    """Tokens of the prompt that the target read for this answer."""
+    return record.prompt_tokens - record.reused_tokens
 
 
 def _drafting(source: str, drafted: int) -> tuple[str, int]:

@@ -324,7 +324,7 @@ def drafts_by_model(drafter: str | None) -> bool:
 
 def _comparable(run: Reference, reference: Reference, any_machine: bool, candidate: bool) -> None:
     same = ("questions_hash",) if candidate else ("suite_hash", "pair")
-    models = ("target", "dtype") if candidate else ("target", "draft", "draft_vocab", "head", "memory", "dtype")
+    models = ("target", "dtype") if candidate else ("target", "draft", "draft_vocab", "draft_context", "head", "memory", "dtype")
     pairs: list[tuple[str, object, object]] = [(name, getattr(run, name), getattr(reference, name)) for name in same]
     pairs += [(f"models.{name}", run.models.get(name), reference.models.get(name)) for name in models]
     if not any_machine:

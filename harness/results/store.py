@@ -64,7 +64,7 @@ class Manifest:
     suite_hash: str
     """SHA-256 of the resolved suite."""
     models: Mapping[str, str | None]
-    """``target`` and ``draft`` file hashes, ``dtype`` of the computation."""
+    """``target`` and ``draft`` file hashes, ``dtype`` of the computation, and where the draft is ``translated``, why."""
     code: Mapping[str, Any]
     """``version``, ``commit``, ``dirty`` and ``hash`` of the sources that make records."""
     packages: Mapping[str, str]

@@ -116,11 +116,11 @@ def decode_job(context: Context, job: Job) -> Record:
     while True:
         with context.stages("decode"):
             stolen, started = machine.steal_s() or 0.0, time.perf_counter()
-            generation = generate_job(context, job, max_tokens)
+            generation, reused = generate_job(context, job, max_tokens)
             load = machine.load((machine.steal_s() or 0.0) - stolen, time.perf_counter() - started)
         if not tries and cell.drafter is None and cell.temperature == 0:
             context.baselines.setdefault(sample.id, generation.tokens)
-        record = _record(context, job, generation, load)
+        record = _record(context, job, generation, load, reused)
         expected = context.timings.seconds(record)
         tries.append((record, expected or 0.0))
         if expected is None or not context.clock or generation.wall_s <= DISTURBED * expected or len(tries) == TRIES:
@@ -146,16 +146,16 @@ def _audit(context: Context, job: Job, record: Record) -> dict[str, Any]:
     return {"compared": True, "divergence": found}
 
 
-def _record(context: Context, job: Job, generation: Generation, load: Load) -> Record:
+def _record(context: Context, job: Job, generation: Generation, load: Load, reused: int) -> Record:
     cell, sample = job.cell, job.sample
     return Record(
         experiment=cell.experiment, method="decode", loop=cell.loop, sample_id=sample.id, domain=sample.domain, drafter=cell.drafter,
         adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed, repeat=job.repeat, lossy=cell.lossy,
         prompt_tokens=generation.prompt_tokens, rounds=generation.rounds, drafted=generation.drafted, accepted=generation.accepted,
         rejected=generation.rejected, accept_lengths=generation.accept_lengths, draft_lengths=generation.draft_lengths,
-        emitted=generation.emitted, finish=generation.finish, prefill_s=generation.prefill_s, ttft_s=generation.ttft_s,
-        draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s, swap_s=generation.swap_s,
-        wall_s=generation.wall_s, tokens=generation.tokens,
+        emitted=generation.emitted, finish=generation.finish, reused_tokens=reused, prefill_s=generation.prefill_s,
+        ttft_s=generation.ttft_s, draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s,
+        swap_s=generation.swap_s, wall_s=generation.wall_s, tokens=generation.tokens,
         thinking=context.thinking(sample.id, generation.tokens), settings=settings_of(cell), profile=generation.profile,
         choice=generation.drafter if cell.drafter == "router" else None, sources=generation.sources,
         draft_times_s=generation.draft_times_s, verify_times_s=generation.verify_times_s, load=load,

@@ -112,7 +112,8 @@ def run_suite(
             _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
             _no_foreign(folder, recorded_plan(before, samples))
         warnings = _warn(samples, before, console)
-        pair = engine.load_pair(suite.models, offline=offline, **({"fallback": True} if fallback else {}))
+        given = {"fallback": fallback, "draft_context": suite.draft_context}
+        pair = engine.load_pair(suite.models, offline=offline, **{name: value for name, value in given.items() if value})
         prompts = {sample.id: pair.encode(sample.asked) for sample in samples}
         memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
@@ -174,8 +175,8 @@ class Stopped(Exception):
 def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[Cell]:
     """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
     draft = context.pair.draft
-    pruned = getattr(draft, "token_map", None) is not None
-    skipped = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
+    own_ids = draft is not None and (draft.token_map is not None or draft.translation is not None)
+    skipped = [c for c in cells if own_ids and c.loop == "mlx-lm" and c.drafter is not None]
     forgotten = [c for c in cells if found_memory(context.pair.name) is None and needs_memory(c.outer)]
     alone = [c for c in cells if c.needs_draft] if fallback and draft is None else []
     context.store.update(
@@ -262,6 +263,8 @@ def _model_facts(pair: LoadedPair, dtype: str) -> dict[str, str | None]:
         "draft_name": None if draft is None else draft.name,
         "dtype": dtype,
         **({} if folder is None else {"head": read_head_config(folder).sha256}),
+        **({} if draft is None or draft.translation is None else {"translated": draft.translation.reason}),
+        **({} if (most := getattr(pair.config, "draft_context", None)) is None else {"draft_context": str(most)}),
     }
 
 

@@ -135,15 +135,13 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
         HarnessError: no draft to adapt, a split without prompts, or a leak.
     """
     from harness.adapt.adapters.folder import weights_hash
+    from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, swap_costs
 
     chains = needed_chains(cells, list(suite.domains))
     if not chains:
         return Trained()
-    if pair.draft is None:
-        raise HarnessError(
-            f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML, or drop the adapter and router entries."
-        )
+    draft = adaptable(pair)
     material = _Material(pair, suite, samples, load_samples, check)
     names = adapter_names(chains)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
@@ -158,8 +156,8 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
                 name=names[chain, done], folder=folder, hash=digest, domain=chain.domain, metric=config.stop.metric, rounds=own
             )
     folders = {a.name: a.folder for a in adapters.values() if a.folder}
-    bank = AdapterBank(pair.draft, folders, policy="cached")
-    trained = Trained(adapters=adapters, bank=bank, swaps=swap_costs(pair.draft, folders) if folders else ())
+    bank = AdapterBank(draft, folders, policy="cached")
+    trained = Trained(adapters=adapters, bank=bank, swaps=swap_costs(draft, folders) if folders else ())
     _fit_routers(trained, material, cells)
     return trained
 

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from harness.core.drafter_kinds import check_needs, needs_memory, needs_parallel
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
+from harness.core.limits import DraftContext
 from harness.core.paths import expand, find_config
 from harness.core.terminal import say
 from harness.core.yamlfile import Problem, Seed, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
@@ -32,7 +33,7 @@ MAX_CELLS = 5000
 """Most cells that one entry may ask for."""
 
 
-LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race")
+LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race", "draft_context")
 """Keys that suites have not always had: at their default they leave the hash as it was, and with it the references of the gate."""
 LATER_PROMPT_KEYS = ("name", "config", "part", "prompt", "reference", "turns")
 """The same for keys of a domain."""
@@ -51,6 +52,8 @@ class Suite(Strict):
     """Seed of sampling, training and generated datasets."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer per prompt."""
+    draft_context: DraftContext | None = None
+    """Of a longer prompt a draft reads only so many of its last tokens. Answers stay the target's. None is what the pair says."""
     prompts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Prompts of every domain that has no ``limit`` of its own; None is all."""
     clocked: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
