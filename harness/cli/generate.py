@@ -19,6 +19,7 @@ from harness.cli.asking import (
     TopPOption,
     conversation,
 )
+from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
 from harness.core.drafter_kinds import check_memory, described, drafter_kinds, needs_draft, split_name
 from harness.core.limits import TOP_K
 from harness.core.settings_file import DecodeSettings, load_settings, naming
@@ -82,6 +83,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     fallback: FallbackOption = False,
     offline: OfflineOption = False,
+    shards: ShardsOption = 1,
+    shards_backend: ShardsBackendOption = None,
 ) -> None:
     """Answer one prompt with speculative decoding and show the counts.
 
@@ -96,6 +99,10 @@ def generate(
     one_of("--rule", rule or "match", ("match", "rejection"))
     check(temperature=temperature or 0.0, max_tokens=max_tokens, seed=seed)
     length = written_length(k)
+    if shards > 1 and prompt == "-":
+        from harness.core.errors import HarnessError
+
+        raise HarnessError("--shards reads no prompt from standard input", "Give the prompt on the command line.")
     asked = conversation(read_input() if prompt == "-" else prompt, system, messages)
     given = load_settings(settings) if settings else DecodeSettings()
     filters = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "lenience": lenience}
@@ -107,30 +114,31 @@ def generate(
     options = _options(chosen)
     from harness import api
 
-    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback)
-    if pair.without_draft is not None:
-        name = "lookup"
-    if split_name(name or "")[1] == "router":
-        api.pair_router(pair, offline=offline)
-    shown = Shown(pair.decode, stop or ())
-    result = api.generate(
-        pair,
-        asked,
-        drafter=name,
-        loop=chosen.loop,
-        rule=chosen.rule,
-        temperature=chosen.temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        on_step=lambda step: say("".join(map(shown.add, step.tokens)), end=""),
-        stop=shown.stop,
-        lenience=chosen.lenience,
-        k=chosen.k if length is None else length,
-        **chosen.filters(),
-        **options,
-    )
-    say(shown.rest())
-    say(summary(result), err=True)
+    with sharded(shards, shards_backend) as parts:
+        pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback, shards=parts)
+        if pair.without_draft is not None:
+            name = "lookup"
+        if split_name(name or "")[1] == "router":
+            api.pair_router(pair, offline=offline)
+        shown = Shown(pair.decode, stop or ())
+        result = api.generate(
+            pair,
+            asked,
+            drafter=name,
+            loop=chosen.loop,
+            rule=chosen.rule,
+            temperature=chosen.temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            on_step=lambda step: say("".join(map(shown.add, step.tokens)), end=""),
+            stop=shown.stop,
+            lenience=chosen.lenience,
+            k=chosen.k if length is None else length,
+            **chosen.filters(),
+            **options,
+        )
+        say(shown.rest())
+        say(summary(result), err=True)
 
 
 def _named_in(path: Path, chosen: DecodeSettings) -> str | None:

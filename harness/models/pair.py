@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -18,6 +19,7 @@ from harness.models.folder import check_model, read_config, text_config, whole
 from harness.models.naming import find_pair
 from harness.models.opened import vocabulary_rows
 from harness.models.pair_config import PairConfig, PathSource, local_folder_problem
+from harness.models.shards import ADVICE, LOAD, Shards, check_split
 from harness.models.sources import Progress
 from harness.models.tokenizer_check import FETCH
 from harness.models.vocab import read_vocab
@@ -109,7 +111,13 @@ class Pair:
 
 
 def load_pair(
-    name_or_path: str, *, offline: bool = False, draft: bool = True, fallback: bool = False, progress: Progress | None = None
+    name_or_path: str,
+    *,
+    offline: bool = False,
+    draft: bool = True,
+    fallback: bool = False,
+    progress: Progress | None = None,
+    shards: Shards | None = None,
 ) -> Pair:
     """Load a pair by any name that :func:`harness.models.naming.find_pair` reads, fetching what is missing.
 
@@ -119,6 +127,7 @@ def load_pair(
         draft: False leaves the draft out.
         fallback: where the draft cannot be had or does not fit the target, say so and go on with the target alone.
         progress: called while fetching and converting; None shows a bar or plain lines on stderr.
+        shards: the processes that share the target, this one their first; the draft is its own. None keeps all in this process.
 
     Raises:
         HarnessError: unknown pair, unusable file, no source delivers, target and draft do not fit. All before weights are read.
@@ -136,6 +145,8 @@ def load_pair(
         target_folder, draft_folder = locate(config.target, named.base, offline=offline, progress=report), None
         if target_folder is None or target_folder.is_cut:
             raise HarnessError(f"the target of {named.name!r} cannot be a cut draft", "Give it a hub:, wheel: or path: source.")
+        if shards is not None:
+            check_split(target_folder.path, shards.parts)
         if len(wanted) > 1:
             try:
                 draft_folder = locate(wanted[1], named.base, offline=offline, progress=report)
@@ -148,7 +159,10 @@ def load_pair(
     if without is not None:
         say(f"note: the target of {named.name!r} goes on without a draft: {without}", err=True)
     vocab = _vocab(named.base, config, draft_folder)
-    return replace(_load(named.name, config, target_folder, draft_folder, vocab), without_draft=without)
+    if shards is not None:
+        order = {"models": str(name_or_path), "offline": offline, "hash": target_folder.hash}
+        shards.send(LOAD, list(json.dumps(order).encode()))
+    return replace(_load(named.name, config, target_folder, draft_folder, vocab, shards), without_draft=without)
 
 
 def _vocab(base: Path, config: PairConfig, draft_folder: ModelFolder | None) -> tuple[int, ...] | None:
@@ -162,9 +176,14 @@ def _vocab(base: Path, config: PairConfig, draft_folder: ModelFolder | None) -> 
 
 
 def _load(
-    name: str, config: PairConfig, target_folder: ModelFolder, draft_folder: ModelFolder | None, vocab: tuple[int, ...] | None
+    name: str,
+    config: PairConfig,
+    target_folder: ModelFolder,
+    draft_folder: ModelFolder | None,
+    vocab: tuple[int, ...] | None,
+    shards: Shards | None,
 ) -> Pair:
-    target, settings = load_weights(target_folder, config.dtype, "target")
+    target, settings = load_weights(target_folder, config.dtype, "target", shards)
     draft = _load_draft(draft_folder, config, target, vocab) if draft_folder else None
     tokenizer = load_tokenizer(target_folder.path, settings.get("eos_token_id"))
     contexts = [_context(target_folder.path)]
@@ -207,8 +226,8 @@ def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, voca
     return draft
 
 
-def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Load one model and its config.json.
+def load_weights(folder: ModelFolder, dtype: str, role: str, shards: Shards | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Load one model, or this process's part of it, and its config.json.
 
     Raises:
         HarnessError: unknown architecture, or files that do not fit each other.
@@ -221,11 +240,14 @@ def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module,
     if dtype == "auto":
         dtype = "float32" if mx.default_device() == mx.cpu else "stored"
     model = model if dtype == "stored" else _cast(model, getattr(mx, dtype))
+    if shards is not None:
+        with files.reading(f"{folder.path} in {shards.parts} parts", advice=ADVICE):
+            shards.split(model)
     lay_out(model)
     model.eval()
     with files.reading(f"{folder.path} as a {role}", advice=FETCH):
         mx.eval(model.parameters())
-        if mx.isnan(model(mx.array([[0]]))).any().item():
+        if (shards is None or shards.leads) and mx.isnan(model(mx.array([[0]]))).any().item():
             raise HarnessError(f"the {role} in {folder.path} gives logits that are not numbers", FETCH)
     return model, settings
 
