@@ -19,6 +19,7 @@ from harness.cli.asking import (
     TopPOption,
     conversation,
 )
+from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
 from harness.core.drafter_kinds import check_needs, described, drafter_kinds, find_kind, needs_draft, split_name
 from harness.core.limits import TOP_K
 from harness.core.progress import notes_to
@@ -86,6 +87,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     fallback: FallbackOption = False,
     offline: OfflineOption = False,
+    shards: ShardsOption = 1,
+    shards_backend: ShardsBackendOption = None,
 ) -> None:
     """Answer one prompt with speculative decoding and show the counts.
 
@@ -100,6 +103,10 @@ def generate(
     one_of("--rule", rule or "match", ("match", "rejection"))
     check(temperature=temperature or 0.0, max_tokens=max_tokens, seed=seed)
     length = written_length(k)
+    if shards > 1 and prompt == "-":
+        from harness.core.errors import HarnessError
+
+        raise HarnessError("--shards reads no prompt from standard input", "Give the prompt on the command line.")
     asked = conversation(read_input() if prompt == "-" else prompt, system, messages)
     given = load_settings(settings) if settings else DecodeSettings()
     filters = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "lenience": lenience}
@@ -111,13 +118,15 @@ def generate(
     options = _options(chosen)
     from harness import api
 
-    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback, draft_context=draft_context)
-    if pair.without_draft is not None:
-        name = "lookup"
-    if split_name(name or "")[1] == "router":
-        api.pair_router(pair, offline=offline)
-    shown = Shown(pair.decode, stop or ())
-    with notes_to(lambda line: say(line, err=True)):
+    with sharded(shards, shards_backend) as parts, notes_to(lambda line: say(line, err=True)):
+        pair = api.load_pair(
+            chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback, draft_context=draft_context, shards=parts
+        )
+        if pair.without_draft is not None:
+            name = "lookup"
+        if split_name(name or "")[1] == "router":
+            api.pair_router(pair, offline=offline)
+        shown = Shown(pair.decode, stop or ())
         result = api.generate(
             pair,
             asked,
@@ -134,8 +143,8 @@ def generate(
             **chosen.filters(),
             **options,
         )
-    say(shown.rest())
-    say(summary(result), err=True)
+        say(shown.rest())
+        say(summary(result), err=True)
 
 
 def _named_in(path: Path, chosen: DecodeSettings) -> str | None:

@@ -327,6 +327,11 @@ class Record(Rates):
     tries: tuple[Try, ...] = ()
     """Earlier tries whose clock was disturbed; the record holds the last, or the fastest, one."""
 
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of the prompt that the target read for this answer."""
+        return self.prompt_tokens - self.reused_tokens
+
 
 def to_dict(record: Any) -> dict[str, Any]:
     """Return a record as plain JSON types (tuples become lists when dumped)."""

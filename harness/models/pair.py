@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -21,6 +22,7 @@ from harness.models.head_config import head_folder
 from harness.models.naming import find_pair
 from harness.models.opened import vocabulary_rows
 from harness.models.pair_config import PairConfig, PathSource, local_folder_problem
+from harness.models.shards import ADVICE, LOAD, Shards, check_split
 from harness.models.sources import Progress
 from harness.models.tokenizer_check import FETCH
 from harness.models.translation import Translation
@@ -138,6 +140,7 @@ def load_pair(
     fallback: bool = False,
     draft_context: int | None = None,
     progress: Progress | None = None,
+    shards: Shards | None = None,
 ) -> Pair:
     """Load a pair by any name that :func:`harness.models.naming.find_pair` reads, fetching what is missing.
 
@@ -148,6 +151,7 @@ def load_pair(
         fallback: where the draft cannot be had or does not fit the target, say so and go on with the target alone.
         draft_context: in place of the pair's own: of a longer prompt the draft reads only so many of its last tokens.
         progress: called while fetching and converting; None shows a bar or plain lines on stderr.
+        shards: the processes that share the target, this one their first; the draft is its own. None keeps all in this process.
 
     Raises:
         HarnessError: unknown pair, unusable file, no source delivers, target and draft do not fit. All before weights are read.
@@ -167,6 +171,8 @@ def load_pair(
         target_folder, draft_folder = locate(config.target, named.base, offline=offline, progress=report), None
         if target_folder is None or target_folder.is_cut:
             raise HarnessError(f"the target of {named.name!r} cannot be a cut draft", "Give it a hub:, wheel: or path: source.")
+        if shards is not None:
+            check_split(target_folder.path, shards.parts)
         if len(wanted) > 1:
             try:
                 draft_folder = locate(wanted[1], named.base, offline=offline, progress=report)
@@ -181,7 +187,10 @@ def load_pair(
     if differs is not None:
         say(f"note: the draft of {named.name!r} is translated: its text is put into the target's tokens, since {differs}", err=True)
     vocab = _vocab(named.base, config, draft_folder, differs)
-    pair = _load(named.name, config, target_folder, draft_folder, vocab, differs)
+    if shards is not None:
+        order = {"models": str(name_or_path), "offline": offline, "hash": target_folder.hash}
+        shards.send(LOAD, list(json.dumps(order).encode()))
+    pair = _load(named.name, config, target_folder, draft_folder, vocab, differs, shards)
     return replace(pair, without_draft=without, head_folder=head_folder(named))
 
 
@@ -204,8 +213,9 @@ def _load(
     draft_folder: ModelFolder | None,
     vocab: tuple[int, ...] | None,
     differs: str | None,
+    shards: Shards | None,
 ) -> Pair:
-    target, settings = load_weights(target_folder, config.dtype, "target")
+    target, settings = load_weights(target_folder, config.dtype, "target", shards)
     tokenizer = load_tokenizer(target_folder.path, settings.get("eos_token_id"))
     draft: Draft | None = None
     if draft_folder is not None and differs is None:
@@ -261,8 +271,8 @@ def _load_translated(folder: ModelFolder, config: PairConfig, tokenizer: Any, di
     return Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, translation=translation, context_tokens=most)
 
 
-def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Load one model and its config.json.
+def load_weights(folder: ModelFolder, dtype: str, role: str, shards: Shards | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Load one model, or this process's part of it, and its config.json.
 
     Raises:
         HarnessError: unknown architecture, or files that do not fit each other.
@@ -275,11 +285,14 @@ def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module,
     if dtype == "auto":
         dtype = "float32" if mx.default_device() == mx.cpu else "stored"
     model = model if dtype == "stored" else _cast(model, getattr(mx, dtype))
+    if shards is not None:
+        with files.reading(f"{folder.path} in {shards.parts} parts", advice=ADVICE):
+            shards.split(model)
     lay_out(model)
     model.eval()
     with files.reading(f"{folder.path} as a {role}", advice=FETCH):
         mx.eval(model.parameters())
-        if mx.isnan(model(mx.array([[0]]))).any().item():
+        if (shards is None or shards.leads) and mx.isnan(model(mx.array([[0]]))).any().item():
             raise HarnessError(f"the {role} in {folder.path} gives logits that are not numbers", FETCH)
     return model, settings
 

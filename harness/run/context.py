@@ -11,9 +11,10 @@ from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Score, Trajectory
 from harness.core.walltime import Stages
 from harness.decode.length import Costs
-from harness.results.clock import Clock, cost_label
+from harness.results.clock import Clock
 from harness.results.store import RunStore
 from harness.results.thinking import thinking_tokens
+from harness.results.work import cost_label
 from harness.run.engine import Engine
 from harness.run.trained import Trained
 from harness.run.turns import Turns

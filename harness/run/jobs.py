@@ -13,7 +13,7 @@ from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress, note
 from harness.core.records import Generation, Load, Record, Sample, Try
 from harness.decode.length import AUTO_MAX_K, Costs
-from harness.results.clock import cost_label
+from harness.results.work import cost_label
 from harness.run.context import Context, generate_job, score_answer
 from harness.run.counting import answer_all, replay_all
 from harness.run.engine import TRAINED
