@@ -82,7 +82,7 @@ def stream(
         costs = calibrate(pair, chosen).costs
     policy = make_policy(k, costs) if isinstance(k, int | str) else k
     details = Details(TOP_K if detailed is True else detailed) if detailed else None
-    if draft is not None:
+    if isinstance(draft, ModelDrafter):
         target = draft.beside(target, ids)
     steps = speculative_steps(target, chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, **common)
     return _keeping(caches, steps, target, draft, ids) if caches else steps
