@@ -84,7 +84,7 @@ def calibrate(pair: LoadedPair, drafter: Drafter | None = None, *, max_k: int = 
     draft = getattr(drafter, "draft", drafter)
     jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in block_sizes(max_k)}
     at_once = min(getattr(draft, "at_once", 1), max_k)
-    if at_once > 1:
+    if at_once > 1 and draft is not None:
         context = _context(pair.target, length)
         jobs |= {"draft": _proposal(draft, context), "all": _proposal(draft, context, at_once)}
     elif (step := getattr(draft, "timed_step", None)) is not None:

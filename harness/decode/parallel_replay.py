@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness.core.records import Trajectory
-from harness.decode.drafters import Proposal, Request
+from harness.decode.drafters import ModelDrafter, Proposal, Request
 from harness.decode.forced import score_rows
 from harness.decode.parallel import ParallelDrafter, asked_for
 from harness.decode.sampling import Sampling
@@ -89,7 +89,7 @@ class ParallelPass:
         """As :meth:`harness.decode.replay.ForcedPass.near_ties`."""
         return int((self.gap < noise).sum())
 
-    def along(self, drafter: ParallelDrafter, trajectory: Trajectory) -> AlongParallel:
+    def along(self, drafter: ModelDrafter, trajectory: Trajectory) -> AlongParallel:
         """The drafter beside the answer."""
         return AlongParallel(drafter, trajectory, self)
 
@@ -134,7 +134,7 @@ def _pass(drafter: ParallelDrafter, t: Trajectory, sampling: Sampling | None) ->
         rows = [hidden[first : first + len(starts), None]]  # (B, 1, dim)
         if k > 1:
             with drafter.gate.of(k - 1):
-                behind = [Starts(*layer, starts + prompt) for layer in known]
+                behind = [Starts(keys, values, starts + prompt) for keys, values in known]
                 rows.append(hidden_states(model, mx.zeros((len(starts), k - 1), dtype=mx.int32), behind))
         blocks.append(_score(head, mx.concatenate(rows, axis=1), first, answer, lookup, sampling))
     return _joined(blocks)
@@ -158,7 +158,8 @@ def _score(
 
 def _joined(blocks: Sequence[ParallelPass]) -> ParallelPass:
     parts: dict[str, Any] = {name: [getattr(block, name) for block in blocks] for name in ParallelPass.__dataclass_fields__}
-    return ParallelPass(**{name: None if found[0] is None else np.concatenate(found) for name, found in parts.items()})
+    whole: dict[str, Any] = {name: None if found[0] is None else np.concatenate(found) for name, found in parts.items()}
+    return ParallelPass(**whole)
 
 
 class AlongParallel:
@@ -170,8 +171,8 @@ class AlongParallel:
         known: what it says along it.
     """
 
-    def __init__(self, draft: ParallelDrafter, trajectory: Trajectory, known: ParallelPass) -> None:
-        self.name, self.at_once = draft.name, draft.at_once
+    def __init__(self, draft: ModelDrafter, trajectory: Trajectory, known: ParallelPass) -> None:
+        self.name, self.at_once = draft.name, known.most
         self._draft, self._known = draft, known
         self._prompt, self._answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
         self._reads = False
@@ -189,7 +190,8 @@ class AlongParallel:
         if start >= len(self._answer) or self._answer[start - request.guesses : start] != ahead:
             return self._behind(context, request)
         k = min(request.k, self.at_once)
-        tokens, confidences = self._known.favourite[start, :k].tolist(), ()
+        tokens = self._known.favourite[start, :k].tolist()
+        confidences: tuple[float, ...] = ()
         if request.keep_going is not None:
             confidences = asked_for(self._known.confidence[start, :k].tolist(), request)
             tokens = tokens[: len(confidences)]

@@ -146,7 +146,8 @@ def with_masks(draft: LoadedDraft, arrays: Mapping[str, mx.array], scale: float)
 def _changed(module: nn.Module, mixin: type, parts: tuple[Any, ...]) -> nn.Module:
     """The same layer with the same weights, called as ``mixin`` does."""
     changed = copy.copy(module)
-    changed.__class__ = _kind(mixin, type(module))
+    base: Any = type(module)
+    changed.__class__ = _kind(mixin, base)
     changed._parallel = parts  # a tuple is no parameter
     return changed
 
