@@ -30,11 +30,12 @@ class ReadTarget(CachedModel):
         self._parts: list[tuple[int, tuple[mx.array, ...]]] = []  # first token, and per place (1, n, width)
         super().__init__(tapped, known=known)
 
-    def forward(self, tokens: mx.array) -> mx.array:
+    def forward(self, tokens: mx.array, last: int | None = None) -> mx.array:
         """As any model's; the states are kept."""
         start = self.offset
         self._cut(start)
         logits = super().forward(tokens)
+        logits = logits if last is None else logits[-last:]
         self._parts.append((start, self.model.states))
         return logits
 

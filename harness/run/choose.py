@@ -153,9 +153,13 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
     left_out: dict[str, str] = {}
     for name, kind in drafter_kinds().items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
-        ahead = kind.needs_parallel and found_parallel(named.name) is None
-        why = (kind.needs_draft and no_draft) or (needs and no_memory) or (ahead and "the pair has no parallel adapter")
-        why = why or (kind.needs_head and no_head)
+        reasons = {
+            no_draft: kind.needs_draft,
+            no_memory: needs,
+            "the pair has no parallel adapter": kind.needs_parallel and found_parallel(named.name) is None,
+            no_head: kind.needs_head,
+        }
+        why = next((reason for reason, wanted in reasons.items() if reason and wanted), None)
         if why:
             left_out[name] = why
     return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), left_out=left_out)
