@@ -40,6 +40,7 @@ from harness.models.opened import close, open_model
 from harness.models.pair import load_pair
 from harness.models.reading_head import load_head, save_head
 from harness.models.taps import Tapped
+from harness.run.choose import entrants
 
 PAIRS = [
     headed(toy_pair(seed=0)),
@@ -187,7 +188,7 @@ def test_sampled_answers_follow_the_target(rule: Any) -> None:
     p = np.array(mx.softmax(pair.target(mx.array([[*prompt, t] for t in range(5)]))[:, -2:], axis=-1), dtype=np.float64)
     expected = (p[0, 0][:, None] * p[:, 1]).ravel()
     counts = np.zeros(25)
-    for seed in range(200):
+    for seed in range(150):
         a, b, _ = generate(pair, prompt, drafter="head", k=2, rule=rule, temperature=1.0, max_tokens=3, seed=seed).tokens
         counts[5 * a + b] += 1
     rare = expected * counts.sum() < 5
@@ -358,6 +359,16 @@ def test_the_command_takes_a_head(saved: tuple[Path, Any]) -> None:
     with pytest.raises(HarnessError, match=r"head\+hybrid is no drafter"):
         api.generate(toy_pair(), [3], drafter="head+hybrid")
     assert find_kind("lookup+head") is None
+
+
+def test_choosing_weighs_a_head(saved: tuple[Path, Any]) -> None:
+    """Alone and in what runs a draft, also where the pair has no draft of its own; a pair without one is told so."""
+    path, _ = saved
+    found = entrants(str(path), [], offline=True)
+    assert {"head", "hybrid+head", "cascade+head"} <= set(found.drafters)
+    assert "generic" not in found.drafters
+    alone = entrants(str(path.parent / "target"), [], offline=True)
+    assert (alone.left_out["head"], [name for name in alone.drafters if "head" in name]) == ("the pair has no head", [])
 
 
 def rewrite(folder: Path, **changes: Any) -> None:

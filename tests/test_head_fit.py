@@ -106,7 +106,7 @@ def test_training_lowers_the_loss_of_every_step(target: tuple[Path, Any], tmp_pa
     forward = head_fit.HeadForward(
         own_shape, weights["embed"], lambda e: head_fit.read_states(shape, weights, (1, 3, 2), e.tokens[:-1]), HEAD.head
     )
-    config = HEAD.fit.model_copy(update={"epochs": 40.0, "learning_rate": 0.01})
+    config = HEAD.fit.model_copy(update={"epochs": 25.0, "learning_rate": 0.01})
     vocab = lessons.vocabulary(ids, 96, context_tokens=True)
     fit.fit(own_shape, own, weights["embed"], examples, vocab, config, tmp_path, rows.append, forward)
     for name in ("loss", "match_3"):

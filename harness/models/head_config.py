@@ -17,6 +17,8 @@ WEIGHTS = "head.safetensors"
 AGAIN = "Run `harness distill` to make the head again."
 LARGEST = 2**24
 """No size of a head is larger."""
+MOST_BLOCKS = 64
+"""No head has more blocks, or reads at more places."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ def read_head_config(folder: Path) -> HeadInfo:
     known = {field.name for field in fields(HeadInfo)}
     info: HeadInfo = files.typed(HeadInfo, {key: value for key, value in data.items() if key in known}, str(path), advice=AGAIN)
     sizes = (*info.taps, info.layers, info.vocab, info.hidden, info.heads, info.kv_heads, info.head_dim, info.intermediate)
-    if not info.taps or not all(1 <= size <= LARGEST for size in sizes) or info.heads % info.kv_heads or info.head_dim % 2:
+    sound = info.taps and all(1 <= size <= LARGEST for size in sizes) and max(info.layers, len(info.taps)) <= MOST_BLOCKS
+    if not sound or info.heads % info.kv_heads or info.head_dim % 2 or min(info.eps, info.rope_theta) <= 0:
         raise HarnessError(f"{path} describes no head that could run", AGAIN)
     return info
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.core import machine
-from harness.core.drafter_kinds import drafter_kinds
+from harness.core.drafter_kinds import DrafterKind, drafter_kind, drafter_kinds
 from harness.core.errors import HarnessError
 from harness.core.paths import found_memory, found_parallel
 from harness.core.terminal import show
@@ -151,7 +151,8 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
     no_memory = _memory_problem(named.name, samples)
     no_head = None if named.config.head else "the pair has no head"
     left_out: dict[str, str] = {}
-    for name, kind in drafter_kinds().items():
+    kinds = _candidates(head=no_head is None)
+    for name, kind in kinds.items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
         reasons = {
             no_draft: kind.needs_draft,
@@ -162,7 +163,15 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
         why = next((reason for reason, wanted in reasons.items() if reason and wanted), None)
         if why:
             left_out[name] = why
-    return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), left_out=left_out)
+    return Entrants(drafters=tuple(name for name in kinds if name not in left_out), left_out=left_out)
+
+
+def _candidates(*, head: bool) -> dict[str, DrafterKind]:
+    """Every drafter, and what runs a draft with a head in its place."""
+    kinds = drafter_kinds()
+    inner = [name for name, kind in kinds.items() if kind.inner and (head or not kind.needs_head)]
+    composed = [f"{name}+{own}" for own in inner for name, kind in kinds.items() if kind.needs_draft and kind.free]
+    return kinds | {name: drafter_kind(name) for name in composed}
 
 
 def _memory_problem(pair_name: str, samples: Sequence[Sample]) -> str | None:
