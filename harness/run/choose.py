@@ -150,27 +150,23 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
         no_draft = f"target and draft take {_gb(sum(sizes.values()))}, this machine has room for {_gb(room)}"
     no_memory = _memory_problem(named.name, samples)
     no_head = None if named.config.head else "the pair has no head"
+    no_parallel = "the pair has no parallel adapter" if found_parallel(named.name) is None else None
     left_out: dict[str, str] = {}
-    kinds = _candidates(head=no_head is None)
+    kinds = _candidates(head=no_head is None, parallel=no_parallel is None)
     for name, kind in kinds.items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
-        reasons = {
-            no_draft: kind.needs_draft,
-            no_memory: needs,
-            "the pair has no parallel adapter": kind.needs_parallel and found_parallel(named.name) is None,
-            no_head: kind.needs_head,
-        }
+        reasons = {no_draft: kind.needs_draft, no_memory: needs, no_parallel: kind.needs_parallel, no_head: kind.needs_head}
         why = next((reason for reason, wanted in reasons.items() if reason and wanted), None)
         if why:
             left_out[name] = why
     return Entrants(drafters=tuple(name for name in kinds if name not in left_out), left_out=left_out)
 
 
-def _candidates(*, head: bool) -> dict[str, DrafterKind]:
-    """Every drafter, and what runs a draft with a head in its place."""
+def _candidates(*, head: bool, parallel: bool) -> dict[str, DrafterKind]:
+    """Every drafter, and what runs a draft with a head or parallel drafts in its place, where the pair has these."""
     kinds = drafter_kinds()
-    inner = [name for name, kind in kinds.items() if kind.inner and (head or not kind.needs_head)]
-    composed = [f"{name}+{own}" for own in inner for name, kind in kinds.items() if kind.needs_draft and kind.free]
+    inner = [name for name, kind in kinds.items() if kind.inner and (head or not kind.needs_head) and (parallel or not kind.needs_parallel)]
+    composed = [f"{name}+{own}" for own in inner for name, kind in kinds.items() if kind.takes_draft and kind.free]
     return kinds | {name: drafter_kind(name) for name in composed}
 
 
