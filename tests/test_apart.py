@@ -21,12 +21,25 @@ from routing.apart import apart
 ROOT = Path(__file__).parent.parent
 TORCH = {"torch", "sentence_transformers"}
 COMPUTES = {
-    "harness/distill/fit.py": {"output_logits", "batch_loss", "update"},
+    "harness/distill/fit.py": {"output_logits", "named_logits", "padded", "batch_loss", "update"},
+    "harness/distill/head_fit.py": {"__call__", "attend_chain"},
     "harness/distill/cut_weights.py": set(),
     "harness/adapt/training/torch_step.py": set(),
+    "harness/adapt/training/parallel_step.py": set(),
+    "harness/adapt/training/torch_parts.py": {"head_loss", "updated"},
     "harness/cli/distill.py": {"distill"},
     "harness/answers/torch_batch.py": {"torch_decoder"},
-    "harness/answers/torch_llama.py": {"device", "fast_dtype", "load_llama", "rope_tables", "rotate", "attend", "block", "norm"},
+    "harness/answers/torch_llama.py": {
+        "device",
+        "fast_dtype",
+        "load_llama",
+        "rope_tables",
+        "rotate",
+        "attend",
+        "block",
+        "norm",
+        "states_after",
+    },
     "harness/doctor.py": set(),
     "routing/encoder.py": set(),
 }

@@ -136,6 +136,13 @@ def test_prediction_follows_the_formula() -> None:
     assert row.efficiency == pytest.approx(2.0 / 2.0)
 
 
+def test_a_prediction_charges_the_draft_for_its_own_tokens_alone() -> None:
+    """A round of four copied tokens costs its verification; of two remembered and two drafted ones, two steps of the draft."""
+    records = [cell("a", [4, 4], drafter="cascade", sources=("lookup", "memory:2,draft:2"))]
+    row = summarise(records, {"cascade": {"c": 0.25, "v": [1, 1.1, 1.2, 1.3, 1.5]}})[0]
+    assert row.predicted == pytest.approx(10 / (1.5 + (2 * 0.25 + 1.5)))
+
+
 def test_missing_is_empty_not_zero() -> None:
     """A replayed cell has no times, an undrafted one no rate: CSV fields are empty, Markdown shows the sign."""
     timeless = dict.fromkeys(("wall_s", "ttft_s"), None)

@@ -12,7 +12,7 @@ from test_opened import answers
 from tiny import write_model
 from toy import ToyPair, toy_draft
 
-from harness.adapt.training.trainer import _inverse
+from harness.adapt.training.material import inverse_ids
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory
 from harness.decode.calibrate import calibrate
@@ -108,7 +108,7 @@ def test_a_loaded_pair_is_fitted_once(tmp_path: Path, rows: int) -> None:
     g = generate(pair, "hello", max_tokens=24)
     assert (g.tokens, g.k) == (plain.tokens, 2)
     assert g.drafted > 0
-    inverse = _inverse(pair.draft)
+    inverse = inverse_ids(pair.draft)
     assert (inverse is None) == (rows >= 264)
     if inverse is not None:
         assert inverse[258:].tolist() == [258, 259, 260, 261, -1, -1]

@@ -14,15 +14,14 @@ from harness.adapt.adapters.folder import (
     WEIGHTS,
     AdapterInfo,
     adapter_folder,
-    adapters_root,
     list_adapters,
     read_info,
     weights_hash,
 )
-from harness.adapt.adapters.names import built_in
+from harness.adapt.adapters.names import adaptable, built_in
 from harness.core import journal
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.paths import cache_dir
+from harness.core.paths import PARALLEL, adapters_root, cache_dir
 from harness.core.protocols import LoadedPair
 from harness.core.records import Sample
 
@@ -125,19 +124,24 @@ def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = No
     from harness.adapt.adapters.peft import import_peft
     from harness.adapt.training.bank import updated_modules
     from harness.adapt.training.rounds import install
+    from harness.models.parallel import is_parallel, masked_draft
 
     place = free_place(pair.name, name, replace=replace)
-    if pair.draft is None:
-        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a pair with a draft model.")
+    draft = adaptable(pair)
+    if name == PARALLEL and not is_parallel(source):
+        raise HarnessError(f"{source} holds no parallel adapter, and {name!r} is the drafter that runs one", "Choose another --name.")
     if not (os.path.lexists(source / METADATA) and os.path.lexists(source / WEIGHTS)):
         part = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            import_peft(source, part, pair.draft, name=name, domain=domain)
+            import_peft(source, part, draft, name=name, domain=domain)
             return install(part, place, name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    read_info(source, pair.draft.hash)
-    updated_modules(pair.draft.model, source)
+    read_info(source, draft.hash)
+    if is_parallel(source):
+        masked_draft(draft, source)
+    else:
+        updated_modules(draft.model, source)
     return install(source, place, name)
 
 
@@ -148,7 +152,7 @@ def free_place(pair: str, name: str, *, replace: bool = False) -> Path:
         HarnessError: the name is no usable one, or is taken.
     """
     place = adapter_folder(pair, name)
-    if built_in(name):
+    if built_in(name) and name != PARALLEL:
         raise HarnessError(f"{name!r} is a drafter's own name", "Choose another --name.")
     if os.path.lexists(place / METADATA) and not replace:
         raise HarnessError(f"pair {pair!r} has an adapter {name!r}", "Choose another --name, or take its place with --replace.")

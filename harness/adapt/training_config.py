@@ -167,6 +167,15 @@ class SynthConfig(Strict):
     """Word-trigram Jaccard similarity from which a prompt is a duplicate."""
 
 
+class ParallelConfig(Strict):
+    """Masks with which one pass of the draft proposes several tokens."""
+
+    k: int | None = Field(None, ge=2, le=32)
+    """Tokens of a pass, the draft's own first one included; None trains an adapter of the draft itself."""
+    keep: float = Field(0.7, gt=0, le=1)
+    """Share of the places behind a token that are trained with one more mask than the place before: what is dropped costs no time."""
+
+
 class TrainingConfig(Strict):
     """A file in ``configs/training``."""
 
@@ -186,8 +195,18 @@ class TrainingConfig(Strict):
     """Which answers are trained on."""
     synth: SynthConfig = SynthConfig()
     """Prompts that the target writes."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Masks for parallel drafting."""
     checkpoint_every: int = Field(20, ge=1, le=10**9)
     """Updates between checkpoints."""
+
+    @model_validator(mode="after")
+    def _masks_alone(self) -> TrainingConfig:
+        if self.parallel.k is not None:
+            odd = {"adapt.mine": self.adapt.mine, "lora.dora": self.lora.dora, "lora.dropout": self.lora.dropout > 0}
+            if any(odd.values()):
+                raise ValueError(f"parallel.k goes without {next(name for name, on in odd.items() if on)}")
+        return self
 
     def replace(self, **changes: Any) -> TrainingConfig:
         """Return a checked copy; ``lora={"rank": 16}`` changes single keys of a section."""

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
+from harness.answers.fitting import Fitting
 from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text, reading, this_version, typed, write_atomic
-from harness.core.limits import COUNT, TOP_K, check, ended, room
+from harness.core.limits import COUNT, TOP_K, check, ended, joined_seed, room
 from harness.core.protocols import LoadedPair
 from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 from harness.models.tensors import read_header
@@ -68,7 +69,7 @@ def collect(
         samples: prompts; ids must be distinct.
         max_tokens: limit per trajectory; less where the context ends before.
         temperature: 0 is greedy.
-        batch: prompts decoded together.
+        batch: prompts decoded together, fewer where the free memory does not hold their keys and values.
         top_k: log-probabilities kept per position.
         out: folder of shards; finished batches found there are read back instead of decoded. None keeps nothing.
         seed: seed of sampling at temperature > 0.
@@ -85,13 +86,16 @@ def collect(
     settings = {"target": pair.target_hash, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
     encoded = {s.id: pair.encode(s.asked) for s in samples}
     rooms = {s.id: room(pair.context_tokens, len(encoded[s.id]), max_tokens) for s in samples}
+    fitting = Fitting(pair.target)
     for group in plan_batches(samples, encoded, batch):
         name = _batch_hash(group, encoded, rooms, settings)
         done = read_shard(out, name) if out else None
         if done is None:
             decoder = decoder or default_decoder(pair)
-            rollouts = decoder(
+            rollouts = _in_parts(
+                decoder,
                 [encoded[s.id] for s in group],
+                fitting,
                 max_tokens=max(rooms[s.id] for s in group),
                 temperature=temperature,
                 top_k=top_k,
@@ -117,6 +121,15 @@ def collect(
         yield from (stored.trajectory() for stored in done)
 
 
+def _in_parts(decoder: Decoder, prompts: Sequence[list[int]], fitting: Fitting, *, max_tokens: int, seed: int, **how: Any) -> list[Rollout]:
+    """What the decoder gives for a batch, part by part where the keys and values of all of it do not fit into the free memory."""
+    rows = fitting.rows(max(map(len, prompts)) + max_tokens)
+    found: list[Rollout] = []
+    for i, start in enumerate(range(0, len(prompts), rows)):
+        found += decoder(prompts[start : start + rows], max_tokens=max_tokens, seed=joined_seed(seed, i), **how)
+    return found
+
+
 def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch: int) -> list[list[Sample]]:
     """Group samples into batches of similar prompt length, so that little is padded; the same plan for the same input.
 
@@ -132,11 +145,16 @@ def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch
 
 
 def default_decoder(pair: LoadedPair) -> Decoder:
-    """mlx-lm's batched generation, which knows every model; on a CPU torch in float32 where it can, about twice as fast."""
+    """mlx-lm's batched generation, which knows every model; on a CPU torch in float32 where it can, about twice as fast.
+
+    Torch cannot take the part of a target that one of several processes has.
+    """
     from harness.answers.mlx_batch import BatchedTarget
     from harness.answers.torch_batch import torch_decoder
+    from harness.models.shards import is_split
 
-    return torch_decoder(pair, "float32") or BatchedTarget(pair.target, pair.eos_token_ids)
+    torch = None if is_split(pair.target) else torch_decoder(pair, "float32")
+    return torch or BatchedTarget(pair.target, pair.eos_token_ids)
 
 
 @dataclass(frozen=True, kw_only=True)

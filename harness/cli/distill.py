@@ -26,7 +26,7 @@ def distill(
     offline: OfflineOption = False,
     track: TrackOption = None,
 ) -> None:
-    """Build a small draft from a target: collect its answers, train a cut of it on them, quantise, measure, write the card.
+    """Build a small draft from a target: collect its answers, train a cut of it or a head that reads it, quantise, measure, write the card.
 
     Hours on a CPU. Stop it at any moment: run again, it goes on where it was.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.cli.generate import FallbackOption, OfflineOption
+from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
 from harness.cli.validate import DomainsOption, ExperimentsOption, LimitOption, ModelsOption, SetOption, TrackOption
 from harness.core.terminal import say
 
@@ -30,6 +31,8 @@ def run(
     no_clock: Annotated[
         bool, typer.Option("--no-clock", help="Only counts matter: no calibration, no warm-up, no predicted speedups.")
     ] = False,
+    shards: ShardsOption = 1,
+    shards_backend: ShardsBackendOption = None,
     track: TrackOption = None,
 ) -> None:
     """Decode a suite and write a run folder with records and a report.
@@ -41,18 +44,19 @@ def run(
     from harness.models.naming import pair_name
     from harness.run.estimate import count_prompts, describe_time
 
-    loaded = load(suite, models=models, limit=limit, domains=domains, experiments=experiments, overrides=set_, fallback=fallback)
-    counts = count_prompts(loaded)
-    say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), pair_name(loaded.models), counts)]))
-    if plan:
-        return
-    check_tracker(track)
-    from rich.console import Console
+    with sharded(1 if plan else shards, shards_backend) as parts:
+        loaded = load(suite, models=models, limit=limit, domains=domains, experiments=experiments, overrides=set_, fallback=fallback)
+        counts = count_prompts(loaded)
+        say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), pair_name(loaded.models), counts)]))
+        if plan:
+            return
+        check_tracker(track)
+        from rich.console import Console
 
-    from harness.run.runner import run_suite
+        from harness.run.runner import run_suite
 
-    options: dict[str, Any] = {"resume": resume, "offline": offline, "fallback": fallback, "profile": profile, "clock": not no_clock}
-    folder = run_suite(loaded, results_dir=results, console=Console(), **options)
+        options: dict[str, Any] = {"resume": resume, "offline": offline, "fallback": fallback, "profile": profile, "clock": not no_clock}
+        folder = run_suite(loaded, results_dir=results, console=Console(), shards=parts, **options)
     if track is not None:  # only now: nothing of a tracker runs beside the clocks
         from harness.report import load_run
         from harness.report.tracked import track_run

@@ -12,6 +12,7 @@ import typer
 
 from harness.cli.generate import OfflineOption, PairOption, source_seed
 from harness.cli.validate import TrackOption
+from harness.core.paths import PARALLEL
 from harness.core.progress import note, notes_to
 from harness.core.terminal import say
 
@@ -27,10 +28,17 @@ def train(
     source: Annotated[str, typer.Argument(metavar="SUITE|FILE", help="Where the prompts come from: a suite, or a JSONL file.")] = "full",
     models: PairOption = "smollm2",
     domain: Annotated[str | None, typer.Option(help="Train on this domain's failures; all domains without it.")] = None,
-    config: Annotated[str, typer.Option(help="Training settings: a name in configs/training or a path.")] = "default",
+    config: Annotated[
+        str | None,
+        typer.Option(help="Training settings: a name in configs/training or a path; `default` or, with --parallel, `parallel` without it."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA update; the config's without it.")] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option("--parallel", metavar="K", min=2, max=32, help="Train masks for drafts of K tokens in one pass, in place of a LoRA."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Collect, train and evaluate this many times.")] = 1,
-    name: Annotated[str | None, typer.Option(help="Adapter name; the domain, or `mixed`, without it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Adapter name; the domain, `mixed` or `parallel` without it.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Training prompts per domain.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
@@ -46,6 +54,8 @@ def train(
 ) -> None:
     """Train a LoRA adapter on what the draft gets wrong; keep it only if acceptance on validation prompts rises.
 
+    With --parallel K the draft stays as it is and learns to propose K tokens in one pass: the drafter parallel.
+
     Test prompts are never trained on: near-duplicates are refused.
 
     Example: `harness train suites/full.yaml --domain code --rank 8 --rounds 2`
@@ -53,7 +63,8 @@ def train(
     from harness.adapt.training_config import load_training_config
     from harness.core.tracking import check_tracker, tracking
 
-    settings = load_training_config(config, set_ or [])
+    settings = load_training_config(config or ("default" if parallel is None else "parallel"), set_ or [])
+    settings = settings if parallel is None else settings.replace(parallel={"k": parallel})
     settings = settings if rank is None else settings.replace(lora={"rank": rank})
     settings = settings.seeded(source_seed(source))
     check_tracker(track)
@@ -61,7 +72,7 @@ def train(
     from harness.adapt.training.campaign import train_pair
     from harness.models.pair import load_pair
 
-    chosen = name or domain or "mixed"
+    chosen = name or domain or ("mixed" if settings.parallel.k is None else PARALLEL)
     with tracking(track, f"train {chosen}", {"models": models, "source": source, "rounds": rounds, **settings.model_dump()}) as tracker:
         result = train_pair(
             load_pair(models, offline=offline),

@@ -6,12 +6,12 @@ import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason
-from harness.core.paths import found_memory
+from harness.core.paths import found_memory, found_parallel
 from harness.core.protocols import LoadedPair
 from harness.core.text import printable
 
@@ -35,6 +35,12 @@ class DrafterKind:
     """It holds answers to earlier prompts: none of them may be evaluated with it."""
     needs_memory: bool = False
     """The pair must have a memory."""
+    needs_parallel: bool = False
+    """The pair must have a parallel adapter called ``parallel``."""
+    needs_head: bool = False
+    """The pair must have a head that reads its target."""
+    inner: bool = False
+    """It can stand for the pair's draft in a drafter that runs one: ``hybrid+parallel``, ``cascade+head``."""
     options: tuple[str, ...] = ()
     """Fields of :class:`harness.decode.making.DrafterOptions` that change what it proposes."""
 
@@ -46,7 +52,12 @@ class DrafterKind:
     @property
     def trainable(self) -> bool:
         """All it proposes is the draft's, so what it gets wrong can train the draft."""
-        return self.needs_draft and not self.free
+        return self.takes_draft and not self.free
+
+    @property
+    def takes_draft(self) -> bool:
+        """It runs the pair's draft, and would run another in its place, such as an adapted one."""
+        return self.needs_draft and not self.needs_parallel
 
     def create(self, pair: LoadedPair, options: Any) -> Any:
         """A drafter for ``pair``."""
@@ -95,6 +106,12 @@ DRAFTERS: dict[str, DrafterKind] = {
         remembers=True,
         options=("memory_ngram", "memory_min_ngram", "vocab"),
     ),
+    "parallel": DrafterKind(
+        summary="the draft, several tokens in one pass", make=f"{_MAKING}:parallel", needs_draft=True, needs_parallel=True, inner=True
+    ),
+    "head": DrafterKind(
+        summary="a block that reads the target's hidden states", make="harness.decode.head:head_drafter", needs_head=True, inner=True
+    ),
 }
 """The drafters that come with the package. A new one is one line here."""
 
@@ -109,10 +126,25 @@ def drafter_kinds() -> dict[str, DrafterKind]:
 
 
 def find_kind(name: str | None) -> DrafterKind | None:
-    """The kind called ``name``; None for plain decoding, adapters, the router and what nobody knows."""
+    """The kind called ``name``, such as ``hybrid+parallel``; None for plain decoding, adapters, the router and what nobody knows."""
     if name is None or name in DRAFTERS:
         return DRAFTERS.get(name or "")
-    return _installed().get(name)
+    around, inner = split_name(name)
+    return _installed().get(name) if around is None else _around(find_kind(around), find_kind(inner))
+
+
+def _around(outer: DrafterKind | None, own: DrafterKind | None) -> DrafterKind | None:
+    """A drafter with another one in the place of the pair's draft; None where that is no drafter."""
+    if outer is None or own is None or not outer.takes_draft or not own.inner:
+        return None
+
+    def make(pair: Any, options: Any) -> Any:
+        return outer.create(pair, replace(options, draft=own.create(pair, options)))
+
+    needs = {"needs_draft": own.needs_draft, "needs_parallel": own.needs_parallel, "needs_head": own.needs_head}
+    return replace(
+        outer, summary=f"{outer.summary}; the draft is {own.summary}", make=make, options=(*outer.options, *own.options), **needs
+    )
 
 
 def drafter_kind(name: str) -> DrafterKind:
@@ -152,19 +184,40 @@ def needs_memory(name: str | None) -> bool:
     return kind is not None and kind.needs_memory
 
 
-def check_memory(pair_name: str, drafter: str | None) -> None:
-    """Check before anything is loaded that a drafter which needs a memory has one.
+def needs_parallel(name: str | None) -> bool:
+    """Whether decoding with ``name`` takes the pair's parallel adapter."""
+    kind = find_kind(name)
+    return kind is not None and kind.needs_parallel
+
+
+def check_needs(pair_name: str, drafter: str | None) -> None:
+    """Check before anything is loaded that a drafter which needs a memory, or a parallel adapter, has one.
 
     Raises:
-        HarnessError: the pair has no memory.
+        HarnessError: the pair has none.
     """
     if needs_memory(drafter) and found_memory(pair_name) is None:
         raise no_memory(pair_name)
+    if needs_parallel(drafter) and found_parallel(pair_name) is None:
+        raise no_parallel(pair_name)
 
 
 def no_memory(pair_name: str) -> HarnessError:
     """What to do where a pair has no memory."""
     return HarnessError(f"pair {pair_name!r} has no memory", f"Make one: `harness memory build {pair_name} --from answers/`.")
+
+
+def no_parallel(pair_name: str) -> HarnessError:
+    """What to do where a pair has no parallel adapter."""
+    return HarnessError(f"pair {pair_name!r} has no parallel adapter", f"Train one: `harness train --models {pair_name} --parallel 8`.")
+
+
+def no_head(pair_name: str) -> HarnessError:
+    """What to do where a pair has no head."""
+    return HarnessError(
+        f"pair {pair_name!r} has no head that reads its target",
+        "Make one with `harness distill CONFIG --set kind=head`, and name its folder as `head` in the pair's file.",
+    )
 
 
 def described() -> str:

@@ -38,6 +38,21 @@ def found_memory(pair_name: str) -> Path | None:
     return next((path for path in (memory_path(pair_name), *shipped) if path.is_file()), None)
 
 
+PARALLEL = "parallel"
+"""Name of the adapter that a pair's parallel drafts come from."""
+
+
+def adapters_root(pair_name: str) -> Path:
+    """Folder that holds a pair's adapters."""
+    return cache_dir() / "adapters" / pair_name
+
+
+def found_parallel(pair_name: str) -> Path | None:
+    """The adapter of a pair that its parallel drafts come from; None where it has none."""
+    folder = adapters_root(pair_name) / PARALLEL
+    return folder if (folder / "metadata.json").is_file() else None
+
+
 def shipped_memories() -> list[Path]:
     """Memories that come with the package."""
     return sorted((_PACKAGE / "models" / "memories").glob("*.safetensors"))

@@ -31,6 +31,10 @@ class LoadedDraft(Protocol):
         """Where it came from."""
 
     @property
+    def vocab(self) -> tuple[int, ...] | None:
+        """Target ids that drafting is restricted to, besides those of prompt and answer."""
+
+    @property
     def vocab_hash(self) -> str | None:
         """SHA-256 of the ids that drafting is restricted to."""
 
@@ -38,8 +42,19 @@ class LoadedDraft(Protocol):
     def target_rows(self) -> int | None:
         """How many ids the target has, where known."""
 
+    @property
+    def context_tokens(self) -> int | None:
+        """Most of its own tokens that it can hold, where they are not the target's."""
+
+    @property
+    def translation(self) -> Any:
+        """How what it says becomes the target's tokens, where it has a tokenizer of its own."""
+
     def fit(self, rows: int) -> None:
         """Keep to the ids of a target that has ``rows`` of them."""
+
+    def with_model(self, model: Any) -> LoadedDraft:
+        """The same draft running another model of its kind."""
 
 
 @runtime_checkable

@@ -289,6 +289,8 @@ class Record(Rates):
     draft_lengths: tuple[Length, ...]
     emitted: Count
     finish: Finish
+    reused_tokens: Count = 0
+    """Prompt tokens that the target had read for an earlier turn of the conversation."""
     prefill_s: Time | None = None
     ttft_s: Time | None = None
     draft_s: Time | None = None
@@ -324,6 +326,11 @@ class Record(Rates):
     """What else the machine did meanwhile."""
     tries: tuple[Try, ...] = ()
     """Earlier tries whose clock was disturbed; the record holds the last, or the fastest, one."""
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of the prompt that the target read for this answer."""
+        return self.prompt_tokens - self.reused_tokens
 
 
 def to_dict(record: Any) -> dict[str, Any]:

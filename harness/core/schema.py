@@ -21,6 +21,8 @@ class Calibration(TypedDict):
     """Draft step over target step."""
     v: list[Duration]
     """Target pass over 1, 2, ... tokens, over a step."""
+    once: NotRequired[Amount]
+    """What a round with a draft costs beside ``c`` a token, over a step: the one pass of a drafter that proposes all tokens in it."""
 
 
 class Round(TypedDict):

@@ -13,8 +13,9 @@ import numpy as np
 
 from harness.core.protocols import LoadedPair
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, ModelDrafter, Request
+from harness.decode.drafters import Drafter, Request
 from harness.decode.length import AUTO_MAX_K, Costs, expected_tokens, predicted_speedup
+from harness.decode.translated import DraftModel
 from harness.models.blas import mx
 from harness.models.opened import vocabulary_rows
 
@@ -32,18 +33,22 @@ class Calibration:
     target_step_s: float
     """Median time of a one-token target pass."""
     draft_step_s: float | None
-    """Median time of a one-token draft pass with its argmax; None where drafting needs no model."""
+    """Median time of a one-token draft pass with its argmax, or what one more token adds to the one pass of a drafter that proposes all
+    of them at once; None where drafting needs no model."""
     block_s: tuple[float, ...]
     """Median time of a target pass over 1, 2, ... tokens; beyond ``DENSE_BLOCK`` some sizes are interpolated."""
     spread: float
     """Largest (p90 - p10) / median over all timed passes: above 0.2 the machine was busy."""
     context_tokens: int = CONTEXT_TOKENS
+    draft_once_s: float = 0.0
+    """Median time of such a pass, less what its tokens add; 0 for other drafters."""
 
     @property
     def costs(self) -> Costs:
         """c and v in target steps."""
         c = (self.draft_step_s or 0.0) / self.target_step_s
-        return Costs(c=c, v=tuple(max(t / self.target_step_s, 1.0) for t in self.block_s))
+        v = tuple(max(t / self.target_step_s, 1.0) for t in self.block_s)
+        return Costs(c=c, v=v, once=self.draft_once_s / self.target_step_s)
 
     def predict(self, alpha: float) -> dict[int, float]:
         """Predicted speedup per K for per-token acceptance ``alpha``."""
@@ -51,8 +56,8 @@ class Calibration:
         return {k: predicted_speedup(expected_tokens(alpha, k), k, costs) for k in range(1, costs.max_k + 1)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, with c and v spelled out."""
-        return {**dataclasses.asdict(self), "c": self.costs.c, "v": list(self.costs.v)}
+        """Plain JSON types, with c, v and once spelled out."""
+        return {**dataclasses.asdict(self), "c": self.costs.c, "v": list(self.costs.v), "once": self.costs.once}
 
 
 DENSE_BLOCK = 9
@@ -78,15 +83,26 @@ def calibrate(pair: LoadedPair, drafter: Drafter | None = None, *, max_k: int = 
     target = _prefilled(pair.target, length)
     draft = getattr(drafter, "draft", drafter)
     jobs: dict[object, Callable[[], None]] = {m: _block(target, m) for m in block_sizes(max_k)}
-    if isinstance(draft, ModelDrafter):
+    at_once = min(getattr(draft, "at_once", 1), max_k)
+    if at_once > 1 and draft is not None:
+        context = _context(pair.target, length)
+        jobs |= {"draft": _proposal(draft, context), "all": _proposal(draft, context, at_once)}
+    elif (step := getattr(draft, "timed_step", None)) is not None:
+        jobs["draft"] = step(_context(pair.target, length))
+    elif isinstance(draft, DraftModel):
         jobs["draft"] = _block(_prefilled(draft.model, length), 1)
     elif drafter is not None and not getattr(drafter, "free", False):
         jobs["draft"] = _proposal(drafter, _context(pair.target, length))
     times = interleaved(jobs, repeats)
     median = {name: statistics.median(values) for name, values in times.items()}
+    step, once = median.get("draft"), 0.0
+    if at_once > 1:
+        step = max(0.0, median["all"] - median["draft"]) / (at_once - 1)
+        once = max(0.0, median["draft"] - step)
     return Calibration(
         target_step_s=median[1],
-        draft_step_s=median.get("draft"),
+        draft_step_s=step,
+        draft_once_s=once,
         block_s=tuple(np.interp(range(1, max_k + 2), block_sizes(max_k), [median[m] for m in block_sizes(max_k)]).tolist()),
         spread=max(_spread(values) for values in times.values()),
         context_tokens=length,
@@ -122,12 +138,12 @@ def _context(model: Any, length: int) -> list[int]:
     return [(token % 1000 + 100) % vocabulary_rows(model) for token in range(length)]
 
 
-def _proposal(drafter: Drafter, context: list[int]) -> Callable[[], None]:
-    """Propose one token after ``context``, with any kind of drafter."""
+def _proposal(drafter: Drafter, context: list[int], k: int = 1) -> Callable[[], None]:
+    """Propose ``k`` tokens after ``context``, with any kind of drafter."""
     drafter.begin(context)
 
     def run() -> None:
-        if (proposal := drafter.propose(context, Request(k=1))) is not None:
+        if (proposal := drafter.propose(context, Request(k=k))) is not None:
             mx.eval(proposal.tokens)
 
     return run

@@ -6,9 +6,10 @@ still valid, so the loop needs no bookkeeping per strategy.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from harness.core.errors import HarnessError
 from harness.decode.accept import common_prefix
@@ -45,6 +46,13 @@ class Proposal:
     def k(self) -> int:
         """Number of proposed tokens."""
         return self.tokens.shape[0]
+
+    def only(self, i: int) -> Proposal:
+        """The proposal of token ``i`` alone, its confidence apart."""
+        rows: dict[str, Any] = {
+            name: None if (found := getattr(self, name)) is None else found[i : i + 1] for name in ("tokens", "logq", "logits")
+        }
+        return dataclasses.replace(self, confidences=(), **rows)
 
     def full_logq(self, vocab: int) -> mx.array | None:
         """Return ``logq`` over the target's vocabulary (k, vocab); ids the draft does not have get probability 0.
@@ -126,8 +134,12 @@ class ModelDrafter:
         self._state: CachedModel | None = None
         self._seen = 0  # context length at the last proposal: everything cached up to there is true
         self._proposed: mx.array = EMPTY
+        self._carried = 2  # tokens that the cache may lack before a pass of their own: the last, and a proposal that was not fed
         self.caches: KeptCaches | None = None
         """Where the draft's cache comes from and stays."""
+        self.window: int | None = None
+        """Of a longer prompt only so many of its last tokens are read; None is all of it."""
+        self._skipped = 0  # tokens of the prompt that are not read
 
     @property
     def model(self):  # type: ignore[no-untyped-def]
@@ -153,10 +165,16 @@ class ModelDrafter:
             )
 
     def begin(self, prompt: list[int]) -> None:
+        self._skipped = max(0, len(prompt) - self.window) if self.window else 0
+        prompt = prompt[self._skipped :]
         model, self.token_map = widened(self.model, self.token_map, prompt)
         self._state = self.caches.open(self._role, model, prompt) if self.caches else CachedModel(model)
         self._state.prefill(prompt[self._state.offset : -1])
         self._seen, self._proposed = len(prompt), EMPTY
+
+    def beside(self, target: CachedModel, prompt: list[int]) -> CachedModel:
+        """The target as the loop has to run it for this draft."""
+        return target
 
     def forget(self) -> None:
         """Drop the state of an answer: the next one's prompt is not read before it is asked for."""
@@ -165,6 +183,7 @@ class ModelDrafter:
     def keep(self, context: list[int]) -> None:
         """Leave the cache of what ``context`` and the draft's own guesses share to the next answer."""
         if self.caches is not None and self._state is not None:
+            context = context[self._skipped :]
             self.caches.keep(self._role, self._state, context[: min(self._state.offset, self._valid(context), len(context) - 1)])
 
     @property
@@ -184,14 +203,21 @@ class ModelDrafter:
             self.begin(context)
             state = self._state
             assert state is not None
+        context = context[self._skipped :]
         true = len(context) - request.guesses
         state.model, self.token_map = widened(state.model, self.token_map, context[self._seen : true])
         length = min(state.offset, self._valid(context), len(context) - 1)
         if length < state.offset or not request.guesses:  # inside a round nothing is settled yet
             state.trim_to(length, settled=not request.guesses)
         state.mark()
-        state.prefill(context[state.offset : -2])  # more than two tokens behind: another drafter was at work
-        feed = mx.array(context[state.offset :], dtype=mx.int32)
+        state.prefill(context[state.offset : -self._carried])  # another drafter was at work
+        proposal = self._draw_all(state, mx.array(context[state.offset :], dtype=mx.int32), request)
+        guessed = [mx.array(context[true:], dtype=mx.int32)] if request.guesses else []
+        self._seen, self._proposed = true, mx.concatenate([*guessed, proposal.tokens]) if guessed else proposal.tokens
+        return proposal
+
+    def _draw_all(self, state: CachedModel, feed: mx.array, request: Request) -> Proposal:
+        """The proposals behind ``feed``, what the cache lacks of the context."""
         tokens, logqs, logits, confidences = [], [], [], []
         keys = mx.random.split(request.key, request.k) if request.key is not None else [None] * request.k
         for i in range(request.k):
@@ -208,11 +234,8 @@ class ModelDrafter:
                     break
             else:
                 mx.async_eval(feed)
-        proposed = mx.concatenate(tokens)
-        guessed = [mx.array(context[true:], dtype=mx.int32)] if request.guesses else []
-        self._seen, self._proposed = true, mx.concatenate([*guessed, proposed]) if guessed else proposed
         return Proposal(
-            tokens=proposed,
+            tokens=mx.concatenate(tokens),
             logq=mx.concatenate(logqs) if request.with_logq else None,
             token_map=self.token_map,
             logits=mx.concatenate(logits) if request.with_logits else None,
@@ -347,13 +370,13 @@ class HybridDrafter:
 
     Args:
         first: a lookup, usually with ``min_ngram`` 3, so that only solid matches skip the draft, or a memory.
-        draft: the model drafter behind it.
+        draft: the drafter behind it, which runs a model.
         name: name in reports.
     """
 
     free = True
 
-    def __init__(self, first: FreeDrafter, draft: ModelDrafter, name: str = "hybrid") -> None:
+    def __init__(self, first: FreeDrafter, draft: Drafter, name: str = "hybrid") -> None:
         self.name = name
         self.first = first
         self.draft = draft
@@ -365,6 +388,6 @@ class HybridDrafter:
     def propose(self, context: list[int], request: Request) -> Proposal | None:
         return self.first.propose(context, request) or self.draft.propose(context, request)
 
-    def with_draft(self, draft: ModelDrafter) -> HybridDrafter:
+    def with_draft(self, draft: Drafter) -> HybridDrafter:
         """The same before another draft."""
         return HybridDrafter(self.first, draft, self.name)

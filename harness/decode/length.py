@@ -7,7 +7,7 @@ rounds it uses the running acceptance; inside a round it keeps drafting while th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,8 @@ Drawn = tuple[str, float]
 """Source of a token, and the chance it gives it."""
 AUTO_MAX_K = 16
 """Longest draft that ``auto`` weighs: text copied from the prompt comes in long stretches, which lookup proposes for nothing."""
+SPARE = 1
+"""A drafter that proposes all tokens in one pass is asked for this many more than the best length: what it says of them decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,14 @@ class Costs:
     """Measured costs in units of one target step."""
 
     c: float
-    """One draft step (0 for lookup)."""
+    """One draft step (0 for lookup); of a drafter that proposes all tokens in one pass, what each adds to it."""
     v: tuple[float, ...]
     """v[m - 1] is a target pass over m tokens; v[0] is 1."""
+    once: float = 0.0
+    """What a round with a draft costs beside ``c`` a token: the one pass of such a drafter."""
 
     def __post_init__(self) -> None:
-        for name, values in (("c", (self.c,)), ("v", self.v)):
+        for name, values in (("c", (self.c,)), ("once", (self.once,)), ("v", self.v)):
             if not values or not all(0 <= value < math.inf for value in values):
                 raise HarnessError(f"{name} is {getattr(self, name)!r:.100}", "Measured costs are finite and not negative.")
 
@@ -44,9 +48,13 @@ class Costs:
         """Longest draft the measurements cover."""
         return len(self.v) - 1
 
-    def round_cost(self, k: int, c: float | None = None) -> float:
-        """Cost of drafting ``k`` tokens and verifying them, in target steps."""
-        return k * (self.c if c is None else c) + self.v[k]
+    def draft_cost(self, k: int) -> float:
+        """Cost of drafting ``k`` tokens with the model, in target steps."""
+        return self.once + k * self.c if k else 0.0
+
+    def round_cost(self, k: int, *, free: bool = False) -> float:
+        """Cost of verifying ``k`` tokens and, where they are not ``free``, of drafting them, in target steps."""
+        return (0.0 if free else self.draft_cost(k)) + self.v[k]
 
 
 CARRIED_TOKENS = 8
@@ -224,21 +232,21 @@ class AutoK:
 
     def best(self) -> tuple[int, float]:
         """Return the best fixed K for the running acceptance and its tokens per target-step time; K = 0 gives 1."""
-        return self._best(self.alpha(), self.costs.c)
+        return self._best(self.alpha())
 
-    def _best(self, alpha: float, c: float) -> tuple[int, float]:
-        rates = [(expected_tokens(alpha, k) / self.costs.round_cost(k, c), -k) for k in range(self.costs.max_k + 1)]
+    def _best(self, alpha: float, *, free: bool = False) -> tuple[int, float]:
+        rates = [(expected_tokens(alpha, k) / self.costs.round_cost(k, free=free), -k) for k in range(self.costs.max_k + 1)]
         rate, k = max(rates)
         return -k, rate
 
     def _rival(self) -> float:
         """Tokens per target-step time of a round without a free source: the draft model's, or plain decoding's."""
-        return self.best()[1] if self.costs.c > 0 else 1.0
+        return self.best()[1] if self.costs.draft_cost(1) > 0 else 1.0
 
     def free_k(self) -> dict[str, int]:
         """Best length at the running acceptance of lookups, 0 while the draft model does better; a memory says more of each token."""
         rival = self._rival()
-        found = {source: self._best(self.alpha(source), 0.0) for source in ("lookup", "copy")}
+        found = {source: self._best(self.alpha(source), free=True) for source in ("lookup", "copy")}
         return {"memory": self.costs.max_k, **{source: k if rate > rival else 0 for source, (k, rate) in found.items()}}
 
     def worth(self, confidences: tuple[float, ...]) -> int:
@@ -247,7 +255,7 @@ class AutoK:
         for j, confidence in enumerate(confidences, 1):
             survive *= self._stands("memory", confidence)
             tokens += survive
-            rate = tokens / self.costs.round_cost(j, 0.0)
+            rate = tokens / self.costs.round_cost(j, free=True)
             if rate > best:
                 best, length = rate, j
         return length
@@ -257,7 +265,7 @@ class AutoK:
         self._probing = False
         if k > 0:
             self._plain_rounds = 0
-            return self.costs.max_k
+            return min(k + SPARE, self.costs.max_k) if self.costs.once else self.costs.max_k
         # Speculation loses: decode plainly, and probe so rarely that probing costs at most the budget.
         if self._plain_rounds == 0:
             loss = max(self.costs.round_cost(1) - expected_tokens(self.alpha(), 1), 0.01)
@@ -296,36 +304,37 @@ class AutoK:
     def pick(self, chain: Sequence[Drawn], found: Sequence[Sequence[Drawn]], draft: bool) -> int | None:
         """The source whose tokens, as many as pay, gain most over what the same time gives at the running speed; None for no gain."""
         at, survive = len(chain), math.prod(self._stands(*drawn) for drawn in chain)
-        gains = {i: self._gain(at, survive, [self._stands(*drawn) for drawn in run], 0.0) for i, run in enumerate(found)}
+        gains = {i: self._gain(at, survive, [self._stands(*drawn) for drawn in run], lambda n: 0.0) for i, run in enumerate(found)}
         if draft:
-            gains[DRAFT] = self._gain(at, survive, [self.alpha()] * (self.costs.max_k - at), self.costs.c)
+            gains[DRAFT] = self._gain(at, survive, [self.alpha()] * (self.costs.max_k - at), self.costs.draft_cost)
         best = max(gains, key=lambda i: gains[i], default=None)
         if best is not None and gains[best] > 0:
             return best
         return DRAFT if draft and self._probing and not chain else None
 
-    def _gain(self, at: int, survive: float, chances: Sequence[float], c: float) -> float:
+    def _gain(self, at: int, survive: float, chances: Sequence[float], cost: Callable[[int], float]) -> float:
         """Expected tokens of the best number of further tokens, less what their time would give otherwise.
 
         Args:
             at: tokens proposed so far.
             survive: chance that all of them stand.
             chances: of each further token, if those before it stand.
-            c: cost of proposing one.
+            cost: of proposing so many.
         """
         speed, v = max(self._emitted / self._spent, 1.0), self.costs.v
         best = tokens = 0.0
         for more, chance in enumerate(chances[: self.costs.max_k - at], 1):
             survive *= chance
             tokens += survive
-            best = max(best, tokens - speed * (more * c + v[at + more] - v[at]))
+            best = max(best, tokens - speed * (cost(more) + v[at + more] - v[at]))
         return best
 
     def update(self, *, drafted: int, accepted: int, confidences: tuple[float, ...], source: str) -> None:
         # Another package's source counts as the draft, as whose its cost was measured.
         sources = [name if name in self._decided else "draft" for name in expanded(source, drafted)]
         self._emitted = self._emitted * self.decay + accepted + 1
-        self._spent = self._spent * self.decay + self.costs.v[min(drafted, self.costs.max_k)] + self.costs.c * sources.count("draft")
+        spent = self.costs.v[min(drafted, self.costs.max_k)] + self.costs.draft_cost(sources.count("draft"))
+        self._spent = self._spent * self.decay + spent
         for i, source in enumerate(sources[: accepted + 1]):
             stands = float(i < accepted)
             self._accepted[source] = self._accepted[source] * self.decay + stands

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.core.drafter_kinds import drafter_kind
+from harness.core.drafter_kinds import drafter_kind, no_parallel
 from harness.core.errors import HarnessError
 from harness.core.limits import COUNT, Limit
-from harness.core.paths import found_memory
-from harness.core.protocols import LoadedPair
+from harness.core.paths import found_memory, found_parallel
+from harness.core.protocols import LoadedDraft, LoadedPair
 from harness.decode.cascade import CascadeDrafter
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
 from harness.decode.memory import pair_memory
+from harness.decode.parallel import ParallelDrafter, parallel_drafter
+from harness.decode.translated import DraftModel, TranslatedDrafter
 from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import vocabulary_rows
 
@@ -64,6 +66,8 @@ def resolve_drafter(pair: LoadedPair, drafter: str | Drafter, options: DrafterOp
     model = getattr(found, "draft", found)
     if isinstance(model, ModelDrafter):
         model.fit(vocabulary_rows(pair.target))
+    if isinstance(model, DraftModel) and (window := getattr(pair.config, "draft_context", None)) is not None:
+        model.window = window
     return found
 
 
@@ -73,7 +77,7 @@ def around_draft(pair: LoadedPair, name: str, draft: ModelDrafter) -> Drafter:
     Raises:
         HarnessError: the drafter runs no draft, or the pair lacks what it needs.
     """
-    if not drafter_kind(name).needs_draft:
+    if not drafter_kind(name).takes_draft:
         raise HarnessError(f"{name} runs no draft that an adapter could change", "Use it alone, or take hybrid, memory_hybrid or cascade.")
     return resolve_drafter(pair, name, DrafterOptions(draft=draft))
 
@@ -121,20 +125,30 @@ def cascade(pair: LoadedPair, options: DrafterOptions) -> CascadeDrafter:
     return CascadeDrafter(LookupDrafter(options.memory_ngram, options.memory_min_ngram), walker, draft, vocabulary_rows(pair.target))
 
 
-def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
+def parallel(pair: LoadedPair, options: DrafterOptions) -> ParallelDrafter:
+    """The drafter ``parallel``.
+
+    Raises:
+        HarnessError: the pair has no draft model, no parallel adapter, or one of another draft.
+    """
+    draft = _pair_draft(pair)
+    folder = found_parallel(pair.name)
+    if folder is None:
+        raise no_parallel(pair.name)
+    return parallel_drafter(draft, folder)
+
+
+def generic(pair: LoadedPair, options: DrafterOptions) -> DraftModel:
     """The drafter ``generic``, or what stands for it.
 
     Raises:
-        HarnessError: the pair has no draft model, or ``vocab`` names no ids of it.
+        HarnessError: the pair has no draft model, or ``vocab`` names no ids of it, or ids that are not its own.
     """
     if options.draft is not None:
         return options.draft
-    if pair.draft is None:
-        raise HarnessError(
-            f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
-        )
-    draft = pair.draft
-    draft.fit(vocabulary_rows(pair.target))
+    draft = _pair_draft(pair)
+    if draft.translation is not None:
+        return _translated(pair, draft, options)
     if options.vocab is None or draft.token_map is not None:
         model, token_map = draft.proposer
         return ModelDrafter(model, token_map, name="generic")
@@ -143,3 +157,21 @@ def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
     if len(ids) < 2 or ids[0] < 0 or ids[-1] >= size:
         raise HarnessError("the draft's output vocabulary has fewer than two ids or unknown ones", f"Give ids from 0 to {size - 1}.")
     return ModelDrafter(PrunedHead(draft.model, ids), name="generic")
+
+
+def _pair_draft(pair: LoadedPair) -> LoadedDraft:
+    """The pair's draft, its ids those of the target where it is not translated."""
+    if pair.draft is None:
+        raise HarnessError(
+            f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
+        )
+    pair.draft.fit(vocabulary_rows(pair.target))
+    return pair.draft
+
+
+def _translated(pair: LoadedPair, draft: LoadedDraft, options: DrafterOptions) -> TranslatedDrafter:
+    """The draft of a pair with two tokenizers."""
+    if options.vocab is not None:
+        raise HarnessError("vocab names ids of the target, and the draft has a tokenizer of its own", "Leave vocab out.")
+    rows, most = vocabulary_rows(pair.target), draft.context_tokens or pair.context_tokens
+    return TranslatedDrafter(draft.model, draft.translation, rows=rows, context_tokens=most)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,20 +20,20 @@ from harness.core.limits import room
 from harness.core.protocols import LoadedPair
 from harness.core.records import Trajectory
 from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter, ModelDrafter
+from harness.decode.forced import HEAD_ROWS, ForcedPass, score_rows
 from harness.decode.length import Costs, make_policy
 from harness.decode.making import DrafterOptions, resolve_drafter
-from harness.decode.sampling import Sampling, log_softmax, processed_logprobs
-from harness.decode.simulate import AlongAnswer, RoundCounts, expected_counts, simulate_free, simulate_match, simulate_policy
+from harness.decode.parallel import ParallelDrafter
+from harness.decode.parallel_replay import ParallelPass, parallel_passes
+from harness.decode.sampling import Sampling
+from harness.decode.simulate import RoundCounts, expected_counts, simulate_free, simulate_policy, simulate_runs
 from harness.models.blas import mx
-from harness.models.forward import ForcedHead, draft_ids, forced_head
+from harness.models.forward import draft_ids, forced_head
 from harness.models.opened import hidden_states, open_model
 
 BATCH_TOKENS = 2048
 """Padded tokens per teacher-forced batch."""
-MOST_DRAFTED = 2**31
-"""No bound of replay's own: the policy decides."""
-HEAD_ROWS = 256
-"""Rows per call of the output head: 256 x 152k logits are 150 MB."""
+Pass = ForcedPass | ParallelPass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +57,6 @@ class ReplayRow(Rates):
     """Positions where the draft's top two logits are closer than kernel noise, so that a flip against decoding is possible."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForcedPass:
-    """What one teacher-forced pass of a draft over one trajectory gives."""
-
-    match: np.ndarray
-    """(n,) bool: the draft's favourite equals the target's token."""
-    gap: np.ndarray
-    """(n,) float32: top-1 minus top-2 draft logit."""
-    favourite: np.ndarray
-    """(n,) int32: the draft's favourite, as the target's id."""
-    confidence: np.ndarray
-    """(n,) float32: its probability under the draft."""
-    logq: np.ndarray | None = None
-    """(n,) float32: processed draft log-probability of the target's token, for temperature above 0."""
-
-    def near_ties(self, noise: float = 1e-3) -> int:
-        """Positions where another kernel may flip the favourite: those whose gap is below ``noise``."""
-        return int((self.gap < noise).sum())
-
-
 def forced_passes(
     model: Any,
     token_map: mx.array | None,
@@ -98,6 +78,19 @@ def forced_passes(
     """
     found = variant_passes(model, token_map, trajectories, lambda tokens: [hidden_states(model, tokens)], sampling, progress)
     return [forced for (forced,) in found]
+
+
+def model_passes(
+    drafter: ModelDrafter,
+    trajectories: Sequence[Trajectory],
+    sampling: Sampling | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Sequence[Pass]:
+    """What a model drafter says along each answer; arguments as for :func:`forced_passes`."""
+    trajectories = _as_read(drafter, trajectories)
+    if isinstance(drafter, ParallelDrafter):
+        return parallel_passes(drafter, trajectories, sampling, progress)
+    return forced_passes(drafter.model, drafter.token_map, trajectories, sampling, progress)
 
 
 def variant_passes(
@@ -135,7 +128,9 @@ def variant_passes(
             for b, i in enumerate(batch):
                 t = trajectories[i]
                 first = len(t.prompt_tokens) - 1
-                out[i].append(_score(heads[b], hidden[b, first : first + len(t.tokens)], t, lookups[b], sampling))
+                ids = list(t.tokens) if (known := lookups[b]) is None else [known.get(x, -1) for x in t.tokens]
+                own = hidden[b, first : first + len(ids)]
+                out[i].append(score_rows(heads[b], own, mx.arange(len(ids), dtype=mx.int32), ids, sampling))
             del hidden
         if progress:
             progress(sum(map(bool, out)))
@@ -155,29 +150,6 @@ def length_batches(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> Iterat
         yield batch
 
 
-def _score(head: ForcedHead, hidden: mx.array, t: Trajectory, lookup: dict[int, int] | None, sampling: Sampling | None) -> ForcedPass:
-    ids = [lookup.get(x, -1) for x in t.tokens] if lookup is not None else list(t.tokens)
-    found: list[list[np.ndarray]] = [[] for _ in range(5)]
-    for start in range(0, len(ids), HEAD_ROWS):
-        logits = head.logits(hidden[start : start + HEAD_ROWS], start)
-        wanted = mx.array(ids[start : start + HEAD_ROWS], dtype=mx.int32)
-        wanted = mx.where(wanted < logits.shape[-1], wanted, -1)  # a token that the draft lacks
-        best = mx.argmax(logits, axis=-1)
-        top2 = -mx.partition(-logits, kth=1, axis=-1)[:, :2]
-        confidence = mx.exp(mx.max(log_softmax(logits), axis=-1))
-        ids_of = best if head.token_map is None else head.token_map[best]
-        parts = [best == wanted, (top2[:, 0] - top2[:, 1]).astype(mx.float32), ids_of.astype(mx.int32), confidence]
-        if sampling is not None and not sampling.greedy:
-            logq = processed_logprobs(logits, sampling)
-            picked = mx.take_along_axis(logq, mx.maximum(wanted, 0)[:, None], axis=-1)[:, 0]
-            parts.append(mx.where(wanted >= 0, picked, -mx.inf))
-        mx.eval(parts)
-        for store, part in zip(found, parts, strict=False):
-            store.append(np.array(part))
-    match, gap, favourite, confidence_, *logq = [np.concatenate(parts) for parts in found if parts]
-    return ForcedPass(match=match, gap=gap, favourite=favourite, confidence=confidence_, logq=logq[0] if logq else None)
-
-
 def replay_model(
     name: str,
     model: Any,
@@ -195,18 +167,58 @@ def replay_model(
     return [replay_row(name, t, forced, k, noise) for t, forced in zip(trajectories, passes, strict=True) for k in ks]
 
 
-def replay_row(name: str, t: Trajectory, forced: ForcedPass, k: int, noise: float = 1e-3) -> ReplayRow:
+def replay_row(name: str, t: Trajectory, forced: Pass, k: int, noise: float = 1e-3) -> ReplayRow:
     """Counts of one drafter on one trajectory at draft length ``k``; gaps below ``noise`` count as near-ties."""
     ties = forced.near_ties(noise)
     if forced.logq is None:
-        return _row_of(name, t, k, simulate_match(forced.match, k, t.max_tokens), ties)
+        return row_of(name, t, k, simulate_runs(forced.runs, min(k, forced.most), t.max_tokens), ties)
+    return expected_row(name, t, min(k, forced.most), forced.stands(target_logprobs(t)), ties, k)
+
+
+def target_logprobs(t: Trajectory) -> np.ndarray:
+    """(n,) log p of the answer's tokens.
+
+    Raises:
+        HarnessError: they were not kept.
+    """
     if t.logprobs is None:
         raise HarnessError(
             f"trajectory {t.sample_id} has no log-probabilities", "Collect it again: sampled replay needs log p of every token."
         )
-    stand = np.minimum(1.0, np.exp(forced.logq.astype(np.float64) - t.logprobs))
+    return np.asarray(t.logprobs)
+
+
+def expected_row(name: str, t: Trajectory, k: int, stand: np.ndarray, near_ties: int, asked: int | None = None) -> ReplayRow:
+    """A line of the table from the probabilities that tokens stand, as :func:`harness.decode.simulate.expected_counts` takes them.
+
+    ``k`` is the longest draft that is made, ``asked`` the one that was asked for where that is more.
+    """
     expected = dataclasses.asdict(expected_counts(stand, k, t.max_tokens)) | {"emitted": len(t.tokens)}
-    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=ties, **expected)
+    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=asked or k, near_ties=near_ties, **expected)
+
+
+@runtime_checkable
+class Replays(Protocol):
+    """A draft whose proposals follow from more than the tokens before them: it brings its own replay."""
+
+    def replayed(
+        self,
+        name: str,
+        drafter: Drafter,
+        trajectories: Sequence[Trajectory],
+        ks: Sequence[int | str],
+        sampling: Sampling | None,
+        costs: Costs | None,
+        progress: Callable[[int], None] | None,
+    ) -> list[ReplayRow]:
+        """Rows of ``drafter``, which is this draft or one around it; arguments as :func:`replay`'s."""
+
+
+def _as_read(drafter: ModelDrafter, trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """The trajectories behind as much of their prompts as the drafter reads."""
+    if drafter.window is None:
+        return trajectories
+    return [dataclasses.replace(t, prompt_tokens=t.prompt_tokens[-drafter.window :]) for t in trajectories]
 
 
 def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
@@ -219,7 +231,8 @@ def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "context", **cut)
 
 
-def _row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:
+def row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:
+    """A line of the table from simulated rounds."""
     return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=near_ties, **dataclasses.asdict(counts))
 
 
@@ -262,10 +275,14 @@ def replay(
         name = item if isinstance(item, str) else item.name
         if not greedy and (policies or not isinstance(drafter, ModelDrafter)):
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
+        if isinstance(reading := getattr(drafter, "draft", drafter), Replays):
+            rows += reading.replayed(name, drafter, trajectories, ks, sampling, costs, progress)
+            continue
         played: Sequence[int | str] = policies
         if fixed and isinstance(drafter, ModelDrafter):
-            rows += replay_model(name, drafter.model, drafter.token_map, trajectories, fixed, sampling=sampling, progress=progress)
-        elif isinstance(drafter, FreeDrafter | HybridDrafter):
+            passes = model_passes(drafter, trajectories, sampling, progress)
+            rows += [replay_row(name, t, forced, k) for t, forced in zip(trajectories, passes, strict=True) for k in fixed]
+        elif isinstance(drafter, FreeDrafter) or (isinstance(drafter, HybridDrafter) and isinstance(drafter.draft, ModelDrafter)):
             rows += _replay_greedy(name, drafter, trajectories, fixed, progress) if fixed else []
         else:
             played = ks
@@ -285,14 +302,14 @@ def _replay_policies(
     model = getattr(drafter, "draft", drafter)
     if not isinstance(model, ModelDrafter) or not (drafter is model or hasattr(drafter, "with_draft")):
         return [
-            _row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
+            row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
         ]
     rows = []
-    passes = forced_passes(model.model, model.token_map, trajectories)
+    passes = model_passes(model, trajectories)
     for t, forced in zip(_counted(trajectories, progress), passes, strict=True):
-        along = AlongAnswer(model, t, forced.match, forced.favourite, forced.confidence)
+        along = forced.along(model, t)
         chosen: Any = drafter.with_draft(along) if hasattr(drafter, "with_draft") else along
-        rows += [_row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()) for k in ks]
+        rows += [row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()) for k in ks]
     return rows
 
 
@@ -312,10 +329,11 @@ def _replay_greedy(
 ) -> list[ReplayRow]:
     """Fixed lengths of a drafter that is no model alone."""
     if isinstance(drafter, FreeDrafter):
-        return [_row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
-    passes = forced_passes(drafter.draft.model, drafter.draft.token_map, trajectories, progress=progress)
+        return [row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
+    assert isinstance(drafter.draft, ModelDrafter)
+    passes = model_passes(drafter.draft, trajectories, progress=progress)
     return [
-        _row_of(name, t, k, simulate_free(drafter.first, t, k, forced.match), forced.near_ties())
+        row_of(name, t, k, simulate_free(drafter.first, t, k, forced.runs, forced.most), forced.near_ties())
         for t, forced in zip(trajectories, passes, strict=True)
         for k in ks
     ]

@@ -75,21 +75,27 @@ def run_lengths(match: np.ndarray) -> np.ndarray:
 
 def simulate_match(match: np.ndarray, k: int, max_tokens: int) -> RoundCounts:
     """Greedy counts of a draft model from its teacher-forced ``match`` (n,)."""
-    runs = run_lengths(match)
-    return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(match), k, max_tokens)
+    return simulate_runs(run_lengths(match), k, max_tokens)
 
 
-def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: np.ndarray | None = None) -> RoundCounts:
+def simulate_runs(runs: np.ndarray, k: int, max_tokens: int) -> RoundCounts:
+    """Greedy counts where ``runs`` (n,) says how many proposals in a row equal the answer, from each token on."""
+    return simulate(lambda i, limit: (limit, min(int(runs[i]), limit)), len(runs), k, max_tokens)
+
+
+def simulate_free(
+    drafter: FreeDrafter, trajectory: Trajectory, k: int, runs: np.ndarray | None = None, most: int = MOST_DRAFTED
+) -> RoundCounts:
     """Greedy counts of a drafter that needs no model at all.
 
     Args:
         drafter: a lookup or a memory.
         trajectory: the known answer.
         k: draft length.
-        match: (n,) of the draft model that steps in where it finds nothing (hybrid); None is the drafter alone.
+        runs: as for :func:`simulate_runs`, of the draft model that steps in where it finds nothing (hybrid); None is the drafter alone.
+        most: most tokens of that model.
     """
     prompt, answer = list(trajectory.prompt_tokens), list(trajectory.tokens)
-    runs = None if match is None else run_lengths(match)
     sources: list[str] = []
     drafter.begin(prompt)
 
@@ -97,6 +103,7 @@ def simulate_free(drafter: FreeDrafter, trajectory: Trajectory, k: int, match: n
         found = drafter.search(prompt + answer[:position], Request(k=limit))
         if not found.tokens and runs is not None:
             sources.append("draft" if limit else "")
+            limit = min(limit, most)
             return limit, min(int(runs[position]), limit)
         sources.append(found.source if found.tokens else "")
         return len(found.tokens), common_prefix(found.tokens, answer[position:])
@@ -185,7 +192,8 @@ def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> Counts:
     """Expected counts under sampling, by dynamic programming over round starts.
 
     Args:
-        stand: (n,) probability that the trajectory's token stands when drafted, min(1, q/p).
+        stand: (n,) probability that the trajectory's token stands when drafted, min(1, q/p); (n, K) where that depends on the start of
+            the round: of token i + j from start i.
         k: draft length.
         max_tokens: limit of the generation.
     """
@@ -202,7 +210,7 @@ def expected_counts(stand: np.ndarray, k: int, max_tokens: int) -> Counts:
         drafted += weight * limit
         survive = 1.0
         for j in range(min(limit, n - i)):
-            p = stand[i + j]
+            p = stand[i + j] if stand.ndim == 1 else stand[i, j]
             rejected += weight * survive * (1 - p)
             begins[i + j + 1] += weight * survive * (1 - p)
             survive *= p

@@ -54,7 +54,7 @@ class Source:
         if self.part == "target" or self.adapter is not None:
             return True
         kind = find_kind(self.drafter) if self.drafter is not None else None
-        return kind is not None and kind.needs_draft
+        return kind is not None and kind.takes_draft
 
     @property
     def name(self) -> str:

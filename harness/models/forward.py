@@ -225,12 +225,12 @@ class ForcedHead:
     since: mx.array | None
     """(V,) int32: answer positions from which on an output id can be proposed; None where all always can."""
 
-    def logits(self, hidden: mx.array, start: int) -> mx.array:
-        """Logits (n, V) of ``hidden`` (n, dim) at answer positions ``start`` and up; -inf for what is not known there yet."""
+    def logits(self, hidden: mx.array, start: int | mx.array) -> mx.array:
+        """Logits (n, V) of ``hidden`` (n, dim) at answer positions ``start`` and up, or at each of them; -inf for what is unknown there."""
         logits = head_logits(self.model, hidden)
         if self.since is None:
             return logits
-        positions = mx.arange(start, start + len(hidden), dtype=mx.int32)
+        positions = start if isinstance(start, mx.array) else mx.arange(start, start + len(hidden), dtype=mx.int32)
         return mx.where(self.since[None] <= positions[:, None], logits, -mx.inf)
 
 

@@ -12,9 +12,9 @@ from harness.adapt.adapters.folder import read_info
 from harness.adapt.adapters.names import installed
 from harness.adapt.shelf import trained_on
 from harness.core import machine
-from harness.core.drafter_kinds import drafter_kinds
+from harness.core.drafter_kinds import DrafterKind, drafter_kind, drafter_kinds
 from harness.core.errors import HarnessError
-from harness.core.paths import found_memory
+from harness.core.paths import found_memory, found_parallel
 from harness.core.progress import note, notes_to
 from harness.core.terminal import show
 from harness.datasets import DatasetSpec, check_dataset, load_samples
@@ -162,15 +162,23 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
     if sum(sizes.values()) > room:
         no_draft = f"target and draft take {_gb(sum(sizes.values()))}, this machine has room for {_gb(room)}"
     no_memory = _memory_problem(named.name, samples)
+    no_head = None if named.config.head else "the pair has no head"
     left_out: dict[str, str] = {}
-    for name, kind in drafter_kinds().items():
+    kinds = _candidates(head=no_head is None)
+    for name, kind in kinds.items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
-        why = (kind.needs_draft and no_draft) or (needs and no_memory)
+        reasons = {
+            no_draft: kind.needs_draft,
+            no_memory: needs,
+            "the pair has no parallel adapter": kind.needs_parallel and found_parallel(named.name) is None,
+            no_head: kind.needs_head,
+        }
+        why = next((reason for reason, wanted in reasons.items() if reason and wanted), None)
         if why:
             left_out[name] = why
     draft = None if no_draft else folders["draft"]
     adapters = _adapters(named.name, draft.hash, samples, left_out) if draft else ()
-    return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), adapters=adapters, left_out=left_out)
+    return Entrants(drafters=tuple(name for name in kinds if name not in left_out), adapters=adapters, left_out=left_out)
 
 
 def _adapters(pair: str, draft_hash: str, samples: Sequence[Sample], left_out: dict[str, str]) -> tuple[str, ...]:
@@ -188,6 +196,14 @@ def _adapters(pair: str, draft_hash: str, samples: Sequence[Sample], left_out: d
         else:
             found.append(name)
     return tuple(found)
+
+
+def _candidates(*, head: bool) -> dict[str, DrafterKind]:
+    """Every drafter, and what runs a draft with a head in its place."""
+    kinds = drafter_kinds()
+    inner = [name for name, kind in kinds.items() if kind.inner and (head or not kind.needs_head)]
+    composed = [f"{name}+{own}" for own in inner for name, kind in kinds.items() if kind.needs_draft and kind.free]
+    return kinds | {name: drafter_kind(name) for name in composed}
 
 
 def _memory_problem(pair_name: str, samples: Sequence[Sample]) -> str | None:

@@ -11,11 +11,13 @@ from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Score, Trajectory
 from harness.core.walltime import Stages
 from harness.decode.length import Costs
-from harness.results.clock import Clock, cost_label
+from harness.results.clock import Clock
 from harness.results.store import RunStore
 from harness.results.thinking import thinking_tokens
+from harness.results.work import cost_label
 from harness.run.engine import Engine
 from harness.run.trained import Trained
+from harness.run.turns import Turns
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, settings_of
 
@@ -48,6 +50,8 @@ class Context:
     """Greedy outputs of the target, made in batches."""
     scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
     stages: Stages = field(default_factory=Stages)
+    turns: Turns = field(default_factory=Turns)
+    """Caches of the conversations under way."""
 
     @property
     def clock_limit(self) -> int:
@@ -71,11 +75,11 @@ def costs_now(context: Context, cell: Cell) -> Any:
     if not isinstance(calibrated, Costs):
         return calibrated
     c, v = context.timings.costs(label, calibrated.c, calibrated.v)
-    return Costs(c=c, v=v)
+    return Costs(c=calibrated.c if calibrated.once else c, v=v, once=calibrated.once)  # a round of one pass says nothing of a token
 
 
-def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:
-    """Decode one job's sample in its cell."""
+def generate_job(context: Context, job: Job, max_tokens: int) -> tuple[Generation, int]:
+    """Decode one job's sample in its cell; also how many tokens of its prompt an earlier turn had read."""
     cell = job.cell
     settings: dict[str, Any] = {
         "drafter": cell.drafter,
@@ -91,13 +95,17 @@ def generate_job(context: Context, job: Job, max_tokens: int) -> Generation:
         settings["costs"] = costs_now(context, cell)
     if context.profile:
         settings["profile"] = True
+    if (caches := context.turns.caches(job.sample)) is not None:
+        settings["caches"] = caches
     context.trained.activate(job.adapter)
     if cell.drafter == "adapter":
         settings["drafter"] = context.trained.drafter(job.adapter, context.pair, cell.around)
     if cell.drafter == "router":
         del settings["drafter"]
-        return context.trained.route(context.pair, cell, job.sample.asked, **settings)
-    return context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
+        generation = context.trained.route(context.pair, cell, job.sample.asked, **settings)
+    else:
+        generation = context.engine.generate(context.pair, context.prompts[job.sample.id], **settings)
+    return generation, caches.reused if caches is not None else 0
 
 
 def score_answer(context: Context, sample: Sample, tokens: tuple[int, ...], target: tuple[int, ...] | None) -> Score:

@@ -193,7 +193,7 @@ def _spot_check(context: Context, job: Job, records: Sequence[Record], replay_s:
     whole, replayed = answer(context, job.sample), records[0]
     with context.stages("check"):
         limit = context.clock_limit
-        decoded = generate_job(context, job, limit)
+        decoded, _ = generate_job(context, job, limit)
     checks = context.store.manifest.measured.spot_checks
     ended = decoded.emitted < limit or limit == context.max_tokens
     rounds = None if ended else _settled(decoded.accept_lengths, job.cell.k, limit)

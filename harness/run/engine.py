@@ -22,7 +22,7 @@ class Engine:
     """What :func:`harness.run.runner.run_suite` needs from the rest of the package."""
 
     load_pair: Callable[..., Any]
-    """``load_pair(name, offline=...)``, with ``fallback=True`` where the draft may be left out."""
+    """``load_pair(name, offline=...)``, with ``fallback=True`` where the draft may be left out, and the suite's ``draft_context``."""
     load_samples: Callable[..., list[Sample]]
     """``load_samples(spec, domain=..., seed=..., offline=...)``."""
     generate: Callable[..., Generation]

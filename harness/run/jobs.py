@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core import machine, stats
-from harness.core.drafter_kinds import DRAFTERS
+from harness.core.drafter_kinds import DRAFTERS, split_name
 from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress, note
 from harness.core.records import Generation, Load, Record, Sample, Try
 from harness.decode.length import AUTO_MAX_K, Costs
-from harness.results.clock import cost_label
+from harness.results.work import cost_label
 from harness.run.context import Context, generate_job, score_answer
 from harness.run.counting import answer_all, replay_all
 from harness.run.engine import TRAINED
@@ -30,8 +30,8 @@ DISTURBED = 1.4
 """An answer that takes this many times what its own rounds take by the run's medians is decoded again."""
 TRIES = 3
 """How often at most."""
-DRAFT, FREE = ("draft", None), ("free", None)
-"""Costs that several drafters share: with the pair's draft, and with no model but the target."""
+DRAFT, PARALLEL, FREE = ("draft", None), ("parallel", None), ("free", None)
+"""Costs that several drafters share: with the pair's draft, with its parallel draft, and with no model but the target."""
 
 
 def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> Plan:
@@ -89,15 +89,22 @@ def warm_up(context: Context, decodes: Sequence[Job]) -> None:
 
 def _costs_like(cell: Cell) -> tuple[Any, Any]:
     """What decides a cell's costs: cells of the pair's draft have the same, and cells that run no model but the target."""
-    kind = DRAFTERS.get(cell.drafter or "")
-    if cell.drafter in TRAINED or (kind is not None and kind.needs_draft):
+    kind = DRAFTERS.get(split_name(cell.drafter or "")[1])
+    if cell.drafter in TRAINED or (kind is not None and kind.needs_draft and not kind.needs_parallel):
         return DRAFT
+    if kind is not None and kind.needs_parallel:
+        return PARALLEL
     return FREE if kind is not None and kind.model_free else (cell.drafter, cell.layers)
 
 
 def _without_draft(costs: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The same verification, and drafts for nothing."""
-    return (dataclasses.replace(costs, c=0.0) if isinstance(costs, Costs) else costs), {**facts, "c": 0.0, "draft_step_s": None}
+    return (dataclasses.replace(costs, c=0.0, once=0.0) if isinstance(costs, Costs) else costs), {
+        **facts,
+        "c": 0.0,
+        "once": 0.0,
+        "draft_step_s": None,
+    }
 
 
 def decode_job(context: Context, job: Job) -> Record:
@@ -109,11 +116,11 @@ def decode_job(context: Context, job: Job) -> Record:
     while True:
         with context.stages("decode"):
             stolen, started = machine.steal_s() or 0.0, time.perf_counter()
-            generation = generate_job(context, job, max_tokens)
+            generation, reused = generate_job(context, job, max_tokens)
             load = machine.load((machine.steal_s() or 0.0) - stolen, time.perf_counter() - started)
         if not tries and cell.drafter is None and cell.temperature == 0:
             context.baselines.setdefault(sample.id, generation.tokens)
-        record = _record(context, job, generation, load)
+        record = _record(context, job, generation, load, reused)
         expected = context.timings.seconds(record)
         tries.append((record, expected or 0.0))
         if expected is None or not context.clock or generation.wall_s <= DISTURBED * expected or len(tries) == TRIES:
@@ -139,16 +146,16 @@ def _audit(context: Context, job: Job, record: Record) -> dict[str, Any]:
     return {"compared": True, "divergence": found}
 
 
-def _record(context: Context, job: Job, generation: Generation, load: Load) -> Record:
+def _record(context: Context, job: Job, generation: Generation, load: Load, reused: int) -> Record:
     cell, sample = job.cell, job.sample
     return Record(
         experiment=cell.experiment, method="decode", loop=cell.loop, sample_id=sample.id, domain=sample.domain, drafter=cell.drafter,
         adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed, repeat=job.repeat, lossy=cell.lossy,
         prompt_tokens=generation.prompt_tokens, rounds=generation.rounds, drafted=generation.drafted, accepted=generation.accepted,
         rejected=generation.rejected, accept_lengths=generation.accept_lengths, draft_lengths=generation.draft_lengths,
-        emitted=generation.emitted, finish=generation.finish, prefill_s=generation.prefill_s, ttft_s=generation.ttft_s,
-        draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s, swap_s=generation.swap_s,
-        wall_s=generation.wall_s, tokens=generation.tokens,
+        emitted=generation.emitted, finish=generation.finish, reused_tokens=reused, prefill_s=generation.prefill_s,
+        ttft_s=generation.ttft_s, draft_s=generation.draft_s, verify_s=generation.verify_s, route_s=generation.route_s,
+        swap_s=generation.swap_s, wall_s=generation.wall_s, tokens=generation.tokens,
         thinking=context.thinking(sample.id, generation.tokens), settings=settings_of(cell), profile=generation.profile,
         choice=generation.drafter if cell.drafter == "router" else None, sources=generation.sources,
         draft_times_s=generation.draft_times_s, verify_times_s=generation.verify_times_s, load=load,

@@ -23,7 +23,9 @@ from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
+from harness.models.head_config import read_head_config
 from harness.models.naming import pair_name
+from harness.results.packed import read_groups
 from harness.results.store import (
     Manifest,
     RunStore,
@@ -31,7 +33,6 @@ from harness.results.store import (
     new_run_name,
     prompt_hash,
     read_manifest,
-    read_records,
     resume_command,
     run_folder,
 )
@@ -48,6 +49,7 @@ from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.models.shards import Shards
     from harness.suite.suite import Suite
 
 
@@ -63,6 +65,7 @@ def run_suite(
     minutes: float | None = None,
     console: Console | None = None,
     engine: Engine | None = None,
+    shards: Shards | None = None,
 ) -> Path:
     """Decode every sample of the suite in every cell and write the run folder and its report.
 
@@ -78,6 +81,7 @@ def run_suite(
         minutes: stop after as many with what is known by then; None takes what it takes.
         console: where to show progress; a new one on stdout when None.
         engine: replaces models and decoding in tests.
+        shards: the processes that share the target, this one their first; None keeps it in this process.
 
     Returns:
         The run folder.
@@ -102,8 +106,9 @@ def run_suite(
     folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, pair_name(suite.models), results_dir)
     before = read_manifest(folder) if resume else None
     engine = engine or real_engine()
+    facts = {**machine.machine_facts(), **engine.facts(), **(shards.facts() if shards else {})}
     if before:
-        _same_before_loading(before, suite, engine)
+        _same_before_loading(before, suite, facts)
     stages = Stages(before.measured.time_s if before else None)
     with stages("load"):
         samples = _samples(suite, engine, offline)
@@ -111,11 +116,12 @@ def run_suite(
             _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
             _no_foreign(folder, recorded_plan(before, samples))
         warnings = _warn(samples, before, console)
-        pair = engine.load_pair(suite.models, offline=offline, **({"fallback": True} if fallback else {}))
+        given = {"fallback": fallback, "draft_context": suite.draft_context, "shards": shards}
+        pair = engine.load_pair(suite.models, offline=offline, **{name: value for name, value in given.items() if value})
         prompts = {sample.id: pair.encode(sample.asked) for sample in samples}
         memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
-    manifest = _manifest(folder.name, suite, pair, engine, identity, memory)
+    manifest = _manifest(folder.name, suite, pair, engine.dtype(pair), facts, identity, memory)
     shown = notes_to(partial(show, console))
     with shown, _open_store(folder, resume, manifest) as store, StopRequest(console, until) as stop:
         if store.repaired_bytes:
@@ -173,8 +179,8 @@ class Stopped(Exception):
 def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[Cell]:
     """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
     draft = context.pair.draft
-    pruned = getattr(draft, "token_map", None) is not None
-    skipped = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
+    own_ids = draft is not None and (draft.token_map is not None or draft.translation is not None)
+    skipped = [c for c in cells if own_ids and c.loop == "mlx-lm" and c.drafter is not None]
     forgotten = [c for c in cells if found_memory(context.pair.name) is None and needs_memory(c.outer)]
     alone = [c for c in cells if c.needs_draft] if fallback and draft is None else []
     context.store.update(
@@ -238,30 +244,35 @@ def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) 
     return list(dict.fromkeys([*(before.measured.warnings if before else ()), *filter(None, [text])]))
 
 
-def _manifest(name: str, suite: Suite, pair: LoadedPair, engine: Engine, prompts: Mapping[str, str], memory: dict[str, str]) -> Manifest:
+def _manifest(
+    name: str, suite: Suite, pair: LoadedPair, dtype: str, facts: dict[str, Any], prompts: Mapping[str, str], memory: dict[str, str]
+) -> Manifest:
     return Manifest(
         run=name,
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         pair=pair.name,
         suite=suite.resolved(),
         suite_hash=suite.hash(),
-        models={**_model_facts(pair, engine.dtype(pair)), **memory},
+        models={**_model_facts(pair, dtype), **memory},
         code=machine.code_state(),
         packages=machine.package_versions(),
-        machine=_machine(engine),
+        machine=facts,
         seeds=(suite.seed,),
         prompts=prompts,
     )
 
 
 def _model_facts(pair: LoadedPair, dtype: str) -> dict[str, str | None]:
-    draft = pair.draft
+    draft, folder = pair.draft, getattr(pair, "head_folder", None)
     return {
         "target": pair.target_hash,
         "draft": None if draft is None else draft.hash,
         "draft_vocab": None if draft is None else draft.vocab_hash,
         "draft_name": None if draft is None else draft.name,
         "dtype": dtype,
+        **({} if folder is None else {"head": read_head_config(folder).sha256}),
+        **({} if draft is None or draft.translation is None else {"translated": draft.translation.reason}),
+        **({} if (most := getattr(pair.config, "draft_context", None)) is None else {"draft_context": str(most)}),
     }
 
 
@@ -271,21 +282,16 @@ def _open_store(folder: Path, resume: str | None, manifest: Manifest) -> RunStor
     before = read_manifest(folder)
     _same("models", before.models, manifest.models)
     _same_prompts(before.prompts, manifest.prompts)
-    return RunStore.resume(folder)
+    return RunStore.resume(folder, read_groups)
 
 
-def _machine(engine: Engine) -> dict[str, Any]:
-    return {**machine.machine_facts(), **engine.facts()}
-
-
-def _same_before_loading(before: Manifest, suite: Suite, engine: Engine) -> None:
+def _same_before_loading(before: Manifest, suite: Suite, now: Mapping[str, Any]) -> None:
     """Refuse to resume a run made with another suite, other code or packages, or on another machine."""
     if before.suite_hash != suite.hash():
         _same("suite", before.suite, suite.resolved())
         raise HarnessError("cannot resume: suite_hash differs", "Start a new run.")
     _same("code.hash", before.code.get("hash"), machine.source_hash())
     _same("packages", before.packages, machine.package_versions())
-    now = _machine(engine)
     for name in sorted({*before.machine, *now} - {"memory_bytes"}):
         if before.machine.get(name) != now.get(name):
             raise HarnessError(
@@ -297,7 +303,7 @@ def _same_before_loading(before: Manifest, suite: Suite, engine: Engine) -> None
 
 def _no_foreign(folder: Path, plan: Plan) -> None:
     """Refuse to resume a run that holds records of other cells or prompts than its own."""
-    found = foreign(plan, read_records(folder))
+    found = foreign(plan, read_groups(folder).keys())
     if found:
         raise HarnessError(
             f"cannot resume: {folder} holds {len(found)} foreign records: {found[0]}",

@@ -137,15 +137,13 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
         HarnessError: no draft to adapt, an adapter that is not here or has a name twice, a split without prompts, or a leak.
     """
     from harness.adapt.adapters.folder import weights_hash
+    from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, swap_costs
 
     chains, here = needed_chains(cells, list(suite.domains)), installed_adapters(cells, pair.name)
     if not chains and not here:
         return Trained()
-    if pair.draft is None:
-        raise HarnessError(
-            f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML, or drop the adapter and router entries."
-        )
+    draft = adaptable(pair)
     material = _Material(pair, suite, samples, load_samples, check)
     names = adapter_names(chains)
     for name, folder in here.items():
@@ -166,8 +164,8 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
     folders = {a.name: a.folder for a in adapters.values() if a.folder}
     trained = Trained(
         adapters=adapters,
-        bank=AdapterBank(pair.draft, {**folders, **here}, policy="cached"),
-        swaps=swap_costs(pair.draft, folders) if folders else (),
+        bank=AdapterBank(draft, {**folders, **here}, policy="cached"),
+        swaps=swap_costs(draft, folders) if folders else (),
         installed={name: weights_hash(folder) for name, folder in here.items()},
     )
     _fit_routers(trained, material, cells)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, needs_draft
+from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, find_kind, needs_draft
 from harness.core.errors import did_you_mean
 from harness.core.limits import LENIENCE, DraftLength, Temperature, WarmTemperature
 from harness.core.records import Loop, Rule
@@ -22,9 +22,8 @@ T = TypeVar("T")
 
 
 def _known_drafter(name: str) -> str:
-    kinds = drafter_kinds()
-    if name not in kinds:
-        raise ValueError(f"{name!r} is not allowed, {did_you_mean(name, list(kinds))}")
+    if find_kind(name) is None:
+        raise ValueError(f"{name!r} is not allowed, {did_you_mean(name, list(drafter_kinds()))}")
     return name
 
 
@@ -182,7 +181,7 @@ class DraftSource(Strict):
 
 
 def _takes_a_draft(name: str) -> str:
-    if not drafter_kind(name).needs_draft:
+    if not drafter_kind(name).takes_draft:
         raise ValueError(f"{name!r} runs no draft that an adapter could change")
     return name
 

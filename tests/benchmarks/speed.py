@@ -27,7 +27,7 @@ RAW = ("emitted", "rounds", "drafted", "accepted", "accept_lengths", "draft_leng
 def predicted_wall_s(g: Generation, plain: Generation, measured: Calibration) -> float:
     """Wall time the round counts should take at the calibrated step times, in units of the plain run's own speed."""
     costs = measured.costs
-    target_steps = sum(k * costs.c + costs.v[k] for k in g.draft_lengths)
+    target_steps = sum(costs.round_cost(k) for k in g.draft_lengths)
     step_s = (plain.wall_s - plain.prefill_s) / plain.emitted
     return g.prefill_s + target_steps * step_s
 

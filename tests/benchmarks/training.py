@@ -25,8 +25,9 @@ import numpy as np
 
 from harness.adapt.adapters.surface import adapter_weights, attached
 from harness.adapt.training.examples import Example, epoch_batches
+from harness.adapt.training.material import as_examples
 from harness.adapt.training.torch_step import torch_step
-from harness.adapt.training.trainer import _examples, _Run
+from harness.adapt.training.trainer import _Run
 from harness.adapt.training_config import TrainingConfig
 from harness.answers.collect import collect
 from harness.core import stats
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
         raise HarnessError(f"pair {pair.name} has no draft to train", "Name a pair with one.")
     config = training_config(args)
     found = collect(pair, common.samples(args, "train"), max_tokens=args.tokens, batch=8, out=args.answers)
-    examples, _ = _examples(pair.draft, list(found), config)
+    examples, _ = as_examples(pair.draft, list(found), config)
     with tempfile.TemporaryDirectory() as folder:
         own, theirs = measure(pair.draft, examples, config, Path(folder))
     show(own, theirs, examples)

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from harness.adapt.training_config import LoraConfig
 from harness.core import files
 from harness.core.errors import HarnessError
-from harness.core.paths import cache_dir
+from harness.core.paths import adapters_root
 from harness.core.records import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -83,21 +83,28 @@ def adapter_folder(pair: str, name: str) -> Path:
     return adapters_root(pair) / name
 
 
-def adapters_root(pair: str) -> Path:
-    """Return the cache folder that holds a pair's adapters."""
-    return cache_dir() / "adapters" / pair
-
-
 def write_adapter(folder: Path, weights: Mapping[str, mx.array], lora: LoraConfig, num_layers: int, info: AdapterInfo) -> None:
     """Write an adapter folder; the metadata last, so a folder with metadata is complete."""
-    from harness.models.tensors import save_arrays
-
-    (folder / METADATA).unlink(missing_ok=True)
-    save_arrays(folder / WEIGHTS, weights)
     parameters: dict[str, Any] = {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout}
     if lora.keys is not None:
         parameters["keys"] = sorted(lora.keys)
     config = {"fine_tune_type": "dora" if lora.dora else "lora", "num_layers": num_layers, "lora_parameters": parameters}
+    _write(folder, weights, config, info)
+
+
+def write_parallel(folder: Path, weights: Mapping[str, mx.array], scale: float, info: AdapterInfo) -> None:
+    """Write a folder of kind ``parallel``: masks and the LoRA that acts at them, as :mod:`harness.models.parallel` reads it."""
+    from harness.models.parallel import MASKS, MaskInfo
+
+    config = asdict(MaskInfo(draft_hash=info.draft_hash, masks=len(weights[MASKS]), scale=scale))
+    _write(folder, weights, config, info)
+
+
+def _write(folder: Path, weights: Mapping[str, mx.array], config: Mapping[str, Any], info: AdapterInfo) -> None:
+    from harness.models.tensors import save_arrays
+
+    (folder / METADATA).unlink(missing_ok=True)
+    save_arrays(folder / WEIGHTS, weights)
     files.write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     row = {"schema_version": SCHEMA_VERSION, **asdict(info)}
     files.write_atomic(folder / METADATA, (json.dumps(row, indent=2) + "\n").encode())
@@ -138,7 +145,10 @@ def read_lora(folder: Path) -> tuple[LoraConfig, dict[str, mx.array]]:
     from harness.models.tensors import load_arrays
 
     path = folder / CONFIG
-    config = files.typed(_Config, files.read_json(path, advice=AGAIN), str(path), advice=AGAIN)
+    data = files.read_json(path, advice=AGAIN)
+    if data.get("fine_tune_type") == "parallel":
+        raise HarnessError(f"the adapter in {folder} drafts in parallel: it is no change of the draft's weights", "Use it as a drafter.")
+    config = files.typed(_Config, data, str(path), advice=AGAIN)
     shape = config.lora_parameters.model_copy(update={"num_layers": config.num_layers, "dora": config.fine_tune_type == "dora"})
     lora = files.typed(LoraConfig, shape.model_dump(), str(path), advice=AGAIN)
     return lora, load_arrays(folder / WEIGHTS, finite=True, advice=AGAIN)[0]

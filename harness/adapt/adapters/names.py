@@ -1,12 +1,14 @@
-"""Names a drafter may have: the built-in ones and the adapters installed for a pair. Loads no model."""
+"""Names a drafter may have: the built-in ones and the adapters installed for a pair; and which drafts take adapters. Loads no model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from harness.adapt.adapters.folder import adapters_root, list_adapters
-from harness.core.drafter_kinds import check_memory, drafter_kind, drafter_kinds, find_kind, split_name
+from harness.adapt.adapters.folder import list_adapters
+from harness.core.drafter_kinds import check_needs, drafter_kind, drafter_kinds, find_kind, split_name
 from harness.core.errors import HarnessError, did_you_mean
+from harness.core.paths import adapters_root
+from harness.core.protocols import LoadedDraft, LoadedPair
 
 ROUTER = "router"
 """Stands for the drafter that the pair's router chooses for a prompt."""
@@ -21,11 +23,12 @@ def check_around(around: str, inner: str) -> None:
     """Check that one drafter can run around another.
 
     Raises:
-        HarnessError: the outer one runs no draft, or the inner one is neither an adapter nor the router.
+        HarnessError: the outer one takes no draft, or the inner one is no adapter, no router and nothing that can stand for a draft.
     """
-    if not drafter_kind(around).needs_draft or (built_in(inner) and inner != ROUTER):
+    if not drafter_kind(around).takes_draft or (built_in(inner) and inner != ROUTER and not drafter_kind(inner).inner):
         raise HarnessError(
-            f"{around}+{inner} is no drafter", "Write a drafter that runs a draft, +, and an adapter's name or router, such as hybrid+code."
+            f"{around}+{inner} is no drafter",
+            "Write a drafter that runs a draft, +, and an adapter's name, parallel, head or router, such as hybrid+code.",
         )
 
 
@@ -43,10 +46,10 @@ def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] 
     around, inner = split_name(drafter or "")
     if around is not None:
         check_around(around, inner)
-        check_memory(pair_name, around)
+        check_needs(pair_name, around)
         drafter = inner
     if drafter is None or built_in(drafter):
-        check_memory(pair_name, drafter)
+        check_needs(pair_name, drafter)
         return
     adapters = installed(pair_name)
     if drafter not in adapters:
@@ -55,3 +58,19 @@ def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] 
             f"no drafter {drafter!r} for pair {pair_name!r}: {did_you_mean(drafter, known)}",
             "Adapters come from `harness train` and from sessions.",
         )
+
+
+def adaptable(pair: LoadedPair) -> LoadedDraft:
+    """The draft of a pair, to be adapted.
+
+    Raises:
+        HarnessError: the pair has none, or one with another tokenizer: the target's answers are not in its tokens.
+    """
+    if pair.draft is None:
+        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Load it with its draft, or name one in the pair's YAML.")
+    if pair.draft.translation is not None:
+        raise HarnessError(
+            f"the draft of {pair.name!r} has another tokenizer than its target, and adapters learn from the target's tokens",
+            "Choose a draft of the target's family; `harness models suggest TARGET` names one.",
+        )
+    return pair.draft

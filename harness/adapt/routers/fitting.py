@@ -100,15 +100,15 @@ def replay_material(
     Raises:
         HarnessError: no draft, no adapters, one of another draft, or a prompt that does not fit.
     """
+    from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, replay_bank
     from harness.answers.collect import collect
     from harness.models.address import answers_folder
 
-    if pair.draft is None:
-        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML.")
+    draft = adaptable(pair)
     if not folders:
         raise HarnessError(f"pair {pair.name!r} has no adapters to choose from", "Train some with `harness train`.")
-    bank = AdapterBank(pair.draft, folders)
+    bank = AdapterBank(draft, folders)
     note(f"collecting the target's answers to {len(samples)} prompts")
     answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, out=answers_folder(pair)))
     rows = replay_bank(bank, answers, [k])

@@ -25,10 +25,12 @@ from harness.core.protocols import LoadedDraft
 from harness.core.records import Trajectory
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import ModelDrafter
-from harness.decode.replay import ReplayRow, replay_row, variant_passes
+from harness.decode.parallel import parallel_drafter
+from harness.decode.replay import Pass, ReplayRow, model_passes, replay_row, variant_passes
 from harness.models.forward import inner
 from harness.models.mlx_names import mx, nn, tree_flatten, tree_unflatten
 from harness.models.opened import hidden_states
+from harness.models.parallel import is_parallel, masked_draft
 
 Modules = dict[str, Any]
 
@@ -78,6 +80,8 @@ class AdapterBank:
         self._updates: dict[str, Modules] = {}
         self._built: OrderedDict[str, Modules] = OrderedDict()
         self._stamps: dict[str, tuple[str, str, str]] = {}
+        self._ahead: dict[str, Path] = {}
+        """Folders of the adapters that draft in parallel: they leave the draft as it is."""
         for name, folder in folders.items():
             self.put(name, Path(folder))
 
@@ -97,7 +101,12 @@ class AdapterBank:
         if self._stamps.get(name) == stamp:
             return
         self._install(None)  # updates are built around the draft's own layers
-        self._updates[name] = updated_modules(self.draft.model, folder)
+        if is_parallel(folder):
+            masked_draft(self.draft, folder)
+            self._updates[name], self._ahead[name] = {}, folder
+        else:
+            self._updates[name] = updated_modules(self.draft.model, folder)
+            self._ahead.pop(name, None)
         self._built.pop(name, None)
         self.infos[name], self._stamps[name] = info, stamp
 
@@ -118,8 +127,16 @@ class AdapterBank:
         self.swaps.append(swap)
         return swap
 
-    def drafter(self, name: str | None) -> AdapterDrafter:
+    @property
+    def ahead(self) -> list[str]:
+        """Names of the adapters that draft in parallel."""
+        return sorted(self._ahead)
+
+    def drafter(self, name: str | None) -> ModelDrafter:
         """Return a drafter for :func:`harness.decode.generation.generate` that makes its adapter active when it is used."""
+        if name in self._ahead:
+            self._install(None)
+            return parallel_drafter(self.draft, self._ahead[name], name)
         return AdapterDrafter(self, name)
 
     def states(self, tokens: mx.array, names: Sequence[str | None], depth: int) -> Iterator[mx.array]:
@@ -231,7 +248,7 @@ def fuse(module: Any) -> Any:
 
 def replay_bank(bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int]) -> list[ReplayRow]:
     """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards."""
-    names, ks, timer = (None, *bank.names), list(ks), NowAndThen()
+    names, ks, timer = (None, *(name for name in bank.names if name not in bank.ahead)), list(ks), NowAndThen()
 
     def progress(done: int) -> None:
         if timer.due():
@@ -240,12 +257,9 @@ def replay_bank(bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Itera
     (model, token_map), depth = bank.draft.proposer, bank.shared_blocks()
     passes = variant_passes(model, token_map, trajectories, lambda tokens: bank.states(tokens, names, depth), progress=progress)
     bank.activate(None)
-    return [
-        replay_row(name or "generic", t, own[at], k)
-        for at, name in enumerate(names)
-        for t, own in zip(trajectories, passes, strict=True)
-        for k in ks
-    ]
+    said: dict[str, Sequence[Pass]] = {name or "generic": [own[at] for own in passes] for at, name in enumerate(names)}
+    said |= {name: model_passes(bank.drafter(name), trajectories, progress=progress) for name in bank.ahead}
+    return [replay_row(name, t, own, k) for name, found in said.items() for t, own in zip(trajectories, found, strict=True) for k in ks]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from harness.adapt.training.buffer import ReplayBuffer, mix
 from harness.adapt.training.failures import Case, FailureStore, case_from_generation, is_failure
+from harness.adapt.training.material import Material
 from harness.adapt.training.outcome import TrainProgress
 from harness.adapt.training.rounds import RoundRecord, read_rounds, record_round, write_rounds
 from harness.adapt.training.tracker import AcceptanceTracker
-from harness.adapt.training.trainer import Material, train_adapter
+from harness.adapt.training.trainer import train_adapter
 from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError
 from harness.core.protocols import LoadedDraft

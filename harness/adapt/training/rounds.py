@@ -25,9 +25,11 @@ from harness.adapt.training.buffer import ReplayBuffer, mix
 from harness.adapt.training.examples import Example, from_case, from_trajectory
 from harness.adapt.training.failures import CONTEXT_TOKENS, Case, Disagreement, FailureStore, case_id, is_failure
 from harness.adapt.training.hidden import PrefixCache, prefix_cache
+from harness.adapt.training.material import Material
 from harness.adapt.training.measure import count, favourites
 from harness.adapt.training.outcome import TrainProgress, TrainResult
-from harness.adapt.training.trainer import Material, train_adapter
+from harness.adapt.training.parallel import train_parallel
+from harness.adapt.training.trainer import train_adapter
 from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError
 from harness.core.files import read_json, read_stored, write_atomic
@@ -166,7 +168,7 @@ def run_rounds(
         if not material:
             break
         start = (current, hidden.depth, config.stop.k, config.optim.max_tokens)
-        result = train_adapter(
+        result = (train_adapter if config.parallel.k is None else train_parallel)(
             draft,
             material,
             config.replace(optim={"seed": config.optim.seed + number}),

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.adapt.adapters.surface import adapted_layers
-from harness.adapt.loss_formulas import mixed
 from harness.adapt.training.examples import Batch
-from harness.adapt.training.losses import logit_rows
+from harness.adapt.training.torch_parts import head_loss, updated
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
 from harness.core.errors import HarnessError
@@ -88,10 +87,10 @@ class TorchStep:
         rope = self._rope(h)
         for i in range(0 if prefix is None else self.first, self.shape.layers):
             last = i == self.shape.layers - 1
-            added = partial(self._updated, update, i)
+            added = partial(updated, self.shape, update, self.scale, i)
             h = torch_llama.block(self.shape, self.weights, i, h, rope, added=added, rows=rows if last else None)
         z = torch_llama.norm(self.shape, h, self.weights["norm"]).to(self.dtype)
-        loss, gradient = self._head(z.detach(), batch, share)
+        loss, gradient = head_loss(self.weights["embed"], z.detach(), vars(batch), share, self.parts)
         found = torch.autograd.grad(z, list(update.values()), gradient)
         return loss, {name: array.cpu().numpy() for name, array in zip(update, found, strict=True)}
 
@@ -109,58 +108,6 @@ class TorchStep:
         import torch
 
         return torch_llama.rope_tables(self.shape, torch.arange(h.shape[1], device=self.where)[None], self.dtype)
-
-    def _updated(self, update: Mapping[str, torch.Tensor], index: int, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """A stored projection's output ``y`` for ``x`` with the updates of the layers it joins."""
-        import torch
-
-        found = [f"model.layers.{index}.{key}" for key in torch_llama.LAYERS[name]]
-        if not any(f"{key}.lora_a" in update for key in found):
-            return y
-        added = []
-        for key, width in zip(found, self.shape.rows(name), strict=True):
-            if f"{key}.lora_a" in update:
-                a, b = (update[f"{key}.lora_{part}"].to(self.dtype) for part in "ab")
-                added.append((x @ a) @ (self.scale * b))
-            else:
-                added.append(y.new_zeros(*y.shape[:-1], width))
-        return y + (added[0] if len(added) == 1 else torch.cat(added, dim=-1))
-
-    # --- the loss ---
-
-    def _head(self, z: torch.Tensor, batch: Batch, share: float) -> tuple[float, torch.Tensor]:
-        """Loss over the normed states (N, dim) and its gradient by them."""
-        import torch
-
-        labels, weights, tops, p = (self._tensor(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p))
-        step = logit_rows(len(self.weights["embed"]))
-        total, gradients = 0.0, []
-        for at in range(0, len(z), step):
-            part = slice(at, at + step)
-            loss, gradient = self._piece(z[part], labels[part].long(), weights[part], tops[part].long(), p[part], share)
-            total += loss
-            gradients.append(gradient)
-        return total, torch.cat(gradients)
-
-    def _piece(
-        self, z: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, tops: torch.Tensor, p: torch.Tensor, share: float
-    ) -> tuple[float, torch.Tensor]:
-        """Gradients go through the few logits that the loss names and through the normaliser, whose own is the softmax."""
-        import torch
-
-        with torch.no_grad():
-            logits = (z @ self.weights["embed"].T).float()  # (N, V)
-            columns = torch.cat([labels[:, None], tops.clamp(min=0)], dim=1)
-            named, most = logits.gather(1, columns), logits.amax(dim=1, keepdim=True)
-            sums = logits.sub_(most).exp_().sum(dim=1, keepdim=True)
-            normaliser = most + sums.log()
-        normaliser.requires_grad_()
-        named.requires_grad_()
-        loss = (mixed(torch, named - normaliser, tops >= 0, p, self.parts) * weights).sum() * share
-        by_normaliser, by_named = torch.autograd.grad(loss, (normaliser, named))
-        with torch.no_grad():
-            logits.mul_(by_normaliser / sums).scatter_add_(1, columns, by_named)
-            return loss.item(), logits.to(self.dtype) @ self.weights["embed"]
 
 
 @apart

@@ -28,6 +28,10 @@ def sentences(run: Run) -> list[str]:
     found += [f"Warning: {text}." for text in stats.slower_verification(measured.verification)]
     if measured.without_memory:
         found.append(f"Not run: {', '.join(measured.without_memory)}. The pair has no memory yet: `harness memory build`.")
+    if (differs := run.manifest.models.get("translated")) is not None:
+        found.append(f"The draft is translated: it has another tokenizer, and its text is put into the target's tokens ({differs}).")
+    if (most := run.manifest.models.get("draft_context")) is not None:
+        found.append(f"The draft reads the last {most} tokens of a longer prompt.")
     if measured.without_draft is not None:
         found.append(f"Not run: everything that needs a draft model. The target went on alone: {measured.without_draft}.")
     if measured.skipped:

@@ -1,0 +1,224 @@
+"""Train the masks of a draft, and the LoRA that acts at them, so that one pass proposes several tokens (drafter ``parallel``).
+
+The draft itself stays as it is. Masks learn from the target's answers what its next tokens will be, at a random number of places behind
+each token, and the best of them by the acceptance that replay measures on validation answers is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.adapt.adapters.folder import read_info, weights_hash, write_parallel
+from harness.adapt.adapters.surface import adapted_layers, lora_keys
+from harness.adapt.training import checkpoint as checkpoints
+from harness.adapt.training.acceptance import Acceptance, DomainCounts
+from harness.adapt.training.examples import Example, data_hash
+from harness.adapt.training.judged import Judged
+from harness.adapt.training.material import Material, as_examples, check_examples
+from harness.adapt.training.outcome import Enough, TrainProgress, TrainResult
+from harness.adapt.training.parallel_step import Lesson, ParallelStep, plan_groups
+from harness.adapt.training_config import TrainingConfig
+from harness.answers import torch_llama
+from harness.core.counts import COUNTS
+from harness.core.errors import HarnessError
+from harness.core.progress import note
+from harness.core.protocols import LoadedDraft
+from harness.core.records import Trajectory
+from harness.decode.parallel import ParallelDrafter
+from harness.decode.parallel_replay import ParallelPass, parallel_passes
+from harness.decode.simulate import simulate_runs
+from harness.models.mlx_names import mx, tree_flatten, tree_map, tree_unflatten
+from harness.models.opened import open_model
+from harness.models.parallel import MASKS, read_masks, with_masks
+
+
+def train_parallel(
+    draft: LoadedDraft,
+    material: Sequence[Material],
+    config: TrainingConfig,
+    *,
+    validation: Sequence[Material],
+    out: Path,
+    name: str | None = None,
+    domain: str | None = None,
+    start: Path | None = None,
+    resume: bool = False,
+    cache_folder: Path | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+    before: DomainCounts | None = None,
+) -> TrainResult:
+    """Train masks and write a folder of kind ``parallel`` to ``out`` when they raise validation acceptance at ``config.parallel.k``.
+
+    Arguments and result are those of :func:`harness.adapt.training.trainer.train_adapter`; nothing is kept in ``cache_folder``. Without
+    a ``start`` they begin as the mean of the draft's embeddings, with a LoRA that does nothing.
+
+    Raises:
+        HarnessError: as there, or a draft whose masks cannot be trained here: quantised, or no plain llama or qwen2.
+    """
+    train, left_out = as_examples(draft, material, config)
+    train = [example for example in train if len(example.answer) > 1]
+    held_out, _ = as_examples(draft, validation, config)
+    check_examples(train, held_out, domain, config.stop)
+    parts = [data_hash(train), data_hash(held_out), draft.hash, config.model_dump_json(), domain, weights_hash(start) if start else ""]
+    fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    if not resume:
+        (out / checkpoints.FILE).unlink(missing_ok=True)
+    run = ParallelRun(draft, train, held_out, config, domain, out, fingerprint, progress)
+    if start is not None:
+        run.put(_started(start, draft, config.lora.scale, run.weights()))
+    run.restore()
+    if not run.evaluations:
+        run.judge(before) if before else run.evaluate()
+    with contextlib.suppress(Enough):
+        run.loop()
+    result = run.result(left_out)
+    if result.accepted:
+        write_parallel(out, run.best, config.lora.scale, run.info(name or out.name, result))
+    (out / checkpoints.FILE).unlink(missing_ok=True)
+    return result
+
+
+class ParallelRun(Judged):
+    """A run whose masks and LoRA live beside the draft."""
+
+    def __init__(
+        self,
+        draft: LoadedDraft,
+        train: list[Example],
+        held_out: list[Example],
+        config: TrainingConfig,
+        domain: str | None,
+        out: Path,
+        fingerprint: str,
+        progress: Callable[[TrainProgress], None] | None = None,
+    ) -> None:
+        super().__init__(draft, train, held_out, config, domain, out, fingerprint, progress)
+        assert config.parallel.k is not None
+        self.masks = config.parallel.k - 1
+        self.in_torch = ParallelStep(draft, config)
+        self._answers = [_trajectory(example) for example in held_out]
+        self.put(first_weights(draft, config, self.in_torch.shape))
+        self.optimiser.init(self._tree)
+
+    def weights(self) -> dict[str, mx.array]:
+        return dict(tree_flatten(self._tree))
+
+    def put(self, weights: dict[str, mx.array]) -> None:
+        self._tree: Any = tree_unflatten(sorted(weights.items()))  # an order of its own: sums over it are the same after a resume
+
+    def update(self) -> float:
+        """Do one update and return its loss."""
+        lessons = self._lessons()
+        if not lessons:  # the target said nothing that the draft can say
+            self.losses.append(0.0)
+            return 0.0
+        share = 1.0 / float(sum(lesson.known["weights"].sum() for lesson in lessons))
+        update, loss, gradients = self.weights(), 0.0, None
+        for lesson in lessons:
+            value, flat = self.in_torch(lesson, share, update)
+            new = tree_unflatten(list(flat.items()))
+            gradients = new if gradients is None else tree_map(lambda a, b: a + b, gradients, new)
+            mx.eval(gradients)
+            loss += value
+            self.tokens += len(lesson.example.tokens) - 1
+        self._tree = self.optimiser.apply_gradients(self.paced(gradients), self._tree)
+        mx.eval(self._tree, self.optimiser.state)
+        self.losses.append(loss)
+        return loss
+
+    def _lessons(self) -> list[Lesson]:
+        """What this update learns from; groups depend on seed and step alone, so that resuming needs no state."""
+        rng = np.random.default_rng([self.config.optim.seed, self.step])
+        keep, vocab = self.config.parallel.keep, self.in_torch.vocab
+        examples = [example for batch in self.group() for example in batch]
+        return [lesson for e in examples if len((lesson := vocab.lesson(e, plan_groups(e, self.masks, keep, rng))).rows)]
+
+    def evaluate(self) -> None:
+        """Replay the validation answers, say how often the proposals stand by their place, and judge."""
+        masked = with_masks(self.draft, self.weights(), self.config.lora.scale)
+        passes = parallel_passes(ParallelDrafter(masked), self._answers)
+        note(
+            f"update {self.step}: proposals 1 to {self.masks + 1} stand in {', '.join(f'{p:.3f}' for p in by_place(passes))} of all starts"
+        )
+        counts: dict[str, list[Acceptance]] = {}
+        for example, found in zip(self.held_out, passes, strict=True):
+            rounds = simulate_runs(found.runs, found.most, example.max_tokens)
+            own = Acceptance(prompts=1, **{name: getattr(rounds, name) for name in COUNTS})
+            counts.setdefault(example.domain, []).append(own)
+        self.judge({domain: tuple(parts) for domain, parts in sorted(counts.items())})
+        mx.clear_cache()
+
+
+def by_place(passes: Sequence[ParallelPass]) -> list[float]:
+    """Share of the starts along all answers at which the first 1, 2, ... K proposals stand; starts too near an end are left out."""
+    stood, tried = np.zeros(passes[0].most), np.zeros(passes[0].most)
+    for found in passes:
+        for place in range(min(found.most, len(found.runs))):
+            runs = found.runs[: len(found.runs) - place]
+            stood[place] += (runs > place).sum()
+            tried[place] += len(runs)
+    shares: list[float] = (stood / np.maximum(tried, 1)).tolist()
+    return shares
+
+
+def first_weights(draft: LoadedDraft, config: TrainingConfig, shape: torch_llama.Shape) -> dict[str, mx.array]:
+    """What training begins with: masks that are the mean of the embeddings, and a LoRA whose second half is zero.
+
+    Raises:
+        HarnessError: a number of layers, or a layer's name, that the draft does not have.
+    """
+    opened, lora = open_model(draft.model), config.lora
+    assert opened is not None
+    rng = np.random.default_rng(config.optim.seed)
+    widths = _widths(shape)
+    mean = opened.embedding(mx.arange(len(opened.embedding.weight))).astype(mx.float32).mean(axis=0)
+    assert config.parallel.k is not None
+    weights = {MASKS: mx.repeat(mean[None], config.parallel.k - 1, axis=0)}
+    for i in range(shape.layers - adapted_layers(draft.model, lora), shape.layers):
+        for key in lora_keys(draft.model, lora):
+            (inputs, outputs), at = widths[key], f"model.layers.{i}.{key}"
+            bound = 1 / math.sqrt(inputs)
+            weights[f"{at}.lora_a"] = mx.array(rng.uniform(-bound, bound, (inputs, lora.rank)).astype(np.float32))
+            weights[f"{at}.lora_b"] = mx.zeros((lora.rank, outputs))
+    mx.eval(weights)
+    return weights
+
+
+def _widths(shape: torch_llama.Shape) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each linear layer of a block, by its name in mlx-lm."""
+    inputs = {"o": shape.heads * shape.head_dim, "down": shape.intermediate}
+    return {
+        key: (inputs.get(name, shape.hidden), rows)
+        for name in ("qkv", "o", "gate_up", "down")
+        for key, rows in zip(torch_llama.LAYERS[name], shape.rows(name), strict=True)
+    }
+
+
+def _started(start: Path, draft: LoadedDraft, scale: float, like: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Weights of an earlier folder to go on from, of the same shapes."""
+    read_info(start, draft.hash)
+    info, weights = read_masks(start, draft.hash)
+    shapes = {name: array.shape for name, array in like.items()}
+    if info.scale != scale or shapes != {name: array.shape for name, array in weights.items()}:
+        raise HarnessError(f"the parallel adapter in {start} has another shape than the settings", "Start from one of the same shape.")
+    return weights
+
+
+def _trajectory(example: Example) -> Trajectory:
+    prompt, answer = example.tokens[: example.start].tolist(), example.answer.tolist()
+    return Trajectory(
+        sample_id=example.id,
+        domain=example.domain,
+        prompt_tokens=tuple(prompt),
+        tokens=tuple(answer),
+        finish="length",
+        max_tokens=example.max_tokens,
+    )

@@ -1,0 +1,89 @@
+"""What a draft says along a known answer, token by token: the outcome of one teacher-forced pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.core.records import Trajectory
+from harness.decode.drafters import ModelDrafter
+from harness.decode.sampling import Sampling, log_softmax, processed_logprobs
+from harness.decode.simulate import MOST_DRAFTED, AlongAnswer, run_lengths
+from harness.models.blas import mx
+from harness.models.forward import ForcedHead
+
+HEAD_ROWS = 256
+"""Rows per call of the output head: 256 x 152k logits are 150 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForcedPass:
+    """What one teacher-forced pass of a draft over one trajectory gives."""
+
+    match: np.ndarray
+    """(n,) bool: the draft's favourite equals the target's token."""
+    gap: np.ndarray
+    """(n,) float32: top-1 minus top-2 draft logit."""
+    favourite: np.ndarray
+    """(n,) int32: the draft's favourite, as the target's id."""
+    confidence: np.ndarray
+    """(n,) float32: its probability under the draft."""
+    logq: np.ndarray | None = None
+    """(n,) float32: processed draft log-probability of the target's token, for temperature above 0."""
+
+    most = MOST_DRAFTED
+    """Most tokens of a round."""
+
+    @property
+    def runs(self) -> np.ndarray:
+        """(n,) int: how many favourites in a row equal the answer, from each token on."""
+        return run_lengths(self.match)
+
+    def stands(self, logprobs: np.ndarray) -> np.ndarray:
+        """(n,) chance that each token stands where it is drafted; ``logprobs`` (n,) are the target's."""
+        assert self.logq is not None
+        chances: np.ndarray = np.minimum(1.0, np.exp(self.logq.astype(np.float64) - logprobs))
+        return chances
+
+    def near_ties(self, noise: float = 1e-3) -> int:
+        """Positions where another kernel may flip the favourite: those whose gap is below ``noise``."""
+        return int((self.gap < noise).sum())
+
+    def along(self, drafter: ModelDrafter, trajectory: Trajectory) -> AlongAnswer:
+        """The draft beside the answer."""
+        return AlongAnswer(drafter, trajectory, self.match, self.favourite, self.confidence)
+
+
+def score_rows(head: ForcedHead, hidden: mx.array, places: mx.array, ids: Sequence[int], sampling: Sampling | None) -> ForcedPass:
+    """Judge what a draft says at some places of an answer, a few rows of the head at a time.
+
+    Args:
+        head: the draft's.
+        hidden: (n, dim) normed states.
+        places: (n,) int32: how much of the answer stands in the context of each.
+        ids: the answer's token there, as the draft's id; one that the draft lacks is -1.
+        sampling: temperature and filters, to get ``logq``; None or greedy for none.
+    """
+    found: list[list[Any]] = [[] for _ in range(5)]
+    for start in range(0, len(ids), HEAD_ROWS):
+        rows = slice(start, start + HEAD_ROWS)
+        logits = head.logits(hidden[rows], places[rows])
+        wanted = mx.array(ids[rows], dtype=mx.int32)
+        wanted = mx.where(wanted < logits.shape[-1], wanted, -1)
+        best = mx.argmax(logits, axis=-1)
+        top2 = -mx.partition(-logits, kth=1, axis=-1)[:, :2]
+        confidence = mx.exp(mx.max(log_softmax(logits), axis=-1))
+        ids_of = best if head.token_map is None else head.token_map[best]
+        parts = [best == wanted, (top2[:, 0] - top2[:, 1]).astype(mx.float32), ids_of.astype(mx.int32), confidence]
+        if sampling is not None and not sampling.greedy:
+            logq = processed_logprobs(logits, sampling)
+            picked = mx.take_along_axis(logq, mx.maximum(wanted, 0)[:, None], axis=-1)[:, 0]
+            parts.append(mx.where(wanted >= 0, picked, -mx.inf))
+        mx.eval(parts)
+        for store, part in zip(found, parts, strict=False):
+            store.append(np.array(part))
+    match, gap, favourite, confidence_, *logqs = [np.concatenate(parts) for parts in found if parts]
+    return ForcedPass(match=match, gap=gap, favourite=favourite, confidence=confidence_, logq=logqs[0] if logqs else None)
