@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.generate import PAIR_HELP
+from harness.cli.generate import PAIR_HELP, OfflineOption
 from harness.cli.run import ResultsOption
 
 
@@ -25,7 +25,7 @@ def choose(
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was interrupted or whose time was up.")
     ] = None,
     results: ResultsOption = Path("results"),
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Find what drafts fastest for a target: which drafter, how far, and by how much.
 

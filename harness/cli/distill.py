@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.generate import OfflineOption
 from harness.cli.validate import TrackOption
 from harness.core.progress import notes_to
 from harness.core.terminal import say
@@ -22,7 +23,7 @@ def distill(
     gsm8k: Annotated[Path | None, typer.Option(metavar="PATH", help="GSM8K training problems (JSONL), for math prompts.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key of the file; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores when absent.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    offline: OfflineOption = False,
     track: TrackOption = None,
 ) -> None:
     """Build a small draft from a target: collect its answers, train a cut of it or a head that reads it, quantise, measure, write the card.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.generate import JsonOption, OfflineOption, PairOption, source_seed
+from harness.cli.run import ResultsOption
 from harness.core.progress import note, notes_to
 from harness.core.terminal import read_input, say
 
@@ -37,7 +38,7 @@ def train_router(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a router setting.")] = None,
     adapters: AdaptersOption = None,
     router_file: RouterFileOption = None,
-    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")] = Path("results"),
+    results: ResultsOption = Path("results"),
     table_only: Annotated[bool, typer.Option("--table-only", help="Print the table and save no router.")] = False,
     evaluation_prompts: Annotated[
         bool, typer.Option("--evaluation-prompts", help="Learn from test prompts too: they can then judge this router no more.")

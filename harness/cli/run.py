@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.generate import FallbackOption
+from harness.cli.generate import FallbackOption, OfflineOption
 from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
 from harness.cli.validate import DomainsOption, ExperimentsOption, LimitOption, ModelsOption, SetOption, TrackOption
 from harness.core.terminal import say
@@ -25,7 +25,7 @@ def run(
     resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")] = None,
     results: ResultsOption = Path("results"),
     fallback: FallbackOption = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    offline: OfflineOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also record where the time of each round goes.")] = False,
     no_clock: Annotated[

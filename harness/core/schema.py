@@ -135,6 +135,8 @@ class Measured:
     """What this machine could not do."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """Adapters that the run trained, by name."""
+    installed: Mapping[str, str] = field(default_factory=dict)
+    """Adapters that were there before the run, and the SHA-256 of their weights."""
     routers: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the routers that the run fitted."""
     swaps: tuple[Swap, ...] = ()

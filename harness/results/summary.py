@@ -126,7 +126,7 @@ class CellRow(CellId):
     @property
     def label(self) -> str:
         """Drafter with its adapter and further settings."""
-        apart = ("adapter_domain", "around")
+        apart = ("adapter_domain", "installed", "around")
         own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name not in apart)
         around = f"{self.settings['around']} + " if "around" in self.settings else ""
         adapter = f" {self.adapter or self.settings.get('adapter_domain', '')}" if self.drafter == "adapter" else ""

@@ -95,7 +95,7 @@ def run_suite(
 
     until = time.monotonic() + 60 * minutes if minutes is not None else math.inf
     console = console or Console()
-    check_configs(suite.cells())
+    check_configs(suite.cells(), pair_name(suite.models))
     if not clock and suite.race:
         raise HarnessError("a race is run by the clock", "Run without --no-clock, or with --set race=false.")
     if not clock and any(cell.k == "auto" for cell in suite.cells()):
@@ -202,6 +202,8 @@ def _train(context: Context, suite: Suite, cells: Sequence[Cell], samples: Seque
     before, facts = context.store.manifest.measured.adapters, trained.facts()
     for name, adapter in before.items():
         _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))
+    if known := context.store.manifest.measured.installed:
+        _same("installed", dict(known), facts["installed"])
     context.store.update(**facts)
     return trained
 

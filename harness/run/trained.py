@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.adapt.shelf import find, trained_on
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
 from harness.core.progress import NowAndThen, counted, note
@@ -60,19 +61,19 @@ class Trained:
     adapters: Mapping[tuple[Chain, int], TrainedAdapter] = field(default_factory=dict)
     """(chain, rounds done) -> adapter."""
     bank: Any = None
-    """:class:`harness.adapt.training.bank.AdapterBank` with every adapter that was kept."""
+    """:class:`harness.adapt.training.bank.AdapterBank` with every adapter that was kept, and the installed ones."""
     routers: Mapping[tuple[Recipe, int | str], Any] = field(default_factory=dict)
     """(recipe, K) -> fitted router; None where there is no adapter to choose."""
     router_facts: Mapping[str, Any] = field(default_factory=dict)
+    installed: Mapping[str, str] = field(default_factory=dict)
+    """Adapters that were there before, and the SHA-256 of their weights."""
     swaps: Sequence[Any] = ()
     """:class:`harness.adapt.training.bank.SwapRow` per policy."""
 
     def adapter(self, cell: Cell) -> str | None:
         """Name of the adapter that a cell's drafter runs with; None is the plain draft, also where no round was kept."""
-        if cell.drafter != "adapter":
-            return None
-        if cell.round == 0:
-            return None
+        if cell.drafter != "adapter" or cell.round == 0 or cell.installed:
+            return cell.installed
         found = self.adapters[chain_of(cell), cell.round or 1]
         return found.name if found.folder else None
 
@@ -111,7 +112,8 @@ class Trained:
     def facts(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
         adapters = {a.name: a.facts() for a in self.adapters.values()}
-        return {"adapters": adapters, "routers": dict(self.router_facts), "swaps": [asdict(s) for s in self.swaps]}
+        made = {"adapters": adapters, "routers": dict(self.router_facts), "swaps": [asdict(s) for s in self.swaps]}
+        return {**made, "installed": dict(self.installed)}
 
 
 def _router_key(cell: Cell) -> tuple[Recipe, int | str]:
@@ -132,18 +134,22 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
         check: called between two steps; raising from it stops the training where it can be resumed.
 
     Raises:
-        HarnessError: no draft to adapt, a split without prompts, or a leak.
+        HarnessError: no draft to adapt, an adapter that is not here or has a name twice, a split without prompts, or a leak.
     """
     from harness.adapt.adapters.folder import weights_hash
     from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, swap_costs
 
-    chains = needed_chains(cells, list(suite.domains))
-    if not chains:
+    chains, here = needed_chains(cells, list(suite.domains)), installed_adapters(cells, pair.name)
+    if not chains and not here:
         return Trained()
     draft = adaptable(pair)
     material = _Material(pair, suite, samples, load_samples, check)
     names = adapter_names(chains)
+    for name, folder in here.items():
+        if name in names.values():
+            raise HarnessError(f"the suite trains an adapter {name!r}, and one of that name is installed", "Run the two entries apart.")
+        refuse_leaks(trained_on(folder), samples)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
     for chain, rounds in chains.items():
         config = _config(chain, suite.seed)
@@ -156,8 +162,12 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
                 name=names[chain, done], folder=folder, hash=digest, domain=chain.domain, metric=config.stop.metric, rounds=own
             )
     folders = {a.name: a.folder for a in adapters.values() if a.folder}
-    bank = AdapterBank(draft, folders, policy="cached")
-    trained = Trained(adapters=adapters, bank=bank, swaps=swap_costs(draft, folders) if folders else ())
+    trained = Trained(
+        adapters=adapters,
+        bank=AdapterBank(draft, {**folders, **here}, policy="cached"),
+        swaps=swap_costs(draft, folders) if folders else (),
+        installed={name: weights_hash(folder) for name, folder in here.items()},
+    )
     _fit_routers(trained, material, cells)
     return trained
 
@@ -208,15 +218,26 @@ class _Material:
         return [self._answers[top_k, s.id] for s in prompts]
 
 
-def check_configs(cells: Iterable[Cell]) -> None:
-    """Read the training and router configs that cells name, before anything is trained.
+def installed_adapters(cells: Iterable[Cell], pair: str) -> dict[str, Path]:
+    """Name -> folder of the installed adapters that cells run with.
 
     Raises:
-        HarnessError: an unknown key or a wrong value, with file and line, or a router that needs costs: a run has none when it trains.
+        HarnessError: the pair has none of that name; names the nearest.
+    """
+    return {name: find(pair, name) for name in dict.fromkeys(cell.installed for cell in cells) if name}
+
+
+def check_configs(cells: Sequence[Cell], pair: str) -> None:
+    """Read the training and router configs that cells name, and look for the adapters, before anything is loaded.
+
+    Raises:
+        HarnessError: an unknown key or a wrong value, with file and line, a router that needs costs, which a run has none of when it
+            trains, or an adapter that the pair does not have.
     """
     from harness.adapt.routers.routed import load_router_config
     from harness.adapt.training_config import load_training_config
 
+    installed_adapters(cells, pair)
     recipes = {cell.recipe for cell in cells if cell.recipe is not None}
     for name in sorted({recipe.training for recipe in recipes}):
         load_training_config(name)
