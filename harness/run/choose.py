@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.core import machine
 from harness.core.drafter_kinds import DrafterKind, drafter_kind, drafter_kinds
@@ -23,6 +23,7 @@ from harness.suite.suite import Suite, recorded_suite
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.cluster.client import Cluster
     from harness.core.records import Sample
 
 LENGTHS: tuple[int | DynamicLength, ...] = ("auto", 1, 2, 3, 4, 6, 8)
@@ -59,6 +60,7 @@ def choose(
     resume: str | None = None,
     offline: bool = False,
     console: Console,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Race everything that can draft for a target, and report what to use.
 
@@ -72,6 +74,7 @@ def choose(
         resume: an interrupted run to go on with, or one whose time was up; its prompts and settings count.
         offline: use only what is in the cache.
         console: where to show progress.
+        cluster: whose workers count and clock; this process does where None.
 
     Returns:
         The run folder; ``harness report`` and ``harness compare`` take it like any other.
@@ -86,7 +89,8 @@ def choose(
         suite = recorded_suite(read_manifest(run_folder(results_dir, resume)).suite)
         if suite.models not in (models, f"{models}+auto") or not suite.race:
             raise HarnessError(f"run {resume} is no choice for {models}", "Name the run and the target that it was started with.")
-    return run_suite(suite, results_dir=results_dir, resume=resume, minutes=minutes, offline=offline, fallback=True, console=console)
+    options: dict[str, Any] = {"resume": resume, "minutes": minutes, "offline": offline, "cluster": cluster}
+    return run_suite(suite, results_dir=results_dir, fallback=True, console=console, **options)
 
 
 def with_family_draft(models: str, console: Console) -> str:
