@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.adapt.adapters.folder import read_info
 from harness.adapt.adapters.names import installed
@@ -28,6 +28,7 @@ from harness.suite.suite import Suite, recorded_suite
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.cluster.client import Cluster
     from harness.core.records import Sample
 
 LENGTHS: tuple[int | DynamicLength, ...] = ("auto", 1, 2, 3, 4, 6, 8)
@@ -68,6 +69,7 @@ def choose(
     resume: str | None = None,
     offline: bool = False,
     console: Console,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Race everything that can draft for a target, and report what to use.
 
@@ -81,6 +83,7 @@ def choose(
         resume: an interrupted run to go on with, or one whose time was up; its prompts and settings count.
         offline: use only what is in the cache.
         console: where to show progress.
+        cluster: whose workers count and clock; this process does where None.
 
     Returns:
         The run folder; ``harness report`` and ``harness compare`` take it like any other.
@@ -96,7 +99,8 @@ def choose(
         suite = recorded_suite(read_manifest(run_folder(results_dir, resume)).suite)
         if suite.models not in (models, f"{models}+auto") or not suite.race:
             raise HarnessError(f"run {resume} is no choice for {models}", "Name the run and the target that it was started with.")
-    return run_suite(suite, results_dir=results_dir, resume=resume, minutes=minutes, offline=offline, fallback=True, console=console)
+    options: dict[str, Any] = {"resume": resume, "minutes": minutes, "offline": offline, "cluster": cluster}
+    return run_suite(suite, results_dir=results_dir, fallback=True, console=console, **options)
 
 
 def with_family_draft(models: str) -> str:
