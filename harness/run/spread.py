@@ -149,7 +149,6 @@ class OnCluster:
         """What workers are told of the run."""
         trained = context.trained
         if self._setup is None or self._setup[0] is not trained:
-            folders = {a.name: a.folder for a in trained.adapters.values() if a.folder}
             setup = remote.Setup(
                 run=uuid.uuid4().hex,
                 spec=self._spec,
@@ -159,8 +158,8 @@ class OnCluster:
                 profile=context.profile,
                 memory=context.store.manifest.models.get("memory"),
                 trained=trained.bank is not None,
-                adapters=described(folders, self.sources),
-                routers=_routers(trained, folders, self.sources),
+                adapters=described(trained.folders, self.sources),
+                routers=_routers(trained, trained.folders, self.sources),
             )
             self._setup = (trained, setup)
         return self._setup[1]

@@ -68,6 +68,8 @@ class Trained:
     router_facts: Mapping[str, Any] = field(default_factory=dict)
     installed: Mapping[str, str] = field(default_factory=dict)
     """Adapters that were there before, and the SHA-256 of their weights."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Folder of every adapter in the bank, by name."""
     swaps: Sequence[Any] = ()
     """:class:`harness.adapt.training.bank.SwapRow` per policy."""
 
@@ -156,10 +158,10 @@ def train_for(
     draft = adaptable(pair)
     material = _Material(pair, suite, samples, load_samples, check, crew)
     names = adapter_names(chains)
-    for name, folder in here.items():
+    for name, place in here.items():
         if name in names.values():
             raise HarnessError(f"the suite trains an adapter {name!r}, and one of that name is installed", "Run the two entries apart.")
-        refuse_leaks(trained_on(folder), samples)
+        refuse_leaks(trained_on(place), samples)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
     for chain, records in _train_chains(material, chains, names):
         metric = _config(chain, suite.seed).stop.metric
@@ -176,7 +178,8 @@ def train_for(
         adapters=adapters,
         bank=AdapterBank(draft, {**folders, **here}, policy="cached"),
         swaps=swaps,
-        installed={name: weights_hash(folder) for name, folder in here.items()},
+        installed={name: weights_hash(place) for name, place in here.items()},
+        folders={**folders, **here},
     )
     _fit_routers(trained, material, cells)
     return trained
