@@ -49,7 +49,9 @@ def places(shape: Shape, config: HeadConfig) -> tuple[int, ...]:
 
 @apart
 def initial_head(shape: Shape, target: Weights, config: HeadConfig, vocab: np.ndarray, seed: int) -> tuple[Shape, Weights]:
-    """Weights of an untrained head: random ones, but for the final norm and the output rows of ``vocab``, which are the target's."""
+    """Weights of an untrained head: random ones, but for the final norm and the output rows of ``vocab``, which are the target's,
+    the norm so small that no token is preferred yet.
+    """
     import dataclasses
 
     import torch
@@ -67,8 +69,10 @@ def initial_head(shape: Shape, target: Weights, config: HeadConfig, vocab: np.nd
         for name in LAYERS:
             size = sum(shape.rows(name))
             weights[f"layers.{i}.{name}"] = torch.ones(dim) if name.startswith("norm") else drawn(size, inputs.get(name, dim))
-    weights |= {"norm": target["norm"], "head": target["embed"][torch.from_numpy(vocab).long().to(target["embed"].device)]}
     where = target["embed"].device
+    head, scale = target["embed"][torch.from_numpy(vocab).long().to(where)].float(), target["norm"].float()
+    spread = (head * scale).square().sum(dim=1).mean().sqrt()  # of the logits of random states, which mean nothing yet
+    weights |= {"norm": scale / spread, "head": head}
     return dataclasses.replace(shape, layers=config.layers), {name: w.float().clone().to(where) for name, w in weights.items()}
 
 
