@@ -19,15 +19,19 @@ from harness.adapt.adapters.folder import (
     weights_hash,
 )
 from harness.adapt.adapters.names import adaptable, built_in
+from harness.core import journal
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.paths import PARALLEL, adapters_root, cache_dir
 from harness.core.protocols import LoadedPair
+from harness.core.records import Sample
 
 if TYPE_CHECKING:
     from harness.core.stats import Estimate
 
 ROUNDS = "rounds.json"
 """Records of the training rounds, beside an adapter that was trained in its own folder."""
+FAILURES = "failures.jsonl"
+"""What the draft was wrong on in these rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,19 @@ def find(pair: str, name: str) -> Path:
     if name not in known:
         raise HarnessError(f"no adapter {name!r} for pair {pair!r}: {did_you_mean(name, list(known))}", "See `harness adapters list`.")
     return known[name]
+
+
+def trained_on(folder: Path) -> list[Sample]:
+    """Prompts that an adapter was trained on, as far as its folder knows: those its draft was wrong on. None for one from elsewhere.
+
+    Raises:
+        HarnessError: a line of them cannot be read.
+    """
+    from harness.adapt.training.failures import case_from_dict
+
+    rows = [(path, row) for path in sorted(folder.rglob(FAILURES)) for row in journal.read(path)]
+    cases = [case_from_dict(row, str(path)) for path, row in rows]
+    return [Sample(id=case.sample_id, domain=case.domain, prompt=case.prompt, split="train") for case in cases]
 
 
 def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = None, replace: bool = False) -> Path:

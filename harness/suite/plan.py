@@ -80,6 +80,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
         "rank": cell.rank,
         "round": cell.round,
         "adapter_domain": cell.adapter_domain,
+        "installed": cell.installed,
         "around": cell.around,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -181,8 +182,8 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
     names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.adapters
 
     def adapter(cell: Cell) -> str | None:
-        if cell.drafter != "adapter" or cell.round == 0:
-            return None
+        if cell.drafter != "adapter" or cell.round == 0 or cell.installed:
+            return cell.installed
         name = names[chain_of(cell), cell.round or 1]
         return name if name in facts and facts[name]["hash"] else None
 

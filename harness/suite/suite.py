@@ -19,8 +19,9 @@ from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
 from harness.core.limits import DraftContext
 from harness.core.paths import expand, find_config
+from harness.core.problems import Problem, fail
 from harness.core.terminal import say
-from harness.core.yamlfile import Problem, Seed, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
+from harness.core.yamlfile import Seed, Strict, YamlFile, apply_overrides, read_yaml, set_value, validate
 from harness.datasets import check_dataset
 from harness.datasets.spec import DatasetSpec
 from harness.datasets.splits import SPLITS
