@@ -146,10 +146,10 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
     draft = adaptable(pair)
     material = _Material(pair, suite, samples, load_samples, check)
     names = adapter_names(chains)
-    for name, folder in here.items():
+    for name, place in here.items():
         if name in names.values():
             raise HarnessError(f"the suite trains an adapter {name!r}, and one of that name is installed", "Run the two entries apart.")
-        refuse_leaks(trained_on(folder), samples)
+        refuse_leaks(trained_on(place), samples)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
     for chain, rounds in chains.items():
         config = _config(chain, suite.seed)
