@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.answers.collect import collect
-from harness.cli.shards import _free_ports
+from harness.cli.shards import free_ports
 from harness.core.records import Sample, Trajectory
 from harness.decode.audit import classify
 from harness.decode.calibrate import calibrate
@@ -26,7 +26,7 @@ WAYS: tuple[dict[str, Any], ...] = ({}, {"temperature": 0.8, "seed": 7}, {"tempe
 
 def compared(models: str, parts: int, folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Run :func:`main` in ``parts`` processes and return what the first of them found."""
-    port = _free_ports(parts)
+    port = free_ports(parts)
     hosts, out = folder / "hosts.json", folder / "found.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port + rank}"] for rank in range(parts)]), encoding="utf-8")
     environment = {**os.environ, "MLX_HOSTFILE": str(hosts), "OMP_NUM_THREADS": "1", "BLIS_NUM_THREADS": "1"}

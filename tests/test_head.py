@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from families import tiny_model
 from heads import headed, proposals, said, toy_head, toy_info
+from rich.console import Console
 from scipy import stats
 from tiny import write_pair
 from toy import ToyPair, toy_model, toy_pair
@@ -40,7 +43,10 @@ from harness.models.opened import close, open_model
 from harness.models.pair import load_pair
 from harness.models.reading_head import load_head, save_head
 from harness.models.taps import Tapped
+from harness.results.store import read_manifest, read_records
 from harness.run.choose import entrants
+from harness.run.runner import run_suite
+from harness.suite.suite import load_suite
 
 PAIRS = [
     headed(toy_pair(seed=0)),
@@ -359,6 +365,33 @@ def test_the_command_takes_a_head(saved: tuple[Path, Any]) -> None:
     with pytest.raises(HarnessError, match=r"head\+hybrid is no drafter"):
         api.generate(toy_pair(), [3], drafter="head+hybrid")
     assert find_kind("lookup+head") is None
+
+
+def test_a_head_runs_in_a_suite(saved: tuple[Path, Any]) -> None:
+    """Decoded with a clock, under ``auto`` and replayed, alone and inside hybrid; the manifest names its weights."""
+    path, pair = saved
+    root = path.parent
+    (root / "p.jsonl").write_text("".join(json.dumps({"id": str(i), "prompt": f"abab {i}"}) + "\n" for i in range(2)))
+    own = {"drafters": ["head", "hybrid+head"]}
+    experiments = [
+        {"kind": "baseline"},
+        {"kind": "drafters", **own, "k": [2, "auto"]},
+        {"kind": "drafters", "name": "counted", **own, "k": [3], "timed": False},
+    ]
+    content = {"name": "t", "models": str(path), "max_tokens": 8, "experiments": experiments}
+    content["domains"] = {"x": {"dataset": "local", "split": "all", "path": str(root / "p.jsonl")}}
+    (root / "s.yaml").write_text(yaml.safe_dump(content))
+    folder = run_suite(load_suite(root / "s.yaml"), results_dir=root / "results", console=Console(file=io.StringIO()))
+    records, manifest = read_records(folder), read_manifest(folder)
+    assert {(r.drafter, r.k, r.method) for r in records if r.drafter} == {
+        (name, k, "replay" if k == 3 else "decode") for name in own["drafters"] for k in (2, 3, "auto")
+    }
+    assert all(r.divergence is None for r in records)
+    assert [check["equal"] for check in manifest.measured.spot_checks] == [True, True]
+    assert manifest.models["head"] == pair.head.hash
+    path.write_text(path.read_text().replace("head: head\n", ""))
+    with pytest.raises(HarnessError, match="has no head that reads its target"):
+        load_suite(root / "s.yaml")
 
 
 def test_choosing_weighs_a_head(saved: tuple[Path, Any]) -> None:

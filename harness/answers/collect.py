@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
@@ -61,6 +61,7 @@ def collect(
     out: Path | None = None,
     seed: int = 0,
     decoder: Decoder | None = None,
+    pool: Pool | None = None,
 ) -> Iterator[Trajectory]:
     """Yield one trajectory per sample, batch by batch, in the order of :func:`plan_batches`.
 
@@ -74,10 +75,60 @@ def collect(
         out: folder of shards; finished batches found there are read back instead of decoded. None keeps nothing.
         seed: seed of sampling at temperature > 0.
         decoder: how a batch is decoded; :func:`default_decoder` by default.
+        pool: decodes batches elsewhere, in place of ``decoder``.
 
     Raises:
         HarnessError: repeated sample ids, a bad number, a prompt that does not fit, or shards of another target.
     """
+    how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "batch": batch, "top_k": top_k, "seed": seed}
+    yield from gather(pair, planned(pair, samples, **how), out=out, pool=pool or _here(pair, decoder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Prompts that are decoded together, and how: the arguments of a :class:`harness.answers.rollout.Decoder`."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+    def decoded(self, decoder: Decoder, fitting: Fitting) -> list[Rollout]:
+        """One rollout per prompt, part by part where the keys and values of all of them do not fit into the free memory."""
+        rows = fitting.rows(max(map(len, self.prompts)) + self.max_tokens)
+        found: list[Rollout] = []
+        for i, start in enumerate(range(0, len(self.prompts), rows)):
+            part, seed = [list(ids) for ids in self.prompts[start : start + rows]], joined_seed(self.seed, i)
+            found += decoder(part, max_tokens=self.max_tokens, temperature=self.temperature, top_k=self.top_k, seed=seed)
+        return found
+
+
+class Pool(Protocol):
+    """Decodes batches, here or elsewhere."""
+
+    def __call__(self, batches: Sequence[Batch], /) -> Iterator[tuple[int, list[Rollout]]]:
+        """The number of every batch and its rollouts, each once, in the order in which they are ready."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A shard to be: its samples, and what decoding them needs."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    rooms: tuple[int, ...]
+    """Longest answer of each."""
+    batch: Batch
+    settings: Mapping[str, Any]
+    """What :class:`_Head` keeps."""
+
+
+def planned(
+    pair: LoadedPair, samples: Sequence[Sample], *, max_tokens: int, temperature: float, batch: int, top_k: int, seed: int
+) -> list[Planned]:
+    """The shards that :func:`collect` makes of ``samples``, with its arguments and errors."""
     if len({s.id for s in samples}) != len(samples):
         raise HarnessError("two samples share an id", "Give every sample its own id.")
     check(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -86,48 +137,71 @@ def collect(
     settings = {"target": pair.target_hash, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
     encoded = {s.id: pair.encode(s.asked) for s in samples}
     rooms = {s.id: room(pair.context_tokens, len(encoded[s.id]), max_tokens) for s in samples}
-    fitting = Fitting(pair.target)
-    for group in plan_batches(samples, encoded, batch):
-        name = _batch_hash(group, encoded, rooms, settings)
-        done = read_shard(out, name) if out else None
-        if done is None:
-            decoder = decoder or default_decoder(pair)
-            rollouts = _in_parts(
-                decoder,
-                [encoded[s.id] for s in group],
-                fitting,
-                max_tokens=max(rooms[s.id] for s in group),
-                temperature=temperature,
-                top_k=top_k,
-                seed=int(name[:8], 16),
+    return [_planned(group, encoded, rooms, settings) for group in plan_batches(samples, encoded, batch)]
+
+
+def _planned(group: Sequence[Sample], encoded: dict[str, list[int]], rooms: dict[str, int], settings: dict[str, Any]) -> Planned:
+    name, own = _batch_hash(group, encoded, rooms, settings), tuple(rooms[s.id] for s in group)
+    batch = Batch(
+        prompts=tuple(tuple(encoded[s.id]) for s in group),
+        max_tokens=max(own),
+        temperature=settings["temperature"],
+        top_k=settings["top_k"],
+        seed=int(name[:8], 16),
+    )
+    return Planned(name=name, samples=tuple(group), rooms=own, batch=batch, settings=settings)
+
+
+def gather(pair: LoadedPair, plan: Sequence[Planned], *, out: Path | None, pool: Pool) -> Iterator[Trajectory]:
+    """Yield the trajectories of planned shards in their order; those that ``out`` lacks are decoded by ``pool`` and written there."""
+    lacking = [i for i, shard in enumerate(plan) if out is None or not (out / f"{shard.name}.jsonl").is_file()]
+    coming, made = pool([plan[i].batch for i in lacking]), dict[int, list[Stored]]()
+    left = set(lacking)
+    for i, shard in enumerate(plan):
+        while i in left and i not in made:
+            at, rollouts = next(coming, (None, ()))
+            if at is None:  # whoever asked for the answers wants no more
+                return
+            made[lacking[at]] = _finished(pair, plan[lacking[at]], rollouts, out)
+        stored = made.pop(i) if i in left else read_shard(out, shard.name) if out else None
+        if stored is None:
+            raise HarnessError(f"shard {shard.name} was removed while it was read", "Collect again.")
+        yield from (one.trajectory() for one in stored)
+
+
+def _here(pair: LoadedPair, decoder: Decoder | None) -> Pool:
+    """Decodes in this process, one batch after the other, when it is asked for the next."""
+
+    def pool(batches: Sequence[Batch]) -> Iterator[tuple[int, list[Rollout]]]:
+        if not batches:
+            return
+        own, fitting = decoder or default_decoder(pair), Fitting(pair.target)
+        for number, batch in enumerate(batches):
+            yield number, batch.decoded(own, fitting)
+
+    return pool
+
+
+def _finished(pair: LoadedPair, shard: Planned, rollouts: Sequence[Rollout], out: Path | None) -> list[Stored]:
+    """The answers of a shard, written to ``out`` where that is given."""
+    stored = []
+    for sample, prompt, most, whole in zip(shard.samples, shard.batch.prompts, shard.rooms, rollouts, strict=True):
+        rollout = whole.first(most)
+        by_model = rollout.tokens[-1] in pair.eos_token_ids
+        stored.append(
+            Stored(
+                sample_id=sample.id,
+                domain=sample.domain,
+                prompt_tokens=list(prompt),
+                finish="eos" if by_model else ended(pair.context_tokens, len(prompt), len(rollout.tokens)),
+                rollout=rollout,
+                max_tokens=most,
+                temperature=shard.batch.temperature,
             )
-            rollouts = [rollout.first(rooms[sample.id]) for sample, rollout in zip(group, rollouts, strict=True)]
-            done = [
-                Stored(
-                    sample_id=sample.id,
-                    domain=sample.domain,
-                    prompt_tokens=encoded[sample.id],
-                    finish="eos"
-                    if rollout.tokens[-1] in pair.eos_token_ids
-                    else ended(pair.context_tokens, len(encoded[sample.id]), len(rollout.tokens)),
-                    rollout=rollout,
-                    max_tokens=rooms[sample.id],
-                    temperature=temperature,
-                )
-                for sample, rollout in zip(group, rollouts, strict=True)
-            ]
-            if out:
-                _write_shard(out, name, done, settings)
-        yield from (stored.trajectory() for stored in done)
-
-
-def _in_parts(decoder: Decoder, prompts: Sequence[list[int]], fitting: Fitting, *, max_tokens: int, seed: int, **how: Any) -> list[Rollout]:
-    """What the decoder gives for a batch, part by part where the keys and values of all of it do not fit into the free memory."""
-    rows = fitting.rows(max(map(len, prompts)) + max_tokens)
-    found: list[Rollout] = []
-    for i, start in enumerate(range(0, len(prompts), rows)):
-        found += decoder(prompts[start : start + rows], max_tokens=max_tokens, seed=joined_seed(seed, i), **how)
-    return found
+        )
+    if out:
+        _write_shard(out, shard.name, stored, shard.settings)
+    return stored
 
 
 def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch: int) -> list[list[Sample]]:
@@ -252,7 +326,7 @@ def _batch_hash(group: Sequence[Sample], encoded: dict[str, list[int]], rooms: d
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: dict[str, Any]) -> None:
+def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: Mapping[str, Any]) -> None:
     from safetensors.numpy import save
 
     arrays = {key: np.concatenate([getattr(s.rollout, key) for s in stored]) for key in ("logprobs", "top_tokens", "top_logprobs")}

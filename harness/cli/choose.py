@@ -9,6 +9,7 @@ import typer
 
 from harness.cli.generate import PAIR_HELP, OfflineOption
 from harness.cli.run import ResultsOption
+from harness.cli.worker import ClusterOption, joined
 
 
 def choose(
@@ -26,6 +27,7 @@ def choose(
     ] = None,
     results: ResultsOption = Path("results"),
     offline: OfflineOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Find what drafts fastest for a target: which drafter, how far, and by how much.
 
@@ -40,14 +42,16 @@ def choose(
     from harness.run.choose import choose as decide
 
     check(max_tokens=max_tokens)
-    decide(
-        target,
-        results_dir=results,
-        prompts=prompts,
-        limit=limit,
-        max_tokens=max_tokens,
-        minutes=minutes,
-        resume=resume,
-        offline=offline,
-        console=Console(),
-    )
+    with joined(cluster) as workers:
+        decide(
+            target,
+            results_dir=results,
+            prompts=prompts,
+            limit=limit,
+            max_tokens=max_tokens,
+            minutes=minutes,
+            resume=resume,
+            offline=offline,
+            console=Console(),
+            cluster=workers,
+        )

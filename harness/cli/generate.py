@@ -20,6 +20,7 @@ from harness.cli.asking import (
     conversation,
 )
 from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
+from harness.cli.worker import ClusterOption, joined, pool_of
 from harness.core.drafter_kinds import check_needs, described, drafter_kinds, find_kind, needs_draft, split_name
 from harness.core.limits import TOP_K
 from harness.core.progress import notes_to
@@ -264,6 +265,7 @@ def collect(
         int | None, typer.Option(help="Seed of sampling and of generated datasets; the suite's without it.", show_default=False)
     ] = None,
     offline: OfflineOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Write the target's answers to prompts: the raw material of training.
 
@@ -284,9 +286,11 @@ def collect(
     out = out or Path("answers", f"{_stem(source)}-{pair_name(models)}")
     check_writable(out)
     say(f"answers go to {out}", err=True)
-    pair = load_pair(models, offline=offline, draft=False)
-    answers = rollouts(pair, samples, max_tokens=max_tokens, temperature=temperature, batch=batch, top_k=top_k, out=out, seed=seed)
-    tokens = sum(len(t.tokens) for t in track(answers, total=len(samples), description="collecting"))
+    pair = load_pair(models, offline=offline, draft=False, lazy=cluster is not None)
+    with joined(cluster) as workers:
+        how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "batch": batch, "top_k": top_k, "seed": seed}
+        answers = rollouts(pair, samples, out=out, pool=pool_of(workers, pair, models, offline=offline), **how)
+        tokens = sum(len(t.tokens) for t in track(answers, total=len(samples), description="collecting"))
     say(f"{len(samples)} answers, {tokens} tokens in {out}")
 
 

@@ -10,6 +10,7 @@ import typer
 from harness.cli.generate import FallbackOption, OfflineOption
 from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
 from harness.cli.validate import DomainsOption, ExperimentsOption, LimitOption, ModelsOption, SetOption, TrackOption
+from harness.cli.worker import ClusterOption, joined
 from harness.core.terminal import say
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
@@ -33,6 +34,7 @@ def run(
     ] = False,
     shards: ShardsOption = 1,
     shards_backend: ShardsBackendOption = None,
+    cluster: ClusterOption = None,
     track: TrackOption = None,
 ) -> None:
     """Decode a suite and write a run folder with records and a report.
@@ -40,10 +42,13 @@ def run(
     Example: `harness run suites/quick.yaml --limit 2 --domains code,math --set max_tokens=32`
     """
     from harness.cli.validate import describe, load
+    from harness.core.errors import HarnessError
     from harness.core.tracking import check_tracker, tracking
     from harness.models.naming import pair_name
     from harness.run.estimate import count_prompts, describe_time
 
+    if cluster is not None and shards > 1:
+        raise HarnessError("--shards and --cluster exclude each other", "Split a model over devices, or spread prompts over workers.")
     with sharded(1 if plan else shards, shards_backend) as parts:
         loaded = load(suite, models=models, limit=limit, domains=domains, experiments=experiments, overrides=set_, fallback=fallback)
         counts = count_prompts(loaded)
@@ -56,7 +61,8 @@ def run(
         from harness.run.runner import run_suite
 
         options: dict[str, Any] = {"resume": resume, "offline": offline, "fallback": fallback, "profile": profile, "clock": not no_clock}
-        folder = run_suite(loaded, results_dir=results, console=Console(), shards=parts, **options)
+        with joined(cluster) as workers:
+            folder = run_suite(loaded, results_dir=results, console=Console(), shards=parts, cluster=workers, **options)
     if track is not None:  # only now: nothing of a tracker runs beside the clocks
         from harness.report import load_run
         from harness.report.tracked import track_run

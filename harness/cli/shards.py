@@ -77,7 +77,7 @@ def launch(parts: int, backend: str, arguments: list[str]) -> int:
     threads = max(1, (os.cpu_count() or 1) // parts)
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder, "code")
-        options = ["--backend", backend, "-n", str(parts), "--starting-port", str(_free_ports(parts))]
+        options = ["--backend", backend, "-n", str(parts), "--starting-port", str(free_ports(parts))]
         options += [] if "OMP_NUM_THREADS" in os.environ else ["--env", f"OMP_NUM_THREADS={threads}"]
         command = [sys.executable, "-c", LAUNCHER, *options, "--", sys.executable, "-m", "harness.cli.shards", str(code), *arguments]
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -104,7 +104,7 @@ def one_of_several() -> None:
         raise
 
 
-def _free_ports(n: int) -> int:
+def free_ports(n: int) -> int:
     """The first of ``n`` ports in a row that nobody listens on."""
     while True:
         start = random.randrange(20000, 60000)

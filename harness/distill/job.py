@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.answers.collect import Pool
 from harness.distill.distill_config import DistillConfig
 from harness.models.pair import Pair
 
@@ -26,6 +27,8 @@ class Job:
     """How to repeat the run, for the card."""
     numbers: Callable[[Mapping[str, float]], None] | None = None
     """Told the numbers of every update that is noted."""
+    pool: Pool | None = None
+    """Who answers elsewhere; this process where None. Prompts that the target writes itself are written here."""
 
     @property
     def rollouts(self) -> Path:

@@ -6,12 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from harness.adapt.training.synth import SOURCE, synthesise
 from harness.adapt.training_config import SynthConfig
-from harness.answers.collect import Stored, collect, read_answers
+from harness.answers.collect import Stored, collect, gather, planned, read_answers
 from harness.answers.rollout import Decoder
 from harness.answers.torch_batch import TorchTarget
 from harness.core.errors import HarnessError
@@ -58,7 +59,12 @@ def collect_rollouts(job: Job) -> None:
     chunks = [(once[at : at + step], config.sampled_share) for at in range(0, len(once), step)]
     chunks += [(again[at : at + step], 1.0) for at in range(0, len(again), step)]
     total, tokens, timer = len(once) + len(again), 0, NowAndThen()
-    found = (t for samples, share in chunks for t in _collect(job, samples, share, decoder))
+    found: Iterator[Trajectory]
+    if job.pool is None:
+        found = (t for samples, share in chunks for t in _collect(job, samples, share, decoder))
+    else:  # all batches at once, so that no worker waits for a chunk to end
+        plan = [shard for samples, share in chunks for how in _requests(job, samples, share) for shard in planned(job.pair, **how)]
+        found = gather(job.pair, plan, out=job.rollouts, pool=job.pool)
     for prompts, trajectory in enumerate(found, start=1):
         tokens += len(trajectory.tokens)
         if timer.due(always=prompts == total):
@@ -87,20 +93,16 @@ def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample
 
 
 def _collect(job: Job, samples: list[Sample], sampled_share: float, decoder: Decoder) -> Iterator[Trajectory]:
+    for how in _requests(job, samples, sampled_share):
+        yield from collect(job.pair, **how, out=job.rollouts, decoder=decoder)
+
+
+def _requests(job: Job, samples: list[Sample], sampled_share: float) -> list[dict[str, Any]]:
+    """Arguments of :func:`harness.answers.collect.planned` for the greedy and for the sampled part."""
     config = job.config.rollouts
+    shared = {"max_tokens": config.max_tokens, "batch": config.batch, "top_k": config.top_k, "seed": config.seed}
     greedy, sampled = split_by_temperature(samples, sampled_share)
-    for part, temperature in ((greedy, 0.0), (sampled, config.temperature)):
-        yield from collect(
-            job.pair,
-            part,
-            max_tokens=config.max_tokens,
-            temperature=temperature,
-            batch=config.batch,
-            top_k=config.top_k,
-            out=job.rollouts,
-            seed=config.seed,
-            decoder=decoder,
-        )
+    return [{"samples": part, "temperature": t, **shared} for part, t in ((greedy, 0.0), (sampled, config.temperature))]
 
 
 def train(job: Job) -> None:

@@ -139,6 +139,7 @@ def load_pair(
     draft: bool = True,
     fallback: bool = False,
     draft_context: int | None = None,
+    lazy: bool = False,
     progress: Progress | None = None,
     shards: Shards | None = None,
 ) -> Pair:
@@ -150,6 +151,7 @@ def load_pair(
         draft: False leaves the draft out.
         fallback: where the draft cannot be had or does not fit the target, say so and go on with the target alone.
         draft_context: in place of the pair's own: of a longer prompt the draft reads only so many of its last tokens.
+        lazy: read no weights before they are used, and do not try them: for who sends the work elsewhere.
         progress: called while fetching and converting; None shows a bar or plain lines on stderr.
         shards: the processes that share the target, this one their first; the draft is its own. None keeps all in this process.
 
@@ -190,7 +192,7 @@ def load_pair(
     if shards is not None:
         order = {"models": str(name_or_path), "offline": offline, "hash": target_folder.hash}
         shards.send(LOAD, list(json.dumps(order).encode()))
-    pair = _load(named.name, config, target_folder, draft_folder, vocab, differs, shards)
+    pair = _load(named.name, config, target_folder, draft_folder, vocab, differs, shards, lazy)
     return replace(pair, without_draft=without, head_folder=head_folder(named))
 
 
@@ -214,14 +216,15 @@ def _load(
     vocab: tuple[int, ...] | None,
     differs: str | None,
     shards: Shards | None,
+    lazy: bool,
 ) -> Pair:
-    target, settings = load_weights(target_folder, config.dtype, "target", shards)
+    target, settings = load_weights(target_folder, config.dtype, "target", shards, lazy=lazy)
     tokenizer = load_tokenizer(target_folder.path, settings.get("eos_token_id"))
     draft: Draft | None = None
     if draft_folder is not None and differs is None:
-        draft = _load_draft(draft_folder, config, target, vocab)
+        draft = _load_draft(draft_folder, config, target, vocab, lazy)
     elif draft_folder is not None and differs is not None:
-        draft = _load_translated(draft_folder, config, tokenizer, differs)
+        draft = _load_translated(draft_folder, config, tokenizer, differs, lazy)
     contexts = [_context(target_folder.path)]
     if draft_folder is not None and not draft_folder.is_cut and differs is None and config.draft_context is None:
         contexts.append(_context(draft_folder.path))
@@ -249,12 +252,12 @@ def load_tokenizer(folder: Path, eos: Any) -> Any:
         return load(folder, {"trust_remote_code": False}, eos_token_ids=eos)
 
 
-def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, vocab: tuple[int, ...] | None) -> Draft:
+def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, vocab: tuple[int, ...] | None, lazy: bool) -> Draft:
     if folder.is_cut:
         from harness.models.cut import load_cut
 
         return load_cut(folder.path, target)
-    model, _ = load_weights(folder, config.dtype, "draft")
+    model, _ = load_weights(folder, config.dtype, "draft", lazy=lazy)
     draft = Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, vocab=vocab)
     draft.fit(vocabulary_rows(target))
     if vocab is not None:
@@ -262,17 +265,19 @@ def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, voca
     return draft
 
 
-def _load_translated(folder: ModelFolder, config: PairConfig, tokenizer: Any, differs: str) -> Draft:
+def _load_translated(folder: ModelFolder, config: PairConfig, tokenizer: Any, differs: str, lazy: bool) -> Draft:
     """A draft of another tokenizer than the target's, which has ``tokenizer``."""
-    model, settings = load_weights(folder, config.dtype, "draft")
+    model, settings = load_weights(folder, config.dtype, "draft", lazy=lazy)
     own = load_tokenizer(folder.path, settings.get("eos_token_id"))
     translation = Translation(tokenizer, own, differs)
     most = _context(folder.path)
     return Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, translation=translation, context_tokens=most)
 
 
-def load_weights(folder: ModelFolder, dtype: str, role: str, shards: Shards | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load one model, or this process's part of it, and its config.json.
+def load_weights(
+    folder: ModelFolder, dtype: str, role: str, shards: Shards | None = None, *, lazy: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load one model, or this process's part of it, and its config.json; ``lazy`` reads no weight yet.
 
     Raises:
         HarnessError: unknown architecture, or files that do not fit each other.
@@ -290,6 +295,8 @@ def load_weights(folder: ModelFolder, dtype: str, role: str, shards: Shards | No
             shards.split(model)
     lay_out(model)
     model.eval()
+    if lazy:
+        return model, settings
     with files.reading(f"{folder.path} as a {role}", advice=FETCH):
         mx.eval(model.parameters())
         if (shards is None or shards.leads) and mx.isnan(model(mx.array([[0]]))).any().item():

@@ -102,4 +102,5 @@ def load_run(folder: Path) -> Run:
 
 def make_run(manifest: Manifest, records: Sequence[Record] | Groups, texts: Texts | None = None) -> Run:
     """Summarise what :func:`harness.results.store.read_run` returned."""
-    return Run(manifest, records, summarise(records, manifest.measured.calibration), texts or Texts())
+    measured = manifest.measured
+    return Run(manifest, records, summarise(records, measured.calibration, machine=measured.reference_machine), texts or Texts())

@@ -118,7 +118,9 @@ class _Pair:
         if old.near_ties is None:
             return None
         kind = find_kind(self.name.drafter)
-        reach = old.longest + 1 if kind is not None and (kind.free or kind.needs_parallel) else 1  # they depend on where rounds begin
+        reach = (
+            old.longest + 1 if kind is not None and (kind.free or kind.needs_parallel or kind.needs_head) else 1
+        )  # they depend on where rounds begin
         return old.near_ties * reach
 
 

@@ -77,6 +77,35 @@ class Listed(Groups):
         return map(record_key, self._records)
 
 
+class OneKind(Groups):
+    """Records of a run on a cluster without what other kinds of machine clocked.
+
+    Args:
+        groups: all of them.
+        machine: the kind whose clocks stay.
+    """
+
+    def __init__(self, groups: Groups, machine: str) -> None:
+        self._all, self._machine = groups, machine
+
+    @property
+    def counts(self) -> dict[CellId, int]:
+        return self._all.counts
+
+    @property
+    def thinks(self) -> bool:
+        return self._all.thinks
+
+    def of(self, cells: Iterable[CellId], *, tokens: bool = False) -> list[Record]:
+        return [r for r in self._all.of(cells, tokens=tokens) if r.method != "decode" or r.machine == self._machine]
+
+    def samples(self, cells: Iterable[CellId]) -> list[str]:
+        return list(dict.fromkeys(record.sample_id for record in self.of(cells)))
+
+    def keys(self) -> Iterator[RecordKey]:
+        return self._all.keys()
+
+
 def grouped(records: Sequence[Record] | Groups) -> Groups:
     """Records by cell, however they are held."""
     return records if isinstance(records, Groups) else Listed(records)

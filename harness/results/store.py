@@ -314,6 +314,11 @@ class RunStore:
         assert self._manifest is not None
         return self._manifest
 
+    @property
+    def measured(self) -> Measured:
+        """What the run has learned by now."""
+        return self.manifest.measured
+
     def __contains__(self, key: object) -> bool:
         return key in self._done
 

@@ -15,7 +15,7 @@ from harness.core.cell import BOTH, FIELDS, CellId
 from harness.core.counts import COUNTS, Counts, columns, total
 from harness.core.records import Divergence, Profile, Record
 from harness.core.stats import Estimate
-from harness.results.groups import Groups, grouped
+from harness.results.groups import Groups, OneKind, grouped
 from harness.results.robust import Graded, Timing, shares
 from harness.results.speedup import Baselines, Pair, baselines, pair_of, speedup, value
 from harness.results.work import Work, model_steps, work_of
@@ -134,17 +134,21 @@ class CellRow(CellId):
         return around + (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + loop + (" LOSSY" if self.lossy else "")
 
 
-def summarise(records: Sequence[Record] | Groups, calibration: Calibration | None = None, *, pooled: bool = True) -> list[CellRow]:
+def summarise(
+    records: Sequence[Record] | Groups, calibration: Calibration | None = None, *, pooled: bool = True, machine: str | None = None
+) -> list[CellRow]:
     """One row per cell and domain, in order of first appearance; with several domains also one row per cell over all of them.
 
     Args:
         records: raw records of one run.
         calibration: measured costs per drafter label, for the predicted speedup.
         pooled: add the rows over all domains.
+        machine: kind of machine whose clocks count, where a cluster has several; counts are of all. None where there is one machine.
     """
     groups = grouped(records)
+    clocked = groups if machine is None else OneKind(groups, machine)
     alone = [cell for cell in groups.cells if cell.drafter is None and cell.method == "decode"]
-    base, timing = baselines(groups.of(alone)), Timing(groups)
+    base, timing = baselines(clocked.of(alone)), Timing(clocked)
     domains = list(dict.fromkeys(cell.domain for cell in groups.cells))
     rows: dict[str, list[CellRow]] = {domain: [] for domain in (*domains, ALL)}
     for key, cells in row_cells(groups).items():
@@ -153,7 +157,7 @@ def summarise(records: Sequence[Record] | Groups, calibration: Calibration | Non
         if pooled and len(own) > 1:
             own[ALL] = [record for group in own.values() for record in group]
         for domain, group in own.items():
-            rows[domain].append(_row(key, group, domain, base, calibration or {}, timing))
+            rows[domain].append(_row(key, group, domain, base, calibration or {}, timing, machine))
     return [row for found in rows.values() for row in found]
 
 
@@ -183,9 +187,11 @@ def _row(
     base: Baselines,
     calibration: Calibration,
     timing: Timing,
+    machine: str | None,
 ) -> CellRow:
     """One row: counts from all prompts (replayed, or the target's answers) where there are such, clocks from those decoded."""
-    clocks = [r for r in everything if r.method == "decode"]
+    decoded = [r for r in everything if r.method == "decode"]
+    clocks = [r for r in decoded if machine in (None, r.machine)]
     counted = {r.sample_id for r in everything if r.method != "decode"}
     group = [r for r in everything if r.method != "decode" or r.sample_id not in counted]
     first = group[0]
@@ -212,8 +218,8 @@ def _row(
         tok_s=sum(r.emitted for r in clocks) / sum(w for w in walls if w is not None) if timed else None,
         speedup=wall, unpaired=len(paired) - len(pairs) if drafts and timed else 0,
         robust=timing.speedup(work) if drafts else None, sources=shares(group),
-        compared=sum(r.compared for r in clocks),
-        divergences=tuple((r.sample_id, r.divergence) for r in clocks if r.divergence is not None),
+        compared=sum(r.compared for r in decoded),
+        divergences=tuple((r.sample_id, r.divergence) for r in decoded if r.divergence is not None),
         marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in clocks]),
         token_s=_percentiles([_per_token(r) for r in clocks]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in clocks]), swap_s=_median([r.swap_s for r in clocks]), predicted=predicted,

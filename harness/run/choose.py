@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.adapt.adapters.folder import read_info
 from harness.adapt.adapters.names import installed
@@ -28,6 +28,7 @@ from harness.suite.suite import Suite, recorded_suite
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.cluster.client import Cluster
     from harness.core.records import Sample
 
 LENGTHS: tuple[int | DynamicLength, ...] = ("auto", 1, 2, 3, 4, 6, 8)
@@ -68,6 +69,7 @@ def choose(
     resume: str | None = None,
     offline: bool = False,
     console: Console,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Race everything that can draft for a target, and report what to use.
 
@@ -81,6 +83,7 @@ def choose(
         resume: an interrupted run to go on with, or one whose time was up; its prompts and settings count.
         offline: use only what is in the cache.
         console: where to show progress.
+        cluster: whose workers count and clock; this process does where None.
 
     Returns:
         The run folder; ``harness report`` and ``harness compare`` take it like any other.
@@ -96,7 +99,8 @@ def choose(
         suite = recorded_suite(read_manifest(run_folder(results_dir, resume)).suite)
         if suite.models not in (models, f"{models}+auto") or not suite.race:
             raise HarnessError(f"run {resume} is no choice for {models}", "Name the run and the target that it was started with.")
-    return run_suite(suite, results_dir=results_dir, resume=resume, minutes=minutes, offline=offline, fallback=True, console=console)
+    options: dict[str, Any] = {"resume": resume, "minutes": minutes, "offline": offline, "cluster": cluster}
+    return run_suite(suite, results_dir=results_dir, fallback=True, console=console, **options)
 
 
 def with_family_draft(models: str) -> str:
@@ -163,16 +167,12 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
         no_draft = f"target and draft take {_gb(sum(sizes.values()))}, this machine has room for {_gb(room)}"
     no_memory = _memory_problem(named.name, samples)
     no_head = None if named.config.head else "the pair has no head"
+    no_parallel = "the pair has no parallel adapter" if found_parallel(named.name) is None else None
     left_out: dict[str, str] = {}
-    kinds = _candidates(head=no_head is None)
+    kinds = _candidates(head=no_head is None, parallel=no_parallel is None)
     for name, kind in kinds.items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
-        reasons = {
-            no_draft: kind.needs_draft,
-            no_memory: needs,
-            "the pair has no parallel adapter": kind.needs_parallel and found_parallel(named.name) is None,
-            no_head: kind.needs_head,
-        }
+        reasons = {no_draft: kind.needs_draft, no_memory: needs, no_parallel: kind.needs_parallel, no_head: kind.needs_head}
         why = next((reason for reason, wanted in reasons.items() if reason and wanted), None)
         if why:
             left_out[name] = why
@@ -198,11 +198,11 @@ def _adapters(pair: str, draft_hash: str, samples: Sequence[Sample], left_out: d
     return tuple(found)
 
 
-def _candidates(*, head: bool) -> dict[str, DrafterKind]:
-    """Every drafter, and what runs a draft with a head in its place."""
+def _candidates(*, head: bool, parallel: bool) -> dict[str, DrafterKind]:
+    """Every drafter, and what runs a draft with a head or parallel drafts in its place, where the pair has these."""
     kinds = drafter_kinds()
-    inner = [name for name, kind in kinds.items() if kind.inner and (head or not kind.needs_head)]
-    composed = [f"{name}+{own}" for own in inner for name, kind in kinds.items() if kind.needs_draft and kind.free]
+    inner = [name for name, kind in kinds.items() if kind.inner and (head or not kind.needs_head) and (parallel or not kind.needs_parallel)]
+    composed = [f"{name}+{own}" for own in inner for name, kind in kinds.items() if kind.takes_draft and kind.free]
     return kinds | {name: drafter_kind(name) for name in composed}
 
 

@@ -36,9 +36,10 @@ from harness.results.store import (
     resume_command,
     run_folder,
 )
-from harness.run.context import Context
+from harness.run.context import Context, Executor
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
+from harness.run.here import ThisProcess
 from harness.run.jobs import check_verification, execute, remember_records
 from harness.run.race import race
 from harness.run.texts import keep_texts
@@ -49,6 +50,7 @@ from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.cluster.client import Cluster
     from harness.models.shards import Shards
     from harness.suite.suite import Suite
 
@@ -66,6 +68,7 @@ def run_suite(
     console: Console | None = None,
     engine: Engine | None = None,
     shards: Shards | None = None,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Decode every sample of the suite in every cell and write the run folder and its report.
 
@@ -82,6 +85,7 @@ def run_suite(
         console: where to show progress; a new one on stdout when None.
         engine: replaces models and decoding in tests.
         shards: the processes that share the target, this one their first; None keeps it in this process.
+        cluster: whose workers decode, replay and train; this process does where None.
 
     Returns:
         The run folder.
@@ -107,6 +111,7 @@ def run_suite(
     before = read_manifest(folder) if resume else None
     engine = engine or real_engine()
     facts = {**machine.machine_facts(), **engine.facts(), **(shards.facts() if shards else {})}
+    facts |= {} if cluster is None else {"cluster": "yes"}
     if before:
         _same_before_loading(before, suite, facts)
     stages = Stages(before.measured.time_s if before else None)
@@ -116,7 +121,7 @@ def run_suite(
             _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
             _no_foreign(folder, recorded_plan(before, samples))
         warnings = _warn(samples, before, console)
-        given = {"fallback": fallback, "draft_context": suite.draft_context, "shards": shards}
+        given = {"fallback": fallback, "draft_context": suite.draft_context, "shards": shards, "lazy": cluster is not None}
         pair = engine.load_pair(suite.models, offline=offline, **{name: value for name, value in given.items() if value})
         prompts = {sample.id: pair.encode(sample.asked) for sample in samples}
         memory = _memory(suite, pair, samples)
@@ -134,6 +139,8 @@ def run_suite(
             pair=pair,
             engine=engine,
             store=store,
+            facts=store,
+            work=_executor(cluster, pair, suite, offline, stop),
             prompts=prompts,
             profile=profile,
             clock=clock,
@@ -143,7 +150,7 @@ def run_suite(
         unfinished = True
         with suppress(Stopped):
             cells = _possible(context, suite.cells(), fallback)
-            if clock:
+            if clock and cluster is None:
                 check_verification(context, "loading")
             load = partial(engine.load_samples, offline=offline)
             with stages("train"):
@@ -154,14 +161,15 @@ def run_suite(
             plan = (race if suite.race else execute)(context, plan, stop, console)
             store.update(planned=len(plan.jobs))
             unfinished = any(key not in store for key in plan.jobs)
-        store.update(peak_memory_bytes=max(store.manifest.measured.peak_memory_bytes, machine.peak_memory_bytes()))
+        store.update(peak_memory_bytes=max(store.measured.peak_memory_bytes, machine.peak_memory_bytes()))
         if unfinished:
             store.update(status="interrupted", time_s=stages.seconds())
         else:
             store.finish(time_s=stages.seconds())
         keep_texts(folder, samples, store.records, pair.decode)
-        generic = store.manifest.measured.calibration.get("generic")
-        remember(pair.name, store.records, generic["c"] if generic else None)
+        generic = store.measured.calibration.get("generic")
+        if cluster is None:
+            remember(pair.name, store.records, generic["c"] if generic else None)
     if len(store):
         _report(folder, console)
     if unfinished:
@@ -174,6 +182,18 @@ def run_suite(
 
 class Stopped(Exception):
     """Ctrl-C while training."""
+
+
+def _executor(cluster: Cluster | None, pair: LoadedPair, suite: Suite, offline: bool, stop: StopRequest) -> Executor:
+    """Who does the work."""
+    if cluster is None:
+        return ThisProcess()
+    from harness.cluster.pairs import spec_of
+    from harness.run.spread import OnCluster
+
+    work = OnCluster(cluster, spec_of(pair, suite.models, offline=offline, draft_context=suite.draft_context), one_kind=suite.race)
+    work.until = lambda: stop.interrupted
+    return work
 
 
 def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[Cell]:
@@ -198,8 +218,9 @@ def _train(context: Context, suite: Suite, cells: Sequence[Cell], samples: Seque
         if stop.requested:
             raise Stopped
 
-    trained = context.engine.train(context.pair, suite, cells, samples, load, check)
-    before, facts = context.store.manifest.measured.adapters, trained.facts()
+    crew = {} if context.work.crew is None else {"crew": context.work.crew}
+    trained = context.engine.train(context.pair, suite, cells, samples, load, check, **crew)
+    before, facts = context.store.measured.adapters, trained.facts()
     for name, adapter in before.items():
         _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))
     if known := context.store.manifest.measured.installed:
@@ -292,7 +313,11 @@ def _same_before_loading(before: Manifest, suite: Suite, now: Mapping[str, Any])
         raise HarnessError("cannot resume: suite_hash differs", "Start a new run.")
     _same("code.hash", before.code.get("hash"), machine.source_hash())
     _same("packages", before.packages, machine.package_versions())
-    for name in sorted({*before.machine, *now} - {"memory_bytes"}):
+    if before.machine.get("cluster") != now.get("cluster"):
+        where = "a cluster" if before.machine.get("cluster") else "one machine"
+        raise HarnessError(f"cannot resume: the run was started on {where}", "Go on in the same way: with --cluster, or without it.")
+    names = {*before.machine, *now} - {"memory_bytes"} if now.get("cluster") is None else set()  # workers have clocks of their own
+    for name in sorted(names):
         if before.machine.get(name) != now.get(name):
             raise HarnessError(
                 f"cannot resume: the run was made with {name} {before.machine.get(name)!r}, here it is {now.get(name)!r}; "

@@ -16,7 +16,7 @@ from harness.results.packed import count_lines
 from harness.results.store import MANIFEST, RECORDS, Manifest, read_manifest
 from harness.run.runner import reports_folder
 
-MADE_AGAIN = ("downloads", "hidden", "models", "trained", "trajectories")
+MADE_AGAIN = ("cluster", "downloads", "hidden", "models", "trained", "trajectories")
 """Parts of the cache that are fetched or computed again where they are missed: models, and what runs trained and were answered."""
 
 

@@ -26,6 +26,9 @@ def sentences(run: Run) -> list[str]:
     found = [f"Warning: {text}" for text in measured.warnings]
     found += [f"Warning: {text}." for text in stats.instability(measured.reference_s)]
     found += [f"Warning: {text}." for text in stats.slower_verification(measured.verification)]
+    for name, facts in measured.workers.items():
+        texts = [*stats.instability(facts["reference_s"]), *stats.slower_verification(facts["verification"])]
+        found += [f"Warning: worker {name}: {text}." for text in texts]
     if measured.without_memory:
         found.append(f"Not run: {', '.join(measured.without_memory)}. The pair has no memory yet: `harness memory build`.")
     if (differs := run.manifest.models.get("translated")) is not None:
