@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt.adapters.names import built_in, check_drafter, installed
+from harness.adapt.adapters.names import adaptable, built_in, check_drafter, installed
 from harness.adapt.training.bank import AdapterBank
 from harness.core.drafter_kinds import split_name
 from harness.core.errors import HarnessError
@@ -43,15 +43,14 @@ def adapter_bank(pair: LoadedPair, names: Sequence[str] = ()) -> AdapterBank:
     """Return the pair's bank, holding at least the installed adapters called ``names`` in their latest version.
 
     Raises:
-        HarnessError: no such adapter, a damaged one, one of another draft, or a pair without a draft.
+        HarnessError: no such adapter, a damaged one, one of another draft, or a pair without a draft that takes adapters.
     """
-    if pair.draft is None:
-        raise HarnessError(f"pair {pair.name!r} has no draft model to adapt", "Load it with its draft, or name one in the pair's YAML.")
+    draft = adaptable(pair)
     for name in names:
         check_drafter(pair.name, name)
     bank = _BANKS.get(id(pair))
     if bank is None:
-        bank = _BANKS[id(pair)] = AdapterBank(pair.draft, {})
+        bank = _BANKS[id(pair)] = AdapterBank(draft, {})
         weakref.finalize(pair, _BANKS.pop, id(pair), None)
     folders = installed(pair.name) if names else {}
     for name in names:
@@ -104,8 +103,8 @@ def generate(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None 
         pair: from :func:`load_pair`.
         prompt: a string (chat template applied), a list of chat messages, or token ids.
         drafter: None (plain decoding), a name of :data:`harness.core.drafter_kinds.DRAFTERS` such as ``generic`` or ``lookup``, the
-            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), one of the two or ``parallel`` inside a
-            drafter that runs a draft (``hybrid+code``, ``cascade+router``, ``hybrid+parallel``), or a drafter object.
+            name of an installed adapter, ``router`` (the pair's router chooses for this prompt), one of the two, ``parallel`` or ``head``
+            inside a drafter that runs a draft (``hybrid+code``, ``cascade+router``, ``hybrid+parallel``), or a drafter object.
         **settings: as in :func:`harness.decode.generation.generate`: ``k``, ``rule``, ``temperature``, ``max_tokens``, ``seed``,
             ``detailed``, ``loop``, ``on_step``, ``stop`` and more.
 

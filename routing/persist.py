@@ -1,16 +1,11 @@
-"""Router files: one safetensors file whose header carries JSON. No pickle, no archive, nothing in it is a path or code.
+"""Routers to files and back: the feature recipe, the arms, the adapters' hashes, the run they learned from, the fitted arrays, the prompts.
 
-A file holds the feature recipe, the arms, the adapters' hashes, the id of the training run, the fitted arrays and the training prompts'
-excerpts. Reading checks size, format, schema version, every name and every array's shape before anything is used.
+Every name and every array's shape is checked before anything is used; :mod:`routing.router_file` checks the file itself.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,19 +19,11 @@ from routing.features import PROBE, PromptFeatures
 from routing.fetch import ENCODERS
 from routing.outcomes import Arm
 from routing.policy import PromptRouter
+from routing.router_file import DISTRUST, RETRAIN, check_name, field, named_hashes, read_file, write_file
 from routing.routers import BoostingRouter, KNNRouter, LogisticRouter, MLPRouter, RidgeRouter
 
-SCHEMA_VERSION = 2
-"""1: no guard for unfamiliar prompts (such files route every prompt). 2: ``reach``."""
-MAX_FILE_BYTES = 512 * 1024**2
-_MAX_HEADER_BYTES = 16 * 1024**2
 _MAX_ARMS = 1000
-_FORMAT = "prompt-router"
 _KINDS: dict[str, type[Router]] = {c.__name__: c for c in (LogisticRouter, RidgeRouter, MLPRouter, BoostingRouter, KNNRouter)}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
-_HASH = re.compile(r"[0-9a-fA-F]{8,128}")
-_RETRAIN = "Train the router again on this machine's adapters."
-_DISTRUST = "The file is damaged or was not written by this package; do not use it. Train the router again."
 _PROBE_TOLERANCE = 0.02
 
 
@@ -61,16 +48,12 @@ def save_router(router: PromptRouter, path: str | Path, *, run_id: str, adapter_
         run_id: run whose outcomes it was trained on.
         adapter_hashes: content hash of each adapter among the arms.
     """
-    from safetensors.numpy import save
-
     hashes = dict(adapter_hashes or {})
     for name in [a.drafter for a in router.arms_] + list(hashes) + [run_id]:
-        _check_name(name, "name")
+        check_name(name, "name")
     if type(router.router_).__name__ not in _KINDS:
         raise RoutingError(f"a {type(router.router_).__name__} cannot be saved", f"Use one of {', '.join(_KINDS)}.")
     header = {
-        "format": _FORMAT,
-        "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
         "arms": [{"drafter": a.drafter, "k": a.k} for a in router.arms_],
         "adapter_hashes": hashes,
@@ -90,10 +73,7 @@ def save_router(router: PromptRouter, path: str | Path, *, run_id: str, adapter_
     arrays["policy.train_features"] = router.train_features_
     arrays["policy.train_best"] = router.train_best_.astype(np.int64)
     arrays["policy.probe"] = router.features_.transform([PROBE])[0]
-    data = save({n: np.ascontiguousarray(a) for n, a in arrays.items()}, {"router": json.dumps(header, allow_nan=False)})
-    if len(data) > MAX_FILE_BYTES:
-        raise RoutingError(f"the router takes {len(data)} bytes, over the limit of {MAX_FILE_BYTES}", "Train on fewer prompts or features.")
-    _write_atomically(Path(path), data)
+    write_file(Path(path), header, arrays)
     return Path(path)
 
 
@@ -119,13 +99,11 @@ def load_router(
     Raises:
         RoutingError: not a router file, damaged, newer than this package, or made for other adapters or another encoder.
     """
-    header, arrays = _read(Path(path))
+    header, arrays = read_file(Path(path))
     loaded_arms = _read_arms(header, path)
-    hashes = _field(header, "adapter_hashes", dict, path)
-    if not all(_matches(_NAME, n) and _matches(_HASH, h) for n, h in hashes.items()):
-        raise RoutingError(f"{path} holds malformed adapter hashes", _DISTRUST)
+    hashes = named_hashes(header, path)
     _check_adapters(path, loaded_arms, hashes, arms, adapter_hashes)
-    run_id = _check_name(_field(header, "run_id", str, path), f"run id of {path}")
+    run_id = check_name(field(header, "run_id", str, path), f"run id of {path}")
     features = _read_features(header, arrays, path, encoder=encoder, offline=offline)
     router = PromptRouter(features, arms=loaded_arms, fallback=header.get("fallback"))
     router.arms_, router.features_ = loaded_arms, features
@@ -143,8 +121,7 @@ def adapters_of(path: str | Path) -> Mapping[str, str]:
     Raises:
         RoutingError: not a router file, damaged, or newer than this package.
     """
-    hashes: Mapping[str, str] = _field(_read(Path(path))[0], "adapter_hashes", dict, path)
-    return hashes
+    return named_hashes(read_file(Path(path))[0], path)
 
 
 def _recipe(features: PromptFeatures) -> dict[str, Any]:
@@ -158,95 +135,17 @@ def _arrays(prefix: str, estimator: Any) -> dict[str, np.ndarray]:
     return {f"{prefix}.{name}": np.asarray(getattr(estimator, name)) for name in type(estimator)._state}
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a file that has the right format, size and version."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    if not path.is_file():
-        raise RoutingError(f"no router file at {path}", "Train one first, or check the path.")
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise RoutingError(f"{path} has {size} bytes, over the limit of {MAX_FILE_BYTES}", _DISTRUST)
-    data = path.read_bytes()
-    _check_magic(data, path)
-    try:
-        length = int.from_bytes(data[:8], "little")
-        meta = json.loads(data[8 : 8 + length])["__metadata__"]
-        header = json.loads(meta["router"])
-        arrays = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as e:
-        raise RoutingError(f"{path} is not a router file: {e}", _DISTRUST) from e
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise RoutingError(f"{path} is a safetensors file, but holds no router", "Give a file written by save_router.")
-    version = header.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise RoutingError(f"{path} has no valid schema version", _DISTRUST)
-    if version > SCHEMA_VERSION:
-        raise RoutingError(f"{path} has schema version {version}, newer than {SCHEMA_VERSION}", "Upgrade this package, or train again.")
-    bad = [n for n, a in arrays.items() if a.dtype.kind not in "fi" or not np.isfinite(a).all()]
-    if bad:
-        raise RoutingError(f"{path} holds values that are not finite numbers in {bad[0]!r}", _DISTRUST)
-    return header, arrays
-
-
-def _check_magic(data: bytes, path: Path) -> None:
-    """A safetensors file starts with its header's length (8 bytes) and the header's opening brace."""
-    length = int.from_bytes(data[:8], "little")
-    if data[8:9] == b"{" and length <= min(_MAX_HEADER_BYTES, len(data) - 8):
-        return
-    if data.startswith((b"\x80", b"PK", b"\x1f\x8b", b"BZh", b"\xfd7z")):
-        raise RoutingError(f"{path} is a pickle or an archive; router files are neither", "Never load pickled models. " + _RETRAIN)
-    if data.startswith(b"version https://git-lfs.github.com/"):
-        raise RoutingError(f"{path} is a git-lfs pointer, not the file it stands for", f"Run `git lfs pull` in {path.parent}.")
-    raise RoutingError(f"{path} is not a router file: its header does not fit", _DISTRUST)
-
-
-def _field(header: Mapping[str, Any], name: str, kind: type | tuple[type, ...], path: str | Path) -> Any:
-    value = header.get(name)
-    if not isinstance(value, kind):
-        raise RoutingError(f"{path} has no valid field {name!r}", _DISTRUST)
-    return value
-
-
-def _matches(pattern: re.Pattern[str], value: Any) -> bool:
-    return isinstance(value, str) and pattern.fullmatch(value) is not None and ".." not in value
-
-
-def _check_name(name: Any, what: str) -> str:
-    """Names become folder names elsewhere: letters, digits, dots, dashes; no path."""
-    if not _matches(_NAME, name):
-        raise RoutingError(
-            f"{what} {name!r} is not a plain name", "Names have letters, digits, '.', '_', '+' and '-' only, and are no paths."
-        )
-    return str(name)
-
-
 def _read_arms(header: Mapping[str, Any], path: str | Path) -> tuple[Arm, ...]:
-    items = _field(header, "arms", list, path)
+    items = field(header, "arms", list, path)
     valid = all(
         isinstance(a, dict) and set(a) == {"drafter", "k"} and (a["k"] is None or (type(a["k"]) is int and 1 <= a["k"] <= 1000))
         for a in items
     )
     if not valid or not 1 <= len(items) <= _MAX_ARMS:
-        raise RoutingError(f"{path} holds malformed arms", _DISTRUST)
-    arms = tuple(Arm(_check_name(a["drafter"], f"arm of {path}"), a["k"]) for a in items)
+        raise RoutingError(f"{path} holds malformed arms", DISTRUST)
+    arms = tuple(Arm(check_name(a["drafter"], f"arm of {path}"), a["k"]) for a in items)
     if len(set(arms)) != len(arms):
-        raise RoutingError(f"{path} names an arm twice", _DISTRUST)
+        raise RoutingError(f"{path} names an arm twice", DISTRUST)
     return arms
 
 
@@ -260,16 +159,16 @@ def _check_adapters(
     drafters = {a.drafter for a in arms}
     unknown = sorted(drafters - set(known)) if known is not None else []
     if unknown:
-        raise RoutingError(f"{path} chooses {unknown[0]!r}, which does not exist here", f"Train or install that adapter, or: {_RETRAIN}")
+        raise RoutingError(f"{path} chooses {unknown[0]!r}, which does not exist here", f"Train or install that adapter, or: {RETRAIN}")
     if current is None:
         return
     for name, digest in trained.items():
         if current.get(name) != digest:
             state = "is missing here" if name not in current else "has changed since"
-            raise RoutingError(f"{path} was trained with adapter {name!r}, which {state}", _RETRAIN)
+            raise RoutingError(f"{path} was trained with adapter {name!r}, which {state}", RETRAIN)
     fresh = sorted((drafters & set(current)) - set(trained))
     if fresh:
-        raise RoutingError(f"{path} does not say which version of adapter {fresh[0]!r} it was trained with", _RETRAIN)
+        raise RoutingError(f"{path} does not say which version of adapter {fresh[0]!r} it was trained with", RETRAIN)
 
 
 def _read_features(
@@ -280,14 +179,14 @@ def _read_features(
     encoder: str | None,
     offline: bool,
 ) -> PromptFeatures:
-    recipe = dict(_field(header, "features", dict, path))
+    recipe = dict(field(header, "features", dict, path))
     vocabulary, n_features, text = recipe.pop("vocabulary", None), recipe.pop("n_features", None), recipe.pop("text", None)
     if text not in ("tfidf", "none", "local", *ENCODERS) or not _recipe_is_valid(recipe) or type(n_features) is not int or n_features < 1:
-        raise RoutingError(f"{path} has an unknown feature recipe", _DISTRUST)
+        raise RoutingError(f"{path} has an unknown feature recipe", DISTRUST)
     if text == "local" and encoder is None:
         raise RoutingError(f"{path} was trained with a local sentence encoder", "Pass encoder= with that encoder's folder.")
     if not isinstance(vocabulary, list) or not all(isinstance(t, str) for t in vocabulary) or len(set(vocabulary)) != len(vocabulary):
-        raise RoutingError(f"{path} has a malformed vocabulary", _DISTRUST)
+        raise RoutingError(f"{path} has a malformed vocabulary", DISTRUST)
     features = PromptFeatures(encoder if text == "local" and encoder else text, offline=offline, **recipe)
     features.vocabulary_ = vocabulary
     features.n_features_out_ = n_features
@@ -296,7 +195,7 @@ def _read_features(
     if len(features.components_) not in (0, n_features - extra) or (
         text == "tfidf" and not len(features.components_) and len(vocabulary) != n_features - extra
     ):
-        raise RoutingError(f"{path} has features of the wrong size", _DISTRUST)
+        raise RoutingError(f"{path} has features of the wrong size", DISTRUST)
     return features
 
 
@@ -313,20 +212,20 @@ def _recipe_is_valid(recipe: Mapping[str, Any]) -> bool:
 
 
 def _read_router(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: str | Path, n_features: int, n_arms: int) -> Router:
-    spec = _field(header, "router", dict, path)
+    spec = field(header, "router", dict, path)
     kind, params, flat = _KINDS.get(str(spec.get("kind"))), spec.get("params"), spec.get("flat")
     if kind is None or not isinstance(params, dict) or not isinstance(flat, bool):
-        raise RoutingError(f"{path} holds an unknown kind of router: {spec.get('kind')!r}", f"Known: {', '.join(_KINDS)}. " + _RETRAIN)
+        raise RoutingError(f"{path} holds an unknown kind of router: {spec.get('kind')!r}", f"Known: {', '.join(_KINDS)}. " + RETRAIN)
     defaults = kind().get_params()
     if set(params) != set(defaults) or not all(_alike(params[n], defaults[n]) for n in defaults):
-        raise RoutingError(f"{path} has other settings than a {kind.__name__} takes", _DISTRUST)
+        raise RoutingError(f"{path} has other settings than a {kind.__name__} takes", DISTRUST)
     router = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in params.items()})
     router.n_features_in_, router.n_arms_, router.flat_ = n_features, n_arms, flat
     _restore(router, "router", arrays, {"features": n_features, "arms": n_arms, "1": 1, "2": 2, "3": 3}, path)
     try:
         router._check_state()
     except ValueError as e:
-        raise RoutingError(f"{path} holds an impossible router: {e}", _DISTRUST) from e
+        raise RoutingError(f"{path} holds an impossible router: {e}", DISTRUST) from e
     return router
 
 
@@ -343,11 +242,11 @@ def _restore(estimator: Any, prefix: str, arrays: Mapping[str, np.ndarray], size
     """Set the fitted arrays after checking that they are all there, nothing else is, and their dimensions agree."""
     state = type(estimator)._state
     if {n for n in arrays if n.startswith(prefix + ".")} != {f"{prefix}.{n}" for n in state}:
-        raise RoutingError(f"{path} does not hold the arrays of a {type(estimator).__name__}", _DISTRUST)
+        raise RoutingError(f"{path} does not hold the arrays of a {type(estimator).__name__}", DISTRUST)
     for name, dims in state.items():
         array = arrays[f"{prefix}.{name}"]
         if array.ndim != len(dims) or not all(_fits(d, n, sizes) for d, n in zip(dims, array.shape, strict=True)):
-            raise RoutingError(f"{path}: {name} has shape {array.shape}, expected ({', '.join(dims)})", _DISTRUST)
+            raise RoutingError(f"{path}: {name} has shape {array.shape}, expected ({', '.join(dims)})", DISTRUST)
         setattr(estimator, name, array)
 
 
@@ -358,23 +257,23 @@ def _fits(dim: str, n: int, sizes: dict[str, int]) -> bool:
 
 
 def _read_policy(router: PromptRouter, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
-    prompts = _field(header, "train_prompts", list, path)
-    threshold = _field(header, "threshold", (int, float), path)
+    prompts = field(header, "train_prompts", list, path)
+    threshold = field(header, "threshold", (int, float), path)
     reach = _read_reach(header, path)
     n, d = len(prompts), router.features_.n_features_out_
     shapes = {"calibration": (2,), "train_features": (n, d), "train_best": (n,), "probe": (d,)}
     stray = [a for a in arrays if not a.startswith(("features.", "router.")) and a.removeprefix("policy.") not in shapes]
     if stray:
-        raise RoutingError(f"{path} holds an array that belongs to no router: {stray[0]!r}", _DISTRUST)
+        raise RoutingError(f"{path} holds an array that belongs to no router: {stray[0]!r}", DISTRUST)
     for name, shape in shapes.items():
         if f"policy.{name}" not in arrays or arrays[f"policy.{name}"].shape != shape:
-            raise RoutingError(f"{path} has no valid array {name!r}", _DISTRUST)
+            raise RoutingError(f"{path} has no valid array {name!r}", DISTRUST)
     best = arrays["policy.train_best"]
     valid = (
         all(isinstance(p, str) for p in prompts) and best.dtype.kind == "i" and n > 0 and best.min() >= 0 and best.max() < len(router.arms_)
     )
     if not valid or not math.isfinite(threshold) or router.fallback not in (None, *router.arm_names):
-        raise RoutingError(f"{path} has an impossible fallback, threshold or training prompt", _DISTRUST)
+        raise RoutingError(f"{path} has an impossible fallback, threshold or training prompt", DISTRUST)
     router.threshold_, router.train_prompts_, router.train_best_ = float(threshold), prompts, best
     router.reach_ = reach
     router.calibration_, router.train_features_ = arrays["policy.calibration"], arrays["policy.train_features"]
@@ -383,12 +282,12 @@ def _read_policy(router: PromptRouter, header: Mapping[str, Any], arrays: Mappin
 def _read_reach(header: Mapping[str, Any], path: str | Path) -> float:
     """Distance up to which prompts are familiar; infinite where the file has no guard."""
     if header["schema_version"] > 1 and "reach" not in header:
-        raise RoutingError(f"{path} has no valid field 'reach'", _DISTRUST)
+        raise RoutingError(f"{path} has no valid field 'reach'", DISTRUST)
     reach = header.get("reach")
     if reach is None:
         return math.inf
     if type(reach) not in (int, float) or not math.isfinite(reach) or reach < 0:
-        raise RoutingError(f"{path} has an impossible reach of familiar prompts", _DISTRUST)
+        raise RoutingError(f"{path} has an impossible reach of familiar prompts", DISTRUST)
     return float(reach)
 
 
@@ -397,6 +296,6 @@ def _check_probe(router: PromptRouter, arrays: Mapping[str, np.ndarray], path: s
     try:
         now = router.features_.transform([PROBE])[0]
     except ValueError as e:
-        raise RoutingError(f"{path} does not fit its sentence encoder: {e}", _DISTRUST) from e
+        raise RoutingError(f"{path} does not fit its sentence encoder: {e}", DISTRUST) from e
     if now.shape != then.shape or np.linalg.norm(now - then) > _PROBE_TOLERANCE * max(1.0, float(np.linalg.norm(then))):
         raise RoutingError(f"{path} was trained with another sentence encoder than the one here", "Use the same encoder, or train again.")

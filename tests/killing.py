@@ -2,51 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import select
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PROGRAM = """
-import sys
-import harness.adapt.training.campaign, harness.answers.mlx_batch, harness.models.pair
-from harness.cli import main
-print("ready", flush=True)
-main(sys.argv[1:])
-"""
+import forks
+
 Finished = dict[str, Any]
-
-
-def run_command(arguments: list[str], cache: Path, kill_after_s: float | None = None) -> tuple[bool, float]:
-    """Run the command line in a process of its own; returns whether it finished, and the seconds after its imports."""
-    environment = {**os.environ, "HARNESS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert process.stdout is not None
-    if not select.select([process.stdout], [], [], 600)[0]:
-        process.kill()
-        raise AssertionError("the imports took more than ten minutes")
-    assert process.stdout.readline() == "ready\n"
-    started = time.perf_counter()
-    try:
-        _, errors = process.communicate(timeout=600 if kill_after_s is None else kill_after_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode == 0, time.perf_counter() - started
 
 
 def killed_and_resumed(
@@ -65,7 +28,7 @@ def killed_and_resumed(
         The folder of the unbroken run, and those of the others.
     """
     rng, whole, folders = random.Random(seed), root / "whole", list[Path]()
-    done, wall_s = run_command(command(whole), whole)
+    done, wall_s = forks.finished(forks.command, command(whole), whole)
     assert done
     landed = 0
     while landed < kills:
@@ -74,7 +37,8 @@ def killed_and_resumed(
         before: Finished = {}
         done = False
         while not done:
-            done, _ = run_command(command(folder), folder, rng.uniform(0, wall_s) if landed < kills else None)
+            moment = rng.uniform(0, wall_s) if landed < kills else None
+            done, _ = forks.finished(forks.command, command(folder), folder, kill_after_s=moment)
             landed += not done
             now = finished(folder)
             assert {name: now.get(name) for name in before} == before

@@ -200,7 +200,7 @@ def test_a_pair_without_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = tmp_path / "cache" / "adapters" / pair.name / "code"
     folder.mkdir(parents=True)
     (folder / METADATA).write_text(json.dumps({}), encoding="utf-8")
-    with pytest.raises(HarnessError, match="no draft model to adapt"):
+    with pytest.raises(HarnessError, match="no draft to adapt"):
         decode(pair, "code")
 
 

@@ -7,13 +7,12 @@ import os
 import re
 import select
 import signal
-import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 from serving import PROMPTS, session_file
 from test_cli import HEAVY, fresh, run
@@ -176,50 +175,63 @@ def wait_for(file: Any, pattern: str, seen: list[str], seconds: float = 120) -> 
         seen.append(os.read(file, 4096).decode(errors="replace"))
 
 
-def left_with(process: Any) -> int:
-    """Exit code of a process that was told to leave, told again while it stays.
+class Pressing(io.StringIO):
+    """A terminal at which Ctrl-C is pressed when so many characters have come, once for each number."""
 
-    Python's ``input`` does not hear a signal that arrives between printing the prompt and waiting for a key.
-    """
-    for _ in range(30):
-        with suppress(subprocess.TimeoutExpired):
-            return int(process.wait(timeout=5))
-        process.send_signal(signal.SIGINT)
-    raise AssertionError("Ctrl-C does not end the chat")
+    def __init__(self, *moments: int) -> None:
+        super().__init__()
+        self.moments = list(moments)
+
+    def write(self, text: str) -> int:
+        """Keep the text, and press."""
+        written = super().write(text)
+        while self.moments and len(self.getvalue()) >= self.moments[0]:
+            self.moments.pop(0)
+            signal.raise_signal(signal.SIGINT)
+        return written
 
 
-def test_ctrl_c_in_a_terminal(home: Path, tmp_path: Path) -> None:
-    """The first Ctrl-C ends the answer and keeps it, the chat goes on; two in a row leave with 130; Ctrl-D leaves with 0."""
+def test_ctrl_c_ends_an_answer_and_a_second_one_the_chat(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first keeps what was said and the chat goes on, until Ctrl-D; two during one answer leave, whatever is still to be read."""
+    from rich.console import Console
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    with Session.from_config(session_file(home, max_tokens=900)) as session:
+
+        def chat(lines: str, *moments: int) -> Chat:
+            monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+            return Chat(session, Console(file=Pressing(*moments), highlight=False, soft_wrap=True))
+
+        stopped = chat("tell me everything\n/stats\n", 12)
+        stopped.run()
+        out = stopped.console.file.getvalue()  # type: ignore[attr-defined]
+        assert re.search(r", stopped\n[\s\S]*answers +1, \d+ tokens", out)
+        assert [m["role"] for m in stopped.messages] == ["user", "assistant"]
+        asked = chat("/help\n")
+        asked.interactive = True
+        asked.run()
+        with pytest.raises(KeyboardInterrupt):
+            chat("again\nnever\n", 12, 12).run()
+        assert sys.stdin.read() == "never\n"
+
+
+def test_ctrl_c_at_the_prompt_of_a_terminal(home: Path, tmp_path: Path) -> None:
+    """The real program in a real terminal: an answer, then Ctrl-C leaves with 130 and no traceback."""
     import pty
 
-    environment = {**os.environ, "HARNESS_CACHE": str(tmp_path / "cache"), "TERM": "dumb"}
-    for last in ("ctrl-c", "ctrl-d"):
-        controller, terminal = pty.openpty()
-        path = session_file(home, max_tokens=900, name=last)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness", "chat", str(path)], stdin=terminal, stdout=terminal, stderr=terminal, env=environment
-        )
-        os.close(terminal)
-        try:
-            seen: list[str] = []
+    controller, terminal = pty.openpty()
+    seen: list[str] = []
+    try:
+        with forks.started(forks.command, ["chat", str(session_file(home))], tmp_path / "cache", terminal=os.ttyname(terminal)) as running:
             wait_for(controller, r"> $", seen)
-            os.write(controller, b"tell me everything\n")
-            wait_for(controller, r"everything\r\n.{12}", seen)
-            process.send_signal(signal.SIGINT)
-            wait_for(controller, r", stopped\r\n\r\n> $", seen)
-            os.write(controller, b"/stats\n")
-            wait_for(controller, r"answers +1, \d+ tokens[\s\S]*> $", seen)
-            os.write(controller, b"\x04" if last == "ctrl-d" else b"again\n")
-            if last == "ctrl-c":
-                wait_for(controller, r"again\r\n.{12}", seen)
-                process.send_signal(signal.SIGINT)
-                process.send_signal(signal.SIGINT)
-                wait_for(controller, r"stopped\r\n\r\n> $|interrupted", seen)
-                if process.poll() is None:  # two signals at once count as one
-                    process.send_signal(signal.SIGINT)
-            code = left_with(process) if last == "ctrl-c" else process.wait(timeout=120)
-            assert code == (130 if last == "ctrl-c" else 0)
+            os.write(controller, b"hello\n")
+            wait_for(controller, r"tok/s[\s\S]*> $", seen)
+            for _ in range(60):  # Python's input does not hear a signal between printing the prompt and waiting for a key
+                os.kill(running.process.pid, signal.SIGINT)
+                if running.ends(2):
+                    break
+            assert running.process.exitcode == 130
             assert "Traceback" not in "".join(seen)
-        finally:
-            process.kill()
-            os.close(controller)
+    finally:
+        os.close(controller)
+        os.close(terminal)

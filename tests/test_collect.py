@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from tiny_llama import TinyPair
+from toy import toy_model
 
 from harness.answers import torch_batch, torch_llama
 from harness.answers.collect import collect, default_decoder, plan_batches, read_shard, shard_names
+from harness.answers.fitting import Fitting
 from harness.answers.mlx_batch import BatchedTarget
 from harness.answers.rollout import Rollout
 from harness.answers.torch_batch import TorchTarget
@@ -280,3 +282,26 @@ def test_ties_of_rounded_logits_are_broken_by_exact_ones():
     assert (ours[:, :-1] >= ours[:, 1:]).all()
     assert (top.exp().sum(1) <= 1 + 1e-5).all()
     torch.testing.assert_close(logp, torch.log_softmax(exact, -1).max(-1).values, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_does_not_fit_is_decoded_in_parts(monkeypatch, temperature):
+    """A batch too large for the free memory becomes several, the first under the batch's own seed; greedy answers stay what they are."""
+    whole, parts = Counting(), Counting()
+    expected = run(None, whole, temperature=temperature)
+    monkeypatch.setattr(Fitting, "rows", lambda self, tokens: 3)
+    found = run(None, parts, temperature=temperature)
+    assert (whole.batches, parts.batches) == (6, 11)
+    assert [t.sample_id for t in found] == [t.sample_id for t in expected]
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if temperature == 0 or i % 4 < 3:
+            assert ours.tokens == theirs.tokens
+
+
+def test_rows_follow_from_the_models_keys_and_values(monkeypatch):
+    """2 layers of 2 key heads of 8 numbers, twice, in 4 bytes; and the logits of 64 ids."""
+    fitting = Fitting(toy_model())
+    assert fitting.token_bytes == 2 * 2 * 8 * 2 * 4
+    monkeypatch.setattr("harness.answers.fitting.free_bytes", lambda: 2 * 10 * (100 * 256 + 4 * 4 * 64))
+    assert fitting.rows(100) == 10
+    assert fitting.rows(10**9) == 1

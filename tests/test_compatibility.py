@@ -68,7 +68,8 @@ def test_other_special_tokens_are_named(folders: tuple[Path, Path]) -> None:
     """A base model with another chat format never proposes the target's end of turn."""
     write_tokenizer(folders[1], (*SPECIALS[:2], "<|eot|>"))
     with pytest.raises(HarnessError, match=r"(?s)<\|im_end\|>.*models suggest"):
-        require_compatible(*folders)
+        require_compatible(*folders, translate=False)
+    assert require_compatible(*folders).translated
 
 
 @pytest.mark.parametrize(
@@ -217,11 +218,16 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
 
 
 def test_models_check_exit_codes(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """0 compatible, 1 not, 2 not checkable: scripts rely on them."""
+    """0 compatible, if need be by translation, 1 not, 2 not checkable: scripts rely on them."""
     assert call(capsys, "check", *map(str, folders)) == (0, "compatible\n")
     write_tokenizer(folders[1], ("<s>", "</s>", "<pad>"))
     code, text = call(capsys, "check", *map(str, folders))
+    assert (code, text.startswith("compatible by translation")) == (0, True)
+    assert json.loads(call(capsys, "check", *map(str, folders), "--json")[1])["translated"]
+    edit_tokenizer(folders[1], lambda data: data.update(normalizer={"type": "Lowercase"}))
+    code, text = call(capsys, "check", *map(str, folders))
     assert (code, text.startswith("not compatible: ")) == (1, True)
+    assert "the draft's tokenizer makes" in text
     code, text = call(capsys, "check", str(folders[0]), "no-such-pair")
     assert (code, "no-such-pair" in text) == (2, True)
 

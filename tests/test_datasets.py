@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import socket
@@ -402,6 +403,10 @@ def test_tables(tmp_path: Path) -> None:
             ("p/x", rows[0]["question"], {"answer": "1"}),
             ("p/1", rows[1]["question"], {"answer": "2"}),
         ]
+    talk = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "[three]"}]
+    with (tmp_path / "talk.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps(talk)], ["[no JSON] just text"]])
+    assert [s.messages for s in local(tmp_path / "talk.csv")] == [tuple((m["role"], m["content"]) for m in talk), ()]
     with pytest.raises(HarnessError, match=r"p\.csv, line 2: the key 'prompt' is missing \(it has question, target, id\)"):
         local(tmp_path / "p.csv")
 

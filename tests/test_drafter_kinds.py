@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from heads import headed
 from masks import install_parallel
 from rich.console import Console
 from tiny import tiny_pair, write_pair
@@ -56,7 +57,7 @@ def point(folder: Path, line: str) -> None:
 @pytest.mark.parametrize("name", kinds.DRAFTERS)
 def test_traits_are_the_drafters_own(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the table says of a drafter must hold for the object: a wrong trait would load no draft, or never ask the drafter."""
-    kind, pair = kinds.DRAFTERS[name], toy_pair()
+    kind, pair = kinds.DRAFTERS[name], headed()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     said = Answer(sample_id="s", domain="x", prompt="p", before=(), tokens=(1, 2, 3))
     write_memory(memory_path(pair.name), pair.name, pair.target_hash, [said])

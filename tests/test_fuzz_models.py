@@ -27,6 +27,7 @@ from test_gguf import write_gguf
 from test_peft import lora_arrays, write_peft
 from test_sources import quiet, write_wheel
 from tiny import TEMPLATE, tiny_config, write_model
+from toy import ToyPair
 
 from harness.core import files
 from harness.core.errors import HarnessError
@@ -236,6 +237,35 @@ def read_cut_folder(root: Path) -> None:
     load_llama(root / "target")
 
 
+def make_head(root: Path) -> None:
+    """A head of the tiny target."""
+    import tiny_llama
+    from heads import toy_head, toy_info
+
+    from harness.models.reading_head import save_head
+
+    head = toy_head(tiny_llama.make(root / "target"), ids=range(32), said_tokens=0)
+    info = toy_info(64, 32, target_hash="t", quantised={"fuse": (8, 64), "join": (4, 64), "lm_head": (8, 64)})
+    save_head(root / "head", info, head.model.own_weights(), head.token_map)
+
+
+def read_head_folder(root: Path) -> None:
+    """Load it for its target, its checksum put right so that what lies behind it is reached, and let it propose."""
+    from harness.decode.generation import generate
+    from harness.decode.head import HeadDrafter
+    from harness.models.reading_head import load_head
+
+    weights, config = root / "head/head.safetensors", root / "head/config.json"
+    try:
+        data = json.loads(config.read_bytes())
+    except ValueError:
+        data = None
+    if isinstance(data, dict) and data.get("sha256"):
+        config.write_text(json.dumps({**data, "sha256": files.sha256(weights)}))
+    pair = ToyPair(load_weights(ModelFolder(root / "target", "t"), "float32", "target")[0])
+    generate(pair, [1, 2], drafter=HeadDrafter(load_head(root / "head", pair.target, "t")), k=2, max_tokens=4)
+
+
 def make_state(root: Path) -> None:
     """A checkpoint of an adapter's training, and a shard of answers."""
     from harness.adapt.training.checkpoint import Checkpoint, save
@@ -285,6 +315,7 @@ FORMATS = {
     "encoder": Format(make_encoder, ("modules.json", "model.safetensors"), read_encoder, 100),
     "vocab": Format(make_vocab, ("v.json",), read_vocab_file, 200),
     "cut": Format(make_cut, ("cut/config.json", "cut/draft.safetensors", "vocab.npy", "target/config.json"), read_cut_folder, 120),
+    "head": Format(make_head, ("head/config.json", "head/head.safetensors"), read_head_folder, 60),
     "state": Format(make_state, ("checkpoint.safetensors", "shard.jsonl", "shard.safetensors"), read_state, 150),
 }
 

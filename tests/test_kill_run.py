@@ -98,7 +98,7 @@ def kill_forks(root: Path, kills: int) -> None:
     print(f"{landed} kills in {runs} runs")
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_runs(tmp_path: Path, kills: int) -> None:
     """Everything a run told its user is done must be there after any kill. A process without mlx forks the children in milliseconds."""
     script = "import sys; from pathlib import Path; import test_kill_run as t; t.kill_forks(Path(sys.argv[1]), int(sys.argv[2]))"

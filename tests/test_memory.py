@@ -163,23 +163,23 @@ def remember(pair: Any, prompts: Sequence[list[int]], tokens: int = 16) -> Memor
 PROMPTS = [[2 + (p * 7 + i * 3) % 60 for i in range(2 + p % 9)] for p in range(20)]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_replay_equals_decoding(name: str) -> None:
-    """Over 200 cases: replay stands in for decoding in every ablation, and output is the target's whatever was remembered."""
+    """Over 120 cases each: replay stands in for decoding in every ablation, and output is the target's whatever was remembered."""
     cases = accepted = 0
     for pair in pairs():
         remember(pair, PROMPTS[::2])
         for i, prompt in enumerate(PROMPTS):
             plain = generate(pair, prompt, drafter=None, max_tokens=23)
             known = {"prompt_tokens": tuple(prompt), "tokens": plain.tokens, "finish": plain.finish, "max_tokens": 23}
-            for row in replay(pair, [Trajectory(sample_id=str(i), domain="x", **known)], [name], [1, 2, 3, 5, 8]):
+            for row in replay(pair, [Trajectory(sample_id=str(i), domain="x", **known)], [name], [1, 3, 8]):
                 real = generate(pair, prompt, drafter=name, k=row.k, max_tokens=23)
                 assert real.tokens == plain.tokens
                 assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
                 cases += 1
                 accepted += real.accepted
-    assert cases == 200
-    assert accepted > 500
+    assert cases == 120
+    assert accepted > 300
 
 
 @pytest.mark.parametrize("name", ALL)

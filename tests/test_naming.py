@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 from test_gguf import write_gguf
-from tiny import EOS, write_model, write_tokenizer
+from tiny import EOS, write_model
 
 from harness.core.errors import HarnessError
 from harness.core.paths import cache_dir
@@ -97,11 +98,12 @@ def test_a_name_that_is_none(text: str, problem: str) -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target and a draft as folders, the target as a GGUF file, and a draft of another tokenizer."""
+    """A target and a draft as folders, the target as a GGUF file, and a draft whose tokenizer loses what text says."""
     folder = tmp_path_factory.mktemp("models")
     for name, noise in (("target", 0.0), ("draft", 0.05), ("foreign", 0.05)):
         write_model(folder / name, noise=noise)
-    write_tokenizer(folder / "foreign", ("<s>", "</s>", "<pad>"))
+    foreign = folder / "foreign" / "tokenizer.json"
+    foreign.write_text(json.dumps({**json.loads(foreign.read_text()), "normalizer": {"type": "Lowercase"}}))
     write_gguf(folder / "target.gguf")
     return folder
 
@@ -139,7 +141,7 @@ def test_a_gguf_file_alone(models: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_target_goes_on_alone_only_when_asked(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A draft of another tokenizer, and one that is not there."""
+    """A draft whose text is not the target's, and one that is not there."""
     from harness.models.pair import load_pair
 
     for draft in (models / "foreign", "org/absent"):

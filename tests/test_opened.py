@@ -75,14 +75,15 @@ def test_parts_give_what_the_model_gives(family: str) -> None:
         check_surface(model)
 
 
-def answers(pair: ToyPair, prompt: list[int], drafter: Any, tokens: int = 16) -> None:
-    """Greedy decoding with ``drafter`` gives the plain answer, and replay its counts."""
+def answers(pair: ToyPair, prompt: list[int], *drafters: Any, tokens: int = 16) -> None:
+    """Greedy decoding with each drafter gives the plain answer, and replay its counts."""
     plain = generate(pair, prompt, drafter=None, max_tokens=tokens)
-    g = generate(pair, prompt, drafter=drafter, k=3, max_tokens=tokens, detailed=True)
-    assert g.tokens == plain.tokens
-    t = Trajectory(sample_id="a", domain="d", prompt_tokens=tuple(prompt), tokens=g.tokens, finish=g.finish, max_tokens=tokens)
-    (row,) = replay(pair, [t], [drafter], [3])
-    assert (row.accept_lengths, row.draft_lengths) == (g.accept_lengths, g.draft_lengths)
+    for drafter in drafters:
+        g = generate(pair, prompt, drafter=drafter, k=3, max_tokens=tokens, detailed=True)
+        assert g.tokens == plain.tokens
+        t = Trajectory(sample_id="a", domain="d", prompt_tokens=tuple(prompt), tokens=g.tokens, finish=g.finish, max_tokens=tokens)
+        (row,) = replay(pair, [t], [drafter], [3])
+        assert (row.accept_lengths, row.draft_lengths) == (g.accept_lengths, g.draft_lengths)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -90,10 +91,10 @@ def test_every_drafter_decodes_every_family(family: str) -> None:
     """The answer is the target's, and replay, which applies the head to blocks of states, counts what decoding counts."""
     pair = ToyPair(tiny_model(family), toy_draft(noisy(tiny_model(family))), frozenset({1}))
     prompt = [9, 33, 9, 12, 9, 33]
-    for drafter in ("generic", "lookup", "early_exit", "hybrid"):
-        answers(pair, prompt, resolve_drafter(pair, drafter, DrafterOptions(layers=2)))
+    drafters = [resolve_drafter(pair, name, DrafterOptions(layers=2)) for name in ("generic", "lookup", "early_exit", "hybrid")]
     if family not in NO_PRUNED_HEAD:
-        answers(pair, prompt, resolve_drafter(pair, "generic", DrafterOptions(vocab=24)))
+        drafters.append(resolve_drafter(pair, "generic", DrafterOptions(vocab=24)))
+    answers(pair, prompt, *drafters)
     plain = generate(pair, prompt, drafter=None, max_tokens=12)
     assert generate(pair, prompt, drafter="generic", k=3, max_tokens=12, loop="mlx-lm").tokens == plain.tokens
 

@@ -113,6 +113,7 @@ def test_a_draft_of_another_tokenizer_fails_before_weights_load(tmp_path: Path, 
     """The check reads small files only, so a wrong pair costs no minutes."""
     path = write_pair(tmp_path)
     write_tokenizer(tmp_path / "draft", ("<s>", "</s>", "<pad>"))
+    path.write_text(f"{path.read_text()}translate: false\n")
     monkeypatch.setattr(pair_module, "load_weights", lambda *a: pytest.fail("weights were read"))
     with pytest.raises(HarnessError, match="do not share a tokenizer"):
         load_pair(str(path))

@@ -20,7 +20,7 @@ from harness.decode.generation import generate, stream
 from harness.decode.length import FixedK
 from harness.decode.making import resolve_drafter
 from harness.decode.timing import Laps
-from harness.report import summarise
+from harness.report import load_run, report_texts, summarise
 from harness.report.verify import verify
 from harness.results.store import read_records
 from harness.run.runner import reports_folder
@@ -125,14 +125,14 @@ def profiled(pair: Any, prompt: Any, *, profile: bool = False, **settings: Any) 
 @pytest.mark.parametrize("asked", [False, True])
 def test_profiled_run_reports_where_the_time_goes(tmp_path: Path, asked: bool) -> None:
     """``--profile`` puts raw times into the records, a table and a chart into the reports; without it there is no trace of it."""
-    folder = run(tmp_path, report=True, engine=make_engine(generate=profiled), profile=asked)
+    folder = run(tmp_path, report=asked, engine=make_engine(generate=profiled), profile=asked)
     records = [r for r in read_records(folder) if r.method == "decode"]
     assert {r.profile is not None for r in records} == {asked}
-    markdown = (reports_folder(folder) / "report.md").read_text()
-    html = (reports_folder(folder) / "report.html").read_text()
+    texts = report_texts(load_run(folder))
+    markdown, html = texts["report.md"], texts["report.html"]
     assert ("## Where the time goes" in markdown) == ("milliseconds per emitted token" in html) == asked
-    verify(folder, reports_folder(folder))
     if asked:
+        verify(folder, reports_folder(folder))
         section = markdown.split("## Where the time goes")[1].split("\n## ")[0]
         row = [cell.strip() for cell in next(line for line in section.splitlines() if "lookup" in line).split("|")]
         assert row[-7:-1] == ["50.0%", "10.0%", "20.0%", "5.0%", "5.0%", "10.0%"]
@@ -140,7 +140,7 @@ def test_profiled_run_reports_where_the_time_goes(tmp_path: Path, asked: bool) -
 
 def test_partly_profiled_cells_are_missing(tmp_path: Path) -> None:
     """Shares of half a cell would not be the cell's: a run resumed without the flag shows no profile for that cell."""
-    folder = run(tmp_path, report=True, engine=make_engine(generate=profiled), profile=True)
+    folder = run(tmp_path, engine=make_engine(generate=profiled), profile=True)
     records = read_records(folder)
     first = next(i for i, r in enumerate(records) if r.drafter == "lookup")
     records[first] = dataclasses.replace(records[first], profile=None)

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forks
 import pytest
 
-ROOT = Path(__file__).parent.parent
-
-
-def harness(*arguments: str, cwd: Path = ROOT) -> str:
-    """Run the command line in a process of its own, with one thread, and return what it printed.
-
-    Two threads that wait for each other beside other tests take many times as long as one.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "BLIS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from harness.report.verify import verify
 
 
 @pytest.mark.real
 def test_smoke_suite_end_to_end(tmp_path: Path) -> None:
     """The main job on a real model: records, a report that recomputes from them, outputs equal to the target's."""
-    out = harness("run", "suites/smoke.yaml", "--no-clock", "--results", str(tmp_path / "results"))
+    options = ["--no-clock", "--set", "max_tokens=10", "--results", str(tmp_path / "results")]
+    with forks.started(forks.command, ["run", "suites/smoke.yaml", *options]) as running:
+        assert running.ends(600)
+        out = running.said()
+    assert running.process.exitcode == 0, out
     assert "All 6 greedy outputs equal the target's own" in " ".join(out.split())
     (run,) = (tmp_path / "results").iterdir()
     assert len((run / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 9
     report = tmp_path / "reports" / run.name
     assert {path.name for path in report.iterdir()} >= {"report.md", "cells.csv", "report.html"}
-    harness("report", str(run), "--verify")
+    assert verify(run, report) > 20
 
 
 @pytest.mark.real
@@ -48,13 +37,13 @@ def test_replay_equals_decoding_on_a_real_model() -> None:
     pair = load_pair("smollm2")
     drafter = resolve_drafter(pair, "early_exit", DrafterOptions(layers=29))
     prompt = pair.encode("List the days of the week.")
-    plain = generate(pair, prompt, drafter=None, max_tokens=20)
+    plain = generate(pair, prompt, drafter=None, max_tokens=12)
     answer = Trajectory(
-        sample_id="days", domain="chat", prompt_tokens=tuple(prompt), tokens=plain.tokens, finish=plain.finish, max_tokens=20
+        sample_id="days", domain="chat", prompt_tokens=tuple(prompt), tokens=plain.tokens, finish=plain.finish, max_tokens=12
     )
     for name in ("generic", "lookup", drafter):
-        for row in replay(pair, [answer], [name], [1, 3, 6]):
-            real = generate(pair, prompt, drafter=name, k=row.k, max_tokens=20)
+        for row in replay(pair, [answer], [name], [2, 5]):
+            real = generate(pair, prompt, drafter=name, k=row.k, max_tokens=12)
             assert real.tokens == plain.tokens
             assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
 

@@ -136,6 +136,13 @@ def test_prediction_follows_the_formula() -> None:
     assert row.efficiency == pytest.approx(2.0 / 2.0)
 
 
+def test_a_prediction_charges_the_draft_for_its_own_tokens_alone() -> None:
+    """A round of four copied tokens costs its verification; of two remembered and two drafted ones, two steps of the draft."""
+    records = [cell("a", [4, 4], drafter="cascade", sources=("lookup", "memory:2,draft:2"))]
+    row = summarise(records, {"cascade": {"c": 0.25, "v": [1, 1.1, 1.2, 1.3, 1.5]}})[0]
+    assert row.predicted == pytest.approx(10 / (1.5 + (2 * 0.25 + 1.5)))
+
+
 def test_missing_is_empty_not_zero() -> None:
     """A replayed cell has no times, an undrafted one no rate: CSV fields are empty, Markdown shows the sign."""
     timeless = dict.fromkeys(("wall_s", "ttft_s"), None)
@@ -334,26 +341,20 @@ def test_charts_appear_only_with_data() -> None:
 
 
 def test_reports_are_written_and_shown(finished: Path, tmp_path: Path) -> None:
-    """All three files, the same each time, and the table on a console that is no terminal."""
-    run = load_run(finished)
-    first = {path.name: path.read_bytes() for path in write_reports(run, tmp_path / "out")}
-    assert set(first) == {"report.md", "cells.csv", "report.html", "recommendation.json", "settings.yaml"}
-    assert {path.name: path.read_bytes() for path in write_reports(run, tmp_path / "out")} == first
-    console = quiet()
-    show_table(run, console)
-    assert "| all" in console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_charts_are_written_as_files_and_old_ones_go(finished: Path, tmp_path: Path) -> None:
-    """Every chart as SVG and as PNG; a chart that the run no longer has leaves nothing behind."""
+    """All files; every chart as SVG and as PNG, and none that the run no longer has; the same texts a second time."""
     (tmp_path / "charts").mkdir()
     (tmp_path / "charts/forgetting.svg").write_text("old")
     run = load_run(finished)
-    write_reports(run, tmp_path)
+    written = {path.name: path.read_bytes().decode() for path in write_reports(run, tmp_path)}
+    assert set(written) == {"report.md", "cells.csv", "report.html", "recommendation.json", "settings.yaml"}
+    assert report_texts(run) == written
     names = {figure.name for figure in figures(run)}
     assert {path.name for path in (tmp_path / "charts").iterdir()} == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
     assert (tmp_path / "charts/speedup.svg").read_text().startswith("<svg")
     assert (tmp_path / "charts/speedup.png").read_bytes().startswith(b"\x89PNG")
+    console = quiet()
+    show_table(run, console)
+    assert "| all" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_markdown_starts_with_the_recommendation(finished: Path) -> None:
@@ -448,7 +449,7 @@ def test_stages_add_up_and_an_inner_one_counts_once(monkeypatch: pytest.MonkeyPa
 def test_compare_names_what_changed(finished: Path, tmp_path: Path) -> None:
     """Two runs of different suites: the changed key, the shared cells and the cells of one side only."""
     experiments = [{"kind": "baseline"}, {"kind": "drafters", "drafters": ["lookup"]}]
-    other = run(tmp_path, report=True, suite=make_suite(limit=6, max_tokens=14, experiments=experiments))
+    other = run(tmp_path, suite=make_suite(limit=6, max_tokens=14, experiments=experiments))
     text = compare(finished, other)
     assert re.search(r"suite.max_tokens +\| 12 +\| 14", text)
     assert "| code lookup K=4 " in text

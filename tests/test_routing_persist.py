@@ -236,7 +236,7 @@ def test_oversized_and_truncated_files_are_refused(saved, tmp_path, monkeypatch)
     (tmp_path / "deep").write_bytes(len(deep).to_bytes(8, "little") + deep)
     with pytest.raises(RoutingError):
         load_router(tmp_path / "deep")
-    monkeypatch.setattr("routing.persist.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("routing.router_file.MAX_FILE_BYTES", 1000)
     with pytest.raises(RoutingError, match="over the limit"):
         load_router(saved)
 

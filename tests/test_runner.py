@@ -27,6 +27,7 @@ from harness.core.records import Divergence, Generation, Record, Sample, Score, 
 from harness.decode.length import Costs
 from harness.models.draft import Draft
 from harness.report import load_run
+from harness.report.markdown import render
 from harness.report.verify import verify
 from harness.results.store import RunStore, read_manifest, read_records
 from harness.results.summary import summarise
@@ -195,8 +196,8 @@ def test_every_sample_in_every_cell_once(tmp_path: Path) -> None:
 def test_a_report_tells_that_verification_became_slower(tmp_path: Path, costs: list[float], warned: bool) -> None:
     """Drafting that looks slow may be the process's own doing; a rise that a second look does not find again is none."""
     readings = itertools.chain(costs, itertools.repeat(costs[-1]))
-    folder = run(tmp_path, report=True, engine=make_engine(verification=lambda pair: next(readings)))
-    assert ("verification became 2.0x slower" in (reports_folder(folder) / "report.md").read_text(encoding="utf-8")) == warned
+    folder = run(tmp_path, engine=make_engine(verification=lambda pair: next(readings)))
+    assert ("verification became 2.0x slower" in render(load_run(folder))) == warned
 
 
 def test_cells_are_interleaved_and_rotated() -> None:
@@ -408,11 +409,11 @@ def test_divergence_is_recorded(tmp_path: Path) -> None:
         g = fake_generate(pair, prompt, **settings)
         return dataclasses.replace(g, tokens=(*g.tokens[:-1], 777)) if settings.get("drafter") == "lookup" else g
 
-    folder = run(tmp_path, report=True, engine=make_engine(generate=generate))
+    folder = run(tmp_path, engine=make_engine(generate=generate))
     wrong = [r for r in read_records(folder) if r.divergence is not None]
     assert {r.drafter for r in wrong} == {"lookup"}
     assert len(wrong) == 6
-    assert "a bug in the decoding" in (reports_folder(folder) / "report.md").read_text()
+    assert "a bug in the decoding" in render(load_run(folder))
 
 
 def test_plain_output_is_one_line_per_answer(tmp_path: Path) -> None:
@@ -520,18 +521,18 @@ def test_a_run_without_a_sandbox_says_so_at_the_start(tmp_path: Path, monkeypatc
         seen.append(console.file.getvalue())  # type: ignore[attr-defined]
         return FakePair()
 
-    def run(code: bool) -> tuple[list[str], str]:
+    def told(code: bool) -> tuple[Any, str]:
         samples = [Sample(id=f"code/{code}", domain="code", prompt="f", reference=reference if code else None)]
         engine = make_engine(load_pair=load_pair, load_samples=lambda spec, domain, seed, offline: samples)
         suite = make_suite(domains={"code": {"dataset": "humaneval", "limit": 1}})
-        folder = run_suite(suite, results_dir=tmp_path / "results", console=console, engine=engine)
-        return read_manifest(folder).measured.warnings, (reports_folder(folder) / "report.md").read_text()
+        folder = run(tmp_path, suite=suite, console=console, engine=engine)
+        return read_manifest(folder).measured.warnings, render(load_run(folder))
 
-    assert run(code=False)[0] == ()
+    assert told(code=False)[0] == ()
     sandbox.find_box.cache_clear()
     monkeypatch.setattr(sandbox, "_boxes", lambda: [])
     try:
-        (warning,), report = run(code=True)
+        (warning,), report = told(code=True)
     finally:
         sandbox.find_box.cache_clear()
     assert warning.startswith("code answers will be unscored, since no sandbox works here: ")
@@ -556,13 +557,13 @@ def test_without_a_clock_nothing_is_calibrated(tmp_path: Path) -> None:
     def never(*_: Any) -> Any:
         pytest.fail("the machine was timed")
 
-    counted = run(tmp_path / "b", suite=make_suite(), engine=make_engine(calibrate=never, verification=never), clock=False, report=True)
+    counted = run(tmp_path / "b", suite=make_suite(), engine=make_engine(calibrate=never, verification=never), clock=False)
     assert without_times(read_records(counted)) == without_times(read_records(timed))
     measured = read_manifest(counted).measured
     assert not measured.calibration
     assert not measured.reference_s
     assert not measured.verification
-    assert (reports_folder(counted) / "report.md").is_file()
+    assert "not warmed up" in render(load_run(counted))
     auto = make_suite(experiments=[{"kind": "baseline"}, {"kind": "dynamic_k", "policies": ["auto"]}])
     with pytest.raises(HarnessError, match="only a calibration measures"):
         run(tmp_path / "c", suite=auto, clock=False)

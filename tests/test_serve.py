@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import forks
 import httpx
 import openai
 import pytest
@@ -32,7 +32,8 @@ from harness.core.errors import HarnessError
 from harness.serve.app import MAX_BODY_BYTES, PAGE
 from harness.serve.errors import ApiError
 from harness.serve.guard import Guard
-from harness.serve.queue import FairQueue, Job
+from harness.serve.queue import Done, FairQueue, Job
+from harness.serve.replies import usage
 from harness.serve.server import Server
 from harness.serve.wire import parse
 from harness.serve.worker import Learning, Worker
@@ -134,14 +135,25 @@ def test_chat_is_plain_decoding(server: Server, drafter: str | None) -> None:
     own = api.generate(
         pair, PROMPTS[0], drafter=None if drafter == "none" else drafter or "generic", k=3 if drafter is None else 2, max_tokens=12
     )
-    for usage in (whole.usage, chunks[-1].usage):
-        assert (usage.prompt_tokens, usage.completion_tokens) == (own.prompt_tokens, own.emitted)
-        said = usage.speculation
+    for found in (whole.usage, chunks[-1].usage):
+        assert (found.prompt_tokens, found.completion_tokens) == (own.prompt_tokens, own.emitted)
+        said = found.speculation
         assert (said["drafted"], said["accepted"], said["tau"]) == (own.drafted, own.accepted, own.emitted / own.rounds)
         assert sum(source["accepted"] for source in said["sources"].values()) == own.accepted
         assert said["drafter"] == own.drafter
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0, "the second request had the same prompt"
+
+
+def test_a_round_that_several_sources_drafted_counts_for_each(session: Session) -> None:
+    """No source is called ``memory:3,draft:1``: its tokens are those of the memory and of the draft."""
+    plain = api.generate(session.pair, PROMPTS[0], drafter=None, max_tokens=3)
+    mixed = {"sources": ("memory:3,draft:1", "", "draft"), "draft_lengths": (4, 0, 2), "accept_lengths": (3, 0, 1)}
+    said = usage(Done(generation=dataclasses.replace(plain, **mixed), tokens=3, finish="length", reused=0, queue_s=0.0))  # type: ignore[arg-type]
+    assert said["speculation"]["sources"] == {
+        "memory": {"rounds": 1, "drafted": 3, "accepted": 3},
+        "draft": {"rounds": 2, "drafted": 3, "accepted": 1},
+    }
 
 
 def test_completions_and_models(server: Server) -> None:
@@ -637,17 +649,10 @@ def test_a_signal_drains_the_server(home: tuple[Path, Any], tmp_path: Path, comm
     """The real program: what was asked before the signal is answered whole, what comes later is told so, and it ends with success."""
     path = session_file(home[0], name=command)
     options = ["--session", str(path), "--offline"] if command == "serve" else [str(path), "--no-browser"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness", command, *options, "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HARNESS_CACHE": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        url = re.findall(r"http://[\w.:]+", line)[0]
+    with forks.started(forks.command, [command, *options, "--port", "0"], tmp_path / "cache") as running:
+        wait_until(lambda: "\n" in running.said().partition("http://")[2])
+        line = running.said().partition("http://")[2].partition("\n")[0]
+        url = "http://" + re.findall(r"[\w.:]+", line)[0]
         key = line.partition("key=")[2].strip()
         own = {"authorization": f"Bearer {key}"} if key else {}
         if command == "demo":
@@ -656,11 +661,9 @@ def test_a_signal_drains_the_server(home: tuple[Path, Any], tmp_path: Path, comm
         with ThreadPoolExecutor(3) as pool:
             asked = [pool.submit(HTTP.post, f"{url}/v1/chat/completions", json=body, headers=own) for _ in range(3)]
             wait_until(lambda: HTTP.get(f"{url}/v1/session", headers=own, timeout=60).json()["waiting"] == 2)
-            process.send_signal(ending)
+            os.kill(running.process.pid, ending)
             answers = [one.result() for one in asked]
         assert [re.findall('"finish_reason":"(?:stop|length)"', a.text)[0] and a.text[-14:] for a in answers] == ["data: [DONE]\n\n"] * 3
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert out.endswith("ended\n")
-    finally:
-        process.kill()
+        assert running.ends(300)
+        assert running.process.exitcode == 0, running.said()
+        assert running.said().endswith("ended\n")

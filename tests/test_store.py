@@ -197,7 +197,7 @@ def kill_writers(folder: Path, kills: int, n: int, seed: int) -> set[int]:
     return acknowledged
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_kill_nine_loses_no_finished_record(tmp_path: Path, kills: int) -> None:
     """After SIGKILL at random moments every acknowledged record is there, and the finished file equals an unbroken one."""
     folder, n = tmp_path / "run", kills * 60

@@ -6,14 +6,17 @@ import dataclasses
 import io
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import tiny
 import yaml
 from rich.console import Console
+from serving import install_adapter
 
 from harness.adapt.routers import routed
 from harness.adapt.routers.routed import RouterConfig
@@ -154,6 +157,21 @@ def test_configs_that_a_suite_names_are_checked_before_anything_loads(
     assert message in str(refused.value)
 
 
+def test_installed_adapters_are_looked_for_first(tmp_path: Path, suite_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is not there is named before anything loads; one with the name of an adapter that the suite trains, before it trains."""
+    suite = yaml.safe_load(suite_file.read_text())
+    for name in ("coed", "code"):
+        entry = {"kind": "adapters", "adapters": [name], "k": [2]}
+        suite_file.write_text(yaml.safe_dump({**suite, "experiments": [*suite["experiments"], entry]}))
+        if name == "coed":
+            install_adapter(load_pair(str(tmp_path / "pair/tiny.yaml")), "code")
+            with pytest.raises(SystemExit, match="2"):
+                main(["validate", str(suite_file)])
+            assert "no adapter 'coed' for pair 'tiny': did you mean 'code'" in capsys.readouterr().err
+    with pytest.raises(HarnessError, match="trains an adapter 'code', and one of that name is installed"):
+        go(tmp_path, suite_file)
+
+
 def test_the_chat_template_is_part_of_a_pairs_facts(tmp_path: Path) -> None:
     """The same weights under another template answer other prompts."""
     pair = tiny.tiny_pair(tmp_path)
@@ -217,10 +235,11 @@ def suite_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def go(tmp_path: Path, suite_file: Path, **options: Any) -> tuple[Path, str]:
-    """Run the suite; return the run folder and what was printed."""
+def go(tmp_path: Path, suite_file: Path, *, whole: bool = False, **options: Any) -> tuple[Path, str]:
+    """Run the suite, clocks and report only where all of it is wanted; return the run folder and what was printed."""
     console = Console(file=io.StringIO(), width=200)
-    folder = run_suite(load_suite(suite_file), results_dir=tmp_path / "results", console=console, **options)
+    with nullcontext() if whole else patch("harness.run.runner._report"):
+        folder = run_suite(load_suite(suite_file), results_dir=tmp_path / "results", console=console, clock=whole, **options)
     return folder, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -235,7 +254,7 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
     groups: list[Any] = []
     fit = routed.fit_router
     monkeypatch.setattr(routed, "fit_router", lambda *args, **settings: groups.append(settings["groups"]) or fit(*args, **settings))
-    folder, printed = go(tmp_path, suite_file)
+    folder, printed = go(tmp_path, suite_file, whole=True)
     records, measured = read_records(folder), read_manifest(folder).measured
     assert {r.experiment for r in records} == {
         "baseline", "generic_draft", "domain_adapters", "router", "ablation_rank", "adaptive_rounds"

@@ -5,14 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 from adapting import VOCAB, difference, forward, quick_config, target_trajectories, tiny_draft, tiny_llama
@@ -325,56 +321,27 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, data: Any) -> None:
     assert all((ours[n] == theirs[n]).all() for n in ours | theirs)
 
 
-WORKER = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from adapting import quick_config, target_trajectories, tiny_draft
-from harness.adapt.training.trainer import train_adapter
-out = Path(sys.argv[1])
-config = quick_config(lora={lora!r}).replace(optim={{"epochs": 6}}, checkpoint_every=1)
-result = train_adapter(tiny_draft(), target_trajectories(48), config, validation=target_trajectories(24, first=500), out=out / "a",
-    resume=True, cache_folder=out / "h", progress=lambda p: print(p.step, flush=True))
-(out / "losses").write_text(repr(result.losses))
-"""
+def train_in(out: Path) -> None:
+    """A training that may be killed and called again; the losses of all its updates go into a file."""
+    config = quick_config(lora=LORA).replace(optim={"epochs": 6}, checkpoint_every=1)
+    material: dict[str, Any] = {"validation": target_trajectories(24, first=500), "cache_folder": out / "h"}
+    result = train_adapter(tiny_draft(), target_trajectories(TRAIN), config, out=out / "a", resume=True, **material)
+    (out / "losses").write_text(repr(result.losses))
 
 
-def run_worker(out: Path, kill_after_s: float | None) -> bool:
-    """Train in a process of its own; True when it finished before the kill."""
-    script = WORKER.format(tests=str(Path(__file__).parent), lora=LORA)
-    process = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
-    assert process.stdout is not None
-    if kill_after_s is not None and process.stdout.readline():
-        time.sleep(kill_after_s)
-        os.kill(process.pid, signal.SIGKILL)
-    process.stdout.read()
-    process.stdout.close()
-    return process.wait() == 0
-
-
-def kills(tmp_path: Path, count: int) -> None:
-    rng = np.random.default_rng(5)
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    assert run_worker(tmp_path / "whole", None)
-    for delay in rng.uniform(0, 0.4, count):
-        if run_worker(tmp_path / "killed", float(delay)):
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_and_resume(tmp_path: Path, kills: int) -> None:
+    """kill -9 at random moments: the resumed run ends with the same bits as one never killed."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done, wall_s = forks.finished(train_in, whole)
+    assert done
+    for moment in np.random.default_rng(5).uniform(0, wall_s, kills):
+        if forks.finished(train_in, killed, kill_after_s=float(moment))[0]:
             break
-    assert run_worker(tmp_path / "killed", None)
-    assert (tmp_path / "killed/losses").read_text() == (tmp_path / "whole/losses").read_text()
-    ours, theirs = weights_of(tmp_path / "whole/a"), weights_of(tmp_path / "killed/a")
+    assert forks.finished(train_in, killed)[0]
+    assert (killed / "losses").read_text() == (whole / "losses").read_text()
+    ours, theirs = weights_of(whole / "a"), weights_of(killed / "a")
     assert all((ours[n] == theirs[n]).all() for n in ours | theirs)
-
-
-def test_kill_and_resume(tmp_path: Path) -> None:
-    """kill -9 at a random moment: the resumed run ends with the same bits as one never killed."""
-    kills(tmp_path, 1)
-
-
-@pytest.mark.slow
-def test_twenty_kills(tmp_path: Path) -> None:
-    """The same with twenty kills."""
-    kills(tmp_path, 20)
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path, data: Any) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from harness.core.errors import HarnessError
-from harness.core.yamlfile import Strict, apply_overrides, read_yaml, set_value, show_path, validate
+from harness.core.problems import show_path
+from harness.core.yamlfile import Strict, apply_overrides, read_yaml, set_value, validate
 
 
 class Cat(Strict):

@@ -18,16 +18,20 @@ from harness.adapt.adapters.folder import (
     read_info,
     weights_hash,
 )
-from harness.adapt.adapters.names import built_in
+from harness.adapt.adapters.names import adaptable, built_in
+from harness.core import journal
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.paths import PARALLEL, adapters_root, cache_dir
 from harness.core.protocols import LoadedPair
+from harness.core.records import Sample
 
 if TYPE_CHECKING:
     from harness.core.stats import Estimate
 
 ROUNDS = "rounds.json"
 """Records of the training rounds, beside an adapter that was trained in its own folder."""
+FAILURES = "failures.jsonl"
+"""What the draft was wrong on in these rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,19 @@ def find(pair: str, name: str) -> Path:
     return known[name]
 
 
+def trained_on(folder: Path) -> list[Sample]:
+    """Prompts that an adapter was trained on, as far as its folder knows: those its draft was wrong on. None for one from elsewhere.
+
+    Raises:
+        HarnessError: a line of them cannot be read.
+    """
+    from harness.adapt.training.failures import case_from_dict
+
+    rows = [(path, row) for path in sorted(folder.rglob(FAILURES)) for row in journal.read(path)]
+    cases = [case_from_dict(row, str(path)) for path, row in rows]
+    return [Sample(id=case.sample_id, domain=case.domain, prompt=case.prompt, split="train") for case in cases]
+
+
 def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = None, replace: bool = False) -> Path:
     """Install an adapter folder of this project or of PEFT for a pair's draft.
 
@@ -110,22 +127,21 @@ def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = No
     from harness.models.parallel import is_parallel, masked_draft
 
     place = free_place(pair.name, name, replace=replace)
-    if pair.draft is None:
-        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a pair with a draft model.")
+    draft = adaptable(pair)
     if name == PARALLEL and not is_parallel(source):
         raise HarnessError(f"{source} holds no parallel adapter, and {name!r} is the drafter that runs one", "Choose another --name.")
     if not (os.path.lexists(source / METADATA) and os.path.lexists(source / WEIGHTS)):
         part = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            import_peft(source, part, pair.draft, name=name, domain=domain)
+            import_peft(source, part, draft, name=name, domain=domain)
             return install(part, place, name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    read_info(source, pair.draft.hash)
+    read_info(source, draft.hash)
     if is_parallel(source):
-        masked_draft(pair.draft, source)
+        masked_draft(draft, source)
     else:
-        updated_modules(pair.draft.model, source)
+        updated_modules(draft.model, source)
     return install(source, place, name)
 
 

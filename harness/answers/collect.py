@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
+from harness.answers.fitting import Fitting
 from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text, reading, this_version, typed, write_atomic
-from harness.core.limits import COUNT, TOP_K, check, ended, room
+from harness.core.limits import COUNT, TOP_K, check, ended, joined_seed, room
 from harness.core.protocols import LoadedPair
 from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 from harness.models.tensors import read_header
@@ -60,6 +61,7 @@ def collect(
     out: Path | None = None,
     seed: int = 0,
     decoder: Decoder | None = None,
+    pool: Pool | None = None,
 ) -> Iterator[Trajectory]:
     """Yield one trajectory per sample, batch by batch, in the order of :func:`plan_batches`.
 
@@ -68,15 +70,65 @@ def collect(
         samples: prompts; ids must be distinct.
         max_tokens: limit per trajectory; less where the context ends before.
         temperature: 0 is greedy.
-        batch: prompts decoded together.
+        batch: prompts decoded together, fewer where the free memory does not hold their keys and values.
         top_k: log-probabilities kept per position.
         out: folder of shards; finished batches found there are read back instead of decoded. None keeps nothing.
         seed: seed of sampling at temperature > 0.
         decoder: how a batch is decoded; :func:`default_decoder` by default.
+        pool: decodes batches elsewhere, in place of ``decoder``.
 
     Raises:
         HarnessError: repeated sample ids, a bad number, a prompt that does not fit, or shards of another target.
     """
+    how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "batch": batch, "top_k": top_k, "seed": seed}
+    yield from gather(pair, planned(pair, samples, **how), out=out, pool=pool or _here(pair, decoder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Prompts that are decoded together, and how: the arguments of a :class:`harness.answers.rollout.Decoder`."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+    def decoded(self, decoder: Decoder, fitting: Fitting) -> list[Rollout]:
+        """One rollout per prompt, part by part where the keys and values of all of them do not fit into the free memory."""
+        rows = fitting.rows(max(map(len, self.prompts)) + self.max_tokens)
+        found: list[Rollout] = []
+        for i, start in enumerate(range(0, len(self.prompts), rows)):
+            part, seed = [list(ids) for ids in self.prompts[start : start + rows]], joined_seed(self.seed, i)
+            found += decoder(part, max_tokens=self.max_tokens, temperature=self.temperature, top_k=self.top_k, seed=seed)
+        return found
+
+
+class Pool(Protocol):
+    """Decodes batches, here or elsewhere."""
+
+    def __call__(self, batches: Sequence[Batch], /) -> Iterator[tuple[int, list[Rollout]]]:
+        """The number of every batch and its rollouts, each once, in the order in which they are ready."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A shard to be: its samples, and what decoding them needs."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    rooms: tuple[int, ...]
+    """Longest answer of each."""
+    batch: Batch
+    settings: Mapping[str, Any]
+    """What :class:`_Head` keeps."""
+
+
+def planned(
+    pair: LoadedPair, samples: Sequence[Sample], *, max_tokens: int, temperature: float, batch: int, top_k: int, seed: int
+) -> list[Planned]:
+    """The shards that :func:`collect` makes of ``samples``, with its arguments and errors."""
     if len({s.id for s in samples}) != len(samples):
         raise HarnessError("two samples share an id", "Give every sample its own id.")
     check(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -85,36 +137,71 @@ def collect(
     settings = {"target": pair.target_hash, "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
     encoded = {s.id: pair.encode(s.asked) for s in samples}
     rooms = {s.id: room(pair.context_tokens, len(encoded[s.id]), max_tokens) for s in samples}
-    for group in plan_batches(samples, encoded, batch):
-        name = _batch_hash(group, encoded, rooms, settings)
-        done = read_shard(out, name) if out else None
-        if done is None:
-            decoder = decoder or default_decoder(pair)
-            rollouts = decoder(
-                [encoded[s.id] for s in group],
-                max_tokens=max(rooms[s.id] for s in group),
-                temperature=temperature,
-                top_k=top_k,
-                seed=int(name[:8], 16),
+    return [_planned(group, encoded, rooms, settings) for group in plan_batches(samples, encoded, batch)]
+
+
+def _planned(group: Sequence[Sample], encoded: dict[str, list[int]], rooms: dict[str, int], settings: dict[str, Any]) -> Planned:
+    name, own = _batch_hash(group, encoded, rooms, settings), tuple(rooms[s.id] for s in group)
+    batch = Batch(
+        prompts=tuple(tuple(encoded[s.id]) for s in group),
+        max_tokens=max(own),
+        temperature=settings["temperature"],
+        top_k=settings["top_k"],
+        seed=int(name[:8], 16),
+    )
+    return Planned(name=name, samples=tuple(group), rooms=own, batch=batch, settings=settings)
+
+
+def gather(pair: LoadedPair, plan: Sequence[Planned], *, out: Path | None, pool: Pool) -> Iterator[Trajectory]:
+    """Yield the trajectories of planned shards in their order; those that ``out`` lacks are decoded by ``pool`` and written there."""
+    lacking = [i for i, shard in enumerate(plan) if out is None or not (out / f"{shard.name}.jsonl").is_file()]
+    coming, made = pool([plan[i].batch for i in lacking]), dict[int, list[Stored]]()
+    left = set(lacking)
+    for i, shard in enumerate(plan):
+        while i in left and i not in made:
+            at, rollouts = next(coming, (None, ()))
+            if at is None:  # whoever asked for the answers wants no more
+                return
+            made[lacking[at]] = _finished(pair, plan[lacking[at]], rollouts, out)
+        stored = made.pop(i) if i in left else read_shard(out, shard.name) if out else None
+        if stored is None:
+            raise HarnessError(f"shard {shard.name} was removed while it was read", "Collect again.")
+        yield from (one.trajectory() for one in stored)
+
+
+def _here(pair: LoadedPair, decoder: Decoder | None) -> Pool:
+    """Decodes in this process, one batch after the other, when it is asked for the next."""
+
+    def pool(batches: Sequence[Batch]) -> Iterator[tuple[int, list[Rollout]]]:
+        if not batches:
+            return
+        own, fitting = decoder or default_decoder(pair), Fitting(pair.target)
+        for number, batch in enumerate(batches):
+            yield number, batch.decoded(own, fitting)
+
+    return pool
+
+
+def _finished(pair: LoadedPair, shard: Planned, rollouts: Sequence[Rollout], out: Path | None) -> list[Stored]:
+    """The answers of a shard, written to ``out`` where that is given."""
+    stored = []
+    for sample, prompt, most, whole in zip(shard.samples, shard.batch.prompts, shard.rooms, rollouts, strict=True):
+        rollout = whole.first(most)
+        by_model = rollout.tokens[-1] in pair.eos_token_ids
+        stored.append(
+            Stored(
+                sample_id=sample.id,
+                domain=sample.domain,
+                prompt_tokens=list(prompt),
+                finish="eos" if by_model else ended(pair.context_tokens, len(prompt), len(rollout.tokens)),
+                rollout=rollout,
+                max_tokens=most,
+                temperature=shard.batch.temperature,
             )
-            rollouts = [rollout.first(rooms[sample.id]) for sample, rollout in zip(group, rollouts, strict=True)]
-            done = [
-                Stored(
-                    sample_id=sample.id,
-                    domain=sample.domain,
-                    prompt_tokens=encoded[sample.id],
-                    finish="eos"
-                    if rollout.tokens[-1] in pair.eos_token_ids
-                    else ended(pair.context_tokens, len(encoded[sample.id]), len(rollout.tokens)),
-                    rollout=rollout,
-                    max_tokens=rooms[sample.id],
-                    temperature=temperature,
-                )
-                for sample, rollout in zip(group, rollouts, strict=True)
-            ]
-            if out:
-                _write_shard(out, name, done, settings)
-        yield from (stored.trajectory() for stored in done)
+        )
+    if out:
+        _write_shard(out, shard.name, stored, shard.settings)
+    return stored
 
 
 def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch: int) -> list[list[Sample]]:
@@ -132,11 +219,16 @@ def plan_batches(samples: Sequence[Sample], encoded: dict[str, list[int]], batch
 
 
 def default_decoder(pair: LoadedPair) -> Decoder:
-    """mlx-lm's batched generation, which knows every model; on a CPU torch in float32 where it can, about twice as fast."""
+    """mlx-lm's batched generation, which knows every model; on a CPU torch in float32 where it can, about twice as fast.
+
+    Torch cannot take the part of a target that one of several processes has.
+    """
     from harness.answers.mlx_batch import BatchedTarget
     from harness.answers.torch_batch import torch_decoder
+    from harness.models.shards import is_split
 
-    return torch_decoder(pair, "float32") or BatchedTarget(pair.target, pair.eos_token_ids)
+    torch = None if is_split(pair.target) else torch_decoder(pair, "float32")
+    return torch or BatchedTarget(pair.target, pair.eos_token_ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +326,7 @@ def _batch_hash(group: Sequence[Sample], encoded: dict[str, list[int]], rooms: d
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: dict[str, Any]) -> None:
+def _write_shard(folder: Path, name: str, stored: Sequence[Stored], settings: Mapping[str, Any]) -> None:
     from safetensors.numpy import save
 
     arrays = {key: np.concatenate([getattr(s.rollout, key) for s in stored]) for key in ("logprobs", "top_tokens", "top_logprobs")}

@@ -280,6 +280,21 @@ def block(
     return h + project("down", fn.silu(gate) * up)
 
 
+def states_after(shape: Shape, weights: Weights, tokens: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    """Residual streams of ``tokens`` (B, n) after some numbers of blocks, side by side: (B, n, places x hidden) float32.
+
+    Norms in ``weights`` are float32, the other weights of the type of the products.
+    """
+    import torch
+
+    h, found = weights["embed"][tokens].float(), {}
+    rope = rope_tables(shape, torch.arange(tokens.shape[1], device=tokens.device)[None], weights["embed"].dtype)
+    for i in range(max(places)):
+        h = block(shape, weights, i, h, rope)
+        found[i + 1] = h
+    return torch.cat([found[place] for place in places], dim=-1)
+
+
 def norm(shape: Shape, h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """RMS norm over the last axis."""
     import torch.nn.functional as fn

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "memory": ("harness.cli.memory:memory_app", "Build and show what a pair's target said before, which costs nothing to propose again."),
     "export": ("harness.cli.export:export", "Write a draft, an adapter or a recommendation for mlx-lm, llama.cpp, transformers and vLLM."),
     "models": ("harness.cli.models:models_app", "List, fetch and check model pairs."),
+    "worker": ("harness.cli.worker:worker", "Work for a scheduler: answer, decode, replay and train for clients elsewhere."),
     "doctor": ("harness.cli.doctor:doctor", "Show what this machine offers and what is broken."),
 }
 

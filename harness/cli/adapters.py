@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.generate import OfflineOption, PairOption
+from harness.cli.generate import JsonOption, OfflineOption, PairOption
+from harness.cli.storage import YesOption
 from harness.core.terminal import say
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the a
 @adapters_app.command("list")
 def list_adapters(
     models: Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Only this pair's; all pairs' without it.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Show the installed adapters: pair, domain, rank, what they gained in training, size, hash, and what uses them.
 
@@ -96,7 +97,7 @@ def export_adapter(
 def remove_adapter(
     name: NameArgument,
     models: PairOption = "smollm2",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Delete an installed adapter, with what its training left in its folder. Asks first.
 

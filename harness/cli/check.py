@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from harness.cli.generate import JsonOption
+from harness.cli.run import ResultsOption
 from harness.core.terminal import say, say_json
-
-ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
 
 
 def check(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.generate import PAIR_HELP
+from harness.cli.generate import PAIR_HELP, OfflineOption
 from harness.cli.run import ResultsOption
+from harness.cli.worker import ClusterOption, joined
 
 
 def choose(
@@ -25,7 +26,8 @@ def choose(
         str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was interrupted or whose time was up.")
     ] = None,
     results: ResultsOption = Path("results"),
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    offline: OfflineOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Find what drafts fastest for a target: which drafter, how far, and by how much.
 
@@ -40,14 +42,16 @@ def choose(
     from harness.run.choose import choose as decide
 
     check(max_tokens=max_tokens)
-    decide(
-        target,
-        results_dir=results,
-        prompts=prompts,
-        limit=limit,
-        max_tokens=max_tokens,
-        minutes=minutes,
-        resume=resume,
-        offline=offline,
-        console=Console(),
-    )
+    with joined(cluster) as workers:
+        decide(
+            target,
+            results_dir=results,
+            prompts=prompts,
+            limit=limit,
+            max_tokens=max_tokens,
+            minutes=minutes,
+            resume=resume,
+            offline=offline,
+            console=Console(),
+            cluster=workers,
+        )

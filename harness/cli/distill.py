@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.generate import OfflineOption
 from harness.cli.validate import TrackOption
+from harness.cli.worker import ClusterOption, joined, pool_of
 from harness.core.progress import notes_to
 from harness.core.terminal import say
 
@@ -22,10 +24,11 @@ def distill(
     gsm8k: Annotated[Path | None, typer.Option(metavar="PATH", help="GSM8K training problems (JSONL), for math prompts.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key of the file; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores when absent.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    offline: OfflineOption = False,
+    cluster: ClusterOption = None,
     track: TrackOption = None,
 ) -> None:
-    """Build a small draft from a target: collect its answers, train a cut of it on them, quantise, measure, write the card.
+    """Build a small draft from a target: collect its answers, train a cut of it or a head that reads it, quantise, measure, write the card.
 
     Hours on a CPU. Stop it at any moment: run again, it goes on where it was.
 
@@ -34,6 +37,7 @@ def distill(
     import shlex
     import sys
 
+    from harness.core.errors import HarnessError
     from harness.core.paths import cache_dir
     from harness.core.tracking import check_tracker, tracking
     from harness.distill.distill_config import load_distill_config
@@ -54,10 +58,15 @@ def distill(
 
         torch.set_num_threads(threads)
     chosen = [stage.strip() for stage in stages.split(",")]
-    with tracking(track, f"distill {settings.name}", settings.model_dump()) as tracker:
+    if cluster is not None and "collect" not in chosen:
+        raise HarnessError("only the stage collect is worked on by a cluster", "Leave --cluster out, or add collect to --stages.")
+    pair = load_pair(settings.pair, offline=offline, draft=False, lazy=cluster is not None)
+    tracked = tracking(track, f"distill {settings.name}", settings.model_dump())
+    with joined(cluster) as workers, tracked as tracker:
         job = Job(
             config=settings,
-            pair=load_pair(settings.pair, offline=offline, draft=False),
+            pair=pair,
+            pool=pool_of(workers, pair, settings.pair, offline=offline, fast=True),
             folder=folder.path,
             work=work or cache_dir() / "distill" / settings.name,
             out=out or cache_dir() / "drafts" / settings.name,

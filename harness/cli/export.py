@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from harness.cli.generate import OfflineOption
 from harness.cli.run import ResultsOption
 from harness.core.terminal import say
 
@@ -26,7 +27,7 @@ def export(
     ] = None,
     organisation: Annotated[str, typer.Option(metavar="NAME", help="Who ran the run, for every-eval-ever.")] = "unknown",
     results: ResultsOption = Path("results"),
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    offline: OfflineOption = False,
 ) -> None:
     """Write a draft, an adapter or a run's recommendation for other programs, with a card and the flags of engines.
 

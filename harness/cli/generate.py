@@ -19,8 +19,11 @@ from harness.cli.asking import (
     TopPOption,
     conversation,
 )
+from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
+from harness.cli.worker import ClusterOption, joined, pool_of
 from harness.core.drafter_kinds import check_needs, described, drafter_kinds, find_kind, needs_draft, split_name
 from harness.core.limits import TOP_K
+from harness.core.progress import notes_to
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
 
@@ -78,10 +81,15 @@ def generate(
     system: SystemOption = None,
     messages: MessagesOption = None,
     settings: SettingsOption = None,
+    draft_context: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of a longer prompt the draft reads its last N tokens; the answer is the same.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     fallback: FallbackOption = False,
     offline: OfflineOption = False,
+    shards: ShardsOption = 1,
+    shards_backend: ShardsBackendOption = None,
 ) -> None:
     """Answer one prompt with speculative decoding and show the counts.
 
@@ -96,6 +104,10 @@ def generate(
     one_of("--rule", rule or "match", ("match", "rejection"))
     check(temperature=temperature or 0.0, max_tokens=max_tokens, seed=seed)
     length = written_length(k)
+    if shards > 1 and prompt == "-":
+        from harness.core.errors import HarnessError
+
+        raise HarnessError("--shards reads no prompt from standard input", "Give the prompt on the command line.")
     asked = conversation(read_input() if prompt == "-" else prompt, system, messages)
     given = load_settings(settings) if settings else DecodeSettings()
     filters = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "lenience": lenience}
@@ -107,30 +119,33 @@ def generate(
     options = _options(chosen)
     from harness import api
 
-    pair = api.load_pair(chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback)
-    if pair.without_draft is not None:
-        name = "lookup"
-    if split_name(name or "")[1] == "router":
-        api.pair_router(pair, offline=offline)
-    shown = Shown(pair.decode, stop or ())
-    result = api.generate(
-        pair,
-        asked,
-        drafter=name,
-        loop=chosen.loop,
-        rule=chosen.rule,
-        temperature=chosen.temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        on_step=lambda step: say("".join(map(shown.add, step.tokens)), end=""),
-        stop=shown.stop,
-        lenience=chosen.lenience,
-        k=chosen.k if length is None else length,
-        **chosen.filters(),
-        **options,
-    )
-    say(shown.rest())
-    say(summary(result), err=True)
+    with sharded(shards, shards_backend) as parts, notes_to(lambda line: say(line, err=True)):
+        pair = api.load_pair(
+            chosen.models, offline=offline, draft=needs_draft(name), fallback=fallback, draft_context=draft_context, shards=parts
+        )
+        if pair.without_draft is not None:
+            name = "lookup"
+        if split_name(name or "")[1] == "router":
+            api.pair_router(pair, offline=offline)
+        shown = Shown(pair.decode, stop or ())
+        result = api.generate(
+            pair,
+            asked,
+            drafter=name,
+            loop=chosen.loop,
+            rule=chosen.rule,
+            temperature=chosen.temperature,
+            max_tokens=max_tokens,
+            seed=seed,
+            on_step=lambda step: say("".join(map(shown.add, step.tokens)), end=""),
+            stop=shown.stop,
+            lenience=chosen.lenience,
+            k=chosen.k if length is None else length,
+            **chosen.filters(),
+            **options,
+        )
+        say(shown.rest())
+        say(summary(result), err=True)
 
 
 def _named_in(path: Path, chosen: DecodeSettings) -> str | None:
@@ -140,13 +155,16 @@ def _named_in(path: Path, chosen: DecodeSettings) -> str | None:
         HarnessError: it is not there.
     """
     from harness.adapt.adapters.names import check_drafter
-    from harness.models.naming import pair_name
+    from harness.models.head_config import check_head
+    from harness.models.naming import find_pair
 
     around, inner = split_name(chosen.drafter or "")
     if inner == "router":
         return _drafter(chosen.models, around, None, True)
     with naming(path):
-        check_drafter(pair_name(chosen.models), chosen.drafter)
+        pair = find_pair(chosen.models)
+        check_drafter(pair.name, chosen.drafter)
+        check_head(pair, chosen.drafter)
     return chosen.drafter
 
 
@@ -167,6 +185,7 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     """
     from harness.adapt.adapters.names import check_around, installed
     from harness.core.errors import HarnessError, did_you_mean
+    from harness.models.head_config import check_head
     from harness.models.naming import find_pair
 
     if adapter is not None and route:
@@ -174,12 +193,13 @@ def _drafter(models: str, drafter: str | None, adapter: str | None, route: bool)
     if drafter is not None and (adapter is not None or route):
         check_around(drafter, adapter or "router")
         return f"{drafter}+{_drafter(models, None, adapter, route)}"
+    pair = find_pair(models)
     if drafter is not None:
         if find_kind(drafter) is None:
             one_of("--drafter", drafter, (*drafter_kinds(), "none"))
-        check_needs(find_pair(models).name, drafter)
+        check_needs(pair.name, drafter)
+        check_head(pair, drafter)
         return None if drafter == "none" else drafter
-    pair = find_pair(models)
     if route:
         from harness.adapt.routers.routed import router_path
 
@@ -245,6 +265,7 @@ def collect(
         int | None, typer.Option(help="Seed of sampling and of generated datasets; the suite's without it.", show_default=False)
     ] = None,
     offline: OfflineOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Write the target's answers to prompts: the raw material of training.
 
@@ -265,9 +286,11 @@ def collect(
     out = out or Path("answers", f"{_stem(source)}-{pair_name(models)}")
     check_writable(out)
     say(f"answers go to {out}", err=True)
-    pair = load_pair(models, offline=offline, draft=False)
-    answers = rollouts(pair, samples, max_tokens=max_tokens, temperature=temperature, batch=batch, top_k=top_k, out=out, seed=seed)
-    tokens = sum(len(t.tokens) for t in track(answers, total=len(samples), description="collecting"))
+    pair = load_pair(models, offline=offline, draft=False, lazy=cluster is not None)
+    with joined(cluster) as workers:
+        how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "batch": batch, "top_k": top_k, "seed": seed}
+        answers = rollouts(pair, samples, out=out, pool=pool_of(workers, pair, models, offline=offline), **how)
+        tokens = sum(len(t.tokens) for t in track(answers, total=len(samples), description="collecting"))
     say(f"{len(samples)} answers, {tokens} tokens in {out}")
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.generate import PAIR_HELP
+from harness.cli.generate import PAIR_HELP, OfflineOption
+from harness.cli.run import ResultsOption
 from harness.core.terminal import say
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ def build(
     against: Annotated[list[str] | None, typer.Option(metavar="SUITE", help="Refuse answers to this suite's prompts; repeatable.")] = None,
     most_tokens: Annotated[int, typer.Option(min=1, help="Answer tokens kept; the oldest answers go when there are more.")] = 2_000_000,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of adding to the pair's memory.")] = False,
-    results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of run folders.")] = Path("results"),
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    results: ResultsOption = Path("results"),
+    offline: OfflineOption = False,
 ) -> None:
     """Make a pair's memory out of what its target has said, or add to it. Answers to test prompts are refused.
 

@@ -12,6 +12,7 @@ from harness.cli.generate import PAIR_HELP, JsonOption
 from harness.core.terminal import say, say_json
 
 if TYPE_CHECKING:
+    from harness.models.compatibility import Compatibility
     from harness.models.families import Suggestion
     from harness.models.room import Room
 
@@ -143,7 +144,7 @@ def check(
     offline: OfflineOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell whether a draft shares the target's tokenizer; exit 1 when it does not. Fetches no weights.
+    """Tell whether a draft shares the target's tokenizer, or can be translated; exit 1 when neither. Fetches no weights.
 
     Example: `harness models check Qwen/Qwen2.5-7B-Instruct Qwen/Qwen2.5-0.5B-Instruct`
     """
@@ -153,13 +154,22 @@ def check(
     with tokenizer_folder(target, offline=offline) as one, tokenizer_folder(draft, offline=offline) as two:
         result = check_folders(one, two)
     if as_json:
-        say_json({"compatible": not result.problem, "problem": result.problem, "notes": list(result.notes)})
+        facts = {"compatible": not result.problem, "translated": result.translated, "problem": result.problem, "lost": result.lost}
+        say_json({**facts, "notes": list(result.notes)})
     else:
         for note in result.notes:
             say(f"note: {note}")
-        say(f"not compatible: {result.problem}" if result.problem else "compatible")
-    if result.problem:
+        say(_verdict(result))
+    if result.lost:
         raise typer.Exit(1)
+
+
+def _verdict(result: Compatibility) -> str:
+    if result.problem is None:
+        return "compatible"
+    if result.translated:
+        return f"compatible by translation, the draft's text put into the target's tokens: {result.problem}"
+    return f"not compatible: {result.problem}; {result.lost}"
 
 
 @models_app.command("vocab")

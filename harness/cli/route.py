@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.generate import JsonOption, OfflineOption, PairOption, source_seed
+from harness.cli.run import ResultsOption
+from harness.cli.worker import ClusterOption, crew_of, joined
 from harness.core.progress import note, notes_to
 from harness.core.terminal import read_input, say
 
@@ -37,13 +39,14 @@ def train_router(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a router setting.")] = None,
     adapters: AdaptersOption = None,
     router_file: RouterFileOption = None,
-    results: Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")] = Path("results"),
+    results: ResultsOption = Path("results"),
     table_only: Annotated[bool, typer.Option("--table-only", help="Print the table and save no router.")] = False,
     evaluation_prompts: Annotated[
         bool, typer.Option("--evaluation-prompts", help="Learn from test prompts too: they can then judge this router no more.")
     ] = False,
     as_json: JsonOption = False,
     offline: OfflineOption = False,
+    cluster: ClusterOption = None,
 ) -> None:
     """Learn which adapter suits which prompt, and show what that gains.
 
@@ -67,8 +70,11 @@ def train_router(
         from harness.adapt.routers.fitting import replay_material
         from harness.models.pair import load_pair
 
-        pair, speed = load_pair(models or "smollm2", offline=offline), settings.reward == "speedup"
-        material = replay_material(pair, samples, folders, k=k, max_tokens=max_tokens, batch=batch, calibrated=speed)
+        how: dict[str, Any] = {"k": k, "max_tokens": max_tokens, "batch": batch, "calibrated": settings.reward == "speedup"}
+        pair = load_pair(models or "smollm2", offline=offline, lazy=cluster is not None)
+        with joined(cluster) as workers:
+            crew = crew_of(workers, pair, models or "smollm2", offline=offline)
+            material = replay_material(pair, samples, folders, crew=crew, **how)
     from harness.adapt.routers.fitting import describe, evaluate, install_adapters, report, show
 
     note(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")

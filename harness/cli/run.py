@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.cli.generate import FallbackOption
+from harness.cli.generate import FallbackOption, OfflineOption
+from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
 from harness.cli.validate import DomainsOption, ExperimentsOption, LimitOption, ModelsOption, SetOption, TrackOption
+from harness.cli.worker import ClusterOption, joined
 from harness.core.terminal import say
 
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the run folders.")]
@@ -24,12 +26,15 @@ def run(
     resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")] = None,
     results: ResultsOption = Path("results"),
     fallback: FallbackOption = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is in the cache.")] = False,
+    offline: OfflineOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the plan and stop.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Also record where the time of each round goes.")] = False,
     no_clock: Annotated[
         bool, typer.Option("--no-clock", help="Only counts matter: no calibration, no warm-up, no predicted speedups.")
     ] = False,
+    shards: ShardsOption = 1,
+    shards_backend: ShardsBackendOption = None,
+    cluster: ClusterOption = None,
     track: TrackOption = None,
 ) -> None:
     """Decode a suite and write a run folder with records and a report.
@@ -37,22 +42,27 @@ def run(
     Example: `harness run suites/quick.yaml --limit 2 --domains code,math --set max_tokens=32`
     """
     from harness.cli.validate import describe, load
+    from harness.core.errors import HarnessError
     from harness.core.tracking import check_tracker, tracking
     from harness.models.naming import pair_name
     from harness.run.estimate import count_prompts, describe_time
 
-    loaded = load(suite, models=models, limit=limit, domains=domains, experiments=experiments, overrides=set_, fallback=fallback)
-    counts = count_prompts(loaded)
-    say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), pair_name(loaded.models), counts)]))
-    if plan:
-        return
-    check_tracker(track)
-    from rich.console import Console
+    if cluster is not None and shards > 1:
+        raise HarnessError("--shards and --cluster exclude each other", "Split a model over devices, or spread prompts over workers.")
+    with sharded(1 if plan else shards, shards_backend) as parts:
+        loaded = load(suite, models=models, limit=limit, domains=domains, experiments=experiments, overrides=set_, fallback=fallback)
+        counts = count_prompts(loaded)
+        say("\n".join([*describe(loaded, counts), describe_time(loaded, loaded.cells(), pair_name(loaded.models), counts)]))
+        if plan:
+            return
+        check_tracker(track)
+        from rich.console import Console
 
-    from harness.run.runner import run_suite
+        from harness.run.runner import run_suite
 
-    options: dict[str, Any] = {"resume": resume, "offline": offline, "fallback": fallback, "profile": profile, "clock": not no_clock}
-    folder = run_suite(loaded, results_dir=results, console=Console(), **options)
+        options: dict[str, Any] = {"resume": resume, "offline": offline, "fallback": fallback, "profile": profile, "clock": not no_clock}
+        with joined(cluster) as workers:
+            folder = run_suite(loaded, results_dir=results, console=Console(), shards=parts, cluster=workers, **options)
     if track is not None:  # only now: nothing of a tracker runs beside the clocks
         from harness.report import load_run
         from harness.report.tracked import track_run

@@ -57,7 +57,9 @@ def serve(
     given = {"models": models, "drafter": drafter, "k": written_length(k)}
     with _opened(session, given, settings, offline) as opened:
         if learn and opened.learner is None:
-            raise HarnessError(f"pair {opened.pair.name!r} has no draft to train", "Leave --learn out, or name a draft in the pair's YAML.")
+            raise HarnessError(
+                f"pair {opened.pair.name!r} has no draft that can learn", "Leave --learn out, or name one of the target's family."
+            )
         learning = Learning(minutes=learn_minutes) if learn else None
         worker = Worker(opened, most_waiting=queue, most_prompt_tokens=max_prompt, learning=learning)
         server = Server(worker, host=host, port=port, key=api_key, names=allow_host or ())

@@ -62,10 +62,30 @@ def show_run(
         "models": f"{run.models}, {manifest.models.get('dtype')}",
         "machine": f"{manifest.machine.get('processor')}, {manifest.machine.get('device')}",
         "code": f"{manifest.code.get('version')}, commit {str(manifest.code.get('commit'))[:12]}",
-        "records": f"{len(run.records)} on {len({r.sample_id for r in run.records})} prompts",
+        "records": f"{len(run.groups)} on {len(run.groups.samples(run.groups.cells))} prompts",
     }
     say("\n".join(f"{key:<9} {value}" for key, value in facts.items()))
     say(f"\n{paragraph(run)}\n  {run.recommendation.command}")
+
+
+@results_app.command("pack")
+def pack_run(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name under the results folder.")],
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Write a run's records as Parquet too, which reports of large runs are made from.
+
+    Runs of 100,000 records and more are packed without being asked, when they end or are reported.
+
+    Example: `harness results pack quick-smollm2-20260131-142501`
+    """
+    from harness.results.packed import PACKED, pack
+    from harness.results.store import RECORDS, run_folder
+
+    folder = run_folder(results, name)
+    count = pack(folder)
+    lines, packed = ((folder / file).stat().st_size for file in (RECORDS, PACKED))
+    say(f"{folder / PACKED}: {count} records, {_size(packed)} of {_size(lines)}")
 
 
 @results_app.command("rm")

@@ -67,12 +67,13 @@ def load(
     fallback: bool = False,
 ) -> Suite:
     """Load a suite with the options that `validate` and `run` share."""
+    from harness.models.naming import pair_name
     from harness.run.trained import check_configs
     from harness.suite.suite import load_suite
 
     kept = {"domains": _names(domains), "experiments": _names(experiments)}
     loaded = load_suite(suite, overrides or (), models=models, limit=limit, fallback=fallback, **kept)
-    check_configs(loaded.cells())
+    check_configs(loaded.cells(), pair_name(loaded.models))
     return loaded
 
 

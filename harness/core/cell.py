@@ -48,6 +48,16 @@ class CellId:
     lossy: bool
     settings: Settings
 
+    def __hash__(self) -> int:
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            found = hash(tuple(getattr(self, name) for name in FIELDS))
+            object.__setattr__(self, "_hash", found)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}  # texts hash otherwise in another process
+
     @property
     def key(self) -> str:
         """The identity as JSON text; :func:`from_key` reads it."""
@@ -70,8 +80,18 @@ FIELDS = tuple(field.name for field in dataclasses.fields(CellId))
 
 def cell_of(record: Record) -> CellId:
     """The cell that a record belongs to."""
-    same = {name: getattr(record, name) for name in FIELDS}
-    return CellId(**same | {"adapter": None if record.drafter == "router" else record.adapter, "settings": Settings(record.settings)})
+    adapter = None if record.drafter == "router" else record.adapter
+    settings = Settings(record.settings).key if record.settings else "{}"
+    return one_cell(
+        record.experiment, record.domain, record.drafter, adapter, record.k, record.rule, record.temperature, record.loop, record.method,
+        record.lossy, settings,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=65536, typed=True)
+def one_cell(*values: Any) -> CellId:
+    """The one object for a cell, of which a large run has thousands of records; ``values`` are :data:`FIELDS`, the settings as text."""
+    return CellId(**dict(zip(FIELDS, values, strict=True)) | {"settings": Settings(json.loads(values[-1]))})
 
 
 @lru_cache(maxsize=4096)

@@ -37,8 +37,10 @@ class DrafterKind:
     """The pair must have a memory."""
     needs_parallel: bool = False
     """The pair must have a parallel adapter called ``parallel``."""
+    needs_head: bool = False
+    """The pair must have a head that reads its target."""
     inner: bool = False
-    """It can stand for the pair's draft in a drafter that runs one: ``hybrid+parallel``."""
+    """It can stand for the pair's draft in a drafter that runs one: ``hybrid+parallel``, ``cascade+head``."""
     options: tuple[str, ...] = ()
     """Fields of :class:`harness.decode.making.DrafterOptions` that change what it proposes."""
 
@@ -107,6 +109,9 @@ DRAFTERS: dict[str, DrafterKind] = {
     "parallel": DrafterKind(
         summary="the draft, several tokens in one pass", make=f"{_MAKING}:parallel", needs_draft=True, needs_parallel=True, inner=True
     ),
+    "head": DrafterKind(
+        summary="a block that reads the target's hidden states", make="harness.decode.head:head_drafter", needs_head=True, inner=True
+    ),
 }
 """The drafters that come with the package. A new one is one line here."""
 
@@ -136,7 +141,7 @@ def _around(outer: DrafterKind | None, own: DrafterKind | None) -> DrafterKind |
     def make(pair: Any, options: Any) -> Any:
         return outer.create(pair, replace(options, draft=own.create(pair, options)))
 
-    needs = {"needs_draft": own.needs_draft, "needs_parallel": own.needs_parallel}
+    needs = {"needs_draft": own.needs_draft, "needs_parallel": own.needs_parallel, "needs_head": own.needs_head}
     return replace(
         outer, summary=f"{outer.summary}; the draft is {own.summary}", make=make, options=(*outer.options, *own.options), **needs
     )
@@ -205,6 +210,14 @@ def no_memory(pair_name: str) -> HarnessError:
 def no_parallel(pair_name: str) -> HarnessError:
     """What to do where a pair has no parallel adapter."""
     return HarnessError(f"pair {pair_name!r} has no parallel adapter", f"Train one: `harness train --models {pair_name} --parallel 8`.")
+
+
+def no_head(pair_name: str) -> HarnessError:
+    """What to do where a pair has no head."""
+    return HarnessError(
+        f"pair {pair_name!r} has no head that reads its target",
+        "Make one with `harness distill CONFIG --set kind=head`, and name its folder as `head` in the pair's file.",
+    )
 
 
 def described() -> str:

@@ -159,3 +159,5 @@ Lenience = Annotated[float, Field(ge=LENIENCE.low, le=LENIENCE.high)]
 """Lenience in a file; 1 changes nothing."""
 DraftLength = Annotated[int, Field(ge=1, le=int(LENGTH.high))]
 """A draft length in a file."""
+DraftContext = Annotated[int, Field(ge=1, le=int(COUNT.high))]
+"""Tokens of a prompt that a draft reads, in a file."""

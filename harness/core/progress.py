@@ -26,15 +26,16 @@ NOTE_EVERY_S = 20.0
 
 
 class NowAndThen:
-    """Says yes at most once per :data:`NOTE_EVERY_S` seconds; the first time after as long, or at once."""
+    """Says yes at most once per ``every_s`` seconds, :data:`NOTE_EVERY_S` by default; the first time after as long, or at once."""
 
-    def __init__(self, *, at_once: bool = False) -> None:
+    def __init__(self, *, at_once: bool = False, every_s: float | None = None) -> None:
+        self._every_s = NOTE_EVERY_S if every_s is None else every_s
         self._last = -math.inf if at_once else time.monotonic()
 
     def due(self, always: bool = False) -> bool:
         """Is it time for a note? ``always`` makes it so."""
         now = time.monotonic()
-        if always or now - self._last >= NOTE_EVERY_S:
+        if always or now - self._last >= self._every_s:
             self._last = now
             return True
         return False

@@ -42,6 +42,14 @@ class LoadedDraft(Protocol):
     def target_rows(self) -> int | None:
         """How many ids the target has, where known."""
 
+    @property
+    def context_tokens(self) -> int | None:
+        """Most of its own tokens that it can hold, where they are not the target's."""
+
+    @property
+    def translation(self) -> Any:
+        """How what it says becomes the target's tokens, where it has a tokenizer of its own."""
+
     def fit(self, rows: int) -> None:
         """Keep to the ids of a target that has ``rows`` of them."""
 

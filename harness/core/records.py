@@ -257,6 +257,18 @@ class Try:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a record of a run on a cluster was made."""
+
+    worker: str
+    """Name of the worker."""
+    machine: str
+    """Kind of its machine: clocks of two kinds are never pooled."""
+    calibration: str | None = None
+    """Whose costs `auto` went by, a key of the manifest's ``measured.workers``; None where nothing was clocked."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record(Rates):
     """One line of records.jsonl: one sample decoded (or replayed) in one cell."""
 
@@ -289,6 +301,8 @@ class Record(Rates):
     draft_lengths: tuple[Length, ...]
     emitted: Count
     finish: Finish
+    reused_tokens: Count = 0
+    """Prompt tokens that the target had read for an earlier turn of the conversation."""
     prefill_s: Time | None = None
     ttft_s: Time | None = None
     draft_s: Time | None = None
@@ -324,6 +338,18 @@ class Record(Rates):
     """What else the machine did meanwhile."""
     tries: tuple[Try, ...] = ()
     """Earlier tries whose clock was disturbed; the record holds the last, or the fastest, one."""
+    place: Place | None = None
+    """Where it was made; None in runs of one process, and for answers that were there already."""
+
+    @property
+    def machine(self) -> str | None:
+        """Kind of machine it was made on; None in runs of one process."""
+        return None if self.place is None else self.place.machine
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of the prompt that the target read for this answer."""
+        return self.prompt_tokens - self.reused_tokens
 
 
 def to_dict(record: Any) -> dict[str, Any]:

@@ -98,6 +98,19 @@ class Race(TypedDict):
     """Why no more is clocked: nothing is open, the time or the prompts are used up; empty while it goes on."""
 
 
+class WorkerFacts(TypedDict):
+    """What the clocks of one worker process taught it."""
+
+    worker: str
+    """Its name."""
+    machine: str
+    """Kind of its machine, a key of ``machines``."""
+    calibration: dict[str, Calibration]
+    """Drafter label to its costs there."""
+    reference_s: list[Duration]
+    verification: list[Verification]
+
+
 def _whole(seconds: dict[str, float]) -> dict[str, float]:
     if seconds.get("total", 0.0) < 1e-12:
         raise ValueError("total is missing")
@@ -135,6 +148,8 @@ class Measured:
     """What this machine could not do."""
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """Adapters that the run trained, by name."""
+    installed: Mapping[str, str] = field(default_factory=dict)
+    """Adapters that were there before the run, and the SHA-256 of their weights."""
     routers: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the routers that the run fitted."""
     swaps: tuple[Swap, ...] = ()
@@ -144,6 +159,12 @@ class Measured:
     """Sample id to the number of near-ties of the target in its answer."""
     race: Race | None = None
     """None where everything that was planned is clocked."""
+    workers: Mapping[str, WorkerFacts] = field(default_factory=dict)
+    """Worker processes of a cluster, by what :attr:`harness.core.records.Place.calibration` calls them."""
+    machines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Kinds of machine in the cluster, and their facts."""
+    reference_machine: str | None = None
+    """The kind whose costs ``calibration`` holds and whose clocks the tables show; None in runs of one process."""
 
 
 class Machine(TypedDict, total=False):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
+from harness.datasets.conversation import place_of
 from harness.datasets.spec import DATASETS, DatasetSpec, find_dataset
 
 __all__ = ["DATASETS", "DatasetSpec", "check_dataset", "find_dataset", "load_samples"]
@@ -25,7 +26,7 @@ def load_samples(spec: DatasetSpec, *, domain: str | None = None, seed: int = 0,
     """Load the prompts a suite asks for.
 
     The split is assigned over the whole dataset; ``limit`` then keeps the samples with the smallest hash of their id, so a
-    larger limit only adds prompts.
+    larger limit only adds prompts. Turns of a conversation stay together, in their order.
 
     Args:
         spec: dataset, split and limit.
@@ -46,5 +47,11 @@ def load_samples(spec: DatasetSpec, *, domain: str | None = None, seed: int = 0,
             "Add prompts, or use `split: all`.",
         )
     if spec.limit is not None:
-        chosen = sorted(chosen, key=lambda s: hashlib.blake2b(s.id.encode(), digest_size=8).digest())[: spec.limit]
+        chosen = sorted(chosen, key=_order)[: spec.limit]
     return [replace(s, domain=domain or s.domain) for s in chosen]
+
+
+def _order(sample: Sample) -> tuple[bytes, int]:
+    """Where a sample stands when only some are taken."""
+    own, turn = place_of(sample) or (sample.id, 0)
+    return hashlib.blake2b(own.encode(), digest_size=8).digest(), turn

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core.errors import HarnessError
+from harness.core.files import parse_json
+from harness.core.records import Sample
 from harness.core.text import printable
+from harness.datasets.splits import GROUP_KEY
 
 TEXT_CHARACTERS = 2**20
 """A prompt longer than this fits no context."""
@@ -58,6 +63,7 @@ def read_asked(row: Mapping[str, Any], column: str | None = None) -> Asked:
 
 
 def _from(value: Any, key: str) -> Asked:
+    value = _unpacked(value) if key != "prompt" else value
     if isinstance(value, list):
         asked = _conversation(value, key)
     elif isinstance(value, str) and value.strip():
@@ -67,6 +73,16 @@ def _from(value: Any, key: str) -> Asked:
     if sum(len(text) for _, text in asked.messages) > TEXT_CHARACTERS:
         raise ValueError(f"{key!r} has more than {TEXT_CHARACTERS} characters")
     return asked
+
+
+def _unpacked(value: Any) -> Any:
+    """The messages that a cell of a table holds as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(HarnessError):
+            items = parse_json(f'{{"items": {value}}}', "")["items"]
+            if items and all(isinstance(item, dict) for item in items):
+                return items
+    return value
 
 
 def _conversation(items: Sequence[Any], key: str) -> Asked:
@@ -108,3 +124,15 @@ def _text(content: Any, where: str) -> str:
     if not any(text.strip() for text in texts):
         raise ValueError(f"{where} is empty")
     return "\n".join(texts)
+
+
+def turn_id(own: str, turn: int) -> str:
+    """Id of one of several turns, counted from 0, of the conversation ``own``."""
+    return f"{own}#{turn + 1}"
+
+
+def place_of(sample: Sample) -> tuple[str, int] | None:
+    """Conversation and turn of a sample that is one of several turns; None for any other."""
+    own, _, turn = sample.id.rpartition("#")
+    grouped = own and (sample.reference or {}).get(GROUP_KEY) == own
+    return (own, int(turn)) if grouped and turn.isdecimal() else None

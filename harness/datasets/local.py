@@ -13,7 +13,7 @@ from harness.core.number import parse_number
 from harness.core.records import Sample
 from harness.core.terminal import say
 from harness.core.text import printable
-from harness.datasets.conversation import Message, read_asked
+from harness.datasets.conversation import Message, read_asked, turn_id
 from harness.datasets.rows_file import read_rows as read_file
 from harness.datasets.spec import Dataset, DatasetSpec
 from harness.datasets.splits import GROUP_KEY, assign_splits
@@ -121,7 +121,7 @@ def _parts(row: Mapping[str, Any], index: int, spec: DatasetSpec, source: str, w
         group = {GROUP_KEY: own} if several else {}
         last = turn == len(turns) - 1
         yield {
-            "id": f"{own}#{turn + 1}" if several else own,
+            "id": turn_id(own, turn) if several else own,
             "domain": _name(row.get("domain"), "domain", f"{where}: prompt {own.rpartition('/')[2]}") or "",
             "prompt": "\n\n".join(text for role, text in turns[turn] if role == "user"),
             "messages": json.dumps(_messages(turns[turn])),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.core.progress import NowAndThen, note
 from harness.decode.rewind import Mark, forgets, parts, rewindable
 from harness.models.blas import mx
 from harness.models.opened import head_logits, hidden_states
 
 PREFILL_CHUNK_TOKENS = 512
+PREFILL_NOTE_S = 5.0
+"""Seconds between the notes of a prompt that takes long to read."""
 
 
 class CachedModel:
@@ -51,10 +54,18 @@ class CachedModel:
         return head_logits(self.model, hidden_states(self.model, tokens[None], self.cache)[0, -last:])
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        """Feed ``tokens`` in chunks, evaluating only the cache (the output head never runs)."""
+        """Feed ``tokens`` in chunks, evaluating only the cache (the output head never runs). Long ones tell how far they are."""
+        timer = NowAndThen(every_s=PREFILL_NOTE_S)
         for start in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
             self.forward(mx.array(tokens[start : start + PREFILL_CHUNK_TOKENS], dtype=mx.int32))
-            mx.eval([c.state for c in self.cache])
+            mx.eval(self.held())
+            done = start + PREFILL_CHUNK_TOKENS
+            if done < len(tokens) and timer.due():
+                note(f"  {done} of {len(tokens)} prompt tokens read")
+
+    def held(self) -> list[Any]:
+        """What a prefill evaluates."""
+        return [c.state for c in self.cache]
 
     def mark(self) -> None:
         """Say that what is fed from here on may be taken back. Costs nothing where the cache forgets by itself."""

@@ -13,8 +13,9 @@ import numpy as np
 
 from harness.core.protocols import LoadedPair
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, ModelDrafter, Request
+from harness.decode.drafters import Drafter, Request
 from harness.decode.length import AUTO_MAX_K, Costs, expected_tokens, predicted_speedup
+from harness.decode.translated import DraftModel
 from harness.models.blas import mx
 from harness.models.opened import vocabulary_rows
 
@@ -86,7 +87,9 @@ def calibrate(pair: LoadedPair, drafter: Drafter | None = None, *, max_k: int = 
     if at_once > 1 and draft is not None:
         context = _context(pair.target, length)
         jobs |= {"draft": _proposal(draft, context), "all": _proposal(draft, context, at_once)}
-    elif isinstance(draft, ModelDrafter):
+    elif (step := getattr(draft, "timed_step", None)) is not None:
+        jobs["draft"] = step(_context(pair.target, length))
+    elif isinstance(draft, DraftModel):
         jobs["draft"] = _block(_prefilled(draft.model, length), 1)
     elif drafter is not None and not getattr(drafter, "free", False):
         jobs["draft"] = _proposal(drafter, _context(pair.target, length))

@@ -12,9 +12,10 @@ import time
 from dataclasses import dataclass, field
 
 from harness.core.round_sources import joined
-from harness.decode.drafters import NEARER, LookupDrafter, ModelDrafter, Proposal, Request
+from harness.decode.drafters import NEARER, Drafter, LookupDrafter, Proposal, Request
 from harness.decode.length import DRAFT, Drawn
 from harness.decode.suffix_counts import LONGEST, Walker
+from harness.decode.translated import DraftModel
 from harness.models.blas import ints, mx
 
 DOUBTFUL = 0.02
@@ -56,7 +57,7 @@ class CascadeDrafter:
     free = True
     name = "cascade"
 
-    def __init__(self, lookup: LookupDrafter, memory: Walker | None, draft: ModelDrafter | None, vocab: int) -> None:
+    def __init__(self, lookup: LookupDrafter, memory: Walker | None, draft: Drafter | None, vocab: int) -> None:
         self.lookup, self.memory, self.draft = lookup, memory, draft
         self._vocab = vocab
         self._prompt: list[int] = []
@@ -65,10 +66,10 @@ class CascadeDrafter:
     def begin(self, prompt: list[int]) -> None:
         self.lookup.begin(prompt)
         self._prompt, self._read = prompt, False
-        if isinstance(self.draft, ModelDrafter):
+        if isinstance(self.draft, DraftModel):
             self.draft.forget()
 
-    def with_draft(self, draft: ModelDrafter) -> CascadeDrafter:
+    def with_draft(self, draft: Drafter) -> CascadeDrafter:
         """The same with another draft."""
         return CascadeDrafter(self.lookup, self.memory, draft, self._vocab)
 
@@ -85,11 +86,14 @@ class CascadeDrafter:
                 break
             if choice == DRAFT:
                 room = min(request.k - asked, most - len(chain.tokens), getattr(self.draft, "at_once", 1))
-                asked += self._ask(text, chain, request, keys[len(chain.tokens)], room)
+                added = self._ask(text, chain, request, keys[len(chain.tokens)], room)
+                if not added:
+                    break
+                asked += added
             else:
                 tokens, drawn = runs[choice]
                 chain.add(tokens[0], drawn[0])
-        return self._proposal(chain, request) if chain.tokens else None
+        return self._proposal(chain) if chain.tokens else None
 
     def _runs(self, text: list[int], most: int, guesses: int) -> list[Run]:
         """What the text so far and the memory go on with, the one that is more often right first."""
@@ -110,7 +114,7 @@ class CascadeDrafter:
         return request.pick(chain.drawn, [drawn for _, drawn in runs], drafts)
 
     def _ask(self, text: list[int], chain: _Chain, request: Request, key: mx.array | None, room: int) -> int:
-        """Add what the draft model says in one pass, up to ``room`` tokens; return how many."""
+        """Add what the draft model says in one pass, up to ``room`` tokens; return how many, 0 where it has none."""
         assert self.draft is not None
         if not self._read:
             start = time.perf_counter()
@@ -126,13 +130,14 @@ class CascadeDrafter:
             guesses=len(chain.tokens),
         )
         proposal = self.draft.propose(text, once)
-        assert proposal is not None
+        if proposal is None:
+            return 0
         for i, token in enumerate(ints(proposal.tokens)):
             chain.parts[len(chain.tokens)] = proposal.only(i) if proposal.k > 1 else proposal
             chain.add(token, ("draft", proposal.confidences[i] if proposal.confidences else 1.0))
         return proposal.k
 
-    def _proposal(self, chain: _Chain, request: Request) -> Proposal:
+    def _proposal(self, chain: _Chain) -> Proposal:
         parts, drawn = list(chain.parts.values()), chain.drawn
         whole = Proposal(
             tokens=mx.array(chain.tokens, dtype=mx.int32),
@@ -141,11 +146,11 @@ class CascadeDrafter:
             begin_s=chain.begin_s,
         )
         if len(parts) < len(drawn):
-            return dataclasses.replace(whole, logq=self._logq(chain) if request.with_logq and parts else None)
+            return dataclasses.replace(whole, logq=self._logq(chain) if any(part.logq is not None for part in parts) else None)
         return dataclasses.replace(
             whole,
-            logq=mx.concatenate([part.logq for part in parts]) if request.with_logq else None,
-            logits=mx.concatenate([part.logits for part in parts]) if request.with_logits else None,
+            logq=_rows([part.logq for part in parts]),
+            logits=_rows([part.logits for part in parts]),
             token_map=parts[0].token_map,
         )
 
@@ -156,3 +161,9 @@ class CascadeDrafter:
             certain = mx.where(mx.arange(self._vocab) == token, 0.0, -mx.inf)[None]
             rows.append(chain.parts[i].full_logq(self._vocab) if i in chain.parts else certain)
         return mx.concatenate(rows)
+
+
+def _rows(parts: list[mx.array | None]) -> mx.array | None:
+    """One array of all rows; None where the draft model gave none."""
+    found = [part for part in parts if part is not None]
+    return mx.concatenate(found) if len(found) == len(parts) else None

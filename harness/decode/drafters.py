@@ -137,6 +137,9 @@ class ModelDrafter:
         self._carried = 2  # tokens that the cache may lack before a pass of their own: the last, and a proposal that was not fed
         self.caches: KeptCaches | None = None
         """Where the draft's cache comes from and stays."""
+        self.window: int | None = None
+        """Of a longer prompt only so many of its last tokens are read; None is all of it."""
+        self._skipped = 0  # tokens of the prompt that are not read
 
     @property
     def model(self):  # type: ignore[no-untyped-def]
@@ -162,10 +165,16 @@ class ModelDrafter:
             )
 
     def begin(self, prompt: list[int]) -> None:
+        self._skipped = max(0, len(prompt) - self.window) if self.window else 0
+        prompt = prompt[self._skipped :]
         model, self.token_map = widened(self.model, self.token_map, prompt)
         self._state = self.caches.open(self._role, model, prompt) if self.caches else CachedModel(model)
         self._state.prefill(prompt[self._state.offset : -1])
         self._seen, self._proposed = len(prompt), EMPTY
+
+    def beside(self, target: CachedModel, prompt: list[int]) -> CachedModel:
+        """The target as the loop has to run it for this draft."""
+        return target
 
     def forget(self) -> None:
         """Drop the state of an answer: the next one's prompt is not read before it is asked for."""
@@ -174,6 +183,7 @@ class ModelDrafter:
     def keep(self, context: list[int]) -> None:
         """Leave the cache of what ``context`` and the draft's own guesses share to the next answer."""
         if self.caches is not None and self._state is not None:
+            context = context[self._skipped :]
             self.caches.keep(self._role, self._state, context[: min(self._state.offset, self._valid(context), len(context) - 1)])
 
     @property
@@ -193,6 +203,7 @@ class ModelDrafter:
             self.begin(context)
             state = self._state
             assert state is not None
+        context = context[self._skipped :]
         true = len(context) - request.guesses
         state.model, self.token_map = widened(state.model, self.token_map, context[self._seen : true])
         length = min(state.offset, self._valid(context), len(context) - 1)
@@ -359,13 +370,13 @@ class HybridDrafter:
 
     Args:
         first: a lookup, usually with ``min_ngram`` 3, so that only solid matches skip the draft, or a memory.
-        draft: the model drafter behind it.
+        draft: the drafter behind it, which runs a model.
         name: name in reports.
     """
 
     free = True
 
-    def __init__(self, first: FreeDrafter, draft: ModelDrafter, name: str = "hybrid") -> None:
+    def __init__(self, first: FreeDrafter, draft: Drafter, name: str = "hybrid") -> None:
         self.name = name
         self.first = first
         self.draft = draft
@@ -377,6 +388,6 @@ class HybridDrafter:
     def propose(self, context: list[int], request: Request) -> Proposal | None:
         return self.first.propose(context, request) or self.draft.propose(context, request)
 
-    def with_draft(self, draft: ModelDrafter) -> HybridDrafter:
+    def with_draft(self, draft: Drafter) -> HybridDrafter:
         """The same before another draft."""
         return HybridDrafter(self.first, draft, self.name)

@@ -25,6 +25,7 @@ from harness.decode.plain import plain_steps
 from harness.decode.positions import Details
 from harness.decode.sampling import Sampling
 from harness.decode.speculative import Step, speculative_steps
+from harness.decode.translated import DraftModel, TranslatedDrafter
 from harness.models.blas import mx
 from harness.models.forward import PrunedHead
 from harness.models.pair_config import pair_k
@@ -72,7 +73,7 @@ def stream(
         steps = plain_steps(target, ids, **common)
         return _keeping(caches, steps, target, None, ids) if caches else steps
     chosen = resolve_drafter(pair, drafter, options)
-    draft = found if isinstance(found := getattr(chosen, "draft", chosen), ModelDrafter) else None
+    draft = found if isinstance(found := getattr(chosen, "draft", chosen), DraftModel) else None
     if draft is not None:
         draft.caches = caches
     if k == "auto" and costs is None:
@@ -81,6 +82,8 @@ def stream(
         costs = calibrate(pair, chosen).costs
     policy = make_policy(k, costs) if isinstance(k, int | str) else k
     details = Details(TOP_K if detailed is True else detailed) if detailed else None
+    if isinstance(draft, ModelDrafter):
+        target = draft.beside(target, ids)
     steps = speculative_steps(target, chosen, ids, policy=policy, rule=rule, lenience=lenience, details=details, **common)
     return _keeping(caches, steps, target, draft, ids) if caches else steps
 
@@ -141,9 +144,7 @@ def generate(
     return _collect(pair, steps, ttft_s, wall_s, len(ids), drafter, k, settings, finish)
 
 
-def _keeping(
-    caches: KeptCaches, steps: Iterator[Step], target: CachedModel, draft: ModelDrafter | None, prompt: list[int]
-) -> Iterator[Step]:
+def _keeping(caches: KeptCaches, steps: Iterator[Step], target: CachedModel, draft: DraftModel | None, prompt: list[int]) -> Iterator[Step]:
     """The same steps; what target and draft have read is kept where they end, also when nobody asks for the rest."""
     context = list(prompt)
     for step in steps:
@@ -229,6 +230,8 @@ def _check(rule: str, lenience: float, sampling: Sampling, loop: str, k: Any, de
 
 
 def _full_vocabulary(drafter: Drafter) -> Any:
+    if isinstance(drafter, TranslatedDrafter):
+        raise HarnessError("mlx-lm's loop needs a draft with the target's tokenizer", "Use loop='own' for a draft that is translated.")
     if not isinstance(drafter, ModelDrafter) or isinstance(drafter, ParallelDrafter):
         raise HarnessError(f"mlx-lm's loop cannot use drafter {drafter.name!r}", "It takes a draft model: use 'generic' or 'early_exit'.")
     if isinstance(drafter.model, PrunedHead) and not drafter.model.own_head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from harness.decode.cached import CachedModel
@@ -23,9 +24,15 @@ class KeptCaches:
     def __init__(self, most: int = MOST, most_bytes: int = MOST_BYTES) -> None:
         from mlx_lm.models.cache import LRUPromptCache
 
-        self._store = LRUPromptCache(most, most_bytes)
+        self._store = self._source = LRUPromptCache(most, most_bytes)
         self.reused = 0
         """Prompt tokens that the target did not have to read again for the latest answer."""
+
+    def into(self, other: KeptCaches) -> KeptCaches:
+        """Caches that are read from here and kept in ``other``."""
+        found = copy.copy(self)
+        found._store, found.reused = other._store, 0
+        return found
 
     def open(self, role: str, model: Any, prompt: list[int]) -> CachedModel:
         """``model`` with as much of ``prompt`` in its cache as was read before, its last token never.
@@ -35,7 +42,7 @@ class KeptCaches:
             model: as for :class:`~harness.decode.cached.CachedModel`.
             prompt: token ids.
         """
-        known, rest = self._store.fetch_nearest_cache(role, prompt[:-1])
+        known, rest = self._source.fetch_nearest_cache(role, prompt[:-1])
         state = CachedModel(model, known=None if known is None else (known, len(prompt) - 1 - len(rest)))
         if role == TARGET:
             self.reused = state.offset

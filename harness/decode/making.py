@@ -13,6 +13,7 @@ from harness.decode.cascade import CascadeDrafter
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
 from harness.decode.memory import pair_memory
 from harness.decode.parallel import ParallelDrafter, parallel_drafter
+from harness.decode.translated import DraftModel, TranslatedDrafter
 from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import vocabulary_rows
 
@@ -65,6 +66,8 @@ def resolve_drafter(pair: LoadedPair, drafter: str | Drafter, options: DrafterOp
     model = getattr(found, "draft", found)
     if isinstance(model, ModelDrafter):
         model.fit(vocabulary_rows(pair.target))
+    if isinstance(model, DraftModel) and (window := getattr(pair.config, "draft_context", None)) is not None:
+        model.window = window
     return found
 
 
@@ -135,15 +138,17 @@ def parallel(pair: LoadedPair, options: DrafterOptions) -> ParallelDrafter:
     return parallel_drafter(draft, folder)
 
 
-def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
+def generic(pair: LoadedPair, options: DrafterOptions) -> DraftModel:
     """The drafter ``generic``, or what stands for it.
 
     Raises:
-        HarnessError: the pair has no draft model, or ``vocab`` names no ids of it.
+        HarnessError: the pair has no draft model, or ``vocab`` names no ids of it, or ids that are not its own.
     """
     if options.draft is not None:
         return options.draft
     draft = _pair_draft(pair)
+    if draft.translation is not None:
+        return _translated(pair, draft, options)
     if options.vocab is None or draft.token_map is not None:
         model, token_map = draft.proposer
         return ModelDrafter(model, token_map, name="generic")
@@ -155,10 +160,18 @@ def generic(pair: LoadedPair, options: DrafterOptions) -> ModelDrafter:
 
 
 def _pair_draft(pair: LoadedPair) -> LoadedDraft:
-    """The pair's draft, its ids those of the target."""
+    """The pair's draft, its ids those of the target where it is not translated."""
     if pair.draft is None:
         raise HarnessError(
             f"pair {pair.name!r} has no draft model", "Use drafter='lookup' or 'early_exit', or name a draft in the pair's YAML."
         )
     pair.draft.fit(vocabulary_rows(pair.target))
     return pair.draft
+
+
+def _translated(pair: LoadedPair, draft: LoadedDraft, options: DrafterOptions) -> TranslatedDrafter:
+    """The draft of a pair with two tokenizers."""
+    if options.vocab is not None:
+        raise HarnessError("vocab names ids of the target, and the draft has a tokenizer of its own", "Leave vocab out.")
+    rows, most = vocabulary_rows(pair.target), draft.context_tokens or pair.context_tokens
+    return TranslatedDrafter(draft.model, draft.translation, rows=rows, context_tokens=most)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from harness.core.counts import Rates
 from harness.core.errors import HarnessError
@@ -85,6 +87,7 @@ def model_passes(
     progress: Callable[[int], None] | None = None,
 ) -> Sequence[Pass]:
     """What a model drafter says along each answer; arguments as for :func:`forced_passes`."""
+    trajectories = _as_read(drafter, trajectories)
     if isinstance(drafter, ParallelDrafter):
         return parallel_passes(drafter, trajectories, sampling, progress)
     return forced_passes(drafter.model, drafter.token_map, trajectories, sampling, progress)
@@ -168,14 +171,54 @@ def replay_row(name: str, t: Trajectory, forced: Pass, k: int, noise: float = 1e
     """Counts of one drafter on one trajectory at draft length ``k``; gaps below ``noise`` count as near-ties."""
     ties = forced.near_ties(noise)
     if forced.logq is None:
-        return _row_of(name, t, k, simulate_runs(forced.runs, min(k, forced.most), t.max_tokens), ties)
+        return row_of(name, t, k, simulate_runs(forced.runs, min(k, forced.most), t.max_tokens), ties)
+    return expected_row(name, t, min(k, forced.most), forced.stands(target_logprobs(t)), ties, k)
+
+
+def target_logprobs(t: Trajectory) -> np.ndarray:
+    """(n,) log p of the answer's tokens.
+
+    Raises:
+        HarnessError: they were not kept.
+    """
     if t.logprobs is None:
         raise HarnessError(
             f"trajectory {t.sample_id} has no log-probabilities", "Collect it again: sampled replay needs log p of every token."
         )
-    counts = expected_counts(forced.stands(t.logprobs), min(k, forced.most), t.max_tokens)
-    expected = dataclasses.asdict(counts) | {"emitted": len(t.tokens)}
-    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=ties, **expected)
+    return np.asarray(t.logprobs)
+
+
+def expected_row(name: str, t: Trajectory, k: int, stand: np.ndarray, near_ties: int, asked: int | None = None) -> ReplayRow:
+    """A line of the table from the probabilities that tokens stand, as :func:`harness.decode.simulate.expected_counts` takes them.
+
+    ``k`` is the longest draft that is made, ``asked`` the one that was asked for where that is more.
+    """
+    expected = dataclasses.asdict(expected_counts(stand, k, t.max_tokens)) | {"emitted": len(t.tokens)}
+    return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=asked or k, near_ties=near_ties, **expected)
+
+
+@runtime_checkable
+class Replays(Protocol):
+    """A draft whose proposals follow from more than the tokens before them: it brings its own replay."""
+
+    def replayed(
+        self,
+        name: str,
+        drafter: Drafter,
+        trajectories: Sequence[Trajectory],
+        ks: Sequence[int | str],
+        sampling: Sampling | None,
+        costs: Costs | None,
+        progress: Callable[[int], None] | None,
+    ) -> list[ReplayRow]:
+        """Rows of ``drafter``, which is this draft or one around it; arguments as :func:`replay`'s."""
+
+
+def _as_read(drafter: ModelDrafter, trajectories: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """The trajectories behind as much of their prompts as the drafter reads."""
+    if drafter.window is None:
+        return trajectories
+    return [dataclasses.replace(t, prompt_tokens=t.prompt_tokens[-drafter.window :]) for t in trajectories]
 
 
 def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
@@ -188,7 +231,8 @@ def _within_context(t: Trajectory, context_tokens: int) -> Trajectory:
     return dataclasses.replace(t, max_tokens=n, finish=t.finish if len(t.tokens) <= n else "context", **cut)
 
 
-def _row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:
+def row_of(name: str, t: Trajectory, k: int | str, counts: RoundCounts, near_ties: int = 0) -> ReplayRow:
+    """A line of the table from simulated rounds."""
     return ReplayRow(sample_id=t.sample_id, domain=t.domain, drafter=name, k=k, near_ties=near_ties, **dataclasses.asdict(counts))
 
 
@@ -231,11 +275,14 @@ def replay(
         name = item if isinstance(item, str) else item.name
         if not greedy and (policies or not isinstance(drafter, ModelDrafter)):
             raise HarnessError(f"replay of {name} under sampling", "Decode those cells, or replay greedy trajectories.")
+        if isinstance(reading := getattr(drafter, "draft", drafter), Replays):
+            rows += reading.replayed(name, drafter, trajectories, ks, sampling, costs, progress)
+            continue
         played: Sequence[int | str] = policies
         if fixed and isinstance(drafter, ModelDrafter):
             passes = model_passes(drafter, trajectories, sampling, progress)
             rows += [replay_row(name, t, forced, k) for t, forced in zip(trajectories, passes, strict=True) for k in fixed]
-        elif isinstance(drafter, FreeDrafter | HybridDrafter):
+        elif isinstance(drafter, FreeDrafter) or (isinstance(drafter, HybridDrafter) and isinstance(drafter.draft, ModelDrafter)):
             rows += _replay_greedy(name, drafter, trajectories, fixed, progress) if fixed else []
         else:
             played = ks
@@ -255,14 +302,14 @@ def _replay_policies(
     model = getattr(drafter, "draft", drafter)
     if not isinstance(model, ModelDrafter) or not (drafter is model or hasattr(drafter, "with_draft")):
         return [
-            _row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
+            row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
         ]
     rows = []
     passes = model_passes(model, trajectories)
     for t, forced in zip(_counted(trajectories, progress), passes, strict=True):
         along = forced.along(model, t)
         chosen: Any = drafter.with_draft(along) if hasattr(drafter, "with_draft") else along
-        rows += [_row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()) for k in ks]
+        rows += [row_of(name, t, k, simulate_policy(chosen, t, make_policy(k, costs)), forced.near_ties()) for k in ks]
     return rows
 
 
@@ -282,10 +329,11 @@ def _replay_greedy(
 ) -> list[ReplayRow]:
     """Fixed lengths of a drafter that is no model alone."""
     if isinstance(drafter, FreeDrafter):
-        return [_row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
+        return [row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
+    assert isinstance(drafter.draft, ModelDrafter)
     passes = model_passes(drafter.draft, trajectories, progress=progress)
     return [
-        _row_of(name, t, k, simulate_free(drafter.first, t, k, forced.runs, forced.most), forced.near_ties())
+        row_of(name, t, k, simulate_free(drafter.first, t, k, forced.runs, forced.most), forced.near_ties())
         for t, forced in zip(trajectories, passes, strict=True)
         for k in ks
     ]

@@ -73,19 +73,15 @@ def card(
     target_hash: str,
 ) -> str:
     """The draft's card in Markdown: data, training, loss curve, command, hash, held-out acceptance."""
-    cut, fit, rollouts = config.cut, config.fit, config.rollouts
+    fit, rollouts = config.fit, config.rollouts
     tokens = sum(int(row["tokens"]) for row in loss)
-    layers = f"{cut.layers} blocks" + (f", the last {cut.last} of them from the target's end" if cut.last else ", the target's first ones")
-    beside = ", and what stands in prompt and answer through the target's embeddings" if cut.context_tokens else ""
     lines = [
-        f"# Draft of {markdown(config.pair)}",
+        f"# {'Head' if config.kind == 'head' else 'Draft'} of {markdown(config.pair)}",
         "",
-        f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens{beside}. "
-        f"Bits on disk (weights per scale): attention {cut.attention_bits} ({cut.group_size}), MLP {cut.mlp_bits} ({cut.mlp_group_size}), "
-        f"head {cut.head_bits} ({cut.group_size}).",
+        _form(config),
         "",
         f"- target: sha256 {code(target_hash)}, licence as the target's (Apache-2.0 for SmolLM2)",
-        f"- draft.safetensors: sha256 {code(sha256)}",
+        f"- {config.kind if config.kind == 'head' else 'draft'}.safetensors: sha256 {code(sha256)}",
         f"- made by: {code(command)}",
         "",
         "## Data",
@@ -98,7 +94,7 @@ def card(
         *(f"| {markdown(d)} | {facts['prompts'][d]} | {facts['outputs'][d]} |" for d in sorted(facts["prompts"])),
         "",
         "## Training",
-        f"All weights of the cut, AdamW, peak learning rate {fit.learning_rate}, warm-up {fit.warmup_steps} updates, "
+        f"All weights{_unrolled(config)}, AdamW, peak learning rate {fit.learning_rate}, warm-up {fit.warmup_steps} updates, "
         f"{'constant rate' if fit.final_fraction == 1 else f'cosine to {fit.final_fraction} of it'}, {fit.batch_tokens} tokens per update. "
         f"{len(loss)} updates of {loss[-1]['steps'] if loss else 0} planned, {tokens} tokens"
         f"{_earlier(facts.get('earlier'))}. Loss on output positions: {1 - fit.kl_weight:.1f} x "
@@ -115,6 +111,35 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _form(config: DistillConfig) -> str:
+    """What it is made of."""
+    cut, head = config.cut, config.head
+    beside = ", and what stands in prompt and answer through the target's embeddings"
+    if config.kind == "head":
+        places = f"after {', '.join(map(str, head.taps))} blocks" if head.taps else "at a low, a middle and a high place"
+        return (
+            f"{head.layers} block{'s' if head.layers > 1 else ''} that read the target's hidden states {places}; "
+            f"embeddings shared with the target; output head of {head.vocab} tokens{beside}. "
+            f"{head.bits} bits on disk, {head.group_size} weights per scale."
+        )
+    layers = f"{cut.layers} blocks" + (f", the last {cut.last} of them from the target's end" if cut.last else ", the target's first ones")
+    return (
+        f"{layers}; embeddings shared with the target; output head of {cut.vocab} tokens{beside if cut.context_tokens else ''}. "
+        f"Bits on disk (weights per scale): attention {cut.attention_bits} ({cut.group_size}), MLP {cut.mlp_bits} ({cut.mlp_group_size}), "
+        f"head {cut.head_bits} ({cut.group_size})."
+    )
+
+
+def _unrolled(config: DistillConfig) -> str:
+    """How many steps of a draft were trained."""
+    head = config.head
+    return (
+        f" of the head, {head.unrolled} steps of a draft (each weighs {head.decay} of the one before)"
+        if config.kind == "head"
+        else " of the cut"
+    )
 
 
 def _further(config: DistillConfig) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from harness.answers.torch_llama import LAYERS, Shape, Weights, device
 from harness.core.errors import HarnessError
 from harness.models.blas import mx
-from harness.models.cut import AGAIN, TOKEN_MAP, read_cut
+from harness.models.cut import AGAIN, read_cut
+from harness.models.packed import TOKEN_MAP
 from harness.models.pair_config import CutSource, parse_source
 from routing.apart import apart
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -64,12 +64,32 @@ class CutConfig(Strict):
     """Weights of the feed-forward layers that share a scale."""
 
 
+class HeadConfig(Strict):
+    """The form of a head that reads the target."""
+
+    layers: int = Field(1, ge=1, le=8)
+    """Transformer blocks of its own, as large as the target's."""
+    taps: Annotated[tuple[int, ...], Field(min_length=1, max_length=8, strict=False)] | None = None
+    """How many blocks of the target are behind each of the states that it reads; the second, the middle and the third from the end when
+    absent."""
+    vocab: int = Field(8192, ge=2, le=10**7)
+    """Output ids kept: the ones most frequent in the rollouts. What stands in prompt and answer is proposed too."""
+    unrolled: int = Field(3, ge=1, le=16)
+    """Steps of a draft that are trained: the second and later ones read what the head gave one token before."""
+    decay: float = Field(0.8, gt=0, le=1)
+    """Weight of each further step's loss, as a share of the one before."""
+    bits: Literal[4, 8] = 8
+    """Bits per weight on disk."""
+    group_size: Literal[32, 64, 128] = 64
+    """Weights that share a scale."""
+
+
 class FitConfig(Strict):
-    """Full fine-tuning of the cut: AdamW, linear warm-up, cosine decay."""
+    """Full fine-tuning of the cut or the head: AdamW, linear warm-up, cosine decay."""
 
     start_from: str | None = None
-    """A finished draft whose weights and output vocabulary this run starts from: its folder, or ``shipped:<name>``; None starts from the
-    target's layers."""
+    """A finished cut whose weights and output vocabulary this run starts from: its folder, or ``shipped:<name>``; None starts from the
+    target's layers. A head starts anew."""
 
     learning_rate: float = Field(1.5e-3, gt=0, lt=1)
     """Peak of the rate."""
@@ -104,8 +124,12 @@ class DistillConfig(Strict):
     """Pair whose target is distilled (``configs/models``)."""
     rollouts: RolloutConfig = RolloutConfig()
     """Stage collect: the target's answers."""
+    kind: Literal["cut", "head"] = "cut"
+    """``cut``: some layers of the target, a draft of its own. ``head``: a block that reads the target's hidden states."""
     cut: CutConfig = CutConfig()
-    """The draft's form."""
+    """A cut's form."""
+    head: HeadConfig = HeadConfig()
+    """A head's form."""
     fit: FitConfig = FitConfig()
     """Stage train."""
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning of a cut of the target, in torch: bfloat16 products where they are fast, float32 weights, loss on output positions only.
+"""Training of a draft made from its target, in torch: bfloat16 products where they are fast, float32 weights, loss on output tokens only.
 
 It runs where the weights are, on a GPU or the processor.
 
@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -54,27 +54,74 @@ def initial_weights(shape: Shape, target: Weights, cut: CutConfig, vocab: np.nda
     return dataclasses.replace(shape, layers=cut.layers), {k: v.float() for k, v in weights.items()}
 
 
+class Forward(Protocol):
+    """How what is trained runs."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What decides that beside its weights."""
+
+    @property
+    def decay(self) -> float:
+        """Weight of each further step's loss, as a share of the one before."""
+
+    def __call__(self, weights: Weights, batch: Sequence[Lesson], head: Head) -> list[tuple[torch.Tensor, Sequence[Lesson]]]:
+        """Per step of a draft, the logits (N, V) at all outputs that it predicts, and the lessons cut to these outputs."""
+
+
+class CutForward:
+    """A cut: one step, as every further one is the same.
+
+    Args:
+        shape: of the cut.
+        embed: the target's embeddings.
+    """
+
+    about: dict[str, Any] = {}  # noqa: RUF012
+    decay = 1.0
+
+    def __init__(self, shape: Shape, embed: torch.Tensor) -> None:
+        self._shape, self._embed = shape, embed
+
+    def __call__(self, weights: Weights, batch: Sequence[Lesson], head: Head) -> list[tuple[torch.Tensor, Sequence[Lesson]]]:
+        return [(output_logits(self._shape, weights, self._embed, batch, head), batch)]
+
+
 def output_logits(shape: Shape, weights: Weights, embed: torch.Tensor, batch: Sequence[Lesson], head: Head) -> torch.Tensor:
     """Draft logits (N, V_draft + e) at every output position of ``batch``, example after example.
 
     Rows are padded on the right, where padding never reaches earlier positions. Behind the last attention only output positions go on.
     """
     import torch
-    import torch.nn.functional as fn
 
-    width = max(len(e.tokens) for e in batch) - 1
-    tokens = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, e in enumerate(batch):
-        tokens[row, : len(e.tokens) - 1] = torch.from_numpy(e.tokens[:-1]).long()
+    tokens = padded(batch)
+    width = tokens.shape[1]
     where = torch.cat([torch.arange(e.prompt - 1, len(e.tokens) - 1) + row * width for row, e in enumerate(batch)])
     where = where.to(embed.device)
     h = embed[tokens.to(embed.device)]
     rope = torch_llama.rope_tables(shape, torch.arange(width, device=embed.device)[None], h.dtype)
     for i in range(shape.layers):
         h = torch_llama.block(shape, weights, i, h, rope, rows=where if i == shape.layers - 1 else None)
-    h = torch_llama.norm(shape, h, weights["norm"])
+    return named_logits(torch_llama.norm(shape, h, weights["norm"]), weights, embed, head)
+
+
+def named_logits(h: torch.Tensor, weights: Weights, embed: torch.Tensor, head: Head) -> torch.Tensor:
+    """Logits (N, V_draft + e) of normed states (N, hidden): the trained head's ids, then those of the context."""
+    import torch
+    import torch.nn.functional as fn
+
     logits = fn.linear(h, weights["head"])
     return torch.cat([logits, fn.linear(h, embed[torch.from_numpy(head.extra).to(embed.device)])], dim=1) if len(head.extra) else logits
+
+
+def padded(batch: Sequence[Lesson]) -> torch.Tensor:
+    """Tokens (B, L) of a batch but for each one's last, zeros behind."""
+    import torch
+
+    tokens = torch.zeros(len(batch), max(len(e.tokens) for e in batch) - 1, dtype=torch.long)
+    for row, e in enumerate(batch):
+        tokens[row, : len(e.tokens) - 1] = torch.from_numpy(e.tokens[:-1]).long()
+    return tokens
 
 
 def batch_loss(logits: torch.Tensor, batch: Sequence[Lesson], head: Head, kl_weight: float) -> torch.Tensor:
@@ -105,12 +152,14 @@ def fit(
     config: FitConfig,
     folder: Path,
     report: Report | None = None,
+    forward: Forward | None = None,
 ) -> Weights:
     """Train ``weights`` in place and return them; resumes from the checkpoint in ``folder`` when there is one.
 
-    ``folder/loss.jsonl`` gets one line per update. A checkpoint of another run (data or settings differ) is refused.
+    ``folder/loss.jsonl`` gets one line per update. A checkpoint of another run (data or settings differ) is refused. ``forward`` is
+    how the weights run, as a cut of that ``shape`` where it is None.
     """
-    run = _Fit(shape, weights, embed, examples, vocab, config, folder, report)
+    run = _Fit(shape, weights, embed, examples, vocab, config, folder, report, forward or CutForward(shape, embed))
     run.step = _resume(folder, run.key, run.names, weights, run.optimizer)
     run.loop()
     return {name: weights[name].detach() for name in run.names}
@@ -129,15 +178,16 @@ class _Fit(Training):
         config: FitConfig,
         folder: Path,
         report: Report | None,
+        forward: Forward,
     ) -> None:
         import torch
 
         super().__init__()
         self.shape, self.weights, self.embed, self.examples, self.vocab = shape, weights, embed, examples, vocab
-        self.config, self.folder, self.report = config, folder, report
+        self.config, self.folder, self.report, self.forward = config, folder, report, forward
         self.updates = plan_updates(examples, config)
         self.total, self.save_every, self.judge_every = len(self.updates), config.checkpoint_steps, len(self.updates)
-        self.key = _run_key(shape, weights, examples, vocab, config)
+        self.key = _run_key(shape, weights, examples, vocab, config, forward)
         self.names = sorted(weights)
         self.parameters = [weights[name].requires_grad_() for name in self.names]
         decayed, plain = [p for p in self.parameters if p.ndim > 1], [p for p in self.parameters if p.ndim == 1]
@@ -155,21 +205,24 @@ class _Fit(Training):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.total)
         with torch.autocast(self.embed.device.type, dtype=torch.bfloat16, enabled=torch_llama.fast_dtype() == torch.bfloat16):
-            logits = output_logits(self.shape, self.weights, self.embed, batch, head)
-            loss = batch_loss(logits, batch, head, self.config.kl_weight)
+            steps = self.forward(self.weights, batch, head)
+            shares = [self.forward.decay**i for i in range(len(steps))]
+            losses = [share * batch_loss(*step, head, self.config.kl_weight) for share, step in zip(shares, steps, strict=True)]
+            loss = torch.stack(losses).sum() / sum(shares)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
         tokens = sum(len(e.tokens) for e in batch)
-        labels = head.index[np.concatenate([e.labels for e in batch])]
+        matches = [_match(logits, part, head) for logits, part in steps]
         self.row = {
             "step": self.step + 1,
             "steps": self.total,
             "loss": round(loss.item(), 4),
-            "match": round(float((logits.argmax(dim=1).cpu().numpy() == labels).mean()), 4),
+            "match": matches[0],
+            **{f"match_{i}": match for i, match in enumerate(matches[1:], 2)},
             "tokens": tokens,
-            "outputs": len(labels),
+            "outputs": sum(len(e.labels) for e in batch),
             "tokens_per_s": round(tokens / (time.perf_counter() - began), 1),
         }
         with open(self.folder / LOG, "a", encoding="utf-8") as file:
@@ -192,9 +245,15 @@ class _Fit(Training):
             self.report(self.row)
 
 
+def _match(logits: torch.Tensor, batch: Sequence[Lesson], head: Head) -> float:
+    """Share of the outputs at which the favourite is the target's."""
+    labels = head.index[np.concatenate([e.labels for e in batch])]
+    return round(float((logits.argmax(dim=1).cpu().numpy() == labels).mean()), 4)
+
+
 @apart
 def check_checkpoint(
-    folder: Path, shape: Shape, weights: Weights, examples: Sequence[Lesson], vocab: Vocabulary, config: FitConfig
+    folder: Path, shape: Shape, weights: Weights, examples: Sequence[Lesson], vocab: Vocabulary, config: FitConfig, forward: Forward
 ) -> None:
     """Refuse a checkpoint in ``folder`` that :func:`fit` with these arguments would not go on from.
 
@@ -203,10 +262,12 @@ def check_checkpoint(
     """
     if (folder / CHECKPOINT).is_file():
         with _open_checkpoint(folder) as (_, header):
-            _check_key(folder, header, _run_key(shape, weights, examples, vocab, config))
+            _check_key(folder, header, _run_key(shape, weights, examples, vocab, config, forward))
 
 
-def _run_key(shape: Shape, weights: Weights, examples: Sequence[Lesson], vocab: Vocabulary, config: FitConfig) -> dict[str, Any]:
+def _run_key(
+    shape: Shape, weights: Weights, examples: Sequence[Lesson], vocab: Vocabulary, config: FitConfig, forward: Forward
+) -> dict[str, Any]:
     """What decides a run: the weights it starts from, which the cut and the target decide, its data, vocabulary and settings."""
     start, data = hashlib.sha256(), hashlib.sha256()
     for name in sorted(weights):
@@ -220,6 +281,7 @@ def _run_key(shape: Shape, weights: Weights, examples: Sequence[Lesson], vocab: 
         "vocabulary": hashlib.sha256(vocab.index.tobytes()).hexdigest(),
         "start": start.hexdigest(),
         "data": data.hexdigest(),
+        **forward.about,
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +31,15 @@ class Lesson:
     """(n, k) int32: the target's top-k."""
     top_p: np.ndarray
     """(n, k) float32: their probabilities."""
+
+    @property
+    def key(self) -> str:
+        """Hash of the token ids: name of the cached states of the target."""
+        return hashlib.sha256(self.tokens.tobytes()).hexdigest()[:32]
+
+    def later(self, n: int) -> Lesson:
+        """The same without its first ``n`` outputs' labels."""
+        return replace(self, labels=self.labels[n:], top=self.top[n:], top_p=self.top_p[n:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +78,7 @@ def vocabulary(ids: np.ndarray, target_vocab: int, *, context_tokens: bool) -> V
     return Vocabulary(index=index, context_tokens=context_tokens)
 
 
-def choose_vocab(rollouts: Iterable[Rollout], size: int, target_vocab: int, always: Iterable[int]) -> np.ndarray:
+def choose_vocab(rollouts: Iterable[Rollout], size: int, target_vocab: int, always: Iterable[int], *, key: str = "cut.vocab") -> np.ndarray:
     """Sorted target ids (size,) int32 that a pruned head keeps: ``always``, then the ids with most probability in the rollouts' top-k.
 
     Raises:
@@ -80,7 +90,7 @@ def choose_vocab(rollouts: Iterable[Rollout], size: int, target_vocab: int, alwa
     mass[list(always)] = np.inf
     named = int((mass > 0).sum())
     if named < size:
-        raise HarnessError(f"the rollouts name only {named} distinct tokens, the head needs {size}", "Collect more, or lower cut.vocab.")
+        raise HarnessError(f"the rollouts name only {named} distinct tokens, the head needs {size}", f"Collect more, or lower {key}.")
     return np.sort(np.argsort(-mass, kind="stable")[:size]).astype(np.int32)
 
 

@@ -1,9 +1,12 @@
-"""Can this draft speak for this target? Same token ids for the same text, checked before any weights are read."""
+"""Can this draft speak for this target? Same token ids for the same text, or text that both tokenizers keep; checked before any weights
+are read.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,16 @@ class Compatibility:
     """Outcome of a check."""
 
     problem: str | None
-    """First difference that makes the pair unusable; None when there is none."""
+    """First difference by which the same ids mean other text; None when there is none."""
     notes: tuple[str, ...] = ()
     """Differences that do no harm, such as padded vocabulary sizes."""
+    lost: str | None = None
+    """Where there is a problem: why the draft's text cannot be put into the target's tokens either. None where it can be."""
+
+    @property
+    def translated(self) -> bool:
+        """The draft's text has to be put into the target's tokens, and can be."""
+        return self.problem is not None and self.lost is None
 
 
 @dataclass(frozen=True)
@@ -51,21 +61,22 @@ def check_folders(target: Path, draft: Path) -> Compatibility:
     one, two = _read(target), _read(draft)
     with files.reading(f"the tokenizers of {target} and {draft}", advice=FETCH):
         problem = _vocabulary(one, two) or _specials(one, two) or _round_trip(one.tokenizer, two.tokenizer)
+        lost = problem and (_loses("target", one.tokenizer) or _loses("draft", two.tokenizer))
     notes = []
     if one.vocab_size != two.vocab_size:
         notes.append(f"output layers are padded differently: target {one.vocab_size} rows, draft {two.vocab_size}")
     sizes = one.tokenizer.get_vocab_size(), two.tokenizer.get_vocab_size()
     if problem is None and sizes[0] != sizes[1]:
         notes.append(f"target knows {sizes[0]} tokens, draft {sizes[1]}; the shared ones agree")
-    return Compatibility(problem, tuple(notes))
+    return Compatibility(problem, tuple(notes), lost)
 
 
-def require_compatible(target: Path, draft: Path) -> Compatibility:
-    """Like :func:`check_folders`, but raise HarnessError on a problem."""
+def require_compatible(target: Path, draft: Path, *, translate: bool = True) -> Compatibility:
+    """Like :func:`check_folders`, but raise HarnessError on a problem, unless ``translate`` allows what gets around it."""
     result = check_folders(target, draft)
-    if result.problem:
+    if result.problem and not (translate and result.translated):
         raise HarnessError(
-            f"target and draft do not share a tokenizer: {result.problem}",
+            f"target and draft do not share a tokenizer: {result.problem}" + (f"; {result.lost}" if result.lost else ""),
             "Choose a draft of the target's family; `harness models suggest TARGET` names one.",
         )
     return result
@@ -141,3 +152,13 @@ def _round_trip(target: Any, draft: Any) -> str | None:
     if len(one) != len(two):
         return f"the same text is {len(one)} tokens for the target and {len(two)} for the draft"
     return None
+
+
+def _loses(role: str, tokenizer: Any) -> str | None:
+    """What a tokenizer makes of text that does not come back as it went in, forms of one character and outer spaces aside."""
+    back = tokenizer.decode(tokenizer.encode(PROBE, add_special_tokens=False).ids, skip_special_tokens=False)
+    one, two = (unicodedata.normalize("NFKC", text).strip() for text in (PROBE, back))
+    if one == two:
+        return None
+    at = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return f"the {role}'s tokenizer makes {two[at : at + 10]!r} of {one[at : at + 10]!r}, so text cannot stand between the two"

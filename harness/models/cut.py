@@ -1,13 +1,11 @@
 """A draft cut from its target: a few of the target's layers, its embeddings by reference, a pruned output vocabulary.
 
-On disk a cut is a folder: ``config.json`` and ``draft.safetensors``, whose matrices are quantised (mlx's affine form: packed
-weight, scales, biases). They are dequantised on loading: the cut is small, and quantised products have no fast path on a CPU.
+On disk a cut is a folder: ``config.json`` and ``draft.safetensors``, as :mod:`harness.models.packed` writes it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from harness.models.blas import lay_out, mx, nn
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
-from harness.models.tensors import load_arrays
+from harness.models.packed import TOKEN_MAP, check_shapes, read_packed, write_packed
 
 if TYPE_CHECKING:
     from harness.models.draft import Draft
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Version of the folder's layout."""
 WEIGHTS = "draft.safetensors"
-TOKEN_MAP = "token_map"
 AGAIN = "Reinstall the package, or run `harness distill` to make the draft again."
 
 
@@ -104,19 +101,7 @@ def save_cut(
         about: anything else worth keeping in config.json. ``context_tokens: true`` says that the cut was trained to propose what
             stands in prompt and answer too, through the target's embedding rows.
     """
-    arrays: dict[str, mx.array] = {TOKEN_MAP: token_map.astype(mx.int32)}
-    for key, weight in weights.items():
-        kind = key.split(".")[-2]
-        if kind in quantise:
-            bits, group_size = quantise[kind]
-            packed, scales, biases = mx.quantize(weight, group_size=group_size, bits=bits)
-            arrays |= {key: packed, f"{key}.scales": scales.astype(mx.float16), f"{key}.biases": biases.astype(mx.float16)}
-        else:
-            arrays[key] = weight.astype(mx.float16)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{os.getpid()}.safetensors"
-    mx.save_safetensors(str(temporary), arrays)
-    temporary.replace(folder / WEIGHTS)
+    sha256 = write_packed(folder / WEIGHTS, weights, token_map, quantise)
     config = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -125,11 +110,11 @@ def save_cut(
         "vocab": len(token_map),
         "hidden": weights["model.norm.weight"].shape[0],
         "quantised": {kind: list(form) for kind, form in quantise.items()},
-        "sha256": files.sha256(folder / WEIGHTS),
+        "sha256": sha256,
         **(about or {}),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return config["sha256"]
+    return sha256
 
 
 def load_cut(folder: Path, target: nn.Module) -> Draft:
@@ -150,11 +135,7 @@ def load_cut(folder: Path, target: nn.Module) -> Draft:
     if not 0 <= int(token_map.min()) <= int(token_map.max()) < args.vocab_size:
         raise HarnessError(f"the draft in {folder} names tokens that the target lacks", "Use it with the pair it was made for.")
     model = CutModel(target, config.layers, config.vocab)
-    for key, expected in model.own_weights().items():
-        if key not in arrays:
-            raise HarnessError(f"{folder / WEIGHTS} lacks {key}", AGAIN)
-        if arrays[key].shape != expected.shape:
-            raise HarnessError(f"{folder / WEIGHTS}: {key} is {arrays[key].shape}, the target's shape asks for {expected.shape}", AGAIN)
+    check_shapes(folder / WEIGHTS, arrays, model.own_weights(), AGAIN)
     dtype = target.model.norm.weight.dtype
     model.load_weights([(key, w.astype(dtype)) for key, w in arrays.items()], strict=False)
     model.eval()
@@ -172,15 +153,7 @@ def read_cut(folder: Path) -> tuple[CutInfo, dict[str, mx.array]]:
     """
     config = read_cut_config(folder)
     path = folder / WEIGHTS
-    if not path.is_file() or files.sha256(path, advice=AGAIN) != config.sha256:
-        raise HarnessError(f"{path} is missing or damaged", AGAIN)
-    stored = load_arrays(path, finite=True, advice=AGAIN)[0]
-    token_map = stored.get(TOKEN_MAP)
-    if token_map is None or token_map.shape != (config.vocab,) or token_map.dtype != mx.int32:
-        raise HarnessError(f"{path}: {TOKEN_MAP} is not {config.vocab} token ids", AGAIN)
-    with files.reading(path, advice=AGAIN):
-        arrays = _dequantise(stored, config.quantised)
-        mx.eval(arrays)
+    arrays = read_packed(path, sha256=config.sha256, vocab=config.vocab, quantised=config.quantised, advice=AGAIN)
     layers = {name.split(".")[2] for name in arrays if name.startswith("model.layers.")}
     if len(layers) != config.layers:
         raise HarnessError(f"{path} holds {len(layers)} layers, config.json says {config.layers}", AGAIN)
@@ -198,17 +171,3 @@ def read_cut_config(folder: Path) -> CutInfo:
     known = {field.name for field in fields(CutInfo)}
     info: CutInfo = files.typed(CutInfo, {key: value for key, value in data.items() if key in known}, str(path), advice=AGAIN)
     return info
-
-
-def _dequantise(arrays: Mapping[str, mx.array], quantised: Mapping[str, tuple[int, int]]) -> dict[str, mx.array]:
-    """Weights by name, in floating point."""
-    weights = {}
-    for key, array in arrays.items():
-        if key.endswith((".scales", ".biases")):
-            continue
-        if f"{key}.scales" in arrays:
-            scales, biases = (arrays[f"{key}.{part}"].astype(mx.float32) for part in ("scales", "biases"))
-            bits, group_size = quantised[key.split(".")[-2]]
-            array = mx.dequantize(array, scales, biases, group_size=group_size, bits=bits)
-        weights[key] = array
-    return weights

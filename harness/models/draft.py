@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from harness.models.blas import mx, nn
 from harness.models.opened import fit_vocabulary
+from harness.models.translation import Translation
 
 
 @dataclass
@@ -27,10 +28,14 @@ class Draft:
     """Target ids that drafting is restricted to, besides those of prompt and answer; None is whatever the model's own head names."""
     target_rows: int | None = None
     """How many ids the target has, once :meth:`fit` knows."""
+    translation: Translation | None = None
+    """Between its tokens and the target's, where the two have different tokenizers; such a draft keeps its own ids."""
+    context_tokens: int | None = None
+    """Most of its own tokens that a translated draft can hold."""
 
     def fit(self, rows: int) -> None:
         """Keep to the ids of a target that has ``rows`` of them: what the model names beyond them is cut off, once and for all."""
-        if self.target_rows == rows:
+        if self.target_rows == rows or self.translation is not None:
             return
         self.target_rows = rows
         if self.token_map is None:

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -133,8 +134,12 @@ def _with_draft(pair: NamedPair, draft: str | None, family: str) -> NamedPair:
         return NamedPair(f"{pair.name}+none", pair.config.model_copy(update={"draft": None, "draft_vocab": None}), pair.base)
     if draft == "auto":
         draft = _suggested(family, pair.name)
+    if (folder := _head_folder(draft)) is not None:
+        return NamedPair(f"{pair.name}+{_path_label(folder)}", pair.config.model_copy(update={"head": str(folder)}), pair.base)
     model = _model(draft)
-    changes = {"target": _anchored(pair.config.target, pair.base), "draft": model.config, "draft_vocab": None}
+    changes: dict[str, Any] = {"target": _anchored(pair.config.target, pair.base), "draft": model.config, "draft_vocab": None}
+    if pair.config.head is not None:
+        changes["head"] = os.path.abspath(pair.base / expand(pair.config.head))
     return NamedPair(f"{pair.name}+{model.label}", pair.config.model_copy(update=changes), Path())
 
 
@@ -194,6 +199,12 @@ def _local(path: Path) -> _Model:
 def _is_cut(folder: Path) -> bool:
     """Whether a folder holds a draft that was cut from its target."""
     return (folder / "draft.safetensors").exists() and "target_hash" in read_json(folder / "config.json")
+
+
+def _head_folder(text: str) -> Path | None:
+    """The folder that a text names, where it holds a head that reads its target."""
+    path = Path(os.path.abspath(expand(text)))
+    return path if (path / "head.safetensors").is_file() else None
 
 
 def _hub_snapshot(path: Path) -> str | None:

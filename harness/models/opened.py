@@ -127,13 +127,18 @@ def open_model(model: Any) -> Opened | None:
     if id(model) not in _OPENED:
         weakref.finalize(model, _OPENED.pop, id(model), None)
         try:
-            _OPENED[id(model)] = _open(model)
+            _OPENED[id(model)] = model.as_opened() if hasattr(model, "as_opened") else _open(model)
         except PROBE_ERRORS:
             _OPENED[id(model)] = None
     return _OPENED[id(model)]
 
 
-def _open(model: Any) -> Opened | None:
+def find_body(model: Any) -> tuple[Any, str, str]:
+    """The part of a model that reads text, the name of its body in there, and that of the list of layers in the body.
+
+    Raises:
+        AttributeError, IndexError, StopIteration: the model is built in another way.
+    """
     text = getattr(model, "language_model", model)
     first = model.layers[0]
     body_name, layers_name = next(
@@ -143,6 +148,11 @@ def _open(model: Any) -> Opened | None:
         for key, value in child.items()
         if isinstance(value, list) and value and value[0] is first
     )
+    return text, body_name, layers_name
+
+
+def _open(model: Any) -> Opened | None:
+    text, body_name, layers_name = find_body(model)
     body = text[body_name]
     embedding_name = next(name for name, m in body.items() if isinstance(m, nn.Embedding | nn.QuantizedEmbedding))
     stand_in, shell = copy.copy(body), copy.copy(text)

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.limits import COUNT
 from harness.core.terminal import say
 from harness.models.blas import lay_out, mx, nn
 from harness.models.compatibility import require_compatible
 from harness.models.draft import Draft
 from harness.models.folder import check_model, read_config, text_config, whole
+from harness.models.head_config import head_folder
 from harness.models.naming import find_pair
 from harness.models.opened import vocabulary_rows
 from harness.models.pair_config import PairConfig, PathSource, local_folder_problem
+from harness.models.shards import ADVICE, LOAD, Shards, check_split
 from harness.models.sources import Progress
 from harness.models.tokenizer_check import FETCH
+from harness.models.translation import Translation
 from harness.models.vocab import read_vocab
 from harness.models.weights import ModelFolder, locate
+
+if TYPE_CHECKING:
+    from harness.models.reading_head import Head
 
 
 @dataclass
@@ -43,9 +52,24 @@ class Pair:
     eos_token_ids: frozenset[int]
     """Ids that end generation."""
     context_tokens: int
-    """Most tokens, prompt and answer, that target and draft can both hold."""
+    """Most tokens, prompt and answer, that target and draft can both hold; a draft that reads only a part of them has no say."""
     without_draft: str | None = None
     """Why the draft was left out, where that was allowed (``fallback``)."""
+    head_folder: Path | None = None
+    """Folder of the head that reads the target, where the pair's file names one."""
+
+    @functools.cached_property
+    def head(self) -> Head | None:
+        """That head, read when it is first asked for.
+
+        Raises:
+            HarnessError: as :func:`harness.models.reading_head.load_head`.
+        """
+        if self.head_folder is None:
+            return None
+        from harness.models.reading_head import load_head
+
+        return load_head(self.head_folder, self.target, self.target_hash)
 
     def encode(self, prompt: str | Sequence[dict[str, str]] | Sequence[int]) -> list[int]:
         """Turn a user's text, a list of messages or token ids into token ids.
@@ -109,7 +133,15 @@ class Pair:
 
 
 def load_pair(
-    name_or_path: str, *, offline: bool = False, draft: bool = True, fallback: bool = False, progress: Progress | None = None
+    name_or_path: str,
+    *,
+    offline: bool = False,
+    draft: bool = True,
+    fallback: bool = False,
+    draft_context: int | None = None,
+    lazy: bool = False,
+    progress: Progress | None = None,
+    shards: Shards | None = None,
 ) -> Pair:
     """Load a pair by any name that :func:`harness.models.naming.find_pair` reads, fetching what is missing.
 
@@ -118,7 +150,10 @@ def load_pair(
         offline: never use the network.
         draft: False leaves the draft out.
         fallback: where the draft cannot be had or does not fit the target, say so and go on with the target alone.
+        draft_context: in place of the pair's own: of a longer prompt the draft reads only so many of its last tokens.
+        lazy: read no weights before they are used, and do not try them: for who sends the work elsewhere.
         progress: called while fetching and converting; None shows a bar or plain lines on stderr.
+        shards: the processes that share the target, this one their first; the draft is its own. None keeps all in this process.
 
     Raises:
         HarnessError: unknown pair, unusable file, no source delivers, target and draft do not fit. All before weights are read.
@@ -126,7 +161,9 @@ def load_pair(
     from harness.models.fetching import show_progress
 
     named = find_pair(str(name_or_path))
-    config, without = named.config, None
+    config, without, differs = named.config, None, None
+    if draft_context is not None:
+        config = config.model_copy(update={"draft_context": COUNT.check("draft_context", draft_context)})
     wanted = [config.target, *([config.draft] if draft and config.draft else [])]
     for model in wanted if not fallback else wanted[:1]:  # local mistakes show before anything is fetched
         sources = model.parsed(named.base)
@@ -136,25 +173,35 @@ def load_pair(
         target_folder, draft_folder = locate(config.target, named.base, offline=offline, progress=report), None
         if target_folder is None or target_folder.is_cut:
             raise HarnessError(f"the target of {named.name!r} cannot be a cut draft", "Give it a hub:, wheel: or path: source.")
+        if shards is not None:
+            check_split(target_folder.path, shards.parts)
         if len(wanted) > 1:
             try:
                 draft_folder = locate(wanted[1], named.base, offline=offline, progress=report)
                 if draft_folder is not None and not draft_folder.is_cut:
-                    require_compatible(target_folder.path, draft_folder.path)
+                    differs = require_compatible(target_folder.path, draft_folder.path, translate=config.translate).problem
             except HarnessError as error:
                 if not fallback:
                     raise
-                draft_folder, without = None, error.problem
+                draft_folder, without, differs = None, error.problem, None
     if without is not None:
         say(f"note: the target of {named.name!r} goes on without a draft: {without}", err=True)
-    vocab = _vocab(named.base, config, draft_folder)
-    return replace(_load(named.name, config, target_folder, draft_folder, vocab), without_draft=without)
+    if differs is not None:
+        say(f"note: the draft of {named.name!r} is translated: its text is put into the target's tokens, since {differs}", err=True)
+    vocab = _vocab(named.base, config, draft_folder, differs)
+    if shards is not None:
+        order = {"models": str(name_or_path), "offline": offline, "hash": target_folder.hash}
+        shards.send(LOAD, list(json.dumps(order).encode()))
+    pair = _load(named.name, config, target_folder, draft_folder, vocab, differs, shards, lazy)
+    return replace(pair, without_draft=without, head_folder=head_folder(named))
 
 
-def _vocab(base: Path, config: PairConfig, draft_folder: ModelFolder | None) -> tuple[int, ...] | None:
+def _vocab(base: Path, config: PairConfig, draft_folder: ModelFolder | None, differs: str | None) -> tuple[int, ...] | None:
     """The ids of ``draft_vocab``, checked against the draft's own vocabulary."""
     if config.draft_vocab is None or draft_folder is None or draft_folder.is_cut:
         return None
+    if differs is not None:
+        raise HarnessError("draft_vocab names ids of the target, and the draft has a tokenizer of its own", "Leave draft_vocab out.")
     vocab, size = read_vocab(base / config.draft_vocab), vocab_size(draft_folder.path)
     if vocab[-1] >= size:
         raise HarnessError(f"{config.draft_vocab} names token {vocab[-1]}, the draft has {size}", "Make it again: `harness models vocab`.")
@@ -162,13 +209,24 @@ def _vocab(base: Path, config: PairConfig, draft_folder: ModelFolder | None) -> 
 
 
 def _load(
-    name: str, config: PairConfig, target_folder: ModelFolder, draft_folder: ModelFolder | None, vocab: tuple[int, ...] | None
+    name: str,
+    config: PairConfig,
+    target_folder: ModelFolder,
+    draft_folder: ModelFolder | None,
+    vocab: tuple[int, ...] | None,
+    differs: str | None,
+    shards: Shards | None,
+    lazy: bool,
 ) -> Pair:
-    target, settings = load_weights(target_folder, config.dtype, "target")
-    draft = _load_draft(draft_folder, config, target, vocab) if draft_folder else None
+    target, settings = load_weights(target_folder, config.dtype, "target", shards, lazy=lazy)
     tokenizer = load_tokenizer(target_folder.path, settings.get("eos_token_id"))
+    draft: Draft | None = None
+    if draft_folder is not None and differs is None:
+        draft = _load_draft(draft_folder, config, target, vocab, lazy)
+    elif draft_folder is not None and differs is not None:
+        draft = _load_translated(draft_folder, config, tokenizer, differs, lazy)
     contexts = [_context(target_folder.path)]
-    if draft is not None and draft_folder is not None and not draft_folder.is_cut:
+    if draft_folder is not None and not draft_folder.is_cut and differs is None and config.draft_context is None:
         contexts.append(_context(draft_folder.path))
     return Pair(
         name=name,
@@ -194,12 +252,12 @@ def load_tokenizer(folder: Path, eos: Any) -> Any:
         return load(folder, {"trust_remote_code": False}, eos_token_ids=eos)
 
 
-def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, vocab: tuple[int, ...] | None) -> Draft:
+def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, vocab: tuple[int, ...] | None, lazy: bool) -> Draft:
     if folder.is_cut:
         from harness.models.cut import load_cut
 
         return load_cut(folder.path, target)
-    model, _ = load_weights(folder, config.dtype, "draft")
+    model, _ = load_weights(folder, config.dtype, "draft", lazy=lazy)
     draft = Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, vocab=vocab)
     draft.fit(vocabulary_rows(target))
     if vocab is not None:
@@ -207,8 +265,19 @@ def _load_draft(folder: ModelFolder, config: PairConfig, target: nn.Module, voca
     return draft
 
 
-def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Load one model and its config.json.
+def _load_translated(folder: ModelFolder, config: PairConfig, tokenizer: Any, differs: str, lazy: bool) -> Draft:
+    """A draft of another tokenizer than the target's, which has ``tokenizer``."""
+    model, settings = load_weights(folder, config.dtype, "draft", lazy=lazy)
+    own = load_tokenizer(folder.path, settings.get("eos_token_id"))
+    translation = Translation(tokenizer, own, differs)
+    most = _context(folder.path)
+    return Draft(model=model, token_map=None, hash=folder.hash, name=folder.path.name, translation=translation, context_tokens=most)
+
+
+def load_weights(
+    folder: ModelFolder, dtype: str, role: str, shards: Shards | None = None, *, lazy: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load one model, or this process's part of it, and its config.json; ``lazy`` reads no weight yet.
 
     Raises:
         HarnessError: unknown architecture, or files that do not fit each other.
@@ -221,11 +290,16 @@ def load_weights(folder: ModelFolder, dtype: str, role: str) -> tuple[nn.Module,
     if dtype == "auto":
         dtype = "float32" if mx.default_device() == mx.cpu else "stored"
     model = model if dtype == "stored" else _cast(model, getattr(mx, dtype))
+    if shards is not None:
+        with files.reading(f"{folder.path} in {shards.parts} parts", advice=ADVICE):
+            shards.split(model)
     lay_out(model)
     model.eval()
+    if lazy:
+        return model, settings
     with files.reading(f"{folder.path} as a {role}", advice=FETCH):
         mx.eval(model.parameters())
-        if mx.isnan(model(mx.array([[0]]))).any().item():
+        if (shards is None or shards.leads) and mx.isnan(model(mx.array([[0]]))).any().item():
             raise HarnessError(f"the {role} in {folder.path} gives logits that are not numbers", FETCH)
     return model, settings
 

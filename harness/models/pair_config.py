@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.core.errors import HarnessError
+from harness.core.limits import DraftContext
 from harness.core.paths import expand
 from harness.core.protocols import LoadedPair
 from harness.core.yamlfile import Strict
@@ -152,6 +153,12 @@ class PairConfig(Strict):
     """The smaller model that proposes tokens; a pair without one decodes with lookup and early exit only."""
     draft_vocab: str | None = None
     """File of token ids (``harness models vocab``), relative to the YAML file: the draft proposes only these and tokens of the context."""
+    head: Annotated[str, Field(min_length=1)] | None = None
+    """Folder of a head that reads the target (``harness distill`` with ``kind: head``), relative to the YAML file: the drafter ``head``."""
+    translate: bool = True
+    """Where the draft has another tokenizer: true puts its text into the target's tokens, false refuses it."""
+    draft_context: DraftContext | None = None
+    """Of a longer prompt the draft reads only so many of its last tokens; None is all of it. Answers stay the target's."""
     k: Annotated[int, Field(ge=1, le=32)] = DEFAULT_K
     """Draft length where none is asked for."""
     template_date: str = "2025-01-01"

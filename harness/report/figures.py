@@ -44,7 +44,7 @@ def name_of(row: CellRow) -> str:
 
 def series(row: CellRow) -> str:
     """Name of a line: the adapters of the domains are one line, each at home."""
-    if row.drafter != "adapter":
+    if row.drafter != "adapter" or "installed" in row.settings:
         return row.label
     return f"{row.settings['around']} with own adapter" if "around" in row.settings else "own adapter"
 

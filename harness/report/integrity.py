@@ -45,8 +45,9 @@ def _against_plan(manifest: Manifest, records: Sequence[Record]) -> Iterator[str
     """Records that the run cannot have made, and records that a finished run must have."""
     domains = {record.sample_id: record.domain for record in reversed(records)}
     plan = recorded_plan(manifest, [Sample(id=sample, domain=domain, prompt="") for sample, domain in domains.items()])
-    yield from foreign(plan, records)
-    missing = [job for key, job in plan.jobs.items() if key not in {record_key(record) for record in records}]
+    keys = {record_key(record) for record in records}
+    yield from foreign(plan, map(record_key, records))
+    missing = [job for key, job in plan.jobs.items() if key not in keys]
     if missing and manifest.finished:
         yield f"{len(missing)} records of a finished run are missing, such as {missing[0].sample.id} in {missing[0].cell.experiment}"
     if manifest.prompts:

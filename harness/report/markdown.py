@@ -73,9 +73,10 @@ def facts(manifest: Manifest) -> dict[str, str]:
         "started": manifest.started,
         "suite": f"{manifest.suite.get('name')} ({manifest.suite_hash[:12]})",
         "pair": manifest.pair,
-        "models": ", ".join(f"{name} {str(value)[:12]}" for name, value in manifest.models.items()),
+        "models": ", ".join(f"{name} {str(value)[:12]}" for name, value in manifest.models.items() if name != "translated"),
         "machine": f"{machine.get('processor')}, {machine.get('cores')} cores" + (f", {memory / 2**30:.0f} GiB" if memory else ""),
-        "device": f"{machine.get('device')}, BLAS {machine.get('blas')}",
+        "device": f"{machine.get('device')}, BLAS {machine.get('blas')}"
+        + (f", the target over {machine['shards']} processes ({machine.get('shards_backend')})" if machine.get("shards") else ""),
         "code": f"{code.get('version')} {str(code.get('commit'))[:12]}{' with local changes' if code.get('dirty') else ''}",
         "packages": ", ".join(f"{name} {version}" for name, version in manifest.packages.items()),
     }

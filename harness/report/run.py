@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.records import Record
+from harness.results.groups import Groups, grouped
+from harness.results.packed import open_run
 from harness.results.recommend import Recommendation, ranked_rows, recommend
 from harness.results.router_rows import compare_router
-from harness.results.store import Manifest, read_run, resume_command
+from harness.results.store import Manifest, resume_command
 from harness.results.summary import ALL, CellRow, summarise
 from harness.results.texts import Texts, read_texts
 
@@ -21,11 +23,16 @@ class Run:
     """A run as its reports need it."""
 
     manifest: Manifest
-    records: Sequence[Record]
+    records: Sequence[Record] | Groups
     rows: Sequence[CellRow]
     """Every cell; :attr:`shown` is what tables and charts show."""
     texts: Texts = field(default_factory=Texts)
     """Prompts and answers, as far as the run kept them."""
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The records cell by cell."""
+        return grouped(self.records)
 
     @cached_property
     def shown(self) -> list[CellRow]:
@@ -71,7 +78,10 @@ class Run:
     @cached_property
     def router(self) -> list[dict[str, Any]]:
         """The router beside the best single drafter and the best of every prompt; empty where it had no choice."""
-        return [] if self.router_has_no_choice else compare_router(self.records)
+        routed = any(cell.drafter == "router" for cell in self.groups.cells)
+        if self.router_has_no_choice or not routed:
+            return []
+        return compare_router(self.groups.of(cell for cell in self.groups.cells if cell.drafter in ("router", "generic", "adapter")))
 
 
 def _untrained(row: CellRow, trained: set[Any]) -> bool:
@@ -87,9 +97,10 @@ def load_run(folder: Path) -> Run:
     Raises:
         HarnessError: the run cannot be read, or has no record yet.
     """
-    return make_run(*read_run(folder), read_texts(folder))
+    return make_run(*open_run(folder), read_texts(folder))
 
 
-def make_run(manifest: Manifest, records: Sequence[Record], texts: Texts | None = None) -> Run:
+def make_run(manifest: Manifest, records: Sequence[Record] | Groups, texts: Texts | None = None) -> Run:
     """Summarise what :func:`harness.results.store.read_run` returned."""
-    return Run(manifest, records, summarise(records, manifest.measured.calibration), texts or Texts())
+    measured = manifest.measured
+    return Run(manifest, records, summarise(records, measured.calibration, machine=measured.reference_machine), texts or Texts())

@@ -60,12 +60,12 @@ def recompute(report: str, run: Run, folder: Path) -> tuple[list[str], int]:
     """Compute the first table and the acceptance table of a Markdown report a second way; what is wrong, and how many were checked."""
     content = read_bytes(folder / RECORDS)
     raw = [upgrade(row, RECORDS) for line in content.split(b"\n") if (row := decode_line(line)) is not None]
-    tables = _tables(report)
-    problems, checked = _check_cells(tables[0], first_rows(run.shown), raw)
+    tables, machine = _tables(report), run.manifest.measured.reference_machine
+    problems, checked = _check_cells(tables[0], first_rows(run.shown), raw, machine)
     drafted = [row for row in run.shown if row.drafter is not None]
     for header, shown in (("tok/s", domain_rows(run.shown)), ("rate, pooled", drafted)):
         for table in [t for t in tables[1:] if t and header in t[0]]:
-            more, count = _check_cells(table, shown, raw)
+            more, count = _check_cells(table, shown, raw, machine)
             problems, checked = problems + more, checked + count
     return problems, checked
 
@@ -119,13 +119,15 @@ def _tables(text: str) -> list[list[dict[str, str]]]:
     return found
 
 
-def _check_cells(table: Sequence[Mapping[str, str]], rows: Sequence[CellRow], raw: Sequence[Raw]) -> tuple[list[str], int]:
+def _check_cells(
+    table: Sequence[Mapping[str, str]], rows: Sequence[CellRow], raw: Sequence[Raw], machine: str | None
+) -> tuple[list[str], int]:
     if len(table) != len(rows):
         return [f"a table has {len(table)} lines, the records give {len(rows)} cells"], 0
     problems, checked = [], 0
     for line, row in zip(table, rows, strict=True):
         everything = [r for r in raw if _belongs(r, row)]
-        clocked = [r for r in everything if r["method"] == "decode"]
+        clocked = [r for r in everything if r["method"] == "decode" and machine in (None, (r.get("place") or {}).get("machine"))]
         counted = {r["sample_id"] for r in everything if r["method"] != "decode"}
         own = [r for r in everything if r["method"] != "decode" or r["sample_id"] not in counted]
         for header in line:

@@ -99,7 +99,7 @@ def _numbers(counts: Counts) -> dict[str, Any]:
 def _cells(manifest: Manifest, records: Sequence[Record]) -> dict[CellId, CellRow]:
     """Rows by what is the same in two runs; of rows that differ in experiment or method alone, the one with the most prompts."""
     found: dict[CellId, CellRow] = {}
-    for row in summarise(records, manifest.measured.calibration, pooled=False):
+    for row in summarise(records, manifest.measured.calibration, pooled=False, machine=manifest.measured.reference_machine):
         cell = dataclasses.replace(row.cell, domain=row.domain, experiment="", method="")
         if cell not in found or row.n > found[cell].n:
             found[cell] = row

@@ -118,7 +118,9 @@ class _Pair:
         if old.near_ties is None:
             return None
         kind = find_kind(self.name.drafter)
-        reach = old.longest + 1 if kind is not None and (kind.free or kind.needs_parallel) else 1  # they depend on where rounds begin
+        reach = (
+            old.longest + 1 if kind is not None and (kind.free or kind.needs_parallel or kind.needs_head) else 1
+        )  # they depend on where rounds begin
         return old.near_ties * reach
 
 
@@ -319,12 +321,12 @@ def _outcome(comparison: _Interval, e: Estimate | None, tests: int) -> Verdict:
 def drafts_by_model(drafter: str | None) -> bool:
     """Whether another draft, memory or adapter can change what it proposes."""
     kind = find_kind(drafter)
-    return drafter is not None and (kind is None or kind.needs_draft or kind.remembers)
+    return drafter is not None and (kind is None or kind.needs_draft or kind.needs_head or kind.remembers)
 
 
 def _comparable(run: Reference, reference: Reference, any_machine: bool, candidate: bool) -> None:
     same = ("questions_hash",) if candidate else ("suite_hash", "pair")
-    models = ("target", "dtype") if candidate else ("target", "draft", "draft_vocab", "memory", "dtype")
+    models = ("target", "dtype") if candidate else ("target", "draft", "draft_vocab", "draft_context", "head", "memory", "dtype")
     pairs: list[tuple[str, object, object]] = [(name, getattr(run, name), getattr(reference, name)) for name in same]
     pairs += [(f"models.{name}", run.models.get(name), reference.models.get(name)) for name in models]
     if not any_machine:
@@ -341,6 +343,7 @@ _ADVICE = {
     "machine.": "Use a reference made on this machine (--update writes one), or --any-machine to compare what no machine decides.",
     "prompts.": "The prompt, its chat template or its reference answer changed: restore it, or write a new reference with --update.",
     "models.draft": "Judge a new draft with --candidate, or write a new reference with --update.",
+    "models.head": "Judge a new head with --candidate, or write a new reference with --update.",
     "models.memory": "Judge a new memory with --candidate, or write a new reference with --update.",
     "": "Compare with a reference of the same suite and models, or write a new one with --update.",
 }

@@ -21,6 +21,8 @@ def _broken(r: Record) -> Iterator[str]:
     for name, least in _AT_LEAST.items():
         if getattr(r, name) < least:
             yield f"{name} is {getattr(r, name)}, below {least}"
+    if r.reused_tokens >= r.prompt_tokens:
+        yield f"reused_tokens is {r.reused_tokens} of {r.prompt_tokens} prompt tokens, and the last is always read"
     for name in TIMES:
         if (getattr(r, name) or 0) < 0:
             yield f"{name} is {getattr(r, name)}, below 0"

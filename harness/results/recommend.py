@@ -184,7 +184,7 @@ def choice(row: CellRow, rows: Sequence[CellRow]) -> Choice:
         drafter=row.drafter, adapter=row.adapter, k=row.k, rule=row.rule if row.temperature else "match",
         temperature=row.temperature, loop=row.loop,
         around=None if around is None else str(around),
-        options={n: value for n, value in row.settings.items() if n not in ("adapter_domain", "around")},
+        options={n: value for n, value in row.settings.items() if n not in ("adapter_domain", "installed", "around")},
         name=row.label + ("" if row.k is None else f" with K = {row.k}"), speedup=row.speed, predicted=row.predicted, domains=domains,
     )  # fmt: skip
 
@@ -214,7 +214,7 @@ def _adapters(timed: Sequence[CellRow]) -> Gain | None:
     """All domains' own adapters together against the plain draft at the same K."""
     home: dict[Any, list[CellRow]] = {}
     for row in timed:
-        alone = row.drafter == "adapter" and "around" not in row.settings
+        alone = row.drafter == "adapter" and not {"around", "installed"} & set(row.settings)
         if alone and row.domain != ALL and row.settings.get("adapter_domain", row.domain) == row.domain:
             home.setdefault(row.k, []).append(row)
     return _best_gain({k: _times(rows) for k, rows in home.items()}, timed)

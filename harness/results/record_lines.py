@@ -9,9 +9,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from harness.core.files import parse_json, read_bytes
+from harness.core.files import open_regular, parse_json
 from harness.core.records import Record, to_dict
 
+_BLOCK = 2**20
 _CHECKSUM = re.compile(rb'^(.*),"checksum":"([0-9a-f]{8})"\}$', re.DOTALL)
 
 
@@ -39,10 +40,7 @@ def repair_tail(path: Path, torn: Path) -> int:
     Returns:
         How many bytes were moved.
     """
-    if not path.exists():
-        return 0
-    content = read_bytes(path, most=2**32)
-    tail = content[content.rfind(b"\n") + 1 :]
+    tail = _tail(path) if path.exists() else b""
     if not tail:
         return 0
     whole = decode_line(tail) is not None
@@ -54,7 +52,20 @@ def repair_tail(path: Path, torn: Path) -> int:
             with open(torn, "ab") as kept:
                 kept.write(tail + b"\n")
                 os.fsync(kept.fileno())
-            file.truncate(len(content) - len(tail))
+            file.truncate(os.fstat(file.fileno()).st_size - len(tail))
         file.flush()
         os.fsync(file.fileno())
     return 0 if whole else len(tail)
+
+
+def _tail(path: Path) -> bytes:
+    """What stands behind the last newline, read from the end."""
+    tail = b""
+    with open_regular(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        while end and b"\n" not in tail:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            tail = file.read(end - start) + tail
+            end = start
+    return tail[tail.rfind(b"\n") + 1 :]

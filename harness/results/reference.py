@@ -141,14 +141,15 @@ def make_reference(folder: Path) -> Reference:
     if manifest.measured.status != "finished":
         raise HarnessError(f"run {manifest.run} is not finished", f"Finish it with --resume {manifest.run}.")
     ties = manifest.measured.target_ties
+    machine = manifest.measured.machines.get(manifest.measured.reference_machine or "", manifest.machine)
     try:
         return Reference(
             run=manifest.run, started=manifest.started, pair=manifest.pair, suite_hash=manifest.suite_hash,
             questions_hash=_questions_hash(manifest.suite), models=dict(manifest.models),
-            machine={name: manifest.machine.get(name) for name in HARDWARE}, packages=dict(manifest.packages), code=dict(manifest.code),
+            machine={name: machine.get(name) for name in HARDWARE}, packages=dict(manifest.packages), code=dict(manifest.code),
             prompts={sample: Prompt(hash=text, ties=ties.get(sample)) for sample, text in manifest.prompts.items()},
             spot_checks=_spot_checks(manifest.measured.spot_checks),
-            cells=cells_of(read_records(folder)),
+            cells=cells_of(read_records(folder), manifest.measured.reference_machine),
         )  # fmt: skip
     except ValidationError as error:
         raise HarnessError(f"run {manifest.run} cannot be compared: {_first(error)}", "Restore the run, or run the suite again.") from None
@@ -200,8 +201,8 @@ def read_reference(path: Path) -> Reference:
     return reference
 
 
-def cells_of(records: Iterable[Record]) -> Cells:
-    """Answers of every cell, paired with the target's own where there is one.
+def cells_of(records: Iterable[Record], machine: str | None = None) -> Cells:
+    """Answers of every cell, paired with the target's own where there is one; times of one kind of machine where several are in a run.
 
     Raises:
         HarnessError: counts that contradict each other.
@@ -215,21 +216,21 @@ def cells_of(records: Iterable[Record]) -> Cells:
     for key, samples in groups.items():
         for sample, own in samples.items():
             try:
-                cells.setdefault(key, {})[sample] = _answer(own, base, answers)
+                cells.setdefault(key, {})[sample] = _answer(own, base, answers, machine)
             except ValidationError as error:
                 problem = f"the records of {sample} in {from_key(key)} are impossible: {_first(error)}"
                 raise HarnessError(problem, "Restore records.jsonl from a copy, or run the suite again.") from None
     return cells
 
 
-def _answer(records: Sequence[Record], base: Baselines, answers: Baselines) -> Answer:
-    """One prompt in one cell, over its seeds."""
+def _answer(records: Sequence[Record], base: Baselines, answers: Baselines, machine: str | None) -> Answer:
+    """One prompt in one cell, over its seeds; times where they are of this kind of machine."""
     first = records[0]
     pairs = [(r, base.get(base_key(r))) for r in records]
     known: list[int | None] = [0 if (kind := find_kind(r.drafter)) is not None and kind.model_free else r.near_ties for r in records]
     sources = [answers.get(base_key(r), b) if r.method == "replay" else r for r, b in pairs]
     outputs = [source and source.tokens for source in sources]
-    times: Any = pair_of(records, base) or (None,) * len(TIMES)
+    times: Any = pair_of([r for r in records if machine in (None, r.machine)], base) or (None,) * len(TIMES)
     return Answer(
         **{name: sum(float(getattr(r, name)) for r in records) for name in COUNTS},
         longest=longest_draft(records), near_ties=None if None in known else sum(n or 0 for n in known),

@@ -49,7 +49,8 @@ def _candidates(records: Sequence[Record], own: Mapping[str, Record], like: Reco
     rates: dict[str, dict[str, float]] = {}
     for r in records:
         same = r.loop == "own" and (r.k, r.temperature, r.rule) == (like.k, like.temperature, like.rule)
-        if same and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted and not {"round", "around"} & set(r.settings):
+        apart = {"round", "around", "installed"} & set(r.settings)
+        if same and not apart and r.drafter in ("generic", "adapter") and r.sample_id in own and r.drafted:
             rates.setdefault(r.adapter or "generic", {}).setdefault(r.sample_id, r.rate or 0.0)
     return rates
 

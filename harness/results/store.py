@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from harness.core.files import read_bytes, read_json, sha256, sync_folder, typed
 from harness.core.lock import take_lock
 from harness.core.records import RUN_VERSION, Record
 from harness.core.schema import Machine, Measured
+from harness.results.groups import LARGE, Groups, Listed
 from harness.results.invariants import broken
 from harness.results.record_lines import decode_line, encode_line, repair_tail
 from harness.results.upgrades import UPGRADES
@@ -64,7 +65,7 @@ class Manifest:
     suite_hash: str
     """SHA-256 of the resolved suite."""
     models: Mapping[str, str | None]
-    """``target`` and ``draft`` file hashes, ``dtype`` of the computation."""
+    """``target`` and ``draft`` file hashes, ``dtype`` of the computation, and where the draft is ``translated``, why."""
     code: Mapping[str, Any]
     """``version``, ``commit``, ``dirty`` and ``hash`` of the sources that make records."""
     packages: Mapping[str, str]
@@ -145,6 +146,11 @@ def resume_command(manifest: Manifest) -> str:
     return f"harness choose {shlex.quote(str(manifest.suite.get('models')))} --resume {manifest.run}"
 
 
+def nothing_yet(manifest: Manifest) -> HarnessError:
+    """The error for a run without a record."""
+    return HarnessError(f"run {manifest.run} has no records yet", f"Go on with it: {resume_command(manifest)}.")
+
+
 def read_run(folder: Path) -> tuple[Manifest, list[Record]]:
     """Manifest and records of a run that has any; see :func:`read_records`.
 
@@ -153,7 +159,7 @@ def read_run(folder: Path) -> tuple[Manifest, list[Record]]:
     """
     manifest, records = _read(folder)
     if not records:
-        raise HarnessError(f"run {manifest.run} has no records yet", f"Go on with it: {resume_command(manifest)}.")
+        raise nothing_yet(manifest)
     return manifest, records
 
 
@@ -167,6 +173,11 @@ def read_records(folder: Path) -> list[Record]:
     return _read(folder)[1]
 
 
+def read_listed(folder: Path) -> Groups:
+    """The same, by cell."""
+    return Listed(read_records(folder))
+
+
 def _read(folder: Path) -> tuple[Manifest, list[Record]]:
     manifest, path = read_manifest(folder), folder / RECORDS
     content = read_bytes(path, most=RECORDS_BYTES, advice=_ADVICE) if os.path.lexists(path) else b""
@@ -174,34 +185,59 @@ def _read(folder: Path) -> tuple[Manifest, list[Record]]:
     found = [decode_line(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
     whole = decode_line(tail, f"{path} line {len(lines) + 1}")  # a writer that is killed between a record and its newline leaves this
     rows = [row for row in (*found, whole) if row is not None]
-    damaged = [number for number, row in enumerate(found, start=1) if row is None]
-    if damaged:
-        named = ", ".join(map(str, damaged[:10])) + (" and more" if len(damaged) > 10 else "")
-        again = "run the suite again" if manifest.finished else "delete those lines and resume: their samples are decoded again"
-        raise HarnessError(f"{path} is damaged: the checksum of line {named} does not fit", f"Restore the file from a copy, or {again}.")
-    _check_seal(manifest, content, path)
+    wrong = [number for number, row in enumerate(found, start=1) if row is None]
+    if wrong:
+        raise damaged(path, wrong, manifest)
+    check_seal(manifest, path, content.count(b"\n"), hashlib.sha256(content).hexdigest())
     records: dict[RecordKey, Record] = {}
     for number, row in enumerate(rows, start=1):
-        record = _record(row, f"{path} line {number}")
+        record = to_record(row, f"{path} line {number}")
         if records.setdefault(record_key(record), record) is not record:
-            raise HarnessError(f"{path} line {number} repeats an earlier one: the same sample in the same cell", _ADVICE)
+            raise repeated(path, number)
     return manifest, list(records.values())
 
 
-def _check_seal(manifest: Manifest, content: bytes, path: Path) -> None:
-    """A finished run holds the records that its manifest sealed; runs from before there were seals have none."""
+def damaged(path: Path, lines: Sequence[int], manifest: Manifest) -> HarnessError:
+    """The error for lines whose checksum does not fit."""
+    named = ", ".join(map(str, lines[:10])) + (" and more" if len(lines) > 10 else "")
+    again = "run the suite again" if manifest.finished else "delete those lines and resume: their samples are decoded again"
+    return HarnessError(f"{path} is damaged: the checksum of line {named} does not fit", f"Restore the file from a copy, or {again}.")
+
+
+def repeated(path: Path, line: int) -> HarnessError:
+    """The error for a record that is there twice."""
+    return HarnessError(f"{path} line {line} repeats an earlier one: the same sample in the same cell", _ADVICE)
+
+
+def check_seal(manifest: Manifest, path: Path, lines: int, digest: str) -> None:
+    """A finished run holds the records that its manifest sealed; runs from before there were seals have none.
+
+    Args:
+        manifest: of the run.
+        path: its ``records.jsonl``.
+        lines: how many it has.
+        digest: its SHA-256.
+
+    Raises:
+        HarnessError: it is another file, or the seal is missing.
+    """
     if manifest.seal is None and not (manifest.finished and manifest.prompts):
         return
     if manifest.seal is None:
         raise HarnessError(f"{path.parent / MANIFEST} says that the run is finished, but its seal is missing", _ADVICE)
-    if (content.count(b"\n"), hashlib.sha256(content).hexdigest()) != (manifest.seal.records, manifest.seal.sha256):
+    if (lines, digest) != (manifest.seal.records, manifest.seal.sha256):
         raise HarnessError(
             f"{path} was changed after the run finished: it is not the file of {manifest.seal.records} records that the manifest seals",
             _ADVICE,
         )
 
 
-def _record(data: dict[str, Any], where: str) -> Record:
+def to_record(data: dict[str, Any], where: str) -> Record:
+    """The record that a line holds, as ``where`` calls it.
+
+    Raises:
+        HarnessError: a field is wrong, what it says cannot be true, or a newer version wrote it.
+    """
     record: Record = typed(Record, upgrade(data, where), where, advice="Read it with the version that wrote it.")
     problem = broken(record)
     if problem:
@@ -215,7 +251,7 @@ class RunStore:
     Attributes:
         folder: the run folder.
         manifest: what was written to ``manifest.json``.
-        records: what ``records.jsonl`` holds.
+        records: what ``records.jsonl`` holds; of a large run nothing that was replayed.
         repaired_bytes: size of a half-written last line that :meth:`resume` moved to ``records.torn``; 0 when there was none.
     """
 
@@ -247,8 +283,12 @@ class RunStore:
         return store
 
     @classmethod
-    def resume(cls, folder: Path) -> RunStore:
+    def resume(cls, folder: Path, read: Callable[[Path], Groups] = read_listed) -> RunStore:
         """Open an existing run for more records; repairs a half-written last line.
+
+        Args:
+            folder: of the run.
+            read: how its records are read, once the last line is repaired.
 
         Raises:
             HarnessError: no run there, damaged, newer version, or another process writes to it.
@@ -258,8 +298,10 @@ class RunStore:
             store = cls(folder, _take_lock(folder))
             try:
                 store.repaired_bytes = repair_tail(folder / RECORDS, folder / TORN)
-                store._manifest, store.records = _read(folder)
-                store._done = {record_key(record) for record in store.records}
+                store._manifest, groups = read_manifest(folder), read(folder)
+                kept = [cell for cell in groups.cells if cell.method != "replay" or len(groups) < LARGE]
+                store.records = groups.of(kept, tokens=True)
+                store._done = set(groups.keys())
                 store._open()
             except BaseException:
                 store.close()
@@ -271,6 +313,11 @@ class RunStore:
         """What ``manifest.json`` holds now."""
         assert self._manifest is not None
         return self._manifest
+
+    @property
+    def measured(self) -> Measured:
+        """What the run has learned by now."""
+        return self.manifest.measured
 
     def __contains__(self, key: object) -> bool:
         return key in self._done
@@ -311,7 +358,7 @@ class RunStore:
                 os.ftruncate(self._fd, size)
                 raise
         self._done |= keys
-        self.records += new
+        self.records += [record for record in new if record.method != "replay" or len(self) < LARGE]
 
     def update(self, **measured: Any) -> None:
         """Replace fields of ``measured`` in the manifest."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from harness.core import stats
-from harness.core.cell import BOTH, FIELDS, CellId, cell_of
-from harness.core.counts import Counts, columns, total
+from harness.core.cell import BOTH, FIELDS, CellId
+from harness.core.counts import COUNTS, Counts, columns, total
 from harness.core.records import Divergence, Profile, Record
 from harness.core.stats import Estimate
-from harness.results.clock import cost_label
-from harness.results.robust import Timing, shares
+from harness.results.groups import Groups, OneKind, grouped
+from harness.results.robust import Graded, Timing, shares
 from harness.results.speedup import Baselines, Pair, baselines, pair_of, speedup, value
+from harness.results.work import Work, model_steps, work_of
 
 ALL = "all"
 """Domain of the rows that pool every domain."""
@@ -113,7 +115,7 @@ class CellRow(CellId):
     quality: Quality | None
     profile: Mapping[str, float] | None
     """Seconds over all answers: ``prefill_s``, the parts of the rounds and ``other_s``; None where not every answer was profiled."""
-    prompts: tuple[PromptRow, ...] = ()
+    prompts: Sequence[PromptRow] = ()
     """What the sums are made of."""
 
     @property
@@ -124,7 +126,7 @@ class CellRow(CellId):
     @property
     def label(self) -> str:
         """Drafter with its adapter and further settings."""
-        apart = ("adapter_domain", "around")
+        apart = ("adapter_domain", "installed", "around")
         own = ", ".join(f"{name} {value}" for name, value in sorted(self.settings.items()) if name not in apart)
         around = f"{self.settings['around']} + " if "around" in self.settings else ""
         adapter = f" {self.adapter or self.settings.get('adapter_domain', '')}" if self.drafter == "adapter" else ""
@@ -132,39 +134,43 @@ class CellRow(CellId):
         return around + (self.drafter or "target only") + adapter + (f" ({own})" if own else "") + loop + (" LOSSY" if self.lossy else "")
 
 
-def summarise(records: Sequence[Record], calibration: Calibration | None = None, *, pooled: bool = True) -> list[CellRow]:
+def summarise(
+    records: Sequence[Record] | Groups, calibration: Calibration | None = None, *, pooled: bool = True, machine: str | None = None
+) -> list[CellRow]:
     """One row per cell and domain, in order of first appearance; with several domains also one row per cell over all of them.
 
     Args:
         records: raw records of one run.
         calibration: measured costs per drafter label, for the predicted speedup.
         pooled: add the rows over all domains.
+        machine: kind of machine whose clocks count, where a cluster has several; counts are of all. None where there is one machine.
     """
-    base = baselines(records)
-    timing, merged = Timing(records), counted_apart(records)
-    groups: dict[tuple[CellId, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((cell_key(record, merged), record.domain), []).append(record)
-    pools: dict[CellId, list[Record]] = {}
-    for (key, _), group in groups.items():
-        pools.setdefault(key, []).extend(group)
-    cells, domains = list(pools), list(dict.fromkeys(record.domain for record in records))
-    order = sorted(groups, key=lambda key: (domains.index(key[1]), cells.index(key[0])))
-    rows = [_row(key[0], groups[key], key[1], base, calibration or {}, timing) for key in order]
-    if pooled:
-        several = [(key, pool) for key, pool in pools.items() if len({r.domain for r in pool}) > 1]
-        rows += [_row(key, pool, ALL, base, calibration or {}, timing) for key, pool in several]
-    return rows
+    groups = grouped(records)
+    clocked = groups if machine is None else OneKind(groups, machine)
+    alone = [cell for cell in groups.cells if cell.drafter is None and cell.method == "decode"]
+    base, timing = baselines(clocked.of(alone)), Timing(clocked)
+    domains = list(dict.fromkeys(cell.domain for cell in groups.cells))
+    rows: dict[str, list[CellRow]] = {domain: [] for domain in (*domains, ALL)}
+    for key, cells in row_cells(groups).items():
+        everything = groups.of(cells)
+        own = {domain: [r for r in everything if r.domain == domain] for domain in dict.fromkeys(cell.domain for cell in cells)}
+        if pooled and len(own) > 1:
+            own[ALL] = [record for group in own.values() for record in group]
+        for domain, group in own.items():
+            rows[domain].append(_row(key, group, domain, base, calibration or {}, timing, machine))
+    return [row for found in rows.values() for row in found]
 
 
-def counted_apart(records: Sequence[Record]) -> bool:
-    """Whether a run's counts come from many prompts, which the target answered in batches, and its clocks from few of them."""
-    return any(r.method == "answer" for r in records)
+def row_cells(groups: Groups) -> dict[CellId, list[CellId]]:
+    """:attr:`CellRow.cell` of every row to the cells of its records, in order of first appearance.
 
-
-def cell_key(record: Record, merged: bool) -> CellId:
-    """:attr:`CellRow.cell` of a record's row; where counts come from many prompts and clocks from few, a cell is both (``merged``)."""
-    return dataclasses.replace(cell_of(record), domain=ALL, method=BOTH if merged else record.method)
+    Where counts come from many prompts, which the target answered in batches, and clocks from few of them, a row is of both.
+    """
+    merged = any(cell.method == "answer" for cell in groups.cells)
+    found: dict[CellId, list[CellId]] = {}
+    for cell in groups.cells:
+        found.setdefault(dataclasses.replace(cell, domain=ALL, method=BOTH if merged else cell.method), []).append(cell)
+    return found
 
 
 def _by_prompt(records: Sequence[Record]) -> list[list[Record]]:
@@ -181,9 +187,11 @@ def _row(
     base: Baselines,
     calibration: Calibration,
     timing: Timing,
+    machine: str | None,
 ) -> CellRow:
     """One row: counts from all prompts (replayed, or the target's answers) where there are such, clocks from those decoded."""
-    clocks = [r for r in everything if r.method == "decode"]
+    decoded = [r for r in everything if r.method == "decode"]
+    clocks = [r for r in decoded if machine in (None, r.machine)]
     counted = {r.sample_id for r in everything if r.method != "decode"}
     group = [r for r in everything if r.method != "decode" or r.sample_id not in counted]
     first = group[0]
@@ -194,8 +202,9 @@ def _row(
     timed = bool(walls) and all(w is not None for w in walls)
     paired = {p[0].sample_id: pair_of(p, base) for p in _by_prompt(clocks)}
     pairs = [pair for pair in paired.values() if pair is not None] if drafts and timed else []
-    wall, speeds = speedup(pairs), _robust_pairs(prompts, timing) or paired
-    predicted = _predicted(group, calibration)
+    work = work_of(group)
+    wall, speeds = speedup(pairs), (_robust_pairs(work, timing) if drafts else None) or paired
+    predicted = _predicted(work, calibration)
     marginal, conditional, reached = positions(group)
     rates = [one.rate for one in totals if one.rate is not None]
     return CellRow(
@@ -208,31 +217,60 @@ def _row(
         tau=stats.ratio(*columns(totals, "tau"), least=1.0, most=1.0 + longest_draft(group)),
         tok_s=sum(r.emitted for r in clocks) / sum(w for w in walls if w is not None) if timed else None,
         speedup=wall, unpaired=len(paired) - len(pairs) if drafts and timed else 0,
-        robust=timing.speedup(group) if drafts else None, sources=shares(group),
-        compared=sum(r.compared for r in clocks),
-        divergences=tuple((r.sample_id, r.divergence) for r in clocks if r.divergence is not None),
+        robust=timing.speedup(work) if drafts else None, sources=shares(group),
+        compared=sum(r.compared for r in decoded),
+        divergences=tuple((r.sample_id, r.divergence) for r in decoded if r.divergence is not None),
         marginal=marginal, conditional=conditional, reached=reached, ttft_s=_percentiles([r.ttft_s for r in clocks]),
         token_s=_percentiles([_per_token(r) for r in clocks]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in clocks]), swap_s=_median([r.swap_s for r in clocks]), predicted=predicted,
-        efficiency=wall.value / predicted if wall and predicted else None, quality=_quality(timing.answers(group) or everything),
-        profile=_profile(clocks),
-        prompts=tuple(_prompt_row(p, one, speeds.get(p[0].sample_id)) for p, one in zip(prompts, totals, strict=True)),
+        efficiency=wall.value / predicted if wall and predicted else None,
+        quality=_quality(timing.answers(group) or [(r.score, r.finish) for r in everything]), profile=_profile(clocks),
+        prompts=Prompts([p[0].sample_id for p in prompts], [p[0].domain for p in prompts], totals, [speeds.get(s) for s in work.samples]),
     )  # fmt: skip
 
 
-def _prompt_row(records: Sequence[Record], counts: Counts, pair: Pair | None) -> PromptRow:
-    return PromptRow(sample_id=records[0].sample_id, domain=records[0].domain, pair=pair, **dataclasses.asdict(counts))
+class Prompts(Sequence[PromptRow]):
+    """The prompts of a row, held as numbers: a run of a million records has as many.
+
+    Args:
+        samples: (n,) their ids.
+        domains: (n,)
+        totals: (n,) their counts.
+        pairs: (n,) :attr:`PromptRow.pair` of each.
+    """
+
+    def __init__(self, samples: Sequence[str], domains: Sequence[str], totals: Sequence[Counts], pairs: Sequence[Pair | None]) -> None:
+        self._samples, self._domains = list(samples), list(domains)
+        self._counts = np.array([[getattr(one, name) for name in COUNTS] for one in totals], float).reshape(-1, len(COUNTS))
+        self._whole = all(isinstance(getattr(one, name), int) for one in totals[:1] for name in COUNTS)
+        self._pairs = np.array([(np.nan,) * 4 if pair is None else pair for pair in pairs], float).reshape(-1, 4)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        pair, counts = self._pairs[i].tolist(), self._counts[i].tolist()
+        return PromptRow(
+            sample_id=self._samples[i], domain=self._domains[i], pair=None if np.isnan(pair[0]) else tuple(pair),
+            **dict(zip(COUNTS, map(int, counts) if self._whole else counts, strict=True)),
+        )  # fmt: skip
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._samples))
 
 
-def _robust_pairs(prompts: Sequence[Sequence[Record]], timing: Timing) -> dict[str, Pair | None]:
-    """What the rounds of every prompt take by the run's medians; empty where a shape of round was never timed."""
-    found: dict[str, Pair | None] = {}
-    for p in prompts:
-        seconds, tokens = timing.seconds(p) if p[0].drafter is not None else None, float(sum(r.emitted for r in p))
-        if seconds is None:
-            return {}
-        found[p[0].sample_id] = (seconds[0], tokens, seconds[1], tokens)
-    return found
+def _robust_pairs(work: Work, timing: Timing) -> dict[str, Pair | None] | None:
+    """What the rounds of every prompt take by the run's medians; None where a shape of round was never timed."""
+    found = timing.seconds(work)
+    if found is None:
+        return None
+    columns_ = zip(work.samples, found[0].tolist(), work.emitted.tolist(), found[1].tolist(), strict=True)
+    return {sample: (base, tokens, cell, tokens) for sample, base, tokens, cell in columns_}
 
 
 def longest_draft(group: Sequence[Record]) -> int:
@@ -248,8 +286,8 @@ def corrected_speedups(rows: Sequence[CellRow]) -> list[Estimate | None]:
 
 def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float | None, ...], tuple[int, ...]]:
     """Acceptance by draft position, marginal and conditional, and the rounds that drafted so far; empty without lengths per round."""
-    accepted = np.array([a for r in group for a in r.accept_lengths], int)
-    drafted = np.array([d for r in group for d in r.draft_lengths], int)
+    accepted = np.fromiter(chain.from_iterable(r.accept_lengths for r in group), np.int16)
+    drafted = np.fromiter(chain.from_iterable(r.draft_lengths for r in group), np.int16)
     if not len(accepted) or len(accepted) != len(drafted):
         return (), (), ()
     marginal, conditional, counts = [], [], []
@@ -263,16 +301,17 @@ def positions(group: Sequence[Record]) -> tuple[tuple[float, ...], tuple[float |
     return tuple(marginal), tuple(conditional), tuple(counts)
 
 
-def _predicted(group: Sequence[Record], calibration: Calibration) -> float | None:
-    """Emitted tokens over the calibrated cost of every round, in target steps: tau / (K c + v(K + 1)) when every round drafts K."""
-    first = group[0]
-    costs = calibration.get(cost_label(first.drafter, first.settings))
-    lengths = [d for r in group for d in r.draft_lengths]
-    if costs is None or not lengths or max(lengths) >= len(costs["v"]):
+def _predicted(work: Work, calibration: Calibration) -> float | None:
+    """Emitted tokens over the calibrated cost of every round, in target steps: tau / (K c + v(K + 1)) when a model drafts K in every round.
+
+    Tokens that were copied or remembered cost their verification alone.
+    """
+    costs = calibration.get(work.label)
+    if costs is None or not work.shapes or max(drafted for _, drafted in work.shapes) >= len(costs["v"]):
         return None
-    once = costs.get("once", 0.0)
-    cost: float = sum((once if d else 0.0) + d * costs["c"] + costs["v"][d] for d in lengths)
-    return sum(r.emitted for r in group) / cost
+    once, c, v = costs.get("once", 0.0), costs["c"], costs["v"]
+    rounds = [v[drafted] + (once + steps * c if (steps := model_steps(source, drafted)) else 0.0) for source, drafted in work.shapes]
+    return float(work.emitted.sum() / work.by_prompt(rounds).sum())
 
 
 def _per_token(record: Record) -> float | None:
@@ -305,11 +344,11 @@ def _profile(group: Sequence[Record]) -> Mapping[str, float] | None:
     return {"prefill_s": prefill, **rounds, "other_s": max(0.0, wall - prefill - sum(rounds.values()))}
 
 
-def _quality(group: Sequence[Record]) -> Quality | None:
-    known = [(r, s) for r in group if (s := r.score)]
-    if not known or len({s.metric for _, s in known}) > 1:
+def _quality(answers: Sequence[Graded]) -> Quality | None:
+    known = [(score, finish) for score, finish in answers if score]
+    if not known or len({score.metric for score, _ in known}) > 1:
         return None
-    scored = [(r, s.value) for r, s in known if s.value is not None]
-    mean = float(np.mean([value for _, value in scored])) if scored else None
-    cut = sum(r.finish in ("length", "context") for r, _ in scored)
-    return Quality(metric=known[0][1].metric, mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)
+    scored = [(score.value, finish) for score, finish in known if score.value is not None]
+    mean = float(np.mean([value for value, _ in scored])) if scored else None
+    cut = sum(finish in ("length", "context") for _, finish in scored)
+    return Quality(metric=known[0][0].metric, mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from harness.adapt.adapters.folder import read_info
+from harness.adapt.adapters.names import installed
+from harness.adapt.shelf import trained_on
 from harness.core import machine
-from harness.core.drafter_kinds import drafter_kinds
+from harness.core.drafter_kinds import DrafterKind, drafter_kind, drafter_kinds
 from harness.core.errors import HarnessError
 from harness.core.paths import found_memory, found_parallel
+from harness.core.progress import note, notes_to
 from harness.core.terminal import show
 from harness.datasets import DatasetSpec, check_dataset, load_samples
 from harness.datasets.splits import leaks
 from harness.models.naming import find_pair
 from harness.results.store import read_manifest, run_folder
 from harness.run.runner import run_suite
-from harness.suite.experiments import Baseline, Drafters, DynamicLength
+from harness.suite.experiments import AnyExperiment, Baseline, Drafters, DynamicLength, InstalledAdapters
 from harness.suite.suite import Suite, recorded_suite
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.cluster.client import Cluster
     from harness.core.records import Sample
 
 LENGTHS: tuple[int | DynamicLength, ...] = ("auto", 1, 2, 3, 4, 6, 8)
@@ -37,6 +43,8 @@ CLOCK_TOKENS = 32
 """Longest answer with a clock."""
 ROOM = 0.8
 """Part of the machine's memory that models may take."""
+AROUND = ("generic", "cascade")
+"""What an adapter drafts in: alone, and together with everything else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +52,10 @@ class Entrants:
     """What can draft for a target here."""
 
     drafters: tuple[str, ...]
+    adapters: tuple[str, ...]
+    """Installed adapters of the draft."""
     left_out: dict[str, str]
-    """Drafter to the reason why not."""
+    """Drafter, or adapter, to the reason why not."""
 
 
 def choose(
@@ -59,6 +69,7 @@ def choose(
     resume: str | None = None,
     offline: bool = False,
     console: Console,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Race everything that can draft for a target, and report what to use.
 
@@ -72,6 +83,7 @@ def choose(
         resume: an interrupted run to go on with, or one whose time was up; its prompts and settings count.
         offline: use only what is in the cache.
         console: where to show progress.
+        cluster: whose workers count and clock; this process does where None.
 
     Returns:
         The run folder; ``harness report`` and ``harness compare`` take it like any other.
@@ -80,16 +92,18 @@ def choose(
         HarnessError: as :func:`harness.run.runner.run_suite`, a target that does not fit into memory, or nothing to compare.
     """
     if resume is None:
-        models = with_family_draft(models, console)
-        suite = choice_suite(models, prompts, limit=limit, max_tokens=max_tokens, offline=offline, console=console)
+        with notes_to(partial(show, console)):
+            models = with_family_draft(models)
+            suite = choice_suite(models, prompts, limit=limit, max_tokens=max_tokens, offline=offline)
     else:
         suite = recorded_suite(read_manifest(run_folder(results_dir, resume)).suite)
         if suite.models not in (models, f"{models}+auto") or not suite.race:
             raise HarnessError(f"run {resume} is no choice for {models}", "Name the run and the target that it was started with.")
-    return run_suite(suite, results_dir=results_dir, resume=resume, minutes=minutes, offline=offline, fallback=True, console=console)
+    options: dict[str, Any] = {"resume": resume, "minutes": minutes, "offline": offline, "cluster": cluster}
+    return run_suite(suite, results_dir=results_dir, fallback=True, console=console, **options)
 
 
-def with_family_draft(models: str, console: Console) -> str:
+def with_family_draft(models: str) -> str:
     """The target with the draft of its family, where it was named without one and that draft is on this machine."""
     from harness.models.weights import is_cached
 
@@ -100,13 +114,13 @@ def with_family_draft(models: str, console: Console) -> str:
     except HarnessError:  # no family is known, or none of its models is small enough
         return models
     if named.config.draft is not None and is_cached(named.config.draft, named.base):
-        show(console, f"with the draft of its family: {named.name}")
+        note(f"with the draft of its family: {named.name}")
         return f"{models}+auto"
-    show(console, f"the draft of its family is not on this machine; harness choose {models}+auto fetches it")
+    note(f"the draft of its family is not on this machine; harness choose {models}+auto fetches it")
     return models
 
 
-def choice_suite(models: str, prompts: Path | None, *, limit: int | None, max_tokens: int, offline: bool, console: Console) -> Suite:
+def choice_suite(models: str, prompts: Path | None, *, limit: int | None, max_tokens: int, offline: bool) -> Suite:
     """The suite that compares what can draft for a target here."""
     if prompts is None:
         domains = {name: DatasetSpec(dataset=dataset, limit=limit or FEW) for name, dataset in SHIPPED.items()}  # type: ignore[arg-type]
@@ -117,7 +131,10 @@ def choice_suite(models: str, prompts: Path | None, *, limit: int | None, max_to
     samples = [s for name, spec in domains.items() for s in load_samples(spec, domain=name, offline=offline)]
     found = entrants(models, samples, offline=offline)
     for name, why in found.left_out.items():
-        show(console, f"without {name}: {why}", "dim")
+        note(f"without {name}: {why}")
+    entries: list[AnyExperiment] = [Baseline(kind="baseline"), Drafters(kind="drafters", drafters=found.drafters, k=LENGTHS)]
+    if found.adapters:
+        entries.append(InstalledAdapters(kind="adapters", adapters=found.adapters, around=AROUND, k=LENGTHS))
     return Suite(
         name="choose",
         description=f"What drafts fastest for {models}",
@@ -127,7 +144,7 @@ def choice_suite(models: str, prompts: Path | None, *, limit: int | None, max_to
         clock_tokens=min(CLOCK_TOKENS, max_tokens),
         race=True,
         domains=domains,
-        experiments=[Baseline(kind="baseline"), Drafters(kind="drafters", drafters=found.drafters, k=LENGTHS)],
+        experiments=entries,
     )
 
 
@@ -149,14 +166,44 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
     if sum(sizes.values()) > room:
         no_draft = f"target and draft take {_gb(sum(sizes.values()))}, this machine has room for {_gb(room)}"
     no_memory = _memory_problem(named.name, samples)
+    no_head = None if named.config.head else "the pair has no head"
+    no_parallel = "the pair has no parallel adapter" if found_parallel(named.name) is None else None
     left_out: dict[str, str] = {}
-    for name, kind in drafter_kinds().items():
+    kinds = _candidates(head=no_head is None, parallel=no_parallel is None)
+    for name, kind in kinds.items():
         needs = kind.needs_memory if found_memory(named.name) is None else kind.remembers
-        ahead = kind.needs_parallel and found_parallel(named.name) is None
-        why = (kind.needs_draft and no_draft) or (needs and no_memory) or (ahead and "the pair has no parallel adapter")
+        reasons = {no_draft: kind.needs_draft, no_memory: needs, no_parallel: kind.needs_parallel, no_head: kind.needs_head}
+        why = next((reason for reason, wanted in reasons.items() if reason and wanted), None)
         if why:
             left_out[name] = why
-    return Entrants(drafters=tuple(name for name in drafter_kinds() if name not in left_out), left_out=left_out)
+    draft = None if no_draft else folders["draft"]
+    adapters = _adapters(named.name, draft.hash, samples, left_out) if draft else ()
+    return Entrants(drafters=tuple(name for name in kinds if name not in left_out), adapters=adapters, left_out=left_out)
+
+
+def _adapters(pair: str, draft_hash: str, samples: Sequence[Sample], left_out: dict[str, str]) -> tuple[str, ...]:
+    """Installed adapters that fit the draft and were not trained on these prompts, as far as it is known; the others are left out."""
+    found = []
+    for name, folder in installed(pair).items():
+        try:
+            read_info(folder, draft_hash)
+            known = leaks(trained_on(folder), samples)
+        except HarnessError as error:
+            left_out[f"adapter {name}"] = error.problem
+            continue
+        if known:
+            left_out[f"adapter {name}"] = f"it was trained on these prompts, such as {known[0][1]}"
+        else:
+            found.append(name)
+    return tuple(found)
+
+
+def _candidates(*, head: bool, parallel: bool) -> dict[str, DrafterKind]:
+    """Every drafter, and what runs a draft with a head or parallel drafts in its place, where the pair has these."""
+    kinds = drafter_kinds()
+    inner = [name for name, kind in kinds.items() if kind.inner and (head or not kind.needs_head) and (parallel or not kind.needs_parallel)]
+    composed = [f"{name}+{own}" for own in inner for name, kind in kinds.items() if kind.takes_draft and kind.free]
+    return kinds | {name: drafter_kind(name) for name in composed}
 
 
 def _memory_problem(pair_name: str, samples: Sequence[Sample]) -> str | None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from harness.core.cell import record_key
 from harness.core.interrupt import StopRequest
 from harness.core.limits import ended
 from harness.core.progress import counted, note
 from harness.core.records import Record, Sample, Trajectory
-from harness.run.context import Context, costs_now, generate_job, score_answer
+from harness.run.context import Bench, Context, costs_now, score_answer
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
@@ -28,7 +28,7 @@ def answer_all(context: Context, jobs: Sequence[Job], stop: StopRequest) -> None
         note(f"the target answers {len(todo)} prompts")
     with context.stages("answer"):
         by_id = {job.sample.id: job for job in jobs}
-        found = context.engine.answer(context.pair, [job.sample for job in jobs], context.max_tokens)
+        found = context.work.answer(context, [job.sample for job in jobs])
         for trajectory in counted(found, len(jobs), "answered"):
             if stop.requested:
                 return
@@ -44,28 +44,29 @@ def _answered(context: Context, job: Job, t: Trajectory) -> Record:
         experiment=cell.experiment, method="answer", loop=cell.loop, sample_id=t.sample_id, domain=t.domain, drafter=None, k=None,
         seed=job.seed, prompt_tokens=len(t.prompt_tokens), rounds=n, drafted=0, accepted=0, rejected=0, accept_lengths=(0,) * n,
         draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens, thinking=context.thinking(t.sample_id, t.tokens),
-        score=score_answer(context, job.sample, t.tokens, t.tokens),
+        score=score_answer(context, job.sample, t.tokens, t.tokens), place=context.work.placed(t),
     )  # fmt: skip
 
 
 def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -> None:
     """Take the counts of every job that needs no clock from the target's greedy answers."""
     _target_ties(context, plan.replays)
-    groups: dict[tuple[Any, ...], list[Job]] = {}
+    alike: dict[tuple[Any, ...], list[Job]] = {}
     for job in plan.replays:
         if job.key not in context.store:
-            groups.setdefault(_alike(job), []).append(job)
-    for group in groups.values():
-        if stop.requested:
-            return
-        started = time.perf_counter()
-        with context.stages("replay"):
-            records = _routed(context, group) if group[0].cell.drafter == "router" else _replayed(context, group)
-        replay_s = time.perf_counter() - started
-        context.store.extend(records)
-        progress.replayed(records)
-        if context.spot_checks:
-            _spot_check(context, group[0], records, replay_s)
+            alike.setdefault(_alike(job), []).append(job)
+    groups = list(alike.values())
+    done, spent, first = [0] * len(groups), [0.0] * len(groups), dict[int, Record]()
+    for part in context.work.replay(context, groups, lambda: stop.requested):
+        context.store.extend(part.records)
+        progress.replayed(part.records)
+        done[part.group] += len(part.records)
+        spent[part.group] += part.seconds
+        group = groups[part.group]
+        if (found := next((r for r in part.records if record_key(r) == group[0].key), None)) is not None:
+            first[part.group] = found
+        if context.spot_checks and done[part.group] == len(group):
+            _spot_check(context, group[0], first[part.group], done[part.group], spent[part.group])
 
 
 def _alike(job: Job) -> tuple[Any, ...]:
@@ -86,34 +87,37 @@ def _policy(cell: Cell) -> Any:
     return cell.k if isinstance(cell.k, str) or cell.drafter == "router" else None
 
 
-def _replayed(context: Context, group: Sequence[Job]) -> list[Record]:
+def replayed(bench: Bench, group: Sequence[Job]) -> list[Record]:
+    """Counts of jobs that are replayed alike, from the target's answers that the bench holds."""
+    if group[0].cell.drafter == "router":
+        return _routed(bench, group)
     cell, adapter = group[0].cell, group[0].adapter
-    answers = {job.sample.id: answer(context, job.sample) for job in group}
-    rows = _rows(context, cell, adapter, list(answers.values()), sorted({job.cell.k for job in group}, key=str))
+    answers = {job.sample.id: answer(bench, job.sample) for job in group}
+    rows = _rows(bench, cell, adapter, list(answers.values()), sorted({job.cell.k for job in group}, key=str))
     by_key = {(row.sample_id, row.k): row for row in rows}
-    return [_record(context, job, by_key[job.sample.id, job.cell.k], answers[job.sample.id]) for job in group]
+    return [_record(bench, job, by_key[job.sample.id, job.cell.k], answers[job.sample.id]) for job in group]
 
 
-def _rows(context: Context, cell: Cell, adapter: str | None, answers: Sequence[Trajectory], ks: Sequence[Any]) -> list[Any]:
+def _rows(bench: Bench, cell: Cell, adapter: str | None, answers: Sequence[Trajectory], ks: Sequence[Any]) -> list[Any]:
     """Replay rows of a cell's drafter with one adapter in place."""
-    context.trained.activate(adapter)
+    bench.trained.activate(adapter)
     trained = cell.drafter in ("adapter", "router")
-    source = context.trained.drafter(adapter, context.pair, cell.around) if trained else cell.drafter
-    settings = {"costs": costs_now(context, cell)} if "auto" in ks else {}
-    return context.engine.replay(context.pair, answers, [source], ks, **settings, **context.engine.settings(cell))
+    source = bench.trained.drafter(adapter, bench.pair, cell.around) if trained else cell.drafter
+    settings = {"costs": costs_now(bench, cell)} if "auto" in ks else {}
+    return bench.engine.replay(bench.pair, answers, [source], ks, **settings, **bench.engine.settings(cell))
 
 
-def _routed(context: Context, group: Sequence[Job]) -> list[Record]:
+def _routed(bench: Bench, group: Sequence[Job]) -> list[Record]:
     """Counts of a router: each prompt with the drafter it would choose."""
     cell = group[0].cell
-    choices = {job.sample.id: context.trained.choose(cell, job.sample.asked) for job in group}
+    choices = {job.sample.id: bench.trained.choose(cell, job.sample.asked) for job in group}
     rows: dict[str, Any] = {}
     for choice in dict.fromkeys(choices.values()):
-        own = [answer(context, job.sample) for job in group if choices[job.sample.id] == choice]
-        found = _plain(own) if choice == "plain" else _rows(context, cell, None if choice == "generic" else choice, own, [cell.k])
+        own = [answer(bench, job.sample) for job in group if choices[job.sample.id] == choice]
+        found = _plain(own) if choice == "plain" else _rows(bench, cell, None if choice == "generic" else choice, own, [cell.k])
         rows |= {row.sample_id: row for row in found}
     return [
-        dataclasses.replace(_record(context, job, rows[job.sample.id], answer(context, job.sample)), choice=choices[job.sample.id])
+        dataclasses.replace(_record(bench, job, rows[job.sample.id], answer(bench, job.sample)), choice=choices[job.sample.id])
         for job in group
     ]
 
@@ -133,45 +137,45 @@ def _plain(answers: Sequence[Trajectory]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _record(context: Context, job: Job, row: Any, t: Trajectory) -> Record:
+def _record(bench: Bench, job: Job, row: Any, t: Trajectory) -> Record:
     cell = job.cell
     return Record(
         experiment=cell.experiment, method="replay", loop=cell.loop, sample_id=job.sample.id, domain=job.sample.domain,
         drafter=cell.drafter, adapter=job.adapter, k=cell.k, rule=cell.rule, temperature=cell.temperature, seed=job.seed,
         prompt_tokens=len(t.prompt_tokens), rounds=row.rounds, drafted=row.drafted, accepted=row.accepted,
         rejected=row.rejected, accept_lengths=row.accept_lengths, draft_lengths=row.draft_lengths, emitted=row.emitted,
-        finish=t.finish, thinking=context.thinking(t.sample_id, t.tokens),
+        finish=t.finish, thinking=bench.thinking(t.sample_id, t.tokens),
         settings=settings_of(cell), near_ties=row.near_ties, sources=row.sources,
     )  # fmt: skip
 
 
-def answer(context: Context, sample: Sample) -> Trajectory:
+def answer(bench: Bench, sample: Sample) -> Trajectory:
     """The target's greedy answer: from a batch, or as it was decoded with a clock."""
-    if sample.id in context.answers:
-        return context.answers[sample.id]
-    tokens = context.baselines[sample.id]
-    prompt = context.prompts[sample.id]
-    by_model = bool(tokens) and tokens[-1] in context.pair.eos_token_ids
+    if sample.id in bench.answers:
+        return bench.answers[sample.id]
+    tokens = bench.baselines[sample.id]
+    prompt = bench.prompts[sample.id]
+    by_model = bool(tokens) and tokens[-1] in bench.pair.eos_token_ids
     return Trajectory(
         sample_id=sample.id,
         domain=sample.domain,
         prompt_tokens=tuple(prompt),
         tokens=tokens,
-        finish="eos" if by_model else ended(context.pair.context_tokens, len(prompt), len(tokens)),
-        max_tokens=context.max_tokens,
+        finish="eos" if by_model else ended(bench.pair.context_tokens, len(prompt), len(tokens)),
+        max_tokens=bench.max_tokens,
     )
 
 
 def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
     """Keep in the manifest how many near-ties of the target each replayed answer has: there another machine may answer otherwise."""
-    known = context.store.manifest.measured.target_ties
+    known = context.store.measured.target_ties
     samples = {job.sample.id: job.sample for job in jobs if job.sample.id not in known}
     whole = [answer(context, sample) for sample in samples.values()]
     found = {t.sample_id: n for t in whole if (n := _close(t)) is not None}
     rest = [t for t in whole if t.sample_id not in found]
     if rest:
         with context.stages("check"):
-            found |= dict(zip((t.sample_id for t in rest), context.engine.ties(context.pair, rest), strict=True))
+            found |= dict(zip((t.sample_id for t in rest), context.work.ties(context, rest), strict=True))
     if found:
         context.store.update(target_ties={**known, **found})
 
@@ -183,22 +187,22 @@ def _close(t: Trajectory) -> int | None:
     return sum(len(top) > 1 and bool(top[0] - top[1] < HALF_TIE) for top in t.top_logprobs)
 
 
-def _spot_check(context: Context, job: Job, records: Sequence[Record], replay_s: float) -> None:
+def _spot_check(context: Context, job: Job, record: Record, records: int, replay_s: float) -> None:
     """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took.
 
     Policies that learn their costs while the run goes on are left out: another moment has other costs.
     """
     if job.cell.k == "auto":
         return
-    whole, replayed = answer(context, job.sample), records[0]
+    whole = answer(context, job.sample)
     with context.stages("check"):
         limit = context.clock_limit
-        decoded = generate_job(context, job, limit)
-    checks = context.store.manifest.measured.spot_checks
+        decoded = context.work.check(context, job, limit)
+    checks = context.store.measured.spot_checks
     ended = decoded.emitted < limit or limit == context.max_tokens
     rounds = None if ended else _settled(decoded.accept_lengths, job.cell.k, limit)
-    equal = all(getattr(decoded, name)[:rounds] == getattr(replayed, name)[:rounds] for name in ("accept_lengths", "draft_lengths"))
-    near_ties = context.store.manifest.measured.target_ties[job.sample.id] + (replayed.near_ties or 0)
+    equal = all(getattr(decoded, name)[:rounds] == getattr(record, name)[:rounds] for name in ("accept_lengths", "draft_lengths"))
+    near_ties = context.store.measured.target_ties[job.sample.id] + (record.near_ties or 0)
     check = {
         "drafter": job.adapter or job.cell.drafter,
         "sample_id": job.sample.id,
@@ -206,7 +210,7 @@ def _spot_check(context: Context, job: Job, records: Sequence[Record], replay_s:
         "equal": equal and decoded.tokens == whole.tokens[: decoded.emitted],
         "near_ties": near_ties,
         "replay_s": replay_s,
-        "replayed": len(records),
+        "replayed": records,
     }
     context.store.update(spot_checks=(*checks, check))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core.protocols import LoadedPair
 from harness.core.records import Divergence, Generation, Sample, Trajectory
 from harness.run.trained import Trained, train_for
 from harness.suite.experiments import Cell
+
+if TYPE_CHECKING:
+    from harness.answers.collect import Pool
 
 ANSWER_BATCH = 32
 """Prompts that the target answers together."""
@@ -22,7 +25,7 @@ class Engine:
     """What :func:`harness.run.runner.run_suite` needs from the rest of the package."""
 
     load_pair: Callable[..., Any]
-    """``load_pair(name, offline=...)``, with ``fallback=True`` where the draft may be left out."""
+    """``load_pair(name, offline=...)``, with ``fallback=True`` where the draft may be left out, and the suite's ``draft_context``."""
     load_samples: Callable[..., list[Sample]]
     """``load_samples(spec, domain=..., seed=..., offline=...)``."""
     generate: Callable[..., Generation]
@@ -80,7 +83,7 @@ def real_engine() -> Engine:
         load_samples=load_samples,
         generate=generate,
         classify=classify,
-        answer=_answer,
+        answer=answers_by,
         replay=replay,
         ties=ties,
         calibrate=_calibrate,
@@ -93,12 +96,13 @@ def real_engine() -> Engine:
     )
 
 
-def _answer(pair: LoadedPair, samples: Sequence[Sample], max_tokens: int) -> Iterable[Trajectory]:
+def answers_by(pair: LoadedPair, samples: Sequence[Sample], max_tokens: int, pool: Pool | None = None) -> Iterable[Trajectory]:
+    """The target's greedy answers, made in batches here or by a pool, and kept in the cache."""
     from harness.answers.collect import collect
     from harness.models.address import cache_folder, cache_key, pair_facts
 
     folder = cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **pair_facts(pair)))
-    return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=folder)
+    return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=folder, pool=pool)
 
 
 def _calibrate(pair: LoadedPair, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:

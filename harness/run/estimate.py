@@ -100,7 +100,8 @@ def estimate_s(
     timed = sum(clocked[c.domain] * (prefill + _clock_tokens(suite, c) * step) for c in cells if c.timed) * suite.repeats
     policies = [c for c in cells if suite.clocked is not None and isinstance(c.k, str) and not c.temperature]
     counted = [c for c in cells if c.drafter and not isinstance(c.k, str) and (not c.timed or suite.clocked is not None)]
-    passes = {(c.domain, c.drafter, c.around, c.adapter_domain, c.rank, c.round, c.layers) for c in counted}  # one for all lengths
+    # one pass for all lengths
+    passes = {(c.domain, c.drafter, c.around, c.adapter_domain, c.installed, c.rank, c.round, c.layers) for c in counted}
     chains = needed_chains(cells, list(suite.domains))
     collected = {chain.samples + VALIDATION_PROMPTS for chain in chains}
     routed = {cell.recipe.router_samples for cell in cells if cell.recipe is not None}

@@ -16,7 +16,6 @@ from harness.results.robust import Timing
 from harness.results.summary import ALL, CellRow, summarise
 from harness.run.context import Context
 from harness.run.counting import answer_all, replay_all
-from harness.run.jobs import calibrate, decode_job, time_reference, warm_up
 from harness.suite.plan import Job, Plan, candidate, candidate_of
 
 if TYPE_CHECKING:
@@ -42,19 +41,19 @@ def race(context: Context, plan: Plan, stop: StopRequest, console: Console) -> P
     After every prompt the candidates are compared on the counts of all prompts, by the medians of the rounds so far. What is shown to be
     slower than the best, or than the target alone, is dropped. It ends when nothing is open, or the time or the prompts are used up.
     """
-    facts = context.store.manifest.measured.race
+    facts = context.store.measured.race
     over = facts is not None and facts["ended"] in ("decided", "prompts")
     if not stop.requested:
         answer_all(context, plan.answers, stop)
     if not (over or stop.requested):
         note("calibrating")
         with context.stages("calibrate"):
-            calibrate(context, list(plan.jobs.values()))
+            context.work.calibrate(context, [job.cell for job in plan.jobs.values()])
         with Progress(console, total=sum(job.key not in context.store for job in plan.replays)) as progress:
             replay_all(context, plan, stop, progress)
     if not (over or stop.requested):
         _Race(context, plan, console).run(stop)
-    facts = context.store.manifest.measured.race
+    facts = context.store.measured.race
     return plan if facts is None else plan.clocking(facts["clocked"])
 
 
@@ -71,7 +70,7 @@ class _Race:
         for r in self.records:
             if r.method == "replay":
                 self.counts.setdefault(candidate_of(r.experiment, r.drafter, r.k, r.settings), []).append(r)
-        known = context.store.manifest.measured.race
+        known = context.store.measured.race
         self.clocked = dict(known["clocked"]) if known else dict.fromkeys((self.target, *self._entries()), 0)
         self.dropped = list(known["dropped"]) if known else []
 
@@ -83,37 +82,47 @@ class _Race:
     def run(self, stop: StopRequest) -> None:
         """Clock prompt by prompt."""
         prompts = self.plan.prompts
-        start, last_s, decided = max(0, self.clocked[self.target] - 1), 0.0, False  # a killed run may have broken off within a prompt
+        start, last_s, decided, width = self._start(), 0.0, False, self.context.work.width
         note(f"{len(self.counts)} ways of drafting counted, on the clock: {', '.join(map(_short, self.left))}")
         with self.context.stages("calibrate"):
-            warm_up(self.context, [job for _, jobs in prompts for job in self._racing(jobs)])
-            time_reference(self.context, prompts[0][0], "calibration")
+            self.context.work.warm_up(self.context, [job for _, jobs in prompts for job in self._racing(jobs)], prompts[0][0])
         with Progress(self.console, total=(len(self.left) + 1) * (len(prompts) - start)) as progress:
-            for i in range(start, len(prompts)):
+            for i in range(start, len(prompts), width):
                 if stop.interrupted or stop.left_s <= last_s:
                     break
                 began = time.monotonic()
-                self._clock(i, stop, progress)
-                if not stop.interrupted and (decided := self._decided(i + 1)):
+                done = self._clock(i, width, stop, progress)
+                if not stop.interrupted and (decided := self._decided(done)):
                     break
                 last_s = time.monotonic() - began
         if not stop.interrupted:
-            time_reference(self.context, prompts[0][0], "the last cell")
+            self.context.work.look(self.context, prompts[0][0], "the last cell")
             self._keep("decided" if decided else "prompts" if self.clocked[self.target] == len(prompts) else "time")
 
-    def _clock(self, i: int, stop: StopRequest, progress: Progress) -> None:
-        """One prompt with the target alone and everything that is left; the manifest says so before the first record is written."""
-        sample, jobs = self.plan.prompts[i]
-        self.clocked |= dict.fromkeys((self.target, *self.left), i + 1)
+    def _start(self) -> int:
+        """The first prompt to look at: a killed run may have broken off within some of the last ones."""
+        clocked = self.clocked[self.target]
+        prompts = self.plan.prompts[:clocked]
+        unfinished = (i for i, (_, jobs) in enumerate(prompts) if any(j.key not in self.context.store for j in self._racing(jobs)))
+        return min(next(unfinished, clocked), max(0, clocked - 1))
+
+    def _clock(self, i: int, width: int, stop: StopRequest, progress: Progress) -> int:
+        """The next prompts with the target alone and everything that is left; the manifest says so before the first record is written.
+
+        Returns:
+            How many prompts of the plan are clocked then.
+        """
+        prompts = self.plan.prompts[i : i + width]
+        done = i + len(prompts)
+        self.clocked |= dict.fromkeys((self.target, *self.left), max(done, self.clocked[self.target]))
         self._keep("")
-        for job in self._racing(jobs):
-            if stop.interrupted:
-                return
-            if job.key not in self.context.store:
-                self.records.append(decode_job(self.context, job))
-                progress.advance(self.records[-1])
-        if i % CHECK_EVERY == CHECK_EVERY - 1:
-            time_reference(self.context, sample, f"{i + 1} of {len(self.plan.prompts)} prompts")
+        racing = [(sample, self._racing(jobs)) for sample, jobs in prompts]
+        for record in self.context.work.decode(self.context, racing, lambda: stop.interrupted):
+            self.records.append(record)
+            progress.advance(record)
+        if not stop.interrupted and done // CHECK_EVERY > i // CHECK_EVERY:
+            self.context.work.look(self.context, prompts[-1][0], f"{done} of {len(self.plan.prompts)} prompts")
+        return done
 
     def _racing(self, jobs: Sequence[Job]) -> list[Job]:
         racing = (self.target, *self.left)
@@ -123,7 +132,7 @@ class _Race:
         self.context.store.update(race={"clocked": dict(self.clocked), "dropped": list(self.dropped), "ended": ended})
 
     def _entries(self) -> list[str]:
-        rows = summarise(self.records, self.context.store.manifest.measured.calibration)
+        rows = summarise(self.records, self.context.store.measured.calibration)
         scope = ALL if len(self.domains) > 1 else next(iter(self.domains))
         return entries([row for row in rows if row.drafter is not None and row.domain in (scope, row.settings.get("adapter_domain"))])
 

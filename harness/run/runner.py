@@ -23,7 +23,9 @@ from harness.core.records import Sample
 from harness.core.terminal import show
 from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
+from harness.models.head_config import read_head_config
 from harness.models.naming import pair_name
+from harness.results.packed import read_groups
 from harness.results.store import (
     Manifest,
     RunStore,
@@ -31,13 +33,13 @@ from harness.results.store import (
     new_run_name,
     prompt_hash,
     read_manifest,
-    read_records,
     resume_command,
     run_folder,
 )
-from harness.run.context import Context
+from harness.run.context import Context, Executor
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
+from harness.run.here import ThisProcess
 from harness.run.jobs import check_verification, execute, remember_records
 from harness.run.race import race
 from harness.run.texts import keep_texts
@@ -48,6 +50,8 @@ from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.cluster.client import Cluster
+    from harness.models.shards import Shards
     from harness.suite.suite import Suite
 
 
@@ -63,6 +67,8 @@ def run_suite(
     minutes: float | None = None,
     console: Console | None = None,
     engine: Engine | None = None,
+    shards: Shards | None = None,
+    cluster: Cluster | None = None,
 ) -> Path:
     """Decode every sample of the suite in every cell and write the run folder and its report.
 
@@ -78,6 +84,8 @@ def run_suite(
         minutes: stop after as many with what is known by then; None takes what it takes.
         console: where to show progress; a new one on stdout when None.
         engine: replaces models and decoding in tests.
+        shards: the processes that share the target, this one their first; None keeps it in this process.
+        cluster: whose workers decode, replay and train; this process does where None.
 
     Returns:
         The run folder.
@@ -91,7 +99,7 @@ def run_suite(
 
     until = time.monotonic() + 60 * minutes if minutes is not None else math.inf
     console = console or Console()
-    check_configs(suite.cells())
+    check_configs(suite.cells(), pair_name(suite.models))
     if not clock and suite.race:
         raise HarnessError("a race is run by the clock", "Run without --no-clock, or with --set race=false.")
     if not clock and any(cell.k == "auto" for cell in suite.cells()):
@@ -102,8 +110,10 @@ def run_suite(
     folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, pair_name(suite.models), results_dir)
     before = read_manifest(folder) if resume else None
     engine = engine or real_engine()
+    facts = {**machine.machine_facts(), **engine.facts(), **(shards.facts() if shards else {})}
+    facts |= {} if cluster is None else {"cluster": "yes"}
     if before:
-        _same_before_loading(before, suite, engine)
+        _same_before_loading(before, suite, facts)
     stages = Stages(before.measured.time_s if before else None)
     with stages("load"):
         samples = _samples(suite, engine, offline)
@@ -111,11 +121,12 @@ def run_suite(
             _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
             _no_foreign(folder, recorded_plan(before, samples))
         warnings = _warn(samples, before, console)
-        pair = engine.load_pair(suite.models, offline=offline, **({"fallback": True} if fallback else {}))
+        given = {"fallback": fallback, "draft_context": suite.draft_context, "shards": shards, "lazy": cluster is not None}
+        pair = engine.load_pair(suite.models, offline=offline, **{name: value for name, value in given.items() if value})
         prompts = {sample.id: pair.encode(sample.asked) for sample in samples}
         memory = _memory(suite, pair, samples)
     identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
-    manifest = _manifest(folder.name, suite, pair, engine, identity, memory)
+    manifest = _manifest(folder.name, suite, pair, engine.dtype(pair), facts, identity, memory)
     shown = notes_to(partial(show, console))
     with shown, _open_store(folder, resume, manifest) as store, StopRequest(console, until) as stop:
         if store.repaired_bytes:
@@ -128,6 +139,8 @@ def run_suite(
             pair=pair,
             engine=engine,
             store=store,
+            facts=store,
+            work=_executor(cluster, pair, suite, offline, stop),
             prompts=prompts,
             profile=profile,
             clock=clock,
@@ -137,7 +150,7 @@ def run_suite(
         unfinished = True
         with suppress(Stopped):
             cells = _possible(context, suite.cells(), fallback)
-            if clock:
+            if clock and cluster is None:
                 check_verification(context, "loading")
             load = partial(engine.load_samples, offline=offline)
             with stages("train"):
@@ -148,14 +161,15 @@ def run_suite(
             plan = (race if suite.race else execute)(context, plan, stop, console)
             store.update(planned=len(plan.jobs))
             unfinished = any(key not in store for key in plan.jobs)
-        store.update(peak_memory_bytes=max(store.manifest.measured.peak_memory_bytes, machine.peak_memory_bytes()))
+        store.update(peak_memory_bytes=max(store.measured.peak_memory_bytes, machine.peak_memory_bytes()))
         if unfinished:
             store.update(status="interrupted", time_s=stages.seconds())
         else:
             store.finish(time_s=stages.seconds())
         keep_texts(folder, samples, store.records, pair.decode)
-        generic = store.manifest.measured.calibration.get("generic")
-        remember(pair.name, store.records, generic["c"] if generic else None)
+        generic = store.measured.calibration.get("generic")
+        if cluster is None:
+            remember(pair.name, store.records, generic["c"] if generic else None)
     if len(store):
         _report(folder, console)
     if unfinished:
@@ -170,11 +184,23 @@ class Stopped(Exception):
     """Ctrl-C while training."""
 
 
+def _executor(cluster: Cluster | None, pair: LoadedPair, suite: Suite, offline: bool, stop: StopRequest) -> Executor:
+    """Who does the work."""
+    if cluster is None:
+        return ThisProcess()
+    from harness.cluster.pairs import spec_of
+    from harness.run.spread import OnCluster
+
+    work = OnCluster(cluster, spec_of(pair, suite.models, offline=offline, draft_context=suite.draft_context), one_kind=suite.race)
+    work.until = lambda: stop.interrupted
+    return work
+
+
 def _possible(context: Context, cells: Sequence[Cell], fallback: bool) -> list[Cell]:
     """Leave out what this pair cannot do, and note it for the report: mlx-lm's own loop needs a draft with the target's vocabulary."""
     draft = context.pair.draft
-    pruned = getattr(draft, "token_map", None) is not None
-    skipped = [c for c in cells if pruned and c.loop == "mlx-lm" and c.drafter is not None]
+    own_ids = draft is not None and (draft.token_map is not None or draft.translation is not None)
+    skipped = [c for c in cells if own_ids and c.loop == "mlx-lm" and c.drafter is not None]
     forgotten = [c for c in cells if found_memory(context.pair.name) is None and needs_memory(c.outer)]
     alone = [c for c in cells if c.needs_draft] if fallback and draft is None else []
     context.store.update(
@@ -192,10 +218,13 @@ def _train(context: Context, suite: Suite, cells: Sequence[Cell], samples: Seque
         if stop.requested:
             raise Stopped
 
-    trained = context.engine.train(context.pair, suite, cells, samples, load, check)
-    before, facts = context.store.manifest.measured.adapters, trained.facts()
+    crew = {} if context.work.crew is None else {"crew": context.work.crew}
+    trained = context.engine.train(context.pair, suite, cells, samples, load, check, **crew)
+    before, facts = context.store.measured.adapters, trained.facts()
     for name, adapter in before.items():
         _same(f"adapters.{name}.hash", adapter["hash"], facts["adapters"].get(name, {}).get("hash"))
+    if known := context.store.manifest.measured.installed:
+        _same("installed", dict(known), facts["installed"])
     context.store.update(**facts)
     return trained
 
@@ -236,30 +265,35 @@ def _warn(samples: Sequence[Sample], before: Manifest | None, console: Console) 
     return list(dict.fromkeys([*(before.measured.warnings if before else ()), *filter(None, [text])]))
 
 
-def _manifest(name: str, suite: Suite, pair: LoadedPair, engine: Engine, prompts: Mapping[str, str], memory: dict[str, str]) -> Manifest:
+def _manifest(
+    name: str, suite: Suite, pair: LoadedPair, dtype: str, facts: dict[str, Any], prompts: Mapping[str, str], memory: dict[str, str]
+) -> Manifest:
     return Manifest(
         run=name,
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         pair=pair.name,
         suite=suite.resolved(),
         suite_hash=suite.hash(),
-        models={**_model_facts(pair, engine.dtype(pair)), **memory},
+        models={**_model_facts(pair, dtype), **memory},
         code=machine.code_state(),
         packages=machine.package_versions(),
-        machine=_machine(engine),
+        machine=facts,
         seeds=(suite.seed,),
         prompts=prompts,
     )
 
 
 def _model_facts(pair: LoadedPair, dtype: str) -> dict[str, str | None]:
-    draft = pair.draft
+    draft, folder = pair.draft, getattr(pair, "head_folder", None)
     return {
         "target": pair.target_hash,
         "draft": None if draft is None else draft.hash,
         "draft_vocab": None if draft is None else draft.vocab_hash,
         "draft_name": None if draft is None else draft.name,
         "dtype": dtype,
+        **({} if folder is None else {"head": read_head_config(folder).sha256}),
+        **({} if draft is None or draft.translation is None else {"translated": draft.translation.reason}),
+        **({} if (most := getattr(pair.config, "draft_context", None)) is None else {"draft_context": str(most)}),
     }
 
 
@@ -269,22 +303,21 @@ def _open_store(folder: Path, resume: str | None, manifest: Manifest) -> RunStor
     before = read_manifest(folder)
     _same("models", before.models, manifest.models)
     _same_prompts(before.prompts, manifest.prompts)
-    return RunStore.resume(folder)
+    return RunStore.resume(folder, read_groups)
 
 
-def _machine(engine: Engine) -> dict[str, Any]:
-    return {**machine.machine_facts(), **engine.facts()}
-
-
-def _same_before_loading(before: Manifest, suite: Suite, engine: Engine) -> None:
+def _same_before_loading(before: Manifest, suite: Suite, now: Mapping[str, Any]) -> None:
     """Refuse to resume a run made with another suite, other code or packages, or on another machine."""
     if before.suite_hash != suite.hash():
         _same("suite", before.suite, suite.resolved())
         raise HarnessError("cannot resume: suite_hash differs", "Start a new run.")
     _same("code.hash", before.code.get("hash"), machine.source_hash())
     _same("packages", before.packages, machine.package_versions())
-    now = _machine(engine)
-    for name in sorted({*before.machine, *now} - {"memory_bytes"}):
+    if before.machine.get("cluster") != now.get("cluster"):
+        where = "a cluster" if before.machine.get("cluster") else "one machine"
+        raise HarnessError(f"cannot resume: the run was started on {where}", "Go on in the same way: with --cluster, or without it.")
+    names = {*before.machine, *now} - {"memory_bytes"} if now.get("cluster") is None else set()  # workers have clocks of their own
+    for name in sorted(names):
         if before.machine.get(name) != now.get(name):
             raise HarnessError(
                 f"cannot resume: the run was made with {name} {before.machine.get(name)!r}, here it is {now.get(name)!r}; "
@@ -295,7 +328,7 @@ def _same_before_loading(before: Manifest, suite: Suite, engine: Engine) -> None
 
 def _no_foreign(folder: Path, plan: Plan) -> None:
     """Refuse to resume a run that holds records of other cells or prompts than its own."""
-    found = foreign(plan, read_records(folder))
+    found = foreign(plan, read_groups(folder).keys())
     if found:
         raise HarnessError(
             f"cannot resume: {folder} holds {len(found)} foreign records: {found[0]}",

@@ -12,10 +12,11 @@ from harness.core.errors import HarnessError
 from harness.core.lock import take_lock
 from harness.core.paths import cache_dir
 from harness.models.naming import shipped_pairs
+from harness.results.packed import count_lines
 from harness.results.store import MANIFEST, RECORDS, Manifest, read_manifest
 from harness.run.runner import reports_folder
 
-MADE_AGAIN = ("downloads", "hidden", "models", "trained", "trajectories")
+MADE_AGAIN = ("cluster", "downloads", "hidden", "models", "trained", "trajectories")
 """Parts of the cache that are fetched or computed again where they are missed: models, and what runs trained and were answered."""
 
 
@@ -59,13 +60,12 @@ def stored_runs(results_dir: Path) -> list[StoredRun]:
 
 
 def _stored_run(folder: Path) -> StoredRun:
-    manifest, problem = None, ""
+    manifest, problem, lines, records = None, "", 0, folder / RECORDS
     try:
+        lines = count_lines(records) if records.is_file() else 0
         manifest = read_manifest(folder)
     except HarnessError as error:
         problem = error.problem
-    records = folder / RECORDS
-    lines = records.read_bytes().count(b"\n") if records.is_file() else 0
     size = disk_bytes(folder) + disk_bytes(reports_folder(folder))
     return StoredRun(folder=folder, manifest=manifest, problem=problem, records=lines, size=size)
 

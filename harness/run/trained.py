@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.adapt.shelf import find, trained_on
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
 from harness.core.progress import NowAndThen, counted, note
@@ -14,6 +15,7 @@ from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
 from harness.models.address import answers_folder, cache_folder, cache_key, pair_facts
+from harness.run.chain_task import ChainTask, Crew
 from harness.suite.chains import Chain, adapter_names, chain_of, domain_chain, needed_chains
 from harness.suite.experiments import Cell, Recipe
 
@@ -60,19 +62,21 @@ class Trained:
     adapters: Mapping[tuple[Chain, int], TrainedAdapter] = field(default_factory=dict)
     """(chain, rounds done) -> adapter."""
     bank: Any = None
-    """:class:`harness.adapt.training.bank.AdapterBank` with every adapter that was kept."""
+    """:class:`harness.adapt.training.bank.AdapterBank` with every adapter that was kept, and the installed ones."""
     routers: Mapping[tuple[Recipe, int | str], Any] = field(default_factory=dict)
     """(recipe, K) -> fitted router; None where there is no adapter to choose."""
     router_facts: Mapping[str, Any] = field(default_factory=dict)
+    installed: Mapping[str, str] = field(default_factory=dict)
+    """Adapters that were there before, and the SHA-256 of their weights."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Folder of every adapter in the bank, by name."""
     swaps: Sequence[Any] = ()
     """:class:`harness.adapt.training.bank.SwapRow` per policy."""
 
     def adapter(self, cell: Cell) -> str | None:
         """Name of the adapter that a cell's drafter runs with; None is the plain draft, also where no round was kept."""
-        if cell.drafter != "adapter":
-            return None
-        if cell.round == 0:
-            return None
+        if cell.drafter != "adapter" or cell.round == 0 or cell.installed:
+            return cell.installed
         found = self.adapters[chain_of(cell), cell.round or 1]
         return found.name if found.folder else None
 
@@ -111,7 +115,8 @@ class Trained:
     def facts(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
         adapters = {a.name: a.facts() for a in self.adapters.values()}
-        return {"adapters": adapters, "routers": dict(self.router_facts), "swaps": [asdict(s) for s in self.swaps]}
+        made = {"adapters": adapters, "routers": dict(self.router_facts), "swaps": [asdict(s) for s in self.swaps]}
+        return {**made, "installed": dict(self.installed)}
 
 
 def _router_key(cell: Cell) -> tuple[Recipe, int | str]:
@@ -120,7 +125,15 @@ def _router_key(cell: Cell) -> tuple[Recipe, int | str]:
     return (cell.recipe, cell.k)
 
 
-def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Sequence[Sample], load_samples: Any, check: Check) -> Trained:
+def train_for(
+    pair: LoadedPair,
+    suite: Suite,
+    cells: Sequence[Cell],
+    samples: Sequence[Sample],
+    load_samples: Any,
+    check: Check,
+    crew: Crew | None = None,
+) -> Trained:
     """Train, or find in the cache, what the cells of a suite need.
 
     Args:
@@ -130,36 +143,44 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
         samples: the prompts that will be evaluated: a training prompt close to one of them is refused.
         load_samples: :func:`harness.datasets.load_samples`, knowing whether it may use the network.
         check: called between two steps; raising from it stops the training where it can be resumed.
+        crew: who does the work elsewhere; this process where None.
 
     Raises:
-        HarnessError: no draft to adapt, a split without prompts, or a leak.
+        HarnessError: no draft to adapt, an adapter that is not here or has a name twice, a split without prompts, or a leak.
     """
     from harness.adapt.adapters.folder import weights_hash
+    from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, swap_costs
 
-    chains = needed_chains(cells, list(suite.domains))
-    if not chains:
+    chains, here = needed_chains(cells, list(suite.domains)), installed_adapters(cells, pair.name)
+    if not chains and not here:
         return Trained()
-    if pair.draft is None:
-        raise HarnessError(
-            f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML, or drop the adapter and router entries."
-        )
-    material = _Material(pair, suite, samples, load_samples, check)
+    draft = adaptable(pair)
+    material = _Material(pair, suite, samples, load_samples, check, crew)
     names = adapter_names(chains)
+    for name, place in here.items():
+        if name in names.values():
+            raise HarnessError(f"the suite trains an adapter {name!r}, and one of that name is installed", "Run the two entries apart.")
+        refuse_leaks(trained_on(place), samples)
     adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
-    for chain, rounds in chains.items():
-        config = _config(chain, suite.seed)
-        records = _train_chain(material, chain, config, rounds, names[chain, 1])
-        for done in range(1, rounds + 1):
+    for chain, records in _train_chains(material, chains, names):
+        metric = _config(chain, suite.seed).stop.metric
+        for done in range(1, chains[chain] + 1):
             own = tuple(records[:done])
             folder = Path(own[-1].adapter) if own and own[-1].adapter else None
             digest = weights_hash(folder) if folder else None
             adapters[chain, done] = TrainedAdapter(
-                name=names[chain, done], folder=folder, hash=digest, domain=chain.domain, metric=config.stop.metric, rounds=own
+                name=names[chain, done], folder=folder, hash=digest, domain=chain.domain, metric=metric, rounds=own
             )
     folders = {a.name: a.folder for a in adapters.values() if a.folder}
-    bank = AdapterBank(pair.draft, folders, policy="cached")
-    trained = Trained(adapters=adapters, bank=bank, swaps=swap_costs(pair.draft, folders) if folders else ())
+    swaps = () if not folders else swap_costs(draft, folders) if crew is None else crew.swaps(folders)
+    trained = Trained(
+        adapters=adapters,
+        bank=AdapterBank(draft, {**folders, **here}, policy="cached"),
+        swaps=swaps,
+        installed={name: weights_hash(place) for name, place in here.items()},
+        folders={**folders, **here},
+    )
     _fit_routers(trained, material, cells)
     return trained
 
@@ -167,8 +188,11 @@ def train_for(pair: LoadedPair, suite: Suite, cells: Sequence[Cell], samples: Se
 class _Material:
     """Prompts by split and the target's answers to them, loaded once per size."""
 
-    def __init__(self, pair: LoadedPair, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, check: Check) -> None:
-        self.pair, self.suite, self.evaluation, self.load_samples, self.check = pair, suite, evaluation, load_samples, check
+    def __init__(
+        self, pair: LoadedPair, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, check: Check, crew: Crew | None
+    ) -> None:
+        self.pair, self.suite, self.evaluation, self.load_samples = pair, suite, evaluation, load_samples
+        self.check, self.crew = check, crew
         self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
         self._answers: dict[tuple[int, str], Trajectory] = {}
         self.known: dict[int, Known] = {}
@@ -203,22 +227,34 @@ class _Material:
         if todo:
             note(f"the target answers {len(todo)} training prompts")
         tokens, folder = self.suite.max_tokens, answers_folder(self.pair)
-        found = collect(self.pair, todo, max_tokens=tokens, batch=COLLECT_BATCH, top_k=top_k, out=folder) if todo else ()
+        how: dict[str, Any] = {"max_tokens": tokens, "batch": COLLECT_BATCH, "top_k": top_k, "out": folder}
+        found = collect(self.pair, todo, **how, pool=None if self.crew is None else self.crew.pool) if todo else ()
         for trajectory in counted(found, len(todo), "answered"):
             self._answers[top_k, trajectory.sample_id] = trajectory
             self.check()
         return [self._answers[top_k, s.id] for s in prompts]
 
 
-def check_configs(cells: Iterable[Cell]) -> None:
-    """Read the training and router configs that cells name, before anything is trained.
+def installed_adapters(cells: Iterable[Cell], pair: str) -> dict[str, Path]:
+    """Name -> folder of the installed adapters that cells run with.
 
     Raises:
-        HarnessError: an unknown key or a wrong value, with file and line, or a router that needs costs: a run has none when it trains.
+        HarnessError: the pair has none of that name; names the nearest.
+    """
+    return {name: find(pair, name) for name in dict.fromkeys(cell.installed for cell in cells) if name}
+
+
+def check_configs(cells: Sequence[Cell], pair: str) -> None:
+    """Read the training and router configs that cells name, and look for the adapters, before anything is loaded.
+
+    Raises:
+        HarnessError: an unknown key or a wrong value, with file and line, a router that needs costs, which a run has none of when it
+            trains, or an adapter that the pair does not have.
     """
     from harness.adapt.routers.routed import load_router_config
     from harness.adapt.training_config import load_training_config
 
+    installed_adapters(cells, pair)
     recipes = {cell.recipe for cell in cells if cell.recipe is not None}
     for name in sorted({recipe.training for recipe in recipes}):
         load_training_config(name)
@@ -237,37 +273,50 @@ def _config(chain: Chain, seed: int) -> TrainingConfig:
     return config if chain.rank is None else config.replace(lora={"rank": chain.rank})
 
 
-def _train_chain(material: _Material, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> list[RoundRecord]:
-    """Run the rounds of one chain, or read the finished ones."""
-    from harness.adapt.training.rounds import Known, run_rounds
+def _train_chains(
+    material: _Material, chains: Mapping[Chain, int], names: Mapping[tuple[Chain, int], str]
+) -> Iterator[tuple[Chain, list[RoundRecord]]]:
+    """Run the rounds of every chain, or read the finished ones."""
 
+    def task(chain: Chain) -> ChainTask:
+        return _chain_task(material, chain, _config(chain, material.suite.seed), chains[chain], names[chain, 1])
+
+    if material.crew is not None:
+        yield from zip(chains, material.crew.train([task(chain) for chain in chains]), strict=True)
+        return
+    for chain in chains:
+        yield chain, _train_chain(material, chain, task(chain))
+
+
+def _chain_task(material: _Material, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> ChainTask:
     train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
     if not any(s.domain == chain.domain for s in validation):
         raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")
-    folder = _address(material, chain.domain, config, train, validation)
-    answers = material.answers(train, config.adapt.top_k), material.answers(validation, config.adapt.top_k)
+    return ChainTask(
+        name=name,
+        config=config,
+        rounds=rounds,
+        domain=chain.domain,
+        folder=_address(material, chain.domain, config, train, validation),
+        train=material.answers(train, config.adapt.top_k),
+        validation=material.answers(validation, config.adapt.top_k),
+        prompts={s.id: s.prompt for s in train},
+    )
 
-    timer, draft = NowAndThen(at_once=True), material.pair.draft
+
+def _train_chain(material: _Material, chain: Chain, task: ChainTask) -> list[RoundRecord]:
+    """Run the rounds of one chain here."""
+    from harness.adapt.training.rounds import Known
+
+    timer, draft, stop = NowAndThen(at_once=True), material.pair.draft, task.config.stop
     assert draft is not None
 
     def progress(number: int, step: Any) -> None:
-        if timer.due(always=step.step % config.stop.every == 0 or step.step == step.total):
-            note(f"training {name}: round {number} of {rounds}, update {step.step} of {step.total}, best {step.best:.3f}")
+        if timer.due(always=step.step % stop.every == 0 or step.step == step.total):
+            note(f"training {task.name}: round {number} of {task.rounds}, update {step.step} of {step.total}, best {step.best:.3f}")
         material.check()
 
-    return run_rounds(
-        draft,
-        *answers,
-        config,
-        rounds=rounds,
-        out=folder,
-        domain=chain.domain,
-        prompts={s.id: s.prompt for s in train},
-        resume=True,
-        progress=progress,
-        known=material.known.setdefault(chain.samples, Known()),
-        min_failures=config.adapt.min_failure_cases,
-    )
+    return task.run(draft, task.folder, material.known.setdefault(chain.samples, Known()), progress)
 
 
 def _address(material: _Material, domain: str, config: TrainingConfig, train: Sequence[Sample], validation: Sequence[Sample]) -> Path:
@@ -309,7 +358,9 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
             continue
         answers = material.answers(prompts)
         note(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
-        rows = replay_bank(trained.bank, answers, [fixed])
+        folders = {a.name: a.folder for a in trained.adapters.values() if a.folder}
+        crew = material.crew
+        rows = replay_bank(trained.bank, answers, [fixed]) if crew is None else crew.replay(folders, answers, fixed)
         rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
         table = outcome_table(rows, prompts)
         routers[recipe, k] = fit_router(table, config, k=fixed, adapter_hashes=hashes, groups=prompt_groups(table, prompts))

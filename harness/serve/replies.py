@@ -6,13 +6,17 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.core.round_sources import expanded
 from harness.core.version import __version__
 from harness.decode.pieces import INCOMPLETE
 from harness.serve.errors import ApiError
 from harness.serve.queue import Done, Round, Shown
 from harness.serve.wire import Ask
+
+if TYPE_CHECKING:
+    from harness.core.records import Generation
 
 END = b"data: [DONE]\n\n"
 
@@ -110,12 +114,6 @@ def _entry(text: str, logprob: float | None) -> dict[str, Any]:
 def usage(done: Done) -> dict[str, Any]:
     """Tokens as the API counts them, and what drafting did."""
     g = done.generation
-    sources: dict[str, dict[str, int]] = {}
-    for source, drafted, accepted in zip(g.sources or (), g.draft_lengths, g.accept_lengths, strict=False):
-        if source:
-            counts = sources.setdefault(source, {"rounds": 0, "drafted": 0, "accepted": 0})
-            for name, count in (("rounds", 1), ("drafted", drafted), ("accepted", accepted)):
-                counts[name] += count
     speculation = {
         "drafter": g.drafter,
         "k": g.k,
@@ -126,7 +124,7 @@ def usage(done: Done) -> dict[str, Any]:
         "accepted": g.accepted,
         "rate": g.rate,
         "tau": g.tau,
-        "sources": sources,
+        "sources": _by_source(g),
         "queue_s": done.queue_s,
         "ttft_s": g.ttft_s,
         "wall_s": g.wall_s,
@@ -140,3 +138,16 @@ def usage(done: Done) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": done.reused},
         "speculation": speculation,
     }
+
+
+def _by_source(g: Generation) -> dict[str, dict[str, int]]:
+    """Who proposed: the rounds that each took part in, and its own tokens in them."""
+    found: dict[str, dict[str, int]] = {}
+    for source, drafted, accepted in zip(g.sources or (), g.draft_lengths, g.accept_lengths, strict=False):
+        tokens = expanded(source, drafted)
+        for name in dict.fromkeys(tokens):
+            counts = found.setdefault(name, {"rounds": 0, "drafted": 0, "accepted": 0})
+            counts["rounds"] += 1
+            counts["drafted"] += tokens.count(name)
+            counts["accepted"] += tokens[:accepted].count(name)
+    return found

@@ -68,7 +68,8 @@ class Session:
         self._lock = lock_session(self.folder)
         try:
             self.totals = read_totals(self.folder / STATE)
-            self.learner = None if pair.draft is None else Learner(pair.draft, self.folder, config.training_config())
+            draft = None if pair.draft is None or pair.draft.translation is not None else pair.draft
+            self.learner = None if draft is None else Learner(draft, self.folder, config.training_config())
             self._growth = Growth(pair, self.folder / "memory.jsonl") if config.remember else None
             self._install_adapter()
         except BaseException:
@@ -190,9 +191,10 @@ class Session:
     def drafters(self) -> dict[str, str]:
         """Return name -> what it is, of everything :meth:`use` takes."""
         kinds = drafter_kinds()
-        named = {name: kind.summary for name, kind in kinds.items()}
+        head = getattr(self.pair, "head_folder", None) is not None
+        named = {name: kind.summary for name, kind in kinds.items() if head or not kind.needs_head}
         adapters = {name: "an installed adapter" for name in installed(self.pair.name) if name != self.config.name}
-        if self.learner is None:
+        if self.pair.draft is None:
             return {ADAPTIVE: "lookup: the pair has no draft", **{n: text for n, text in named.items() if not kinds[n].needs_draft}}
         own = f"this session's adapter, {self._rounds_text()}" if self._has_adapter() else "the plain draft until a round is accepted"
         return {ADAPTIVE: own, **named, ROUTER: "chooses an adapter for each prompt", **adapters}
@@ -251,7 +253,9 @@ class Session:
             HarnessError: nothing to train or to validate on, or no draft.
         """
         if self.learner is None:
-            raise HarnessError(f"pair {self.pair.name!r} has no draft to train", "Name a draft in the pair's YAML.")
+            raise HarnessError(
+                f"pair {self.pair.name!r} has no draft that can learn", "Name one of the target's family in the pair's YAML."
+            )
         api.adapter_bank(self.pair).activate(None)
         try:
             record = self.learner.train(progress=progress)
@@ -319,7 +323,7 @@ class Session:
             return "hybrid" if kind.needs_draft else "lookup"  # until enough was said to make one
         if drafter != ADAPTIVE:
             return drafter
-        if self.learner is None:
+        if self.pair.draft is None:
             return "lookup"
         return self.config.name if self._has_adapter() else "generic"
 

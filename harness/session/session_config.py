@@ -18,7 +18,8 @@ from harness.core.records import Rule
 from harness.core.settings_file import DraftOptions, load_settings
 from harness.core.yamlfile import Seed, Strict, apply_overrides, read_yaml, set_value, validate
 from harness.datasets.spec import DatasetSpec
-from harness.models.naming import pair_name
+from harness.models.head_config import check_head
+from harness.models.naming import find_pair
 
 ADAPTIVE = "adaptive"
 """The plain draft until a training round is accepted, then the session's own adapter."""
@@ -123,7 +124,9 @@ class SessionConfig(Strict):
         Raises:
             HarnessError: unknown pair, drafter or training config.
         """
-        self.check_drafter(pair_name(self.models), self.drafter)
+        pair = find_pair(self.models)
+        self.check_drafter(pair.name, self.drafter)
+        check_head(pair, self.drafter)
         self.training_config()
 
     def check_drafter(self, pair_name: str, drafter: str | None) -> None:

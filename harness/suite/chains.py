@@ -38,7 +38,7 @@ def needed_chains(cells: Sequence[Cell], domains: Sequence[str]) -> dict[Chain, 
     """Chain -> rounds that the cells need; a router needs one adapter of every domain."""
     rounds: dict[Chain, int] = {}
     for cell in cells:
-        if cell.drafter == "adapter":
+        if cell.drafter == "adapter" and not cell.installed:
             chain = chain_of(cell)
             rounds[chain] = max(rounds.get(chain, 1), cell.round or 1)
         elif cell.drafter == "router":

@@ -96,6 +96,8 @@ class Cell:
     """Adaptive training rounds done before this cell; 0 is the untrained draft."""
     recipe: Recipe | None = None
     """How the adapters and the router are made, where the cell needs any."""
+    installed: str | None = None
+    """An adapter of the pair that was there before the run."""
     around: str | None = None
     """The drafter whose draft the adapter, or what the router picks, stands for; None is that draft alone."""
 
@@ -285,6 +287,18 @@ class DomainAdapters(Speculative, Trained, Around):
             yield {**own, "k": k, "rule": self.rule, "timed": timed}
 
 
+class InstalledAdapters(Speculative, Around):
+    """Adapters that are installed for the pair, as `harness adapters list` shows them: nothing is trained."""
+
+    kind: Literal["adapters"]
+    adapters: NonEmpty[Label]
+    """Their names."""
+
+    def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
+        for name, around, k in product(self.adapters, self.outers, self.k):
+            yield {"drafter": "adapter", "installed": name, "around": around, "k": k, "rule": self.rule, "timed": self.timed}
+
+
 class Router(Speculative, Trained, Around):
     """A router that picks the adapter for each prompt."""
 
@@ -385,6 +399,7 @@ AnyExperiment = Annotated[
     | GenericDraft
     | PromptLookup
     | DomainAdapters
+    | InstalledAdapters
     | Router
     | AblationK
     | AblationRank

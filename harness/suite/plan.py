@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
-from harness.core.cell import CellId, RecordKey, Settings, record_key
-from harness.core.records import Record, Sample
+from harness.core.cell import RecordKey, Settings, one_cell
+from harness.core.records import Sample
 from harness.results.store import Manifest
 from harness.suite.chains import adapter_names, chain_of, needed_chains
 from harness.suite.experiments import Cell
@@ -30,13 +31,13 @@ class Job:
     adapter: str | None = None
     """Name of the trained adapter, where the cell has one."""
 
-    @property
+    @cached_property
     def key(self) -> RecordKey:
         """Equals :func:`harness.core.cell.record_key` of the record this job will write."""
         c = self.cell
-        cell = CellId(
-            experiment=c.experiment, domain=c.domain, drafter=c.drafter, adapter=self.adapter, k=c.k, rule=c.rule, loop=c.loop,
-            temperature=c.temperature, method=self.method, lossy=c.lossy, settings=Settings(settings_of(c)),
+        cell = one_cell(
+            c.experiment, c.domain, c.drafter, self.adapter, c.k, c.rule, c.temperature, c.loop, self.method, c.lossy,
+            Settings(settings_of(c)).key,
         )  # fmt: skip
         return RecordKey(cell, self.sample.id, self.seed, self.repeat)
 
@@ -79,6 +80,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
         "rank": cell.rank,
         "round": cell.round,
         "adapter_domain": cell.adapter_domain,
+        "installed": cell.installed,
         "around": cell.around,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -180,8 +182,8 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
     names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.adapters
 
     def adapter(cell: Cell) -> str | None:
-        if cell.drafter != "adapter" or cell.round == 0:
-            return None
+        if cell.drafter != "adapter" or cell.round == 0 or cell.installed:
+            return cell.installed
         name = names[chain_of(cell), cell.round or 1]
         return name if name in facts and facts[name]["hash"] else None
 
@@ -189,14 +191,12 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
     return plan if manifest.measured.race is None else plan.clocking(manifest.measured.race["clocked"])
 
 
-def foreign(plan: Plan, records: Sequence[Record]) -> list[str]:
-    """What in the records the plan does not have, a line each: another cell, prompt, seed or domain."""
+def foreign(plan: Plan, keys: Iterable[RecordKey]) -> list[str]:
+    """Which of the records with these keys the plan does not have, a line each: another cell, prompt, seed or domain."""
     jobs, found = plan.jobs, []
-    for record in records:
-        job = jobs.get(record_key(record))
-        if job is None:
-            cell = f"{record.experiment} {record.drafter or 'target only'} k={record.k}"
-            found.append(
-                f"{record.sample_id} in {cell} ({record.method}, domain {record.domain}, seed {record.seed}) is not of this run's plan"
-            )
+    for key in keys:
+        if key not in jobs:
+            c = key.cell
+            cell = f"{c.experiment} {c.drafter or 'target only'} k={c.k}"
+            found.append(f"{key.sample_id} in {cell} ({c.method}, domain {c.domain}, seed {key.seed}) is not of this run's plan")
     return found

@@ -17,9 +17,11 @@ from pydantic import Field, ValidationError, model_validator
 from harness.core.drafter_kinds import check_needs, needs_memory, needs_parallel
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
+from harness.core.limits import DraftContext
 from harness.core.paths import expand, find_config
+from harness.core.problems import Problem, fail
 from harness.core.terminal import say
-from harness.core.yamlfile import Problem, Seed, Strict, YamlFile, apply_overrides, fail, read_yaml, set_value, validate
+from harness.core.yamlfile import Seed, Strict, YamlFile, apply_overrides, read_yaml, set_value, validate
 from harness.datasets import check_dataset
 from harness.datasets.spec import DatasetSpec
 from harness.datasets.splits import SPLITS
@@ -32,7 +34,7 @@ MAX_CELLS = 5000
 """Most cells that one entry may ask for."""
 
 
-LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race")
+LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race", "draft_context")
 """Keys that suites have not always had: at their default they leave the hash as it was, and with it the references of the gate."""
 LATER_PROMPT_KEYS = ("name", "config", "part", "prompt", "reference", "turns")
 """The same for keys of a domain."""
@@ -51,6 +53,8 @@ class Suite(Strict):
     """Seed of sampling, training and generated datasets."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
     """Longest answer per prompt."""
+    draft_context: DraftContext | None = None
+    """Of a longer prompt a draft reads only so many of its last tokens. Answers stay the target's. None is what the pair says."""
     prompts: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Prompts of every domain that has no ``limit`` of its own; None is all."""
     clocked: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -262,6 +266,7 @@ def _cross_check(suite: Suite, file: YamlFile) -> Iterable[Problem]:
 
 def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str], fallback: bool) -> Iterable[Problem]:
     """Yield what the suite names but cannot be read: model pair, datasets of ``domains``, training and router configs."""
+    from harness.models.head_config import check_head
     from harness.models.naming import find_pair
 
     pairs: list[NamedPair] = []
@@ -272,6 +277,7 @@ def _check_references(suite: Suite, file: YamlFile, domains: Sequence[str], fall
     for name in drafters if pairs else ():
         if needs_parallel(name) or all(map(needs_memory, drafters)):  # else a run leaves cells without a memory out
             yield from _try(file, ("experiments",), lambda name=name: check_needs(pairs[0].name, name))
+        yield from _try(file, ("experiments",), lambda name=name: check_head(pairs[0], name))
     for i, entry in enumerate(suite.experiments):
         cells = [cell for cell in entry.cells(list(suite.domains)) if cell.domain in domains]
         if pairs and pairs[0].config.draft is None and not fallback and any(cell.needs_draft for cell in cells):

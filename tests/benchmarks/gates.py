@@ -78,6 +78,11 @@ class Candidates:
                 own, tokens = chances(list(answers.values())), np.array([a.emitted for a in answers.values()])
                 self.cells[key] = (cell.k, tokens, own, lowered(own, tokens, cell.k, drop))
 
+    @property
+    def prompts(self) -> int:
+        """Prompts that every drawn cell has counts of."""
+        return min(len(tokens) for _, tokens, _, _ in self.cells.values())
+
     def gate(self, n: int, seed: int) -> list[Verdict]:
         """The gate between an old and a new run over ``n`` prompts of every domain, drawn with replacement."""
         rng = np.random.default_rng((n, seed))
@@ -113,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--drops", type=int, default=100, help="gates with a worse draft")
     args = parser.parse_args(argv)
     reference = read_reference(args.reference)
-    n = min(len(answers) for answers in reference.cells.values())
     same, worse = Candidates(reference, 0.0), Candidates(reference, DROP)
+    n = same.prompts
     alarms = failures(same, args.gates, n)
     print(f"{alarms:.1%} of {args.gates} gates between equal drafts fail at {n} prompts of a domain (at most {ALPHA:.0%})")
     enough = needed(same, n)

@@ -17,9 +17,9 @@ def test_equal_drafts_pass_and_a_worse_one_is_found() -> None:
     """Counts of the shipped reference, drawn anew: 40 gates between equal drafts, 3 with a draft that lost 3 points."""
     reference = read_reference(REFERENCE)
     same, worse = gates.Candidates(reference, 0.0), gates.Candidates(reference, gates.DROP)
-    assert len(same.cells) == 6
-    assert gates.failures(same, 40, 40) <= 0.1
-    assert gates.failures(worse, 3, gates.needed(same, 40)) == 1.0
+    assert (len(same.cells), same.prompts) == (6, 40)
+    assert gates.failures(same, 40, same.prompts) <= 0.1
+    assert gates.failures(worse, 3, gates.needed(same, same.prompts)) == 1.0
 
 
 def test_lowered_chances_lower_the_rate_by_the_drop() -> None:

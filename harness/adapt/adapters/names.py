@@ -1,4 +1,4 @@
-"""Names a drafter may have: the built-in ones and the adapters installed for a pair. Loads no model."""
+"""Names a drafter may have: the built-in ones and the adapters installed for a pair; and which drafts take adapters. Loads no model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from harness.adapt.adapters.folder import list_adapters
 from harness.core.drafter_kinds import check_needs, drafter_kind, drafter_kinds, find_kind, split_name
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.paths import adapters_root
+from harness.core.protocols import LoadedDraft, LoadedPair
 
 ROUTER = "router"
 """Stands for the drafter that the pair's router chooses for a prompt."""
@@ -27,7 +28,7 @@ def check_around(around: str, inner: str) -> None:
     if not drafter_kind(around).takes_draft or (built_in(inner) and inner != ROUTER and not drafter_kind(inner).inner):
         raise HarnessError(
             f"{around}+{inner} is no drafter",
-            "Write a drafter that runs a draft, +, and an adapter's name, parallel or router, such as hybrid+code.",
+            "Write a drafter that runs a draft, +, and an adapter's name, parallel, head or router, such as hybrid+code.",
         )
 
 
@@ -57,3 +58,19 @@ def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] 
             f"no drafter {drafter!r} for pair {pair_name!r}: {did_you_mean(drafter, known)}",
             "Adapters come from `harness train` and from sessions.",
         )
+
+
+def adaptable(pair: LoadedPair) -> LoadedDraft:
+    """The draft of a pair, to be adapted.
+
+    Raises:
+        HarnessError: the pair has none, or one with another tokenizer: the target's answers are not in its tokens.
+    """
+    if pair.draft is None:
+        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Load it with its draft, or name one in the pair's YAML.")
+    if pair.draft.translation is not None:
+        raise HarnessError(
+            f"the draft of {pair.name!r} has another tokenizer than its target, and adapters learn from the target's tokens",
+            "Choose a draft of the target's family; `harness models suggest TARGET` names one.",
+        )
+    return pair.draft

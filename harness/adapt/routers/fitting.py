@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.adapt.routers.routed import (
     GENERIC,
@@ -31,12 +31,29 @@ from harness.datasets.splits import cluster_labels
 if TYPE_CHECKING:
     import numpy as np
 
+    from harness.answers.collect import Pool
+    from harness.core.records import Trajectory
     from harness.decode.length import Costs
     from harness.results.store import Manifest
     from routing.evaluate import Evaluation
     from routing.intervals import Interval
     from routing.outcomes import OutcomeTable
     from routing.policy import PromptRouter
+
+
+class Crew(Protocol):
+    """Who does the work elsewhere: :class:`harness.run.crew.ClusterCrew`."""
+
+    @property
+    def pool(self) -> Pool:
+        """Answers in batches."""
+
+    def replay(self, folders: Mapping[str, Path], answers: Sequence[Trajectory], k: int) -> Sequence[Any]:
+        """The plain draft and every adapter along the answers."""
+
+    def costs(self, k: int) -> Costs:
+        """Of the plain draft, up to that many tokens."""
+
 
 ROUTER = "router"
 """Name of the trained router in tables."""
@@ -85,6 +102,7 @@ def replay_material(
     max_tokens: int = 256,
     batch: int = 32,
     calibrated: bool = False,
+    crew: Crew | None = None,
 ) -> Material:
     """Collect the target's greedy answers (kept in the cache) and replay the plain draft and every adapter on them.
 
@@ -96,22 +114,29 @@ def replay_material(
         max_tokens: longest answer.
         batch: prompts answered together.
         calibrated: measure the pair's costs too.
+        crew: who answers, replays and measures elsewhere; this process where None.
 
     Raises:
         HarnessError: no draft, no adapters, one of another draft, or a prompt that does not fit.
     """
+    from harness.adapt.adapters.folder import read_info
+    from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, replay_bank
     from harness.answers.collect import collect
     from harness.models.address import answers_folder
 
-    if pair.draft is None:
-        raise HarnessError(f"pair {pair.name!r} has no draft to adapt", "Name a draft in the pair's YAML.")
+    draft = adaptable(pair)
     if not folders:
         raise HarnessError(f"pair {pair.name!r} has no adapters to choose from", "Train some with `harness train`.")
-    bank = AdapterBank(pair.draft, folders)
+    if crew is None:
+        bank = AdapterBank(draft, folders)
+    else:  # an adapter of another draft is refused before anything is answered
+        for folder in folders.values():
+            read_info(Path(folder), draft.hash)
     note(f"collecting the target's answers to {len(samples)} prompts")
-    answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, out=answers_folder(pair)))
-    rows = replay_bank(bank, answers, [k])
+    pool = None if crew is None else crew.pool
+    answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, out=answers_folder(pair), pool=pool))
+    rows = replay_bank(bank, answers, [k]) if crew is None else crew.replay(folders, answers, k)
     facts = [pair.target_hash, k, max_tokens, sorted((s.id, s.prompt) for s in samples)]
     return Material(
         table=(table := outcome_table(rows, samples)),
@@ -120,7 +145,7 @@ def replay_material(
         folders=folders,
         k=k,
         run_id=f"replay-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}",
-        costs=_calibrated(pair, k) if calibrated else None,
+        costs=(_calibrated(pair, k) if crew is None else crew.costs(k)) if calibrated else None,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.adapt.adapters.folder import adapter_folder
+from harness.adapt.adapters.names import adaptable
 from harness.adapt.training.examples import Example, from_stored
 from harness.adapt.training.outcome import TrainProgress
 from harness.adapt.training.rounds import RoundRecord, install, run_rounds
@@ -85,8 +86,7 @@ def train_pair(
     Raises:
         HarnessError: no draft, a leak, no prompts of the domain, or what the trainer refuses.
     """
-    if pair.draft is None:
-        raise HarnessError(f"pair {pair.name!r} has no draft to train", "Name a draft in the pair's YAML.")
+    draft = adaptable(pair)
     train_answers: list[Trajectory] | list[Example]
     if answers is not None:
         prompts, train_answers = _given(pair, prompts, answers, config.adapt.mine)
@@ -108,7 +108,7 @@ def train_pair(
     if config.adapt.mine:
         note(f"replaying the draft over {len(train_answers)} answers, to find where it is wrong")
     records = run_rounds(
-        pair.draft,
+        draft,
         train_answers,
         validation_answers,
         config,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +24,18 @@ from harness.models.mlx_names import mx
 
 FLOAT16_LIMIT = 60_000.0
 """Examples with larger activations are kept in float32."""
+
+
+class Tokens(Protocol):
+    """What states belong to."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(n,) int32, prompt then answer."""
+
+    @property
+    def key(self) -> str:
+        """Hash of the token ids."""
 
 
 class PrefixCache:
@@ -71,7 +83,7 @@ class PrefixCache:
             row[: len(state)] = state
         return out
 
-    def states(self, example: Example) -> np.ndarray:
+    def states(self, example: Tokens) -> np.ndarray:
         """Return (n - 1, dim) states that predict tokens 1..n-1 of the example."""
         path = self.folder / f"{example.key}.npy" if self.folder is not None else None
         found = _read(path, len(example.tokens) - 1) if path is not None else None
@@ -89,7 +101,7 @@ class PrefixCache:
         hidden = embed(self.model, mx.array(tokens[None]))
         return np.array(run_blocks(list(self.model.layers[: self.depth]), hidden)[0].astype(mx.float32))
 
-    def _compute(self, example: Example) -> np.ndarray:
+    def _compute(self, example: Tokens) -> np.ndarray:
         states = self._below(example.tokens[:-1])
         return states if np.abs(states).max() > FLOAT16_LIMIT else states.astype(self.dtype)
 

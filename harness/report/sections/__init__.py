@@ -15,6 +15,7 @@ from harness.report.sections import (
     latency,
     lossless,
     machine,
+    machines,
     prompts,
     quality,
     recommendation,
@@ -62,6 +63,7 @@ SECTIONS: tuple[Section, ...] = (
     adapters,
     latency,
     time,
+    machines,
     machine,
 )
 

@@ -26,8 +26,15 @@ def sentences(run: Run) -> list[str]:
     found = [f"Warning: {text}" for text in measured.warnings]
     found += [f"Warning: {text}." for text in stats.instability(measured.reference_s)]
     found += [f"Warning: {text}." for text in stats.slower_verification(measured.verification)]
+    for name, facts in measured.workers.items():
+        texts = [*stats.instability(facts["reference_s"]), *stats.slower_verification(facts["verification"])]
+        found += [f"Warning: worker {name}: {text}." for text in texts]
     if measured.without_memory:
         found.append(f"Not run: {', '.join(measured.without_memory)}. The pair has no memory yet: `harness memory build`.")
+    if (differs := run.manifest.models.get("translated")) is not None:
+        found.append(f"The draft is translated: it has another tokenizer, and its text is put into the target's tokens ({differs}).")
+    if (most := run.manifest.models.get("draft_context")) is not None:
+        found.append(f"The draft reads the last {most} tokens of a longer prompt.")
     if measured.without_draft is not None:
         found.append(f"Not run: everything that needs a draft model. The target went on alone: {measured.without_draft}.")
     if measured.skipped:

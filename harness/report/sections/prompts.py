@@ -8,7 +8,7 @@ from harness.core.records import Record
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import MISSING, Table, Text, number
-from harness.results.summary import cell_key, counted_apart
+from harness.results.summary import row_cells
 from harness.results.texts import answer_key
 
 TITLE = "Prompts"
@@ -23,9 +23,10 @@ def tables(run: Run) -> list[Table]:
         return []
     prompts = sorted(best.prompts, key=lambda p: (p.speedup is None, p.speedup or 0.0, p.rate or 0.0))[:MOST]
     rows = tuple((p.sample_id, p.domain, number(p.speedup, 2, "x"), number(p.rate), number(p.tau, 2), f"{p.emitted:.0f}") for p in prompts)
-    apart = counted_apart(run.records)
-    records = {r.sample_id: r for r in reversed(run.records) if cell_key(r, apart) == best.cell}
-    plain = {r.sample_id: r for r in reversed(run.records) if r.drafter is None and r.temperature == 0 and r.tokens}
+    own = run.groups.of(row_cells(run.groups)[best.cell], tokens=True)
+    records = {r.sample_id: r for r in reversed(own)}
+    alone = [cell for cell in run.groups.cells if cell.drafter is None and cell.temperature == 0]
+    plain = {r.sample_id: r for r in reversed(run.groups.of(alone, tokens=True)) if r.tokens}
     texts = tuple(_text(run, records[p.sample_id], plain.get(p.sample_id)) for p in prompts)
     title = f"Every prompt: {run.recommendation.best.name}" if run.recommendation.best else TITLE
     return [Table(title, ("prompt", "domain", "speedup", "rate", "tau", "tokens"), rows, 2, texts=texts, open=True)]

@@ -70,12 +70,13 @@ def _main(run: Run) -> list[str]:
 
 def _install(run: Run) -> list[str]:
     """What the command line needs first: a run keeps the adapters and the router that it trains to itself."""
+    use = run.recommendation.use
     suite, pair, domain = (shlex.quote(str(name)) for name in (run.manifest.suite.get("name"), run.models, run.recommendation.scope))
     first = {
         "adapter": f"Train the adapter for use first: harness train {suite} --models {pair} --domain {domain}.",
         "router": f"Train the router for use first: harness train-router {suite} --models {pair}.",
-    }.get(run.recommendation.use.drafter or "")
-    return [first] if first else []
+    }.get(use.drafter or "")
+    return [first] if first and use.adapter not in run.manifest.measured.installed else []
 
 
 def _speed(choice: Choice) -> str:

@@ -31,7 +31,9 @@ def _cost(run: Run) -> list[str]:
 
     Only cells whose replay was timed as a whole count: a process that was killed took its clock with it.
     """
-    written = Counter(r.adapter or r.drafter for r in run.records if r.method == "replay")
+    written: Counter[str | None] = Counter()
+    for cell, n in run.groups.counts.items():
+        written[cell.adapter or cell.drafter] += n if cell.method == "replay" else 0
     checks = [check for check in run.manifest.measured.spot_checks if check.get("replayed", 0) in (0, written[check["drafter"]])]
     seconds = {check["drafter"]: check["replay_s"] for check in checks if "replay_s" in check}
     plain = [r for r in run.rows if r.drafter is None and r.temperature == 0 and r.method == "decode"]

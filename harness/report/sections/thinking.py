@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from harness.core.counts import Counts, total
 from harness.core.records import Record
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import Column, Table, cell_table, number
-from harness.results.summary import ALL, CellRow, cell_key, counted_apart
+from harness.results.summary import ALL, CellRow, row_cells
 from harness.results.thinking import counted_by_part
 
 TITLE = "Thinking and answer"
@@ -19,17 +17,16 @@ TITLE = "Thinking and answer"
 
 def tables(run: Run) -> list[Table]:
     """Counts of both parts, of every cell that drafts; none where no model thought."""
-    if not any(record.thinking for record in run.records):
+    if not run.groups.thinks:
         return []
-    apart, records = counted_apart(run.records), defaultdict[Any, list[Record]](list)
-    for record in run.records:
-        records[cell_key(record, apart)].append(record)
-    counts = {(row.cell, row.domain): _parts(row, records[row.cell]) for row in run.shown if row.drafter is not None}
+    cells = row_cells(run.groups)
+    drafted = [row for row in run.shown if row.drafter is not None]
+    counts = {(row.cell, row.domain): _parts(row, run.groups.of(cells[row.cell])) for row in drafted}
     columns: list[Column] = [("thinking tokens", lambda r: f"{counts[r.cell, r.domain][0].emitted:.0f}")]
     for i, part in enumerate(("thinking", "answer")):
         columns.append((f"rate, {part}", lambda r, i=i: number(counts[r.cell, r.domain][i].rate)))  # type: ignore[misc]
         columns.append((f"tau, {part}", lambda r, i=i: number(counts[r.cell, r.domain][i].tau, 2)))  # type: ignore[misc]
-    return [cell_table(TITLE, [row for row in run.shown if (row.cell, row.domain) in counts], columns)]
+    return [cell_table(TITLE, drafted, columns)]
 
 
 def _parts(row: CellRow, records: Sequence[Record]) -> tuple[Counts, Counts]:

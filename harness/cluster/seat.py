@@ -1,0 +1,158 @@
+"""The worker's side: one thread that computes, the pair it keeps loaded, and the one function that tasks go through."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from hmac import compare_digest
+from typing import Any, TypeVar
+
+from distributed import WorkerPlugin, get_worker
+
+from harness.cluster import files
+from harness.cluster.address import TOKEN, token, versions
+from harness.cluster.pairs import PairSpec, load_spec
+from harness.core import machine
+from harness.core.errors import HarnessError
+
+T = TypeVar("T")
+
+NAME = "harness"
+"""Of the plugin."""
+_COMPUTING = ThreadPoolExecutor(1, "computing")
+"""The one thread of a process that touches models: mlx keeps its streams, and OpenMP its pool, by thread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What became of a task."""
+
+    worker: str
+    address: str
+    machine: str
+    """Kind of machine, :attr:`Seat.machine`."""
+    value: Any = None
+    """What the function returned."""
+    error: tuple[str, str] | None = None
+    """Problem and advice of a :class:`harness.core.errors.HarnessError`."""
+    lacking: tuple[str, ...] = ()
+    """SHA-256 of files that the task needs and this worker lacks."""
+
+
+class Seat(WorkerPlugin):
+    """What a worker process keeps between tasks.
+
+    Args:
+        threads: threads of its models, where they were set.
+    """
+
+    name = NAME
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+        self.worker = ""
+        """Its name, while a task runs."""
+        self._kept: dict[str, Any] = {}
+
+    def setup(self, worker: Any) -> None:
+        """Called by Dask where the worker starts: a Ctrl-C in the client's terminal is the client's to handle."""
+        if worker.nanny and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What decides its clocks."""
+        from harness.models.blas import blas_name, mx
+
+        own = machine.machine_facts()
+        threads = self.threads or int(os.environ.get("OMP_NUM_THREADS", "0")) or own["threads"]
+        return {**own, "threads": threads, "device": str(mx.default_device()), "blas": blas_name()}
+
+    @property
+    def machine(self) -> str:
+        """Kind of machine: those of one kind share clocks."""
+        facts = self.facts
+        return f"{facts['processor']}, {facts['threads']} threads, {facts['device']}, {facts['blas']}"
+
+    def keep(self, key: str, make: Callable[[], T]) -> T:
+        """What is kept under ``key``, made on first use."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
+
+    def pair(self, spec: PairSpec) -> Any:
+        """The pair, loaded on first use; another one that is loaded makes room for it."""
+        if f"pair {spec}" not in self._kept:
+            self._kept.clear()
+        return self.keep(f"pair {spec}", lambda: load_spec(spec))
+
+
+def seat() -> Seat:
+    """The seat of the task that runs on this thread.
+
+    Raises:
+        HarnessError: the worker was not started by the harness.
+    """
+    found = getattr(_TASK, "seat", None)
+    if found is None:
+        raise HarnessError("this worker was not started by the harness", "Start it with `harness worker`.")
+    assert isinstance(found, Seat)
+    return found
+
+
+_TASK = threading.local()
+
+
+def perform(name: str, packed: bytes, word: str) -> Reply:
+    """What every task runs: one of the harness's own functions, on the thread that computes.
+
+    Args:
+        name: ``module:function`` of the harness.
+        packed: pickled arguments, and files by SHA-256 that this worker lacked before.
+        word: the client's token.
+    """
+    worker = get_worker()
+    own = worker.plugins.get(NAME)
+    if not isinstance(own, Seat):
+        problem = (f"worker {worker.name} was not started by the harness", "Start it with `harness worker`.")
+        return Reply(worker=str(worker.name), address=worker.address, machine="", error=problem)
+    return _COMPUTING.submit(_seated, own, worker, name, packed, word).result()
+
+
+def _seated(own: Seat, worker: Any, name: str, packed: bytes, word: str) -> Reply:
+    own.worker, _TASK.seat = str(worker.name), own
+    at = {"worker": own.worker, "address": worker.address}
+    try:
+        if not compare_digest(word.encode(), token().encode()):
+            raise HarnessError("the token is another one", f"Set {TOKEN} to the same word on all machines.")
+        function = _function(name)
+        call, sent = pickle.loads(packed)
+        files.keep(sent)
+        return Reply(**at, machine=own.machine, value=function(*call))
+    except files.LackingError as error:
+        return Reply(**at, machine=own.machine, lacking=error.hashes)
+    except HarnessError as error:
+        return Reply(**at, machine="", error=(f"worker {own.worker}: {error.problem}", error.advice))
+    finally:
+        _TASK.seat = None
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    if not module.startswith("harness."):
+        raise HarnessError(f"{name} is no function of the harness", "Use the harness as the client.")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def hello() -> dict[str, str]:
+    """The versions of this process, for a client that asks who may join."""
+    return versions()

@@ -1,0 +1,301 @@
+"""Records as Parquet beside records.jsonl: what a large run is read from, a cell at a time and without what nobody asks for.
+
+The lines stay the record of what happened. ``records.parquet`` is made from them, says of how many bytes of them and with which hash,
+and is used where that fits; it is sorted into groups of rows of one cell each, whose values need not be stored with every row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from harness.core.cell import CellId, RecordKey, from_key, record_key
+from harness.core.errors import HarnessError
+from harness.core.files import open_regular, reading, replacing, sha256, typed
+from harness.core.records import Record
+from harness.results.groups import LARGE, Groups
+from harness.results.record_lines import decode_line
+from harness.results.store import (
+    RECORDS,
+    Manifest,
+    check_seal,
+    damaged,
+    nothing_yet,
+    read_listed,
+    read_manifest,
+    repeated,
+    to_record,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PACKED = "records.parquet"
+LAYOUT = 1
+"""Version of the file; another one is made again."""
+WAITING = 20_000
+"""Records that wait for others of their cell while packing."""
+ADVICE = "Delete the file: it is made again from records.jsonl."
+_ALIKE = ("experiment", "method", "loop", "domain", "drafter", "k", "rule", "temperature", "lossy", "settings")
+"""Fields that all records of a cell share."""
+_TEXTS = ("sample_id", "adapter", "finish", "choice")
+_WHOLE = ("seed", "repeat", "prompt_tokens", "rounds", "drafted", "accepted", "rejected", "emitted", "thinking", "near_ties")
+_SECONDS = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "wall_s")
+_LISTS = {"accept_lengths": "int16", "draft_lengths": "int16", "draft_times_s": "float64", "verify_times_s": "float64", "tokens": "int64"}
+
+
+def pack(folder: Path) -> int:
+    """Write ``records.parquet`` of a run, in bounded memory; return how many records it holds.
+
+    Raises:
+        HarnessError: as :func:`harness.results.store.read_records`, or the folder cannot be written.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        with replacing(folder / PACKED) as part, pq.ParquetWriter(part, _schema(), compression="zstd", write_page_checksum=True) as writer:
+            facts = _Packing(writer).all_of(folder)
+            writer.add_key_value_metadata({"harness": json.dumps(facts)})
+    except OSError as error:
+        raise HarnessError(f"cannot write {folder / PACKED}: {error.strerror or error}", "Free some space.") from error
+    return int(facts["records"])
+
+
+class _Packing:
+    """Records on their way into groups of rows of one cell each."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._cells: dict[CellId, int] = {}
+        self._waiting: dict[CellId, list[tuple[int, Record]]] = {}
+        self._groups: list[int] = []
+
+    def all_of(self, folder: Path) -> dict[str, Any]:
+        """Check and write every whole line of a run; return what the file says of itself."""
+        manifest, path = read_manifest(folder), folder / RECORDS
+        digest, size, held, seen = hashlib.sha256(), 0, 0, set[RecordKey]()
+        for number, line in enumerate(_whole_lines(path), start=1):
+            row = decode_line(line[:-1], f"{path} line {number}")
+            if row is None:
+                raise damaged(path, [number], manifest)
+            record = to_record(row, f"{path} line {number}")
+            key = record_key(record)
+            if key in seen:
+                raise repeated(path, number)
+            seen.add(key)
+            digest.update(line)
+            size += len(line)
+            self._cells.setdefault(key.cell, len(self._cells))
+            self._waiting.setdefault(key.cell, []).append((number - 1, record))
+            held += 1
+            if held == WAITING:
+                held -= self._write(max(self._waiting, key=lambda cell: len(self._waiting[cell])))
+        for cell in list(self._waiting):
+            self._write(cell)
+        check_seal(manifest, path, len(seen), digest.hexdigest())
+        facts = {"layout": LAYOUT, "records": len(seen), "bytes": size, "sha256": digest.hexdigest()}
+        return {**facts, "groups": self._groups, "cells": [cell.key for cell in self._cells]}
+
+    def _write(self, cell: CellId) -> int:
+        rows = self._waiting.pop(cell)
+        self._writer.write_table(_table(rows))
+        self._groups.append(self._cells[cell])
+        return len(rows)
+
+
+def open_run(folder: Path) -> tuple[Manifest, Groups]:
+    """Manifest and records of a run that has any; a large one is packed first.
+
+    Raises:
+        HarnessError: as :func:`harness.results.store.read_records`, or there is no record yet.
+    """
+    manifest = read_manifest(folder)
+    groups = read_groups(folder)
+    if not groups.counts:
+        raise nothing_yet(manifest)
+    return manifest, groups
+
+
+def read_groups(folder: Path) -> Groups:
+    """The records of a run, by cell.
+
+    Raises:
+        HarnessError: as :func:`harness.results.store.read_records`.
+    """
+    packed = Packed.open(folder)
+    if packed is None and count_lines(folder / RECORDS) >= LARGE:
+        pack(folder)
+        packed = Packed.open(folder)
+    return read_listed(folder) if packed is None else packed
+
+
+def count_lines(path: Path) -> int:
+    """Lines of a file that may be large; 0 where there is none."""
+    if not os.path.lexists(path):
+        return 0
+    with open_regular(path) as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """Lines with their newline; what stands behind the last one is left out."""
+    with open_regular(path) as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+class Packed(Groups):
+    """The records of a run, read from ``records.parquet``. Use :meth:`open`."""
+
+    def __init__(self, file: Any, facts: Mapping[str, Any]) -> None:
+        self._file = file
+        self._cells = [from_key(key) for key in facts["cells"]]
+        self._parts: dict[CellId, list[int]] = {cell: [] for cell in self._cells}
+        for group, cell in enumerate(facts["groups"]):
+            self._parts[self._cells[cell]].append(group)
+        self._texts: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Packed | None:
+        """The packed records of a run; None where there are none, or they are not those of ``records.jsonl`` as it is now.
+
+        Raises:
+            HarnessError: the file is damaged, or the run has ended and these are not the records it ended with.
+        """
+        import pyarrow.parquet as pq
+
+        path, lines = folder / PACKED, folder / RECORDS
+        if not path.is_file() or not lines.is_file():
+            return None
+        with reading(path, advice=ADVICE):
+            file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+            facts = json.loads(file.metadata.metadata[b"harness"])
+        if facts["layout"] != LAYOUT or facts["bytes"] != lines.stat().st_size or facts["sha256"] != sha256(lines):
+            return None
+        check_seal(read_manifest(folder), lines, facts["records"], facts["sha256"])
+        return cls(file, facts)
+
+    @cached_property
+    def counts(self) -> dict[CellId, int]:
+        rows = self._file.metadata
+        return {cell: sum(rows.row_group(part).num_rows for part in parts) for cell, parts in self._parts.items()}
+
+    @cached_property
+    def thinks(self) -> bool:
+        import pyarrow.compute as pc
+
+        parts = range(self._file.num_row_groups)
+        return any(pc.any(pc.greater(self._read([part], ["thinking"])["thinking"], 0)).as_py() for part in parts)
+
+    def of(self, cells: Iterable[CellId], *, tokens: bool = False) -> list[Record]:
+        names = [name for name in _schema().names if tokens or name != "tokens"]
+        found: list[tuple[int, Record]] = []
+        for cell in dict.fromkeys(cells):
+            alike = {name: getattr(cell, name) for name in _ALIKE}
+            for part in self._parts[cell]:
+                found += self._records(self._read([part], names), alike)
+        found.sort(key=lambda item: item[0])
+        return [record for _, record in found]
+
+    def samples(self, cells: Iterable[CellId]) -> list[str]:
+        import numpy as np
+
+        parts = [part for cell in dict.fromkeys(cells) for part in self._parts[cell]]
+        if not parts:
+            return []
+        table = self._read(parts, ["at", "sample_id"])
+        order = np.argsort(table["at"].to_numpy(), kind="stable")
+        return list(dict.fromkeys(table["sample_id"].take(order).to_pylist()))
+
+    def keys(self) -> Iterator[RecordKey]:
+        for cell, parts in self._parts.items():
+            if parts:
+                table = self._read(parts, ["sample_id", "seed", "repeat"])
+                for sample, seed, repeat in zip(*(table[name].to_pylist() for name in ("sample_id", "seed", "repeat")), strict=True):
+                    yield RecordKey(cell, self._texts.setdefault(sample, sample), seed, repeat)
+
+    def _read(self, parts: Sequence[int], names: Sequence[str]) -> pa.Table:
+        with reading(PACKED, advice=ADVICE):
+            return self._file.read_row_groups(parts, columns=list(names), use_threads=False)
+
+    def _records(self, table: pa.Table, alike: Mapping[str, Any]) -> Iterator[tuple[int, Record]]:
+        columns = {name: _values(name, table[name].combine_chunks()) for name in table.column_names}
+        columns["sample_id"] = [self._texts.setdefault(sample, sample) for sample in columns["sample_id"]]
+        nested, places = columns.pop("nested"), columns.pop("at")
+        names = list(columns)
+        for at, own, *values in zip(places, nested, *columns.values(), strict=True):
+            yield at, Record(**alike, **dict(zip(names, values, strict=True)), **(_unpacked(own) if own else {}))
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {"int16": pa.int16(), "int64": pa.int64(), "float64": pa.float64()}
+    fields: dict[str, Any] = {"at": pa.int64()} | dict.fromkeys(_TEXTS, pa.string()) | dict.fromkeys(_WHOLE, pa.int64())
+    fields |= dict.fromkeys(_SECONDS, pa.float64()) | {"compared": pa.bool_()}
+    fields |= {name: pa.list_(kinds[kind]) for name, kind in _LISTS.items()} | {"sources": pa.list_(pa.string()), "nested": pa.string()}
+    return pa.schema(fields)
+
+
+def _table(rows: Sequence[tuple[int, Record]]) -> pa.Table:
+    import pyarrow as pa
+
+    schema = _schema()
+    columns: dict[str, Any] = {name: [getattr(record, name) for _, record in rows] for name in schema.names if name not in ("at", "nested")}
+    columns["at"] = [at for at, _ in rows]
+    columns["nested"] = [_nested(record) for _, record in rows]
+    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
+
+
+def _nested(record: Record) -> str | None:
+    """What few records have, as JSON; None where there is nothing."""
+    found = {name: value for name, default in _rare().items() if (value := getattr(record, name)) != default}
+    return json.dumps(found, default=dataclasses.asdict) if found else None
+
+
+def _unpacked(text: str) -> dict[str, Any]:
+    kinds = _kinds()
+    found = json.loads(text).items()
+    return {n: typed(kinds[n], value, PACKED, advice=ADVICE) if isinstance(value, dict | list) else value for n, value in found}
+
+
+@cache
+def _rare() -> dict[str, Any]:
+    """Fields of a record without a column, with their defaults."""
+    known = {*_ALIKE, *_schema().names, "schema_version"}
+    return {f.name: f.default for f in dataclasses.fields(Record) if f.name not in known}
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(Record, include_extras=True)
+
+
+def _values(name: str, column: Any) -> list[Any]:
+    """The values of a column as a record has them: tuples, and one object for equal texts."""
+    if name in _TEXTS:
+        return _texts(column)
+    if name not in _LISTS and name != "sources":
+        found: list[Any] = column.to_pylist()
+        return found
+    flat = column.flatten()
+    items = _texts(flat) if name == "sources" else flat.to_numpy(zero_copy_only=False).tolist()
+    lengths = column.value_lengths().to_pylist()
+    rows, start = [], 0
+    for length in lengths:
+        rows.append(None if length is None else tuple(items[start : start + length]))
+        start += length or 0
+    return rows
+
+
+def _texts(column: Any) -> list[str | None]:
+    coded = column.dictionary_encode()
+    known = [*coded.dictionary.to_pylist(), None]
+    return [known[-1 if i is None else i] for i in coded.indices.to_pylist()]

@@ -1,0 +1,128 @@
+"""Records as Parquet say what the lines say, and are used only where they do."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import big_run
+import pytest
+from test_store import make_record
+
+from harness.core.cell import cell_of, record_key
+from harness.core.errors import HarnessError
+from harness.core.records import Divergence, Load, Profile, Record, Score, Try
+from harness.report import load_run, report_texts
+from harness.results import groups as grouping
+from harness.results import packed
+from harness.results.packed import PACKED, Packed, open_run, pack, read_groups
+from harness.results.store import RunStore, read_manifest, read_records
+from harness.results.summary import summarise
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made up run of a few thousand records, packed in small groups."""
+    folder = tmp_path_factory.mktemp("large") / "results" / "run"
+    big_run.write_run(folder, 1000, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "WAITING", 400)
+        pack(folder)
+    return folder
+
+
+def test_every_record_comes_back(large: Path) -> None:
+    """All fields, in the order of the file, for single cells and for all; tokens where they are asked for."""
+    records, groups = read_records(large), Packed.open(large)
+    assert groups is not None
+    assert groups.of(groups.cells, tokens=True) == records
+    assert len(groups) == len(records) == 1000
+    for cell in groups.cells[::7]:
+        own = [dataclasses.replace(r, tokens=None) for r in records if cell_of(r) == cell]
+        assert groups.of([cell]) == own
+        assert groups.samples([cell]) == list(dict.fromkeys(r.sample_id for r in own))
+    assert groups.cells == list(dict.fromkeys(map(cell_of, records)))
+    assert sorted(groups.keys(), key=str) == sorted(map(record_key, records), key=str)
+
+
+def test_reports_are_the_same(large: Path) -> None:
+    """Summary and every file of the report, from the lines and from Parquet."""
+    manifest, groups = open_run(large)
+    assert isinstance(groups, Packed)
+    ours, theirs = load_run(large), summarise(read_records(large), manifest.measured.calibration)
+    assert list(ours.rows) == theirs
+    texts = report_texts(ours)
+    (large / PACKED).rename(large / "aside")
+    try:
+        assert report_texts(load_run(large)) == texts
+    finally:
+        (large / "aside").rename(large / PACKED)
+
+
+def unusual() -> list[Record]:
+    """Records with everything that few records have."""
+    nested = {
+        "score": Score(metric="exact_match", status="passed", value=1.0, details={"expected": 3, "found": "3", "x": 0.5}),
+        "profile": Profile(draft_s=0.1, verify_s=0.2, sync_s=0.0, host_s=0.3), "load": Load(average=1.5, pressure=None, steal=0.0),
+        "tries": (Try(wall_s=2.0, expected_s=1.0, load=Load(average=3.0)), Try(wall_s=3.0, expected_s=1.0)), "thinking": 3,
+        "choice": "code", "settings": {"layers": 4, "lenience": 1.5, "around": "hybrid"},
+    }  # fmt: skip
+    first = make_record(0, **nested)
+    parted = make_record(1, compared=True, divergence=Divergence(position=0, gap=0.25, kind="tie"))
+    return [first, parted, make_record(2, drafter="router", adapter="code", k="auto"), make_record(4, temperature=1.0, seed=7, repeat=2)]
+
+
+def test_what_few_records_have_comes_back_too(tmp_path: Path) -> None:
+    """Scores, profiles, loads, tries, differences, settings, adapters and thinking."""
+    from test_store import make_manifest
+
+    with RunStore.create(tmp_path / "run", make_manifest()) as store:
+        store.extend(unusual())
+    assert pack(tmp_path / "run") == 4
+    groups = read_groups(tmp_path / "run")
+    assert isinstance(groups, Packed)
+    assert groups.of(groups.cells, tokens=True) == read_records(tmp_path / "run") == unusual()
+    assert groups.thinks
+
+
+def test_a_run_that_went_on_is_read_from_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet of fewer records is not used; a large run is packed again, and resuming it reads keys alone of what was replayed."""
+    folder = tmp_path / "run"
+    plan = big_run.write_run(folder, 300, 1)
+    pack(folder)
+    with RunStore.resume(folder, read_groups) as store:
+        assert all(key in store for key in plan.jobs)
+        store.append(dataclasses.replace(store.records[-1], sample_id="new"))
+    assert Packed.open(folder) is None
+    assert len(read_groups(folder)) == len(plan.jobs) + 1
+    monkeypatch.setattr(packed, "LARGE", 100)
+    groups = read_groups(folder)
+    assert isinstance(groups, Packed)
+    assert len(groups) == len(plan.jobs) + 1
+    monkeypatch.setattr("harness.results.store.LARGE", 100)
+    with RunStore.resume(folder, read_groups) as store:
+        assert len(store) == len(plan.jobs) + 1
+        assert {record.method for record in store.records} == {"decode", "answer"}
+    assert grouping.LARGE == 100_000
+
+
+def test_a_damaged_file_is_not_believed(large: Path, tmp_path: Path) -> None:
+    """A flipped bit in a page is noticed, and a changed line makes the file another run's."""
+    import pyarrow.parquet as pq
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in large.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    group = pq.read_metadata(folder / PACKED).row_group(0)
+    counts = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "accepted")
+    content = bytearray((folder / PACKED).read_bytes())
+    content[(counts.dictionary_page_offset or counts.data_page_offset) + counts.total_compressed_size - 1] ^= 1
+    (folder / PACKED).write_bytes(content)
+    with pytest.raises(HarnessError, match="cannot read"):
+        load_run(folder)
+    (folder / "records.jsonl").write_bytes((large / "records.jsonl").read_bytes().replace(b"code/1", b"code/2", 1))
+    assert Packed.open(folder) is None
+    with pytest.raises(HarnessError, match="checksum of line"):
+        pack(folder)
+    assert read_manifest(folder).finished
