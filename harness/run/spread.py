@@ -223,11 +223,6 @@ def _parts(group: Sequence[Job]) -> Iterator[list[Job]]:
         yield [job for jobs in prompts[at : at + REPLAY_PROMPTS] for job in jobs]
 
 
-def _costs_of(facts: Mapping[str, Any]) -> Costs:
-    """Costs from what a calibration says of itself."""
-    return Costs(c=facts["c"], v=tuple(facts["v"]), once=facts.get("once", 0.0))
-
-
 def _costs(context: Context, jobs: Sequence[Job]) -> dict[str, Any]:
     """Costs that the jobs' ``auto`` goes by."""
     cells = [job.cell for job in jobs if job.cell.k == "auto"]
