@@ -403,6 +403,9 @@ def test_tables(tmp_path: Path) -> None:
             ("p/x", rows[0]["question"], {"answer": "1"}),
             ("p/1", rows[1]["question"], {"answer": "2"}),
         ]
+    parquet.write_table(pyarrow.table({"prompt": ["x"], "reference": pyarrow.array([b"\xff"], pyarrow.binary())}), tmp_path / "odd.parquet")
+    with pytest.raises(HarnessError, match="row 1: the reference answer is bytes, not text"):
+        local(tmp_path / "odd.parquet")
     talk = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}, {"role": "user", "content": "[three]"}]
     with (tmp_path / "talk.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["messages"], [json.dumps(talk)], ["[no JSON] just text"]])
@@ -445,6 +448,13 @@ def test_a_dataset_of_the_hub_by_name_and_column(tmp_path: Path) -> None:
     assert [(s.id, s.domain, s.reference) for s in some] == [("hf/data/0", "mine", {"answer": "0"}), ("hf/data/1", "mine", {"answer": "1"})]
     with pytest.raises(HarnessError, match=r"row 1: the key 'prompt' is missing \(it has question, label\)"):
         load_samples(DatasetSpec(**{**common, "prompt": None}))
+    (tmp_path / "none").mkdir()
+    for content in (None, "{"):
+        if content is not None:
+            (tmp_path / "none" / "train.jsonl").write_text(content)
+        with pytest.raises(HarnessError, match="cannot read the data files in") as caught:
+            load_samples(DatasetSpec(**{**common, "name": str(tmp_path / "none")}))
+        assert "network" not in str(caught.value)
     with pytest.raises(HarnessError, match="cannot load org/none from the hub"):
         load_samples(DatasetSpec(**{**common, "name": "org/none"}), offline=True)
     with pytest.raises(HarnessError, match="there is no folder"):

@@ -284,7 +284,7 @@ def test_targets_of_other_families(family: str) -> None:
         assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "cohere"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "cohere", "hunyuan"])
 def test_taps_hand_out_what_the_first_layers_give(family: str) -> None:
     """The logits stay the target's bit for bit; the state after n blocks, normed, is what the body over its first n blocks gives."""
     model, tokens = tiny_model(family), mx.array([[3, 9, 5, 1, 60, 2]])

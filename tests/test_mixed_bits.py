@@ -53,7 +53,7 @@ def write_mixed(folder: Path, *, noise: float = 0.0) -> Any:
 def test_a_pair_of_mixed_folders(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Target and draft are what was stored; drafting, replay, a smaller head, adapters and fusing give the target's answers."""
     loaded = pair_module.load_weights
-    monkeypatch.setattr(pair_module, "load_weights", lambda folder, _, role, shards=None: loaded(folder, dtype, role, shards))
+    monkeypatch.setattr(pair_module, "load_weights", lambda folder, _, *more, **how: loaded(folder, dtype, *more, **how))
     models = [write_mixed(tmp_path / name, noise=noise) for name, noise in (("target", 0.0), ("draft", 0.05))]
     pair = pair_module.load_pair(f"{tmp_path}/target+{tmp_path}/draft")
     assert pair.draft is not None

@@ -198,13 +198,13 @@ def test_both_rules_keep_the_targets_distribution(rule: str) -> None:
     pair = ToyPair(target, toy_draft(near_copy(target, 0.3, 2, vocab=vocab)))
     drafter = ParallelDrafter(with_masks(pair.draft, random_masks(pair.draft.model, 2, size=0.2), 1.0))
     counts, second = np.zeros(vocab**3), 0
-    for i in range(500):
+    for i in range(300):
         g = generate(pair, [2, 3], drafter=drafter, k=2, rule=rule, max_tokens=3, seed=i, **settings)
         a, b, c = g.tokens
         counts[(a * vocab + b) * vocab + c] += 1
         second += g.accept_lengths[0] == 2
     assert chi_square(counts, exact_answers(target, [2, 3], Sampling(**settings), vocab)) > 1e-4
-    assert second > 15
+    assert second > 8
 
 
 def test_sampled_replay_knows_what_each_mask_would_say() -> None:

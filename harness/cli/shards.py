@@ -105,9 +105,9 @@ def one_of_several() -> None:
 
 
 def free_ports(n: int) -> int:
-    """The first of ``n`` ports in a row that nobody listens on."""
+    """The first of ``n`` ports in a row that nobody listens on, below those that systems give to outgoing connections."""
     while True:
-        start = random.randrange(20000, 60000)
+        start = random.randrange(10000, 32000)
         if all(map(_is_free, range(start, start + n))):
             return start
 

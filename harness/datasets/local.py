@@ -85,6 +85,8 @@ def problem_of(row: Mapping[str, Any], *, spec: DatasetSpec, domain: str | None)
         return str(error)
     if spec.reference and spec.reference not in row:
         return f"the key {spec.reference!r} is missing (it has {', '.join(row)})"
+    if isinstance(row.get(spec.reference or "reference"), bytes):
+        return "the reference answer is bytes, not text"
     answer = (_reference(row.get(spec.reference or "reference")) or {}).get("answer")
     if (domain or row.get("domain")) != "math" or answer is None or parse_number(answer) is not None:
         return None

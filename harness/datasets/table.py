@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -27,18 +28,24 @@ def from_hub(repository: str, config: str | None, split: str, *, offline: bool) 
     """Return one split of a hub dataset, cached on disk after the first call.
 
     Raises:
-        HarnessError: not reachable, or not cached when ``offline``.
+        HarnessError: not reachable, not cached when ``offline``, or a local folder without readable data.
     """
     library = _library()
     try:
         with _hub_switched_off() if offline else nullcontext():
             return library.load_dataset(repository, config, split=split, cache_dir=str(cache_dir() / "datasets"))
     except Exception as error:  # the library wraps network, cache and format errors in many types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if os.path.isdir(repository):
+            problem = f"cannot read the data files in {repository}: {_first_line(error.__cause__ or error)}"
+            raise HarnessError(problem, "Give a folder of JSONL, CSV or Parquet files, or one such file with `path:`.") from error
         raise HarnessError(
-            f"cannot load {repository} from the hub: {reason}",
+            f"cannot load {repository} from the hub: {_first_line(error)}",
             "Check the network, or give a local JSONL file with `path:`, or use dataset wordproblems, which needs no network.",
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

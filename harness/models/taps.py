@@ -49,8 +49,9 @@ class Tapped:
         kind, found = type(layer), self._found
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            found[place] = kind.__call__(self, *args, **kwargs)
-            return found[place]
+            given = kind.__call__(self, *args, **kwargs)
+            found[place] = given[0] if isinstance(given, tuple) else given  # some blocks hand on more than the states
+            return given
 
         tap = copy.copy(layer)
         tap.__class__ = type(f"Tapped{kind.__name__}", (kind,), {"__call__": call})

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -260,6 +260,7 @@ def _nested(record: Record) -> str | None:
     return json.dumps(found, default=dataclasses.asdict) if found else None
 
 
+@lru_cache(maxsize=1024)
 def _unpacked(text: str) -> dict[str, Any]:
     kinds = _kinds()
     found = json.loads(text).items()

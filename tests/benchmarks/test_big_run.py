@@ -11,7 +11,7 @@ from test_store import make_record
 
 from harness.core.cell import cell_of, record_key
 from harness.core.errors import HarnessError
-from harness.core.records import Divergence, Load, Profile, Record, Score, Try
+from harness.core.records import Divergence, Load, Place, Profile, Record, Score, Try
 from harness.report import load_run, report_texts
 from harness.results import groups as grouping
 from harness.results import packed
@@ -65,7 +65,8 @@ def unusual() -> list[Record]:
         "score": Score(metric="exact_match", status="passed", value=1.0, details={"expected": 3, "found": "3", "x": 0.5}),
         "profile": Profile(draft_s=0.1, verify_s=0.2, sync_s=0.0, host_s=0.3), "load": Load(average=1.5, pressure=None, steal=0.0),
         "tries": (Try(wall_s=2.0, expected_s=1.0, load=Load(average=3.0)), Try(wall_s=3.0, expected_s=1.0)), "thinking": 3,
-        "choice": "code", "settings": {"layers": 4, "lenience": 1.5, "around": "hybrid"},
+        "choice": "code", "settings": {"layers": 4, "lenience": 1.5, "around": "hybrid"}, "reused_tokens": 5,
+        "place": Place(worker="w", machine="m"),
     }  # fmt: skip
     first = make_record(0, **nested)
     parted = make_record(1, compared=True, divergence=Divergence(position=0, gap=0.25, kind="tie"))
@@ -73,7 +74,7 @@ def unusual() -> list[Record]:
 
 
 def test_what_few_records_have_comes_back_too(tmp_path: Path) -> None:
-    """Scores, profiles, loads, tries, differences, settings, adapters and thinking."""
+    """Scores, profiles, loads, tries, differences, settings, adapters, thinking, and where it was made."""
     from test_store import make_manifest
 
     with RunStore.create(tmp_path / "run", make_manifest()) as store:
