@@ -271,6 +271,22 @@ def test_kinds_of_machine_keep_their_clocks_apart(world: Path, alone: Path) -> N
     assert "clocks are not" in machines.sentences(loaded)[0]
 
 
+def test_a_lost_worker_loses_nothing(world: Path, tmp_path: Path) -> None:
+    """It goes without a word while it works: its batch is done again, by a worker that joins late."""
+    name = str(world / "pair/tiny.yaml")
+    pair, how = load_pair(name, draft=False), dict[str, Any](max_tokens=12, batch=2, top_k=4)
+    expected = list(collect(pair, SAMPLES, **how))
+    with Cluster("local:1", processes=False) as cluster:
+        own = cluster._own
+        answers = collect(pair, SAMPLES, out=tmp_path, pool=ClusterPool(cluster, spec_of(pair, name)), **how)
+        found = [next(answers)]
+        own.sync(own.scheduler.remove_worker, *own.scheduler.workers, stimulus_id="lost", close=True)
+        own.scale(2)
+        assert [*found, *answers] == expected
+        assert len(cluster.seen) == 2
+
+
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(world: Path, tmp_path: Path) -> None:
     """SIGKILL while it works: its batch is done again by the process that takes its place."""
     pair, name = load_pair(str(world / "pair/tiny.yaml"), draft=False), str(world / "pair/tiny.yaml")

@@ -27,6 +27,8 @@ WAIT_S = 120.0
 """Seconds until a worker must be there."""
 RECONNECT_S = 600.0
 """Seconds that a scheduler may be gone."""
+AGAIN_S = 45.0
+"""Seconds without any worker of this machine after which they are started anew."""
 LOOK_S = 5.0
 """Seconds between two looks at who is there."""
 POLL_S = 0.01
@@ -145,6 +147,9 @@ class Cluster:
                         sent[number] = _read(reply.lacking, sources or {})
                 if able:
                     alone_since = time.monotonic()
+                elif self._own is not None and time.monotonic() - alone_since > AGAIN_S:
+                    alone_since = time.monotonic()
+                    self._start_again()
                 elif time.monotonic() - alone_since > RECONNECT_S:
                     raise HarnessError(f"no worker{f' of the kind {only}' if only else ''} is left at {self.address.text}", _ADVICE)
                 if not ended:
@@ -232,6 +237,13 @@ class Cluster:
         self._client = self._connect(RECONNECT_S)
         self._looked = 0.0
         self._wait_for_workers(RECONNECT_S)
+
+    def _start_again(self) -> None:
+        """Start the workers of this machine anew: where a process was killed, starting the next one may have failed too."""
+        assert self._own is not None
+        note("no worker is left; starting them again")
+        self._own.scale(0)
+        self._own.scale(self.address.workers)
 
     def _wait_for_workers(self, timeout_s: float, *, strict: bool = False) -> None:
         """Until one is there; ``strict`` gives up at once where all that are there are refused."""

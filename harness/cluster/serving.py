@@ -7,14 +7,23 @@ import logging
 import os
 import signal
 import socket
+import time
+from typing import TYPE_CHECKING
 
 from harness.cluster.address import Address, badge
 from harness.cluster.certificates import certificates
 from harness.core.errors import HarnessError
 from harness.core.progress import note
 
+if TYPE_CHECKING:
+    from distributed import Nanny
+
 AGAIN_S = 2.0
 """Seconds until the next try to join."""
+LOOK_S = 5.0
+"""Seconds between two looks at the process."""
+ALONE_S = 45.0
+"""Seconds without a process after which everything is started anew."""
 
 
 def serve(address: Address, *, processes: int, threads: int | None, name: str | None, insecure: bool = False) -> None:
@@ -77,9 +86,7 @@ async def _one(address: Address, name: str, threads: int, ended: asyncio.Event) 
             )
             note(f"worker {name} works for {address.text}")
             waiting = False
-            finished, stopped = asyncio.create_task(nanny.finished()), asyncio.create_task(ended.wait())
-            await asyncio.wait({finished, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
+            await _works(nanny, ended)
         except (OSError, TimeoutError, asyncio.TimeoutError, RuntimeError):
             pass
         finally:
@@ -90,3 +97,17 @@ async def _one(address: Address, name: str, threads: int, ended: asyncio.Event) 
                 note(f"worker {name} waits for {address.text}")
             waiting = True
             await asyncio.sleep(AGAIN_S)
+
+
+async def _works(nanny: Nanny, ended: asyncio.Event) -> None:
+    """Until the nanny ends, is asked to, or has had no process for a while: where one was killed, starting the next may fail too."""
+    over = {asyncio.create_task(nanny.finished()), asyncio.create_task(ended.wait())}
+    seen = time.monotonic()
+    while time.monotonic() - seen < ALONE_S:
+        done, _ = await asyncio.wait(over, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            break
+        if nanny.process is not None and nanny.process.is_alive():
+            seen = time.monotonic()
+    for task in over:
+        task.cancel()
