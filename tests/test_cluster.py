@@ -62,8 +62,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def workers(world: Path) -> Iterator[Cluster]:
-    """Two workers in this process."""
+def workers(alone: Path) -> Iterator[Cluster]:
+    """Two workers in this process, once it has decoded itself: constants of modules must be computed on the thread that imported them."""
     with Cluster("local:2", processes=False) as cluster:
         yield cluster
 

@@ -81,6 +81,7 @@ async def _one(address: Address, name: str, threads: int, ended: asyncio.Event) 
                 memory_limit=0,
                 resources={badge(): 1},
                 plugins=(Seat(threads),),
+                silence_logs=logging.CRITICAL,
                 env=dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), str(threads)),
                 security=certificates(address, "worker"),
             )
