@@ -78,3 +78,21 @@ def test_a_served_conversation_on_a_real_model(tmp_path: Path) -> None:
             assert messages[-1]["content"] == generate(session.pair, messages[:-1], drafter=None, max_tokens=12).text
         assert turns[0][1] == 0
         assert turns[1][1] >= len(session.pair.encode(turns[0][0][:1]))
+
+
+@pytest.mark.real
+def test_a_folder_and_a_gguf_file_alone(tmp_path: Path) -> None:
+    """What the project itself exports is a model by its path, without any file of its own: the same answer from all three."""
+    from harness import generate, load_pair
+
+    ask = {"max_tokens": 12, "drafter": "lookup"}
+    own = generate(load_pair("smollm2", draft=False), "List the days of the week.", **ask)
+    for form, name in (("mlx", "folder"), ("gguf", "file")):
+        line = ["export", "smollm2", "--part", "target", "--to", form, "--dtype", "float32", "--out", str(tmp_path / name)]
+        with forks.started(forks.command, line) as running:
+            assert running.ends(600)
+        assert running.process.exitcode == 0
+    for path in (tmp_path / "folder", next((tmp_path / "file").glob("*.gguf"))):
+        pair = load_pair(str(path))
+        assert pair.eos_token_ids == {0, 2}
+        assert generate(pair, "List the days of the week.", **ask).tokens == own.tokens
