@@ -218,19 +218,23 @@ def make_cut(root: Path) -> None:
     np.save(root / "vocab.npy", np.array(VOCAB))
 
 
+def put_checksum_right(config: Path, weights: Path) -> None:
+    """Let a mutated config name the weights that lie beside it, where it still names any."""
+    try:
+        data = json.loads(config.read_bytes())
+    except ValueError:
+        return
+    if isinstance(data, dict) and data.get("sha256"):
+        config.write_text(json.dumps({**data, "sha256": files.sha256(weights)}))
+
+
 def read_cut_folder(root: Path) -> None:
     """Load it for its target, its checksum put right so that what lies behind it is reached."""
     from harness.answers.torch_llama import load_llama
     from harness.distill.fit import read_vocab_ids
     from harness.models.cut import load_cut
 
-    weights, config = root / "cut/draft.safetensors", root / "cut/config.json"
-    try:
-        data = json.loads(config.read_bytes())
-    except ValueError:
-        data = None
-    if isinstance(data, dict) and data.get("sha256"):
-        config.write_text(json.dumps({**data, "sha256": files.sha256(weights)}))
+    put_checksum_right(root / "cut/config.json", root / "cut/draft.safetensors")
     draft = load_cut(root / "cut", load_weights(ModelFolder(root / "target", "t"), "float32", "target")[0])
     mx.eval(draft.proposer[0](mx.array([[1, 2]])))
     read_vocab_ids(root / "vocab.npy", 96)
@@ -255,13 +259,7 @@ def read_head_folder(root: Path) -> None:
     from harness.decode.head import HeadDrafter
     from harness.models.reading_head import load_head
 
-    weights, config = root / "head/head.safetensors", root / "head/config.json"
-    try:
-        data = json.loads(config.read_bytes())
-    except ValueError:
-        data = None
-    if isinstance(data, dict) and data.get("sha256"):
-        config.write_text(json.dumps({**data, "sha256": files.sha256(weights)}))
+    put_checksum_right(root / "head/config.json", root / "head/head.safetensors")
     pair = ToyPair(load_weights(ModelFolder(root / "target", "t"), "float32", "target")[0])
     generate(pair, [1, 2], drafter=HeadDrafter(load_head(root / "head", pair.target, "t")), k=2, max_tokens=4)
 

@@ -218,14 +218,22 @@ class ModelDrafter:
 
     def _draw_all(self, state: CachedModel, feed: mx.array, request: Request) -> Proposal:
         """The proposals behind ``feed``, what the cache lacks of the context."""
-        tokens, logqs, logits, confidences = [], [], [], []
-        keys = mx.random.split(request.key, request.k) if request.key is not None else [None] * request.k
-        for i in range(request.k):
+
+        def following(last: mx.array | None) -> mx.array:
             state.mark()
-            row = state.forward(feed)[-1:]  # (1, draft vocab)
-            token, logq = self._draw(row, request, keys[i])
-            feed = token if self.token_map is None else self.token_map[token]
-            tokens.append(feed)
+            return state.forward(feed if last is None else last)[-1:]
+
+        return self._one_by_one(following, request)
+
+    def _one_by_one(self, following: Callable[[mx.array | None], mx.array], request: Request) -> Proposal:
+        """Proposals from logits (1, draft vocab) that ``following`` gives behind the last proposal, and behind the context for None."""
+        tokens: list[mx.array] = []
+        logqs, logits, confidences = [], [], []
+        keys = mx.random.split(request.key, request.k) if request.key is not None else [None] * request.k
+        for key in keys:
+            row = following(tokens[-1] if tokens else None)
+            token, logq = self._draw(row, request, key)
+            tokens.append(token if self.token_map is None else self.token_map[token])
             logqs.append(logq)
             logits.append(row)
             if request.keep_going is not None:
@@ -233,7 +241,7 @@ class ModelDrafter:
                 if not request.keep_going(tuple(confidences)):
                     break
             else:
-                mx.async_eval(feed)
+                mx.async_eval(tokens[-1])
         return Proposal(
             tokens=mx.concatenate(tokens),
             logq=mx.concatenate(logqs) if request.with_logq else None,

@@ -19,7 +19,7 @@ from harness.decode.drafters import Drafter, ModelDrafter, Proposal, Request
 from harness.decode.head_chains import Chains, chains, stands
 from harness.decode.length import Costs, make_policy
 from harness.decode.replay import ReplayRow, expected_row, row_of, target_logprobs
-from harness.decode.sampling import Sampling, log_softmax
+from harness.decode.sampling import Sampling
 from harness.decode.simulate import simulate_policy, simulate_runs
 from harness.decode.target_states import KnownStates, ReadTarget, States, read_answers
 from harness.models.blas import ints, mx
@@ -98,30 +98,14 @@ class HeadDrafter(ModelDrafter):
         self._settle(state, context, true)
         for token in context[true + len(self._guessed) :]:
             self._guess(state, mx.array([token], dtype=mx.int32))
-        tokens: list[mx.array] = []
-        logqs, logits, confidences = [], [], []
-        keys = mx.random.split(request.key, request.k) if request.key is not None else [None] * request.k
-        for i in range(request.k):
-            if i:
-                self._guess(state, tokens[-1])
-            row = state.model.head_logits(self._inner.norm(self._own[-1]))  # (1, draft vocab)
-            token, logq = self._draw(row, request, keys[i])
-            tokens.append(token if self.token_map is None else self.token_map[token])
-            logqs.append(logq)
-            logits.append(row)
-            if request.keep_going is not None:
-                confidences.append(mx.exp(log_softmax(row)[0, token[0]]).item())
-                if not request.keep_going(tuple(confidences)):
-                    break
-            else:
-                mx.async_eval(tokens[-1])
-        return Proposal(
-            tokens=mx.concatenate(tokens),
-            logq=mx.concatenate(logqs) if request.with_logq else None,
-            token_map=self.token_map,
-            logits=mx.concatenate(logits) if request.with_logits else None,
-            confidences=tuple(confidences),
-        )
+
+        def following(last: mx.array | None) -> mx.array:
+            if last is not None:
+                self._guess(state, last)
+            logits: mx.array = state.model.head_logits(self._inner.norm(self._own[-1]))
+            return logits
+
+        return self._one_by_one(following, request)
 
     def _settle(self, state: CachedModel, context: list[int], true: int) -> None:
         """Make the entries of all ``true`` emitted tokens from the target's states; keep those of guesses that still stand behind them."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,17 +12,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.adapt.adapters.folder import AdapterInfo
+from harness.adapt.adapters.folder import AdapterInfo, weights_hash
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import Acceptance, DomainCounts, gain, of_domain, pool
 from harness.adapt.training.checkpoint import Checkpoint
 from harness.adapt.training.examples import Example, data_hash, epoch_batches
 from harness.adapt.training.loop import Training, learning_rate
-from harness.adapt.training.outcome import Evaluation, TrainProgress, TrainResult
+from harness.adapt.training.outcome import Enough, Evaluation, TrainProgress, TrainResult
 from harness.adapt.training_config import TrainingConfig
 from harness.core.machine import utc_now
 from harness.core.protocols import LoadedDraft
 from harness.models.mlx_names import mx, optim, tree_flatten, tree_unflatten
+
+
+def fingerprint_of(
+    draft: LoadedDraft,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    config: TrainingConfig,
+    domain: str | None,
+    start: Path | None,
+) -> str:
+    """Hash of everything that decides a run: a checkpoint of another one is not taken up."""
+    begun = weights_hash(start) if start is not None else ""
+    parts = [data_hash(train), data_hash(held_out), draft.hash, config.model_dump_json(), domain, begun]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class Judged(Training):
@@ -71,6 +88,15 @@ class Judged(Training):
     @abstractmethod
     def put(self, weights: dict[str, mx.array]) -> None:
         """Go on from these weights."""
+
+    def carried_out(self, before: DomainCounts | None, left_out: int) -> TrainResult:
+        """Go on from the checkpoint, where there is one, to the end; ``before`` is the start's acceptance, measured when None."""
+        self.restore()
+        if not self.evaluations:
+            self.judge(before) if before else self.evaluate()
+        with contextlib.suppress(Enough):
+            self.loop()
+        return self.result(left_out)
 
     def group(self) -> list[list[Example]]:
         """Examples of this update: ``accumulate`` batches of the epoch's order."""

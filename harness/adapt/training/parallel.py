@@ -6,9 +6,6 @@ each token, and the best of them by the acceptance that replay measures on valid
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt.adapters.folder import read_info, weights_hash, write_parallel
+from harness.adapt.adapters.folder import read_info, write_parallel
 from harness.adapt.adapters.surface import adapted_layers, lora_keys
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import Acceptance, DomainCounts
-from harness.adapt.training.examples import Example, data_hash
-from harness.adapt.training.judged import Judged
+from harness.adapt.training.examples import Example
+from harness.adapt.training.judged import Judged, fingerprint_of
 from harness.adapt.training.material import Material, as_examples, check_examples
-from harness.adapt.training.outcome import Enough, TrainProgress, TrainResult
+from harness.adapt.training.outcome import TrainProgress, TrainResult
 from harness.adapt.training.parallel_step import Lesson, ParallelStep, plan_groups
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
@@ -67,19 +64,13 @@ def train_parallel(
     train = [example for example in train if len(example.answer) > 1]
     held_out, _ = as_examples(draft, validation, config)
     check_examples(train, held_out, domain, config.stop)
-    parts = [data_hash(train), data_hash(held_out), draft.hash, config.model_dump_json(), domain, weights_hash(start) if start else ""]
-    fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    fingerprint = fingerprint_of(draft, train, held_out, config, domain, start)
     if not resume:
         (out / checkpoints.FILE).unlink(missing_ok=True)
     run = ParallelRun(draft, train, held_out, config, domain, out, fingerprint, progress)
     if start is not None:
         run.put(_started(start, draft, config.lora.scale, run.weights()))
-    run.restore()
-    if not run.evaluations:
-        run.judge(before) if before else run.evaluate()
-    with contextlib.suppress(Enough):
-        run.loop()
-    result = run.result(left_out)
+    result = run.carried_out(before, left_out)
     if result.accepted:
         write_parallel(out, run.best, config.lora.scale, run.info(name or out.name, result))
     (out / checkpoints.FILE).unlink(missing_ok=True)

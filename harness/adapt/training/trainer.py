@@ -6,25 +6,22 @@ output head runs on answer positions alone. Both leave the gradients as they are
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from harness.adapt.adapters.folder import load_into, read_info, read_lora, weights_hash, write_adapter
+from harness.adapt.adapters.folder import load_into, read_info, read_lora, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached, check_surface, head
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import DomainCounts
-from harness.adapt.training.examples import Batch, Example, data_hash, make_batch
+from harness.adapt.training.examples import Batch, Example, make_batch
 from harness.adapt.training.hidden import prefix_cache
-from harness.adapt.training.judged import Judged
+from harness.adapt.training.judged import Judged, fingerprint_of
 from harness.adapt.training.losses import logit_rows, weighted_loss
 from harness.adapt.training.material import Material, as_examples, check_examples, inverse_ids
 from harness.adapt.training.measure import acceptance, output_hidden
-from harness.adapt.training.outcome import Enough, TrainProgress, TrainResult
+from harness.adapt.training.outcome import TrainProgress, TrainResult
 from harness.adapt.training.torch_step import TorchStep, torch_step
 from harness.adapt.training_config import LoraConfig, TrainingConfig
 from harness.core.errors import HarnessError
@@ -71,8 +68,7 @@ def train_adapter(
     held_out, _ = as_examples(draft, validation, config)
     check_examples(train, held_out, domain, config.stop)
     check_surface(draft.model)
-    parts = [data_hash(train), data_hash(held_out), draft.hash, config.model_dump_json(), domain, _start_hash(start)]
-    fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    fingerprint = fingerprint_of(draft, train, held_out, config, domain, start)
     if not resume:
         (out / checkpoints.FILE).unlink(missing_ok=True)
     mx.random.seed(config.optim.seed)
@@ -81,12 +77,7 @@ def train_adapter(
         if start is not None:
             _load_start(draft, start, config.lora)
         run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint, in_torch, progress)
-        run.restore()
-        if not run.evaluations:
-            run.judge(before) if before else run.evaluate()
-        with contextlib.suppress(Enough):
-            run.loop()
-        result = run.result(left_out)
+        result = run.carried_out(before, left_out)
         if result.accepted:
             write_adapter(out, run.best, config.lora, adapted_layers(draft.model, config.lora), run.info(name or out.name, result))
     (out / checkpoints.FILE).unlink(missing_ok=True)
@@ -185,7 +176,3 @@ def _load_start(draft: LoadedDraft, start: Path, lora: LoraConfig) -> None:
             "Start from an adapter of the same shape, or from the draft.",
         )
     load_into(draft.model, weights, start)
-
-
-def _start_hash(start: Path | None) -> str:
-    return weights_hash(start) if start is not None else ""
