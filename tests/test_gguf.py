@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tiny import SPECIALS, TEMPLATE, tiny_config, tiny_weights
 
 from harness.core.errors import HarnessError
-from harness.models.gguf import convert, unpermute
+from harness.models.gguf import convert, converted_bytes, unpermute
 
 _NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -110,6 +110,7 @@ def test_quantised_weights_equal_the_blocks_float32_value(tmp_path: Path, quant:
     weights = write_gguf(tmp_path / "m.gguf", quant=quant)
     convert(tmp_path / "m.gguf", tmp_path / "out")
     converted = load_file(tmp_path / "out" / "model.safetensors")
+    assert converted_bytes(tmp_path / "m.gguf") == sum(w.nbytes for w in converted.values())
     kind = gguf.GGMLQuantizationType[quant]
     up = weights["model.layers.0.mlp.up_proj.weight"]
     assert np.array_equal(converted["model.layers.0.mlp.up_proj.weight"], gguf.quants.dequantize(gguf.quants.quantize(up, kind), kind))

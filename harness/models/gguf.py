@@ -79,6 +79,15 @@ def convert(gguf_path: Path, folder: Path, progress: Callable[[int, int], None] 
         write_safetensors(folder / "model.safetensors", plan, progress)
 
 
+def converted_bytes(gguf_path: Path) -> int:
+    """Bytes of the float32 weights that :func:`convert` writes, at most (a second copy of a tied matrix is left out there).
+
+    Raises:
+        HarnessError: not a GGUF file.
+    """
+    return sum(4 * math.prod(tensor.shape) for tensor in read_gguf(gguf_path).tensors.values())
+
+
 def write_description(gguf_path: Path, folder: Path) -> None:
     """Write the model's configuration and tokenizer alone, as :func:`convert` does; its tensors are not read.
 

@@ -18,7 +18,7 @@ from harness.core.lock import wait_for_lock
 from harness.core.paths import cache_dir
 from harness.models.digest import RECORD, hash_folder
 from harness.models.fetching import show_progress
-from harness.models.gguf import convert, write_description
+from harness.models.gguf import convert, converted_bytes, write_description
 from harness.models.naming import find_model, find_pair
 from harness.models.pair_config import (
     CutSource,
@@ -248,7 +248,7 @@ def _convert_once(gguf: Path, sha256: str, progress: Progress) -> ModelFolder:
         final = _converted(sha256)
         unfinished = final.with_name(final.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        check_free_space(final.parent, 8 * gguf.stat().st_size)
+        check_free_space(final.parent, converted_bytes(gguf))
         progress("converting to float32", 0, None)
         try:
             convert(gguf, unfinished, lambda done, total: progress("converting to float32", done, total))

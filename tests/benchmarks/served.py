@@ -28,22 +28,21 @@ CLIENTS = 8
 SENTENCE = "The ferry leaves the harbour at dawn and comes back with the evening tide. "
 
 
-def ask(server: Server, messages: Any, tokens: int, **extra: Any) -> tuple[str, Any, float]:
+def connected(server: Server) -> OpenAI:
+    """A client of a server; making one takes tens of milliseconds, so it is made before a clock starts."""
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=3600)
+
+
+def ask(client: OpenAI, model: str, messages: Any, tokens: int, **extra: Any) -> tuple[str, Any, float]:
     """A streamed answer: its text, its usage, and seconds to its first token as the client sees them."""
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=3600) as client:
-        began, first, text, usage = time.perf_counter(), 0.0, "", None
-        stream = client.chat.completions.create(
-            model=server.worker.session.pair.name,
-            messages=messages,
-            max_tokens=tokens,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body=extra,
-        )
-        for chunk in stream:
-            first = first or time.perf_counter() - began
-            text += "".join(choice.delta.content or "" for choice in chunk.choices)
-            usage = chunk.usage or usage
+    began, first, text, usage = time.perf_counter(), 0.0, "", None
+    stream = client.chat.completions.create(
+        model=model, messages=messages, max_tokens=tokens, stream=True, stream_options={"include_usage": True}, extra_body=extra
+    )
+    for chunk in stream:
+        first = first or time.perf_counter() - began
+        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+        usage = chunk.usage or usage
     return text, usage, first
 
 
@@ -87,7 +86,7 @@ def overhead(server: Server, prompts: list[str], tokens: int) -> float:
     session = server.worker.session
     other = Server(Worker(session))
     shares = []
-    with other.listening():
+    with other.listening(), connected(other) as client:
         for prompt in prompts:
             began = time.perf_counter()
             own = api.generate(session.pair, prompt, k=session.k, max_tokens=tokens)
@@ -95,9 +94,8 @@ def overhead(server: Server, prompts: list[str], tokens: int) -> float:
 
             def work(prompt: str = prompt) -> tuple[Any, float]:
                 start = time.perf_counter()
-                return ask(other, [{"role": "user", "content": prompt}], tokens, drafter="generic", reuse=False)[
-                    1
-                ], time.perf_counter() - start
+                usage = ask(client, session.pair.name, [{"role": "user", "content": prompt}], tokens, drafter="generic", reuse=False)[1]
+                return usage, time.perf_counter() - start
 
             usage, seconds = decoding(other, work)
             shares.append(seconds / usage.completion_tokens / direct - 1)
@@ -106,9 +104,10 @@ def overhead(server: Server, prompts: list[str], tokens: int) -> float:
 
 def served(server: Server, prompts: list[str], tokens: int) -> list[str]:
     """Answers to all prompts, most of them asked before a SIGTERM and the last ones waiting when it comes."""
-    with ThreadPoolExecutor(CLIENTS) as pool:
+    model = server.worker.session.pair.name
+    with ThreadPoolExecutor(CLIENTS) as pool, connected(server) as client:
         asked = [
-            pool.submit(ask, server, [{"role": "user", "content": prompt}], tokens, user=str(i % CLIENTS))
+            pool.submit(ask, client, model, [{"role": "user", "content": prompt}], tokens, user=str(i % CLIENTS))
             for i, prompt in enumerate(prompts)
         ]
 
@@ -129,17 +128,17 @@ def served(server: Server, prompts: list[str], tokens: int) -> list[str]:
 def long_conversation(server: Server, text: str, tokens: int) -> None:
     """Two turns: the second reads only what is new."""
 
-    def talk() -> list[tuple[Any, float]]:
+    def talk(client: OpenAI) -> list[tuple[Any, float]]:
         messages: list[dict[str, str]] = [{"role": "user", "content": f"{text}\nWhen does the ferry leave?"}]
         turns = []
         for _ in range(2):
-            answer, usage, first = ask(server, messages, tokens)
+            answer, usage, first = ask(client, server.worker.session.pair.name, messages, tokens)
             turns.append((usage, first))
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And when does it come back?"}]
         return turns
 
-    with server.listening():
-        (one, first), (two, second) = decoding(server, talk)
+    with server.listening(), connected(server) as client:
+        (one, first), (two, second) = decoding(server, lambda: talk(client))
     reused = two.prompt_tokens_details.cached_tokens
     print(f"first token of turn 1, {one.prompt_tokens} tokens, after {first:.2f} s")
     print(f"first token of turn 2, {two.prompt_tokens} tokens of which {reused} were kept, after {second:.2f} s")
