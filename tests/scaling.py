@@ -12,12 +12,10 @@ import numpy as np
 
 PROMPTS, DRAFTERS, TOKENS = 1_000_000, 20, 96
 """Prompts, ways of drafting that are replayed along their answers, and the tokens of an answer."""
-ADAPTED = 4
-"""Of the drafters those whose adapters have to be trained before."""
 CHAINS, CHAIN_TOKENS = 12, 3_000_000
 """Chains of training, each a sequence, and the tokens of one: a million, three times."""
-BATCH = 512
-"""Answers per task."""
+ANSWERS, REPLAYED = 32, 512
+"""Prompts that a task answers, and answers that a task replays with one drafter."""
 SCHEDULER_S = 0.001
 """Seconds that a scheduler takes per task, which Dask's documentation gives as its order."""
 WRITER_S = 1e-4
@@ -62,39 +60,33 @@ class Outcome:
 
 
 def simulate(kind: Kind, machines: int, seed: int = 0) -> Outcome:
-    """Answers, then replays of each batch, chains of training from the start, one scheduler and one writer."""
+    """As a run goes: chains of training, then answers, then replays; one scheduler, and one writer beside the work."""
     rng = np.random.default_rng(seed)
-    batches = PROMPTS // BATCH
-    answer_s, replay_s, chain_s = BATCH * TOKENS / kind.answer_tokens_s, BATCH * kind.replay_s, CHAIN_TOKENS / kind.train_tokens_s
     speed = np.where(np.arange(machines) < round(SLOW * machines), SLOWER, 1.0)
-    free = [(0.0, i) for i in range(machines)]
-    dispatched = 0.0
-
-    def run(seconds: float, factor: float, ready: float = 0.0) -> float:
-        nonlocal dispatched
-        dispatched += SCHEDULER_S
-        at, machine = heapq.heappop(free)
-        end = max(at, ready, dispatched) + seconds * factor * speed[machine]
-        heapq.heappush(free, (end, machine))
-        return float(end)
-
-    draws = iter(np.exp(rng.normal(0, SPREAD, CHAINS + batches * (1 + DRAFTERS))).tolist())
-    trained = max(run(chain_s, next(draws)) for _ in range(CHAINS))
-    answered = [run(answer_s, next(draws)) for _ in range(batches)]
-    plain = [run(replay_s, next(draws), ready) for _ in range(DRAFTERS - ADAPTED) for ready in answered]
-    adapted = [run(replay_s, next(draws), max(ready, trained)) for _ in range(ADAPTED) for ready in answered]
-    ends = np.sort(np.array([*answered, *plain, *adapted]))
-    written = np.arange(len(ends)) * (BATCH * WRITER_S)
-    wall_s = float((ends - written).max() + written[-1] + BATCH * WRITER_S)
-    busy_s = CHAINS * chain_s + batches * (answer_s + DRAFTERS * replay_s)
+    stages = {
+        "train": (CHAINS, CHAIN_TOKENS / kind.train_tokens_s, 0),
+        "answer": (PROMPTS // ANSWERS, ANSWERS * TOKENS / kind.answer_tokens_s, ANSWERS),
+        "replay": (DRAFTERS * PROMPTS // REPLAYED, REPLAYED * kind.replay_s, REPLAYED),
+    }
+    now = 0.0
+    for tasks, seconds, records in stages.values():
+        began, free, ends = now, [(now, i) for i in range(machines)], []
+        for number, factor in enumerate(np.exp(rng.normal(0, SPREAD, tasks)).tolist()):
+            at, machine = heapq.heappop(free)
+            ends.append(max(at, began + number * SCHEDULER_S) + seconds * factor * float(speed[machine]))
+            heapq.heappush(free, (ends[-1], machine))
+        for end in sorted(ends):
+            now = max(now, end) + records * WRITER_S
+    busy_s = sum(tasks * seconds for tasks, seconds, _ in stages.values())
+    written = sum(tasks * records for tasks, _, records in stages.values())
     floors = {
         "machines": busy_s / machines,
-        "the writer": len(ends) * BATCH * WRITER_S,
-        "the scheduler": len(ends) * SCHEDULER_S,
-        "a chain of training": chain_s,
+        "the writer": written * WRITER_S,
+        "the scheduler": sum(tasks for tasks, *_ in stages.values()) * SCHEDULER_S,
+        "a chain of training": stages["train"][1],
     }
     limit = max(floors, key=lambda name: floors[name])
-    return Outcome(wall_s=wall_s, busy_s=busy_s, limit=limit)
+    return Outcome(wall_s=now, busy_s=busy_s, limit=limit)
 
 
 def table() -> str:

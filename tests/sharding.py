@@ -52,14 +52,15 @@ def main(models: str, parts: int, out: Path, job: dict[str, Any]) -> None:
 
 
 def _found(split: Any, whole: Any, job: dict[str, Any]) -> dict[str, Any]:
-    tokens = job["max_tokens"]
+    tokens, ways = job["max_tokens"], WAYS[: job.get("ways")]
     prompts = [split.encode(f"{text} {i}") for i, text in enumerate(job["prompts"])]
     different: list[dict[str, Any]] = []
     decoded = 0
     for i, prompt in enumerate(prompts):
+        ks = [*job["ks"][i % len(job["ks"]) :], *job["ks"]][: job.get("ks_each", len(job["ks"]))]
         for drafter in (None, *job["drafters"]):
-            for k in job["ks"] if drafter else job["ks"][:1]:
-                for way in WAYS if drafter else WAYS[:2]:
+            for k in ks if drafter else ks[:1]:
+                for way in ways if drafter else ways[:2]:
                     ours, theirs = (generate(pair, prompt, drafter=drafter, k=k, max_tokens=tokens, **way) for pair in (split, whole))
                     decoded += 1
                     if (ours.tokens, ours.accept_lengths, ours.draft_lengths) != (

@@ -1,9 +1,8 @@
-"""Work on a cluster: the results of one process, each once, whatever becomes of workers and scheduler; and who may not work."""
+"""Work on a cluster: the results of one process, each once, whatever becomes of workers and scheduler."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import os
 import random
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,20 +28,19 @@ from tiny import write_pair
 from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.adapt.training.rounds import Known, read_rounds
 from harness.answers.collect import Batch, collect, shard_names
-from harness.cluster import files
-from harness.cluster.address import Address, read_address
 from harness.cluster.answering import ClusterPool, rollouts
 from harness.cluster.client import Cluster
-from harness.cluster.pairs import load_spec, spec_of
-from harness.cluster.seat import Seat
-from harness.cluster.serving import serve
+from harness.cluster.pairs import check_room, load_spec, spec_of
+from harness.cluster.seat import Seat, seat
 from harness.core.errors import HarnessError
 from harness.core.records import Record, Sample
 from harness.models.pair import load_pair
+from harness.models.size import loaded_bytes
 from harness.report import load_run
 from harness.report.sections import machines
 from harness.report.verify import verify
 from harness.results.store import read_manifest, read_records
+from harness.run import remote
 from harness.run.chain_task import ChainTask
 from harness.run.crew import ClusterCrew
 from harness.run.runner import reports_folder, run_suite
@@ -85,28 +84,6 @@ def run(root: Path, name: str, cluster: Cluster | None = None, *, report: bool =
 def bare(folder: Path) -> list[Record]:
     """Records of a run without clocks and places."""
     return [dataclasses.replace(r, place=None) for r in without_times(read_records(folder))]
-
-
-@pytest.mark.parametrize("text", ["", "local", "local:0", "host:8786", "tcp://host", "tcp://host:99999", "http://host:80", "tcp://a b:80"])
-def test_what_is_no_cluster_is_refused(text: str) -> None:
-    """A typing error must not start or wait for anything."""
-    with pytest.raises(HarnessError, match="names no cluster"):
-        read_address(text)
-
-
-LOOPBACK = {"local:2": True, "tcp://127.0.0.1:1": True, "tls://[::1]:1": True, "tcp://localhost:1": True, "tcp://10.0.0.1:1": False}
-
-
-@pytest.mark.parametrize(("text", "loopback"), [*LOOPBACK.items(), ("tcp://a.org:1", False)])
-def test_only_this_machine_is_loopback(text: str, loopback: bool) -> None:
-    """What decides whether certificates are asked for."""
-    assert read_address(text).loopback is loopback
-
-
-def test_a_worker_wants_certificates_from_elsewhere() -> None:
-    """Whoever reaches the port can run programs: nobody should open it by mistake."""
-    with pytest.raises(HarnessError, match="is another machine and not encrypted"):
-        serve(Address(text="tcp://10.0.0.1:8786", workers=None), processes=1, threads=1, name=None)
 
 
 def test_a_run_on_workers_is_the_run_of_one_process(world: Path, workers: Cluster, alone: Path) -> None:
@@ -198,57 +175,11 @@ def test_other_models_and_models_without_room_are_refused(world: Path, workers: 
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000, total=1000))
     with pytest.raises(HarnessError, match=r"take 0.0 GB, 0.0 GB of memory are free"):
         load_spec(spec)
-
-
-def test_only_functions_of_the_harness_run(workers: Cluster) -> None:
-    """What a harness client sends by mistake does not run."""
-    with pytest.raises(HarnessError, match="getcwd is no function of the harness"):
-        workers.all(os.getcwd, [()])
-
-
-def test_another_token_is_refused(workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client of somebody else's workers is told so."""
-    monkeypatch.setattr(workers, "_word", "other")
-    with pytest.raises(HarnessError, match="the token is another one"):
-        workers.all(files.keep, [({},)])
-
-
-def test_workers_with_other_versions_are_refused(workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would give other numbers: they are named, with both versions, and get no work."""
-    from harness.cluster import client
-
-    here = client.versions()
-    monkeypatch.setattr(client, "versions", lambda: {**here, "mlx": "0.1"})
-    monkeypatch.setattr(client, "badge", lambda: "harness-other")
-    with pytest.raises(HarnessError, match=rf"worker \d at .* has mlx {here['mlx']}, here it is 0.1"):
-        Cluster(Address(text=workers._own.scheduler_address, workers=None))
-
-
-def test_files_are_kept_by_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker asks for what it lacks, takes nothing else, and notices a file that was changed."""
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "a.txt").write_bytes(b"a")
-    sources: dict[str, Path] = {}
-    folder = files.described(source, sources)
-    ((_, digest),) = folder
-    assert sources == {digest: source / "a.txt"}
-    with pytest.raises(files.LackingError) as lacking:
-        files.unpacked(folder)
-    assert lacking.value.hashes == (digest,)
-    with pytest.raises(HarnessError, match="is not the one with SHA-256"):
-        files.keep({digest: b"b"})
-    files.keep({digest: b"a"})
-    assert (files.unpacked(folder) / "a.txt").read_bytes() == b"a"
-    files.kept(digest).write_bytes(b"changed")
-    (files.unpacked(folder) / "a.txt").write_bytes(b"changed too")
-    with pytest.raises(files.LackingError):
-        files.unpacked(folder)
-    outside = hashlib.sha256(b"c").hexdigest()
-    files.keep({outside: b"c"})
-    with pytest.raises(HarnessError, match="no plain file name"):
-        files.unpacked((("../c", outside),))
+    need = 2 * loaded_bytes(world / "pair/target")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1.5 * need, total=1000))
+    check_room(spec)
+    with pytest.raises(HarnessError, match=r"take 2 times 0.0 GB"):
+        workers.spec_of(load_pair(str(world / "pair/tiny.yaml"), lazy=True), str(world / "pair/tiny.yaml"))
 
 
 def test_kinds_of_machine_keep_their_clocks_apart(world: Path, alone: Path) -> None:
@@ -271,19 +202,40 @@ def test_kinds_of_machine_keep_their_clocks_apart(world: Path, alone: Path) -> N
     assert "clocks are not" in machines.sentences(loaded)[0]
 
 
-def test_a_lost_worker_loses_nothing(world: Path, tmp_path: Path) -> None:
-    """It goes without a word while it works: its batch is done again, by a worker that joins late."""
+def test_kinds_that_count_differently_stop_a_run(world: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts of such machines must not pool, so both are named."""
+
+    def counted(setup: remote.Setup, prompt: Any) -> str:
+        return seat().machine
+
+    counted.__module__, counted.__qualname__ = remote.__name__, "counted"
+    monkeypatch.setattr(remote, "counted", counted)
+    with Cluster("local:1", processes=False) as cluster:
+        own = cluster._own
+        own.new_spec["options"]["plugins"] = (Seat(7),)
+        own.scale(2)
+        with pytest.raises(HarnessError, match=r"machines of the kinds '.*1 threads.*' and '.*7 threads.*' count .* differently"):
+            run(world, "differently", cluster)
+
+
+@pytest.mark.parametrize("what", ["worker goes", "worker is cut off", "client is cut off"])
+def test_what_is_lost_on_the_way_is_done_again(world: Path, tmp_path: Path, what: str) -> None:
+    """A worker goes, or a connection breaks, while it works: its batch is done again, by a worker that joins late or by the same one."""
     name = str(world / "pair/tiny.yaml")
     pair, how = load_pair(name, draft=False), dict[str, Any](max_tokens=12, batch=2, top_k=4)
     expected = list(collect(pair, SAMPLES, **how))
     with Cluster("local:1", processes=False) as cluster:
-        own = cluster._own
+        own, client = cluster._own, cluster._client
         answers = collect(pair, SAMPLES, out=tmp_path, pool=ClusterPool(cluster, spec_of(pair, name)), **how)
         found = [next(answers)]
-        own.sync(own.scheduler.remove_worker, *own.scheduler.workers, stimulus_id="lost", close=True)
+        (stream,) = own.scheduler.stream_comms.values()
+        if what == "worker goes":
+            own.sync(own.scheduler.remove_worker, *own.scheduler.workers, stimulus_id="lost", close=True)
+        else:
+            client.loop.add_callback(stream.abort if what == "worker is cut off" else client.scheduler_comm.abort)
         own.scale(2)
         assert [*found, *answers] == expected
-        assert len(cluster.seen) == 2
+        assert len(cluster.seen) == 2 or what == "client is cut off"
 
 
 @pytest.mark.slow
@@ -301,9 +253,10 @@ def test_a_killed_worker_loses_nothing(world: Path, tmp_path: Path) -> None:
 
 
 class Processes:
-    """A scheduler and two workers in processes of their own, which are killed now and then."""
+    """A scheduler and two workers in processes of their own, which are killed or stopped now and then."""
 
-    def __init__(self, root: Path, port: int) -> None:
+    def __init__(self, root: Path, port: int, patience: str = "5 minutes") -> None:
+        self.patience = patience
         self.address, self.root, self.port = f"tcp://127.0.0.1:{port}", root, port
         self.landed = {"worker": 0, "scheduler": 0}
         self.scheduler = self._scheduler()
@@ -311,6 +264,7 @@ class Processes:
 
     def _start(self, *command: str) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HARNESS_CACHE": str(self.root / "cache")}
+        environment["DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL"] = self.patience
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen([sys.executable, "-m", *command], env=environment, start_new_session=True, **quiet)
 
@@ -320,20 +274,21 @@ class Processes:
     def _worker(self, i: int) -> subprocess.Popen[bytes]:
         return self._start("harness", "worker", self.address, "--threads", "1", "--name", f"w{i}")
 
-    def kill(self, what: str, rng: random.Random) -> None:
-        """SIGKILL the process that works, whose nanny starts it again, or the scheduler."""
+    def working(self) -> list[Any]:
+        """The processes that compute."""
         import psutil
 
+        children = [c for w in self.workers for c in psutil.Process(w.pid).children(recursive=True)]
+        return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+
+    def kill(self, what: str, rng: random.Random) -> None:
+        """SIGKILL the process that works, whose nanny starts it again, or the scheduler."""
         if what == "scheduler":
             self.scheduler.kill()
             self.scheduler.wait()
             self.scheduler = self._scheduler()
             self.landed[what] += 1
-            return
-        children = [
-            c for w in self.workers for c in psutil.Process(w.pid).children(recursive=True) if "spawn_main" in " ".join(c.cmdline())
-        ]
-        if children:
+        elif children := self.working():
             rng.choice(children).kill()
             self.landed[what] += 1
 
@@ -342,6 +297,38 @@ class Processes:
         for process in (self.scheduler, *self.workers):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["slow", "unreachable"])
+def test_a_worker_that_stands_still_loses_nothing(world: Path, tmp_path: Path, what: str) -> None:
+    """Stopped for seconds it only gets less to do; stopped with its nanny for longer than the scheduler waits it is gone, then back."""
+    pair, name = load_pair(str(world / "pair/tiny.yaml"), draft=False), str(world / "pair/tiny.yaml")
+    how: dict[str, Any] = {"max_tokens": 40, "batch": 1, "top_k": 4}
+    expected = list(collect(pair, SAMPLES, **how))
+    processes = Processes(tmp_path, 18786, patience="6s")
+    try:
+        with Cluster(processes.address) as cluster:
+            while len(cluster.workers) < 2:
+                time.sleep(0.2)
+            pool = ClusterPool(cluster, spec_of(pair, name))
+            answers = collect(pair, SAMPLES, out=tmp_path, pool=pool, **how)
+            found = [next(answers)]
+            if what == "slow":
+                still = processes.working()[0]
+                still.suspend()
+                threading.Timer(3, still.resume).start()
+            else:
+                os.killpg(processes.workers[0].pid, signal.SIGSTOP)
+            assert [*found, *answers] == expected
+            assert len({place.worker for place in pool.places.values()}) == 2 or what == "unreachable"
+            os.killpg(processes.workers[0].pid, signal.SIGCONT)
+            until = time.monotonic() + 60
+            while len(cluster.workers) < 2:
+                assert time.monotonic() < until
+                time.sleep(0.2)
+    finally:
+        processes.stop()
 
 
 @pytest.mark.slow

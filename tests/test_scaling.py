@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import scaling
 
+from harness.cluster.shares import MOST
+from harness.run.engine import ANSWER_BATCH
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 
@@ -14,6 +17,11 @@ PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 def test_the_page_has_the_table() -> None:
     """``python tests/scaling.py`` prints what the page shows."""
     assert scaling.table() in PAGE
+
+
+def test_tasks_are_as_large_as_those_of_a_run() -> None:
+    """What the simulation assumes of them is what the code does where there are many prompts."""
+    assert (scaling.ANSWERS, scaling.REPLAYED) == (ANSWER_BATCH, MOST)
 
 
 def test_the_page_says_what_a_record_takes() -> None:

@@ -43,19 +43,17 @@ def pool_of(cluster: Cluster | None, pair: Any, models: str, *, offline: bool, f
     if cluster is None:
         return None
     from harness.cluster.answering import ClusterPool
-    from harness.cluster.pairs import spec_of
 
-    return ClusterPool(cluster, spec_of(pair, models, offline=offline), fast=fast)
+    return ClusterPool(cluster, cluster.spec_of(pair, models, offline=offline), fast=fast)
 
 
 def crew_of(cluster: Cluster | None, pair: Any, models: str, *, offline: bool) -> ClusterCrew | None:
     """Training and replay by the workers; None without a cluster."""
     if cluster is None:
         return None
-    from harness.cluster.pairs import spec_of
     from harness.run.crew import ClusterCrew
 
-    return ClusterCrew(cluster, spec_of(pair, models, offline=offline))
+    return ClusterCrew(cluster, cluster.spec_of(pair, models, offline=offline))
 
 
 @notes_to(partial(say, err=True))

@@ -56,7 +56,7 @@ def rollouts(spec: PairSpec, batch: Batch, fast: bool) -> list[Rollout]:
     own = seat()
     pair = own.pair(spec)
     decoder = own.keep(f"decoder {fast}", lambda: _decoder(pair, spec, fast))
-    return batch.decoded(decoder, Fitting(pair.target))
+    return batch.decoded(decoder, own.keep("fitting", lambda: Fitting(pair.target)))
 
 
 def _decoder(pair: Pair, spec: PairSpec, fast: bool) -> Decoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import pickle
@@ -19,14 +18,18 @@ from distributed import Client, KilledWorker, LocalCluster, Security
 
 from harness.cluster.address import Address, badge, read_address, token, versions
 from harness.cluster.certificates import certificates
-from harness.cluster.seat import Reply, Seat, hello, perform
+from harness.cluster.pairs import PairSpec, check_room, spec_of
+from harness.cluster.seat import Reply, as_worker, hello, perform
 from harness.core.errors import HarnessError
 from harness.core.progress import note
+from harness.core.protocols import LoadedPair
 
 WAIT_S = 120.0
 """Seconds until a worker must be there."""
 RECONNECT_S = 600.0
 """Seconds that a scheduler may be gone."""
+TRY_S = 10.0
+"""Seconds of one try to reach it."""
 AGAIN_S = 45.0
 """Seconds without any worker of this machine after which they are started anew."""
 LOOK_S = 5.0
@@ -98,6 +101,17 @@ class Cluster:
             self._look()
             self._looked = now
         return self._workers
+
+    def spec_of(self, pair: LoadedPair, models: str, *, offline: bool = False, draft_context: int | None = None) -> PairSpec:
+        """A pair that is open here, for these workers: :func:`harness.cluster.pairs.spec_of`.
+
+        Raises:
+            HarnessError: it does not fit into this machine's memory as often as workers were started here.
+        """
+        spec = spec_of(pair, models, offline=offline, draft_context=draft_context)
+        if self.address.workers:
+            check_room(spec, self.address.workers)
+        return spec
 
     def each(
         self,
@@ -222,7 +236,7 @@ class Cluster:
                 if self._own is not None:
                     return Client(self._own, set_as_default=False)
                 security = certificates(self.address, "client")
-                return Client(self.address.text, security=security, set_as_default=False, timeout=10.0)
+                return Client(self.address.text, security=security, set_as_default=False, timeout=TRY_S)
             except (OSError, TimeoutError, RuntimeError) as error:
                 if time.monotonic() >= until:
                     raise HarnessError(f"no scheduler answers at {self.address.text}: {error}"[:300], _ADVICE) from None
@@ -292,21 +306,12 @@ class Cluster:
 def _start_local(workers: int, processes: bool) -> LocalCluster:
     """Workers on this machine, each with its share of the cores; nobody else on it can reach them."""
     threads = int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, (os.cpu_count() or 1) // workers)
-    options: dict[str, Any] = {"protocol": "inproc"}
+    options: dict[str, Any] = {**as_worker(threads), "protocol": "tcp"}
     if processes:
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-        options = {"protocol": "tls", "security": Security.temporary(), "env": dict.fromkeys(names, str(threads))}
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=processes,
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,
-        resources={badge(): 1},
-        plugins=(Seat(threads),),
-        silence_logs=logging.CRITICAL,
-        **options,
-    )
+        options |= {"protocol": "tls", "security": Security.temporary()}
+    else:
+        del options["env"]
+    return LocalCluster(n_workers=workers, threads_per_worker=1, processes=processes, dashboard_address="127.0.0.1:0", **options)
 
 
 def _read(lacking: Sequence[str], sources: Sources) -> dict[str, bytes]:

@@ -46,7 +46,7 @@ def load_spec(spec: PairSpec) -> Any:
     """
     from harness.models.pair import load_pair
 
-    _check_room(spec)
+    check_room(spec)
     pair = load_pair(spec.models, offline=spec.offline, draft=spec.draft_hash is not None, draft_context=spec.draft_context)
     found = spec_of(pair, spec.models)
     for name in ("target_hash", "draft_hash", "draft_vocab", "head"):
@@ -59,8 +59,12 @@ def load_spec(spec: PairSpec) -> Any:
     return pair
 
 
-def _check_room(spec: PairSpec) -> None:
-    """Refuse models that do not fit into the memory that is free."""
+def check_room(spec: PairSpec, processes: int = 1) -> None:
+    """Refuse models that do not fit into this machine's free memory, once for each of its processes that will load them.
+
+    Raises:
+        HarnessError: they do not.
+    """
     import psutil
 
     from harness.models.blas import mx
@@ -77,8 +81,9 @@ def _check_room(spec: PairSpec) -> None:
         folders = [locate(model, named.base, offline=spec.offline, progress=report) for model in wanted]
     need = sum(loaded_bytes(folder.path, named.config.dtype) for folder in folders if folder is not None)
     free = psutil.virtual_memory().available
-    if need > free:
+    if need * processes > free:
+        times = f"{processes} times " if processes > 1 else ""
         raise HarnessError(
-            f"the models of {spec.models!r} take {need / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free",
+            f"the models of {spec.models!r} take {times}{need / 1e9:.1f} GB, {free / 1e9:.1f} GB of memory are free",
             "Start fewer workers on that machine, or use a smaller pair.",
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
 import pickle
 import signal
@@ -14,10 +16,11 @@ from functools import cached_property
 from hmac import compare_digest
 from typing import Any, TypeVar
 
+import dask
 from distributed import WorkerPlugin, get_worker
 
 from harness.cluster import files
-from harness.cluster.address import TOKEN, token, versions
+from harness.cluster.address import TOKEN, badge, token, versions
 from harness.cluster.pairs import PairSpec, load_spec
 from harness.core import machine
 from harness.core.errors import HarnessError
@@ -147,12 +150,37 @@ def _seated(own: Seat, worker: Any, name: str, packed: bytes, word: str) -> Repl
 
 def _function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
-    if not module.startswith("harness."):
+    found: Callable[..., Any] | None = None
+    if module.startswith("harness."):
+        with contextlib.suppress(ModuleNotFoundError):
+            found = getattr(importlib.import_module(module), attribute, None)
+    if not callable(found) or found.__module__ != module:  # what a module of the harness merely imports is not the harness's own
         raise HarnessError(f"{name} is no function of the harness", "Use the harness as the client.")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def hello() -> dict[str, str]:
     """The versions of this process, for a client that asks who may join."""
     return versions()
+
+
+def as_worker(threads: int) -> dict[str, Any]:
+    """How every worker process is started, whoever starts it: keywords of Dask's ``Nanny``.
+
+    Args:
+        threads: CPU threads of its models.
+    """
+    dask.config.set(
+        {
+            # glibc would give every large array back to the system, and each new one would cost its page faults again
+            "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+            "distributed.worker.profile.enabled": False,  # a hundred looks per second at a thread that only waits
+        }
+    )
+    return {
+        "memory_limit": 0,
+        "resources": {badge(): 1},
+        "plugins": (Seat(threads),),
+        "silence_logs": logging.CRITICAL,
+        "env": dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), str(threads)),
+    }

@@ -10,7 +10,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from harness.cluster.address import Address, badge
+from harness.cluster.address import Address
 from harness.cluster.certificates import certificates
 from harness.core.errors import HarnessError
 from harness.core.progress import note
@@ -68,7 +68,7 @@ async def _one(address: Address, name: str, threads: int, ended: asyncio.Event) 
     """One worker process, joined again after it or the scheduler was gone."""
     from distributed import Nanny
 
-    from harness.cluster.seat import Seat
+    from harness.cluster.seat import as_worker
 
     waiting = False
     while not ended.is_set():
@@ -78,12 +78,8 @@ async def _one(address: Address, name: str, threads: int, ended: asyncio.Event) 
                 address.text,
                 nthreads=1,
                 name=name,
-                memory_limit=0,
-                resources={badge(): 1},
-                plugins=(Seat(threads),),
-                silence_logs=logging.CRITICAL,
-                env=dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), str(threads)),
                 security=certificates(address, "worker"),
+                **as_worker(threads),
             )
             note(f"worker {name} works for {address.text}")
             waiting = False

@@ -188,10 +188,10 @@ def _executor(cluster: Cluster | None, pair: LoadedPair, suite: Suite, offline: 
     """Who does the work."""
     if cluster is None:
         return ThisProcess()
-    from harness.cluster.pairs import spec_of
     from harness.run.spread import OnCluster
 
-    work = OnCluster(cluster, spec_of(pair, suite.models, offline=offline, draft_context=suite.draft_context), one_kind=suite.race)
+    spec = cluster.spec_of(pair, suite.models, offline=offline, draft_context=suite.draft_context)
+    work = OnCluster(cluster, spec, one_kind=suite.race)
     work.until = lambda: stop.interrupted
     return work
 

@@ -15,6 +15,7 @@ from harness.cluster import files
 from harness.cluster.answering import ClusterPool
 from harness.cluster.client import Cluster
 from harness.cluster.pairs import PairSpec
+from harness.cluster.shares import shares
 from harness.core.errors import HarnessError
 from harness.core.progress import note
 from harness.core.records import Generation, Place, Record, Sample, Trajectory
@@ -30,8 +31,6 @@ from harness.run.trained import Trained
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, settings_of
 
-REPLAY_PROMPTS = 16
-"""Answers that one task replays."""
 TIE_PROMPTS = 8
 SAME_PROMPTS = 2
 """Prompts that every kind of machine must count alike before counts pool."""
@@ -128,10 +127,10 @@ class OnCluster:
         return [n for reply in replies for n in reply.value]
 
     def replay(self, context: Context, groups: Sequence[Sequence[Job]], until: Until) -> Iterator[Replayed]:
-        """Groups in parts of :data:`REPLAY_PROMPTS` prompts."""
-        parts = [(number, part) for number, group in enumerate(groups) for part in _parts(group)]
+        """Groups in parts of several prompts."""
+        parts = [(number, *part) for number, group in enumerate(groups) for part in self._parts(context, group, len(groups))]
         setup = self.setup(context)
-        calls = [(setup, part, self._answers(context, part), _costs(context, part)) for _, part in parts]
+        calls = [(setup, jobs, answers, _costs(context, jobs)) for _, jobs, answers in parts]
         with context.stages("replay"):
             for number, reply in self.cluster.each(remote.replayed_jobs, calls, sources=self.sources, until=until):
                 self._check_kind(context, reply.machine)
@@ -166,9 +165,15 @@ class OnCluster:
 
     # --- parts ---
 
-    def _answers(self, context: Context, jobs: Sequence[Job]) -> list[Trajectory]:
-        samples = {job.sample.id: job.sample for job in jobs}
-        return [bare(answer(context, sample)) for sample in samples.values()]
+    def _parts(self, context: Context, group: Sequence[Job], groups: int) -> Iterator[tuple[list[Job], list[Trajectory]]]:
+        """Jobs of a group that one task replays, and the answers to their prompts; prompts are kept whole."""
+        by_prompt: dict[str, list[Job]] = {}
+        for job in group:
+            by_prompt.setdefault(job.sample.id, []).append(job)
+        prompts = list(by_prompt.values())
+        answers = [bare(answer(context, jobs[0].sample)) for jobs in prompts]
+        for share in shares(answers, self.width, groups):
+            yield [job for i in share for job in prompts[i]], [answers[i] for i in share]
 
     def _learn(self, context: Context, learned: remote.Learned) -> None:
         """Keep what a worker knows of its machine; the file is written only where there is news."""
@@ -211,16 +216,6 @@ class OnCluster:
                     )
             note(f"{len(samples)} prompts have equal counts on {machine}")
         self._alike.add(machine)
-
-
-def _parts(group: Sequence[Job]) -> Iterator[list[Job]]:
-    """Jobs of a group, prompts kept whole."""
-    by_prompt: dict[str, list[Job]] = {}
-    for job in group:
-        by_prompt.setdefault(job.sample.id, []).append(job)
-    prompts = list(by_prompt.values())
-    for at in range(0, len(prompts), REPLAY_PROMPTS):
-        yield [job for jobs in prompts[at : at + REPLAY_PROMPTS] for job in jobs]
 
 
 def _costs(context: Context, jobs: Sequence[Job]) -> dict[str, Any]:

@@ -3,32 +3,30 @@
     python tests/benchmarks/cluster.py speed                      # 200 prompts answered and replayed: here, local:1, local:2, in turns
     python tests/benchmarks/cluster.py equal suites/full.yaml     # one run here and one on local:2: tokens, counts, recommendation
 
-Every measurement is a process of its own with one thread per worker and a cache without answers; models are loaded before the clock starts.
+Every measurement is a process of its own with one thread per worker and a cache without answers and adapters; ``speed`` loads the models
+before the clock starts. ``equal`` ends with exit code 1 where anything differs that no clock decides.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from harness.core.paths import cache_dir
 
-TIMES = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "wall_s", "draft_times_s", "verify_times_s")
-DATASETS = {"code": "humaneval", "math": "wordproblems", "chat": "chat", "structured": "structured"}
 
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the two."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("speed", "equal", "once"))
     parser.add_argument("suite", nargs="?", default="suites/full.yaml", help="for equal; for once: here or local:N")
     parser.add_argument("--models", default="smollm2")
@@ -36,13 +34,23 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--limit", type=int, help="for equal: prompts per domain")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.what == "once":
         print(json.dumps(once(args.suite, args.models, args.prompts, args.tokens)))
     elif args.what == "speed":
         speed(args)
     else:
-        equal(args)
+        raise SystemExit(equal(args))
+
+
+@contextmanager
+def fresh() -> Iterator[dict[str, str]]:
+    """The environment of a measurement: one thread, and a cache that has models and nothing made with them."""
+    with tempfile.TemporaryDirectory() as cache:
+        for part in ("models", "downloads", "drafts"):
+            if (cache_dir() / part).exists():
+                os.symlink(cache_dir() / part, Path(cache, part))
+        yield {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HARNESS_CACHE": cache}
 
 
 def speed(args: argparse.Namespace) -> None:
@@ -50,8 +58,10 @@ def speed(args: argparse.Namespace) -> None:
     found: dict[str, list[float]] = {"here": [], "local:1": [], "local:2": []}
     for turn in range(args.turns):
         for where, seconds in found.items():
-            seconds.append(_child(where, args)["seconds"])
-            print(f"turn {turn + 1}, {where}: {seconds[-1]:.1f} s", flush=True)
+            once = _child(where, args)
+            seconds.append(once["seconds"])
+            stages = ", ".join(f"{name} {value:.0f}" for name, value in once["stages"].items() if value >= 0.5)
+            print(f"turn {turn + 1}, {where}: {seconds[-1]:.1f} s ({stages})", flush=True)
     here, one, two = (min(seconds) for seconds in found.values())
     print(f"two workers over one: {one / two:.2f}x; overhead of one worker over this process: {one / here - 1:+.1%}")
 
@@ -59,11 +69,7 @@ def speed(args: argparse.Namespace) -> None:
 def _child(where: str, args: argparse.Namespace) -> dict[str, Any]:
     """One measurement in a process of its own."""
     options = ["--models", args.models, "--prompts", str(args.prompts), "--tokens", str(args.tokens)]
-    with tempfile.TemporaryDirectory() as fresh:
-        for part in ("models", "downloads", "drafts"):
-            if (cache_dir() / part).exists():
-                os.symlink(cache_dir() / part, Path(fresh, part))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HARNESS_CACHE": fresh}
+    with fresh() as environment:
         command = [sys.executable, __file__, "once", where, *options]
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -74,6 +80,7 @@ def once(where: str, models: str, prompts: int, tokens: int) -> dict[str, Any]:
     """Answer and replay ``prompts`` prompts; seconds of the whole run but its report, and its counts."""
     from unittest.mock import patch
 
+    from common import DATASETS
     from rich.console import Console
 
     from harness.cluster.client import Cluster
@@ -103,33 +110,59 @@ def once(where: str, models: str, prompts: int, tokens: int) -> dict[str, Any]:
             started = time.perf_counter()
             folder = run_suite(suite(None), results_dir=Path(out, "results"), **options)
             seconds = time.perf_counter() - started
-        stages, records = read_manifest(folder).measured.time_s or {}, read_records(folder)
-    return {"seconds": seconds - stages.get("load", 0.0), "records": len(records), "accepted": sum(r.accepted for r in records)}
+        stages, records = dict(read_manifest(folder).measured.time_s or {}), read_records(folder)
+    load = stages.pop("load", 0.0)
+    stages.pop("total", None)
+    return {"seconds": seconds - load, "stages": stages, "records": len(records), "accepted": sum(r.accepted for r in records)}
 
 
-def equal(args: argparse.Namespace) -> None:
-    """The suite here and on two workers; what differs."""
-    from harness.core.cell import record_key
-    from harness.report import load_run
-
-    runs = []
+def equal(args: argparse.Namespace) -> int:
+    """The suite here and on two workers; says what differs. Exit code."""
+    folders = []
     with tempfile.TemporaryDirectory() as out:
         for name, more in (("here", []), ("workers", ["--cluster", "local:2"])):
             limit = ["--limit", str(args.limit)] if args.limit else []
             command = ["run", args.suite, "--models", args.models, "--results", f"{out}/{name}/results", *limit, *more]
-            subprocess.run([sys.executable, "-m", "harness", *command], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-            (folder,) = Path(out, name, "results").glob("*/")
-            runs.append(load_run(folder))
-    bare = [
-        {str(record_key(r)): dataclasses.replace(r, load=None, tries=(), place=None, **dict.fromkeys(TIMES)) for r in run.records}
-        for run in runs
-    ]
-    other = [key for key in bare[0].keys() | bare[1].keys() if bare[0].get(key) != bare[1].get(key)]
-    print(f"{len(bare[0])} and {len(bare[1])} records, {len(other)} differ")
-    for key in sorted(other)[:10]:
-        print(f"  {key}")
-    for run in runs:
-        print(f"use {run.recommendation.use.name}: {run.recommendation.command}")
+            with fresh() as environment:
+                subprocess.run([sys.executable, "-m", "harness", *command], env=environment, check=True)
+            folders += Path(out, name, "results").glob("*/")
+        lines, same = compared(*folders)
+    print("\n".join([*lines, "EQUAL" if same else "DIFFERENT"]))
+    return 0 if same else 1
+
+
+def compared(here: Path, there: Path) -> tuple[list[str], bool]:
+    """A line for everything that two runs of a suite should have in common, and whether they have."""
+    from harness.core.cell import record_key
+    from harness.report import load_run
+    from harness.results.store import read_records
+
+    runs = [load_run(folder) for folder in (here, there)]
+    ours, theirs = ({record_key(r): r for r in read_records(folder)} for folder in (here, there))
+    both = [key for key in ours if key in theirs]
+    adapters = [run.manifest.measured.adapters for run in runs]
+    names = adapters[0].keys() | adapters[1].keys()
+
+    def other(keys: Sequence[Any], *fields: str) -> list[str]:
+        return [str(key) for key in keys if any(getattr(ours[key], name) != getattr(theirs[key], name) for name in fields)]
+
+    counts = ("accept_lengths", "draft_lengths", "emitted", "finish", "prompt_tokens", "choice", "sources")
+    free, bound = ([key for key in both if (key.cell.k == "auto") is auto] for auto in (False, True))
+    tied = [key for key in both if any(d is not None and d.kind == "tie" for d in (ours[key].divergence, theirs[key].divergence))]
+    read = [key for key in both if ours[key].tokens is not None and key not in tied]
+    found = {
+        "records": (len(ours.keys() | theirs.keys()), [str(key) for key in ours.keys() ^ theirs.keys()]),
+        "tokens": (len(read), other(read, "tokens")),
+        "counts": (len(free), other(free, *counts)),
+        "adapters": (len(names), [n for n in names if adapters[0].get(n, {}).get("hash") != adapters[1].get(n, {}).get("hash")]),
+    }
+    lines = [f"{name}: {total - len(differ)} of {total} equal" for name, (total, differ) in found.items()]
+    lines += [f"  {name} differ: {key}" for name, (_, differ) in found.items() for key in differ[:5]]
+    lines.append(f"counts of auto lengths, which a clock decides: {len(bound) - len(other(bound, *counts))} of {len(bound)} equal")
+    lines += [f"outputs with a near-tie, not compared: {len(tied)}"] if tied else []
+    first, second = ((run.recommendation.verdict, run.recommendation.use.name) for run in runs)
+    lines.append(f"recommendation: {' '.join(first)}" + ("" if first == second else f" here, {' '.join(second)} on workers"))
+    return lines, first == second and not any(differ for _, differ in found.values())
 
 
 if __name__ == "__main__":

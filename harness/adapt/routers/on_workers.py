@@ -12,12 +12,11 @@ from harness.cluster import files
 from harness.cluster.client import Cluster
 from harness.cluster.pairs import PairSpec
 from harness.cluster.seat import seat
+from harness.cluster.shares import shares
 from harness.core.records import Trajectory
 from harness.decode.length import Costs
 from harness.decode.replay import ReplayRow
 
-PART = 16
-"""Answers that one task replays."""
 Adapters = tuple[tuple[str, files.Folder], ...]
 """Name and files of every adapter."""
 
@@ -38,9 +37,10 @@ def replay_on(
     """As :func:`harness.adapt.training.bank.replay_bank` of these adapters, in its order, by all workers."""
     sources: dict[str, Path] = {}
     adapters = described(folders, sources)
-    parts = [[bare(t) for t in answers[at : at + PART]] for at in range(0, len(answers), PART)]
+    parts = [[bare(answers[i]) for i in share] for share in shares(answers, len(cluster.workers))]
     replies = cluster.all(replayed, [(spec, adapters, part, tuple(ks)) for part in parts], sources=sources)
-    rows = [row for reply in replies for row in reply.value]
+    place = {t.sample_id: i for i, t in enumerate(answers)}
+    rows = sorted((row for reply in replies for row in reply.value), key=lambda row: place[row.sample_id])
     return [row for name in ("generic", *sorted(folders)) for row in rows if row.drafter == name]
 
 
