@@ -26,7 +26,7 @@ COMPUTES = {
     "harness/distill/cut_weights.py": set(),
     "harness/adapt/training/torch_step.py": set(),
     "harness/adapt/training/parallel_step.py": set(),
-    "harness/adapt/training/torch_parts.py": {"head_loss", "updated"},
+    "harness/adapt/training/torch_parts.py": {"head_loss", "label_chances", "updated"},
     "harness/cli/distill.py": {"distill"},
     "harness/answers/torch_batch.py": {"torch_decoder"},
     "harness/answers/torch_llama.py": {

@@ -26,6 +26,7 @@ from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.core.errors import HarnessError
 from harness.core.paths import found_parallel
 from harness.core.records import Trajectory
+from harness.decode.cached import CachedModel
 from harness.decode.calibrate import calibrate
 from harness.decode.drafters import Request
 from harness.decode.generation import generate
@@ -157,12 +158,28 @@ def test_replay_equals_decoding() -> None:
     assert deep > 100, "proposals of masks must stand now and then, or nothing was compared"
 
 
-def test_a_mask_off_by_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An injected fault: in replay the masks stand one position too far."""
+def one_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: in replay the masks stand one position too far."""
     begin = Starts.__init__
     monkeypatch.setattr(Starts, "__init__", lambda self, keys, values, starts: begin(self, keys, values, starts + 1))
-    agreeing, _ = counted_alike(54, ("parallel",))
-    assert agreeing < 54
+
+
+def left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bug: a mask stays in the cache and passes for the first token that stood."""
+    trim = CachedModel.trim_to
+
+    def late(self: CachedModel, length: int, *, settled: bool = True) -> None:
+        trim(self, length if settled else min(length + 1, self.offset), settled=settled)
+
+    monkeypatch.setattr(CachedModel, "trim_to", late)
+
+
+@pytest.mark.parametrize("fault", [one_too_far, left_behind])
+def test_injected_faults_are_caught(monkeypatch: pytest.MonkeyPatch, fault: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """The check itself: replay and decoding no longer count the same."""
+    fault(monkeypatch)
+    agreeing, _ = counted_alike(24, ("parallel",))
+    assert agreeing < 24
 
 
 def test_a_pruned_head_follows_the_context() -> None:

@@ -10,20 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_llama
-from adapting import VOCAB, quick_config, target_trajectories, tiny_draft
+from adapting import VOCAB, difference, forward, quick_config, target_trajectories, tiny_draft
+from families import tiny_model
 from masks import random_masks
 
 from harness.adapt.adapters.folder import read_info
-from harness.adapt.training.examples import Example, from_trajectory
-from harness.adapt.training.parallel import train_parallel
-from harness.adapt.training.parallel_step import Groups, ParallelStep, plan_groups
+from harness.adapt.training import parallel_mlx, parallel_step
+from harness.adapt.training.examples import Example, from_trajectory, truncate
+from harness.adapt.training.parallel import step_for, train_parallel
+from harness.adapt.training.parallel_lessons import Groups, plan_groups
+from harness.adapt.training.parallel_mlx import MlxStep
+from harness.adapt.training.parallel_step import ParallelStep
 from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory
 from harness.decode.parallel import parallel_drafter
 from harness.decode.parallel_replay import parallel_passes
 from harness.decode.simulate import simulate_runs
-from harness.models.mlx_names import mx, tree_flatten, tree_map
+from harness.models.mlx_names import mx, nn, tree_flatten, tree_map
 from harness.models.opened import hidden_states
 from harness.models.parallel import with_masks
 
@@ -43,6 +47,8 @@ def draft_of(kind: str) -> Any:
         draft.model = tiny_llama.make_qwen2()
         draft.model.update(tree_map(lambda w: w / 6 if w.ndim == 2 else w, draft.model.parameters()))
         return draft
+    if kind == "quantised":
+        return tiny_draft(quantised="affine 8")
     kept = np.arange(0, VOCAB, 2)
     draft = tiny_draft(token_map=kept if kind == "own head" else None)
     return draft if kind == "llama" else dataclasses.replace(draft, vocab=tuple(kept.tolist()))
@@ -51,6 +57,12 @@ def draft_of(kind: str) -> Any:
 def example(index: int = 0) -> Example:
     """An answer of 16 tokens."""
     return from_trajectory(target_trajectories(1, first=index)[0])
+
+
+def answers(count: int) -> list[Example]:
+    """Some, each shorter than the one before."""
+    cut = [truncate(example(i), 21 - 4 * i) for i in range(count)]
+    return [known for known in cut if known is not None]
 
 
 def test_groups_are_those_of_decoding() -> None:
@@ -71,42 +83,114 @@ def test_groups_are_those_of_decoding() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "own head"])
 def test_torch_trains_what_mlx_decodes(kind: str) -> None:
-    """States of every mask of an answer are those of a decoding pass that ends with it: a mask off by one would show."""
+    """States of every mask of two answers are those of decoding passes that end with it: a mask off by one would show, padding too."""
     import torch
 
-    draft, known = draft_of(kind), example()
+    draft = draft_of(kind)
     weights = random_masks(draft.model, K - 1)
-    groups = plan_groups(known, K - 1, 0.8, np.random.default_rng(0))
     step = ParallelStep(draft, settings(), torch.float32)
-    ours = step.states(known, groups, {name: np.array(w) for name, w in weights.items()})
-    masked = with_masks(draft, weights, 1.0)
-    off = 0
-    for start in np.unique(groups.starts):
-        rows = np.flatnonzero(groups.starts == start)
-        with masked.gate.of(len(rows)):
-            tokens = [*known.tokens[:start].tolist(), *[0] * len(rows)]
-            theirs = np.array(hidden_states(masked.draft.model, mx.array([tokens]))[0, -len(rows) :])
-        np.testing.assert_allclose(ours[rows], theirs, rtol=2e-3, atol=2e-4)
-        off += np.abs(ours[rows] - np.roll(theirs, 1, axis=0)).max() > 0.1
+    planned = [(e, plan_groups(e, K - 1, 0.8, np.random.default_rng(0))) for e in answers(2)]
+    ours = step.states(planned, {name: np.array(w) for name, w in weights.items()})
+    masked, off, seen = with_masks(draft, weights, 1.0), 0, 0
+    for known, groups in planned:
+        for start in np.unique(groups.starts):
+            rows = np.flatnonzero(groups.starts == start)
+            with masked.gate.of(len(rows)):
+                tokens = [*known.tokens[:start].tolist(), *[0] * len(rows)]
+                theirs = np.array(hidden_states(masked.draft.model, mx.array([tokens]))[0, -len(rows) :])
+            np.testing.assert_allclose(ours[seen + rows], theirs, rtol=2e-3, atol=2e-4)
+            off += np.abs(ours[seen + rows] - np.roll(theirs, 1, axis=0)).max() > 0.1
+        seen += len(groups.steps)
+    assert seen == len(ours)
     assert off > 3, "neighbouring masks must differ, or the comparison could not fail"
 
 
-@pytest.mark.parametrize("kind", ["llama", "own head", "restricted"])
-def test_gradients_are_the_slope_of_the_loss(kind: str) -> None:
-    """Along a random direction, in float32."""
+def test_answers_together_are_trained_as_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of an update and its gradients are sums over its answers, however many go through the draft together."""
     import torch
 
-    draft, known = draft_of(kind), example()
-    rng = np.random.default_rng(1)
+    draft, rng = draft_of("restricted"), np.random.default_rng(2)
     weights = random_masks(draft.model, K - 1, size=0.3)
-    step = ParallelStep(draft, settings(loss={"kind": "mix", "weights": {"ce": 0.4, "forward_kl": 0.6}}), torch.float32)
-    lesson = step.vocab.lesson(known, plan_groups(known, K - 1, 0.8, rng))
-    _, gradients = step(lesson, 0.1, weights)
+    step = ParallelStep(draft, settings(parallel={"k": K, "by_length": 0.5}), torch.float32)
+    lessons = [step.vocab.lesson(e, plan_groups(e, K - 1, 0.8, rng)) for e in answers(3)]
+    alone = [step([lesson], 0.1, weights) for lesson in lessons]
+    together = [step(lessons, 0.1, weights)]
+    monkeypatch.setattr(parallel_step, "MASKS_AT_ONCE", len(lessons[0].groups.steps) + len(lessons[1].groups.steps))
+    together.append(step(lessons, 0.1, weights))
+    summed = {name: sum(np.array(gradients[name]) for _, gradients in alone) for name in weights}
+    for loss, gradients in together:
+        assert loss == pytest.approx(sum(loss for loss, _ in alone), rel=1e-4)
+        assert difference({name: np.array(array) for name, array in gradients.items()}, summed) < 1e-4
+
+
+def test_masks_weigh_what_they_add_to_a_round() -> None:
+    """By length, a mask's loss counts by the slope of the round's expected length along its chance; in between, by the mixture."""
+    import torch
+
+    draft, known = draft_of("llama"), example()
+    weights = random_masks(draft.model, K - 1, size=0.3)
+    groups = plan_groups(known, K - 1, 0.8, np.random.default_rng(1))
+
+    def loss(by_length: float) -> float:
+        config = settings(loss={"kind": "ce"}, parallel={"k": K, "by_length": by_length})
+        step = ParallelStep(draft, config, torch.float32)
+        return step([step.vocab.lesson(known, groups)], 1.0, weights)[0]
+
+    def logp(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        return logits[np.arange(len(tokens)), tokens] - np.log(np.exp(logits).sum(axis=1))
+
+    z = ParallelStep(draft, settings(), torch.float32).states([(known, groups)], {name: np.array(w) for name, w in weights.items()})
+    said = logp(z @ np.array(draft.model.model.embed_tokens.weight).T, known.tokens[groups.starts + groups.steps + 1])
+    first = np.exp(logp(forward(draft.model, known.tokens[:-1])[known.start - 1 :], known.answer))
+    expected = 0.0
+    for start in np.unique(groups.starts):
+        own = said[groups.starts == start]
+        for j, value in enumerate(own):
+            lengths = [first[start - known.start] * np.cumprod(np.exp([*own[:j], end, *own[j + 1 :]])).sum() for end in (0, -np.inf)]
+            expected -= (lengths[0] - lengths[1]) * value
+    assert loss(1.0) == pytest.approx(expected, rel=1e-3)
+    assert loss(0.25) == pytest.approx(0.75 * loss(0.0) + 0.25 * expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "own head", "restricted"])
+def test_mlx_computes_what_torch_does(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The same loss and gradients, by length or not, whether the groups of an answer go through the draft together or in parts."""
+    import torch
+
+    draft, rng = draft_of(kind), np.random.default_rng(5)
+    weights = random_masks(draft.model, K - 1, size=0.3)
+    for by_length, memory in ((0.0, 2**28), (0.7, 3 * 21 * 3 * 2 * 16 * 4)):
+        monkeypatch.setattr(parallel_mlx, "TRAINED_BYTES", memory)
+        config = settings(parallel={"k": K, "by_length": by_length})
+        ours, theirs = ParallelStep(draft, config, torch.float32), MlxStep(draft, config)
+        lessons = [ours.vocab.lesson(e, plan_groups(e, K - 1, 0.8, rng)) for e in answers(2)]
+        (loss, gradients), (other, others) = ours(lessons, 0.1, weights), theirs(lessons, 0.1, weights)
+        assert other == pytest.approx(loss, rel=1e-4)
+        assert difference(*({name: np.array(array) for name, array in g.items()} for g in (gradients, others))) < 1e-3
+
+
+def slopes(step: Any, weights: dict[str, Any]) -> tuple[float, float]:
+    """Slope of the loss of one answer along a random direction: by its gradients, and by its two ends."""
+    rng, known, size = np.random.default_rng(1), example(), 1e-3
+    lessons = [step.vocab.lesson(known, plan_groups(known, K - 1, 0.8, rng))]
+    _, gradients = step(lessons, 0.1, weights)
     direction = {name: rng.normal(0, 1, w.shape).astype(np.float32) for name, w in weights.items()}
     slope = sum(float((np.array(gradients[name]) * d).sum()) for name, d in direction.items())
-    size = 1e-3
-    ends = [step(lesson, 0.1, {name: w + sign * size * mx.array(direction[name]) for name, w in weights.items()})[0] for sign in (1, -1)]
-    assert (ends[0] - ends[1]) / (2 * size) == pytest.approx(slope, rel=0.03, abs=1e-3)
+    ends = [step(lessons, 0.1, {name: w + sign * size * mx.array(direction[name]) for name, w in weights.items()})[0] for sign in (1, -1)]
+    return slope, (ends[0] - ends[1]) / (2 * size)
+
+
+@pytest.mark.parametrize("kind", ["llama", "own head", "restricted", "quantised", "qwen3"])
+def test_gradients_are_the_slope_of_the_loss(kind: str) -> None:
+    """Along a random direction, in float32; in mlx those of drafts that are not trained in torch, too."""
+    import torch
+
+    other = kind in ("quantised", "qwen3")
+    draft = dataclasses.replace(tiny_draft(), model=tiny_model(kind)) if kind == "qwen3" else draft_of(kind)
+    config = settings(loss={"kind": "mix", "weights": {"ce": 0.4, "forward_kl": 0.6}})
+    step = MlxStep(draft, config) if other else ParallelStep(draft, config, torch.float32)
+    slope, ends = slopes(step, random_masks(draft.model, K - 1, size=0.3))
+    assert ends == pytest.approx(slope, rel=0.03, abs=1e-3)
 
 
 def test_lessons_name_what_the_target_said() -> None:
@@ -127,12 +211,14 @@ def test_lessons_name_what_the_target_said() -> None:
 
 def copying(kind: str) -> Any:
     """A draft that says the last token again: nothing is added to its embedding."""
-    draft = draft_of(kind)
+    draft = draft_of("llama" if kind == "quantised" else kind)
     for layer in draft.model.layers:
         layer.self_attn.o_proj.weight = mx.zeros_like(layer.self_attn.o_proj.weight)
         layer.mlp.down_proj.weight = mx.zeros_like(layer.mlp.down_proj.weight)
     if kind == "own head":
         draft.model.lm_head.weight = draft.model.model.embed_tokens.weight[draft.token_map]
+    if kind == "quantised":
+        nn.quantize(draft.model, group_size=32, bits=8)
     return draft
 
 
@@ -149,12 +235,14 @@ def repeated(count: int, seed: int) -> list[Trajectory]:
 
 
 @pytest.mark.usefixtures("torch_stays_apart")
-@pytest.mark.parametrize("kind", ["llama", "own head"])
-def test_training_raises_what_stands(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "backend"), [("llama", "auto"), ("own head", "auto"), ("llama", "mlx"), ("quantised", "auto")])
+def test_training_raises_what_stands(tmp_path: Path, kind: str, backend: str) -> None:
     """From the one token that the draft knows to more of them, on held-out answers; the folder decodes so, the draft stays as it was."""
     draft, data = copying(kind), (repeated(24, 1), repeated(8, 2))
     before = {n: np.array(a).tobytes() for n, a in tree_flatten(draft.model.parameters())}
-    config = settings(optim={"learning_rate": 0.02, "epochs": 3}, lora={"rank": 8, "scale": 2.0})
+    config = settings(optim={"learning_rate": 0.02, "epochs": 3, "backend": backend}, lora={"rank": 8, "scale": 2.0})
+    in_torch = kind != "quantised" and backend == "auto" and mx.default_device().type == mx.DeviceType.cpu
+    assert isinstance(step_for(draft, config), ParallelStep if in_torch else MlxStep)
     result = train_parallel(draft, data[0], config, validation=data[1], out=tmp_path / "a", name="ahead")
     assert result.accepted
     assert result.before.value == 2, "the draft's own token, and the target's"
@@ -177,7 +265,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
         if progress.step == 4:
             raise Stop
 
-    config, data = settings(optim={"epochs": 2, "learning_rate": 0.02}, stop={"every": 3}), repeated(24, 1)
+    config = settings(optim={"epochs": 2, "learning_rate": 0.02, "backend": "auto"}, stop={"every": 3}, parallel={"k": K, "by_length": 0.5})
+    data = repeated(24, 1)
     run = partial(train_parallel, copying("llama"), data, config, validation=repeated(8, 2))
     whole = run(out=tmp_path / "a")
     with pytest.raises(Stop):
@@ -190,10 +279,11 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
-    """Quantised weights and settings of other adapters are refused in one sentence."""
-    answers = target_trajectories(4), target_trajectories(4, first=500)
-    with pytest.raises(HarnessError, match="weights are quantised"):
-        train_parallel(tiny_draft(quantised="affine 8"), answers[0], settings(), validation=answers[1], out=tmp_path)
+    """A draft that takes no masks, and settings of other adapters, are refused in one sentence."""
+    known = target_trajectories(4), target_trajectories(4, first=500)
+    sliding = dataclasses.replace(tiny_draft(), model=tiny_model("gemma3_text"))
+    with pytest.raises(HarnessError, match="parallel drafting of 'gemma3_text'"):
+        train_parallel(sliding, known[0], settings(), validation=known[1], out=tmp_path)
     for section, name in (({"adapt": {"mine": True}}, "adapt.mine"), ({"lora": {"dora": True}}, "lora.dora")):
         with pytest.raises(ValueError, match=f"parallel.k goes without {name}"):
             settings(**section)

@@ -75,7 +75,7 @@ def train(
     chosen = name or domain or ("mixed" if settings.parallel.k is None else PARALLEL)
     with tracking(track, f"train {chosen}", {"models": models, "source": source, "rounds": rounds, **settings.model_dump()}) as tracker:
         result = train_pair(
-            load_pair(models, offline=offline),
+            load_pair(models, offline=offline, lazy=answers is not None),  # with answers at hand the target may not be needed
             prompts,
             settings,
             name=chosen,

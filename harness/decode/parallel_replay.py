@@ -52,6 +52,35 @@ class Starts:
         return mx.concatenate([seen, own], axis=-1)
 
 
+@dataclass(frozen=True)
+class Along:
+    """What a draft makes of n tokens."""
+
+    known: Sequence[tuple[mx.array, mx.array]]
+    """Keys and values (1, heads, n, dim) of every layer."""
+    hidden: mx.array
+    """(n, dim) normed states."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.known)
+
+    def behind(self, starts: mx.array) -> list[Starts]:
+        """Per layer what groups of masks see that stand behind the first ``starts`` (B,) tokens."""
+        return [Starts(keys, values, starts) for keys, values in self.known]
+
+
+def read_along(model: Any, tokens: Sequence[int]) -> Along:
+    """One pass of a draft over ``tokens``."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    cache = make_prompt_cache(model)
+    hidden = hidden_states(model, mx.array([tokens], dtype=mx.int32), cache)[0]
+    mx.eval(hidden, [c.state for c in cache])
+    return Along([c.keys_and_values() for c in cache], hidden)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParallelPass:
     """What a parallel draft says after each of the n starts along one answer. K proposals a start; row i begins behind i tokens."""
@@ -118,24 +147,19 @@ def parallel_passes(
 
 
 def _pass(drafter: ParallelDrafter, t: Trajectory, sampling: Sampling | None) -> ParallelPass:
-    from mlx_lm.models.cache import make_prompt_cache
-
     model, answer, prompt = drafter.model, list(t.tokens), len(t.prompt_tokens)
     head = forced_head(model, drafter.token_map, t.prompt_tokens, answer)
-    cache = make_prompt_cache(model)
-    hidden = hidden_states(model, mx.array([[*t.prompt_tokens, *answer[:-1]]], dtype=mx.int32), cache)[0, prompt - 1 :]
-    mx.eval(hidden, [c.state for c in cache])
-    known = [c.keys_and_values() for c in cache]
-    batch = max(1, PREFIX_BYTES // max(1, known[0][0].nbytes))
+    along = read_along(model, [*t.prompt_tokens, *answer[:-1]])
+    batch = max(1, PREFIX_BYTES // max(1, along.known[0][0].nbytes))
     lookup, k, n = draft_ids(head.token_map), drafter.at_once, len(answer)
     blocks = []
     for first in range(0, n, batch):
         starts = mx.arange(first, min(first + batch, n), dtype=mx.int32)
-        rows = [hidden[first : first + len(starts), None]]  # (B, 1, dim)
+        rows = [along.hidden[prompt - 1 + first :][: len(starts), None]]  # (B, 1, dim)
         if k > 1:
             with drafter.gate.of(k - 1):
-                behind = [Starts(keys, values, starts + prompt) for keys, values in known]
-                rows.append(hidden_states(model, mx.zeros((len(starts), k - 1), dtype=mx.int32), behind))
+                tokens = mx.zeros((len(starts), k - 1), dtype=mx.int32)
+                rows.append(hidden_states(model, tokens, along.behind(starts + prompt)))
         blocks.append(_score(head, mx.concatenate(rows, axis=1), first, answer, lookup, sampling))
     return _joined(blocks)
 

@@ -105,6 +105,16 @@ class MaskedDraft:
     gate: Gate
     masks: int
     """Most masks of a call."""
+    layers: Mapping[str, nn.Module]
+    """What differs from the plain one: the linear layers by name, and the embedding as :data:`MASKS`."""
+    dtype: mx.Dtype
+    """Number format of the draft."""
+
+    def put(self, arrays: Mapping[str, mx.array], scale: float) -> None:
+        """Run with other masks and another LoRA of the same shapes from now on, also those that a gradient is taken by."""
+        for name, layer in self.layers.items():
+            own = [arrays[MASKS]] if name == MASKS else [arrays[f"{name}.lora_a"], scale * arrays[f"{name}.lora_b"]]
+            layer._parallel = (self.gate, *(array.astype(self.dtype) for array in own))  # a tuple is no parameter
 
 
 def with_masks(draft: LoadedDraft, arrays: Mapping[str, mx.array], scale: float) -> MaskedDraft:
@@ -123,32 +133,30 @@ def with_masks(draft: LoadedDraft, arrays: Mapping[str, mx.array], scale: float)
     opened = open_model(draft.model)
     if opened is None or any(type(cache) is not KVCache for cache in make_prompt_cache(draft.model)):
         raise refusal(draft.model, "parallel drafting")
-    gate, dtype = Gate(), draft.model(mx.zeros((1, 1), dtype=mx.int32)).dtype
     names = {name.rpartition(".")[0] for name in arrays if name != MASKS}
     modules = dict(draft.model.named_modules())
-    replaced = {}
     for name in names:
-        a, b = arrays[f"{name}.lora_a"].astype(dtype), (scale * arrays[f"{name}.lora_b"]).astype(dtype)
-        if not _fits(modules.get(name), a, b):
+        if not _fits(modules.get(name), arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"]):
             raise _misfit(name)
-        replaced[name] = _changed(modules[name], _Gated, (gate, a, b))
     embedding = next(name for name, module in modules.items() if module is opened.embedding)
-    masks = arrays[MASKS].astype(dtype)
-    if masks.shape[-1] != opened.embedding(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]:
+    if arrays[MASKS].shape[-1] != opened.embedding(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]:
         raise _misfit(MASKS)
-    replaced[embedding] = _changed(modules[embedding], _Masked, (gate, masks))
-    mx.eval(masks)
+    layers = {name: _changed(modules[name], _Gated) for name in names} | {MASKS: _changed(modules[embedding], _Masked)}
+    replaced = {embedding if name == MASKS else name: layer for name, layer in layers.items()}
     model = _copied(draft.model, lambda name, module: replaced.get(name, module))
+    dtype = draft.model(mx.zeros((1, 1), dtype=mx.int32)).dtype
+    masked = MaskedDraft(draft.with_model(model), Gate(), len(arrays[MASKS]), layers, dtype)
+    masked.put(arrays, scale)
+    mx.eval([layer._parallel[1:] for layer in layers.values()])
     open_model(model)  # known before any call has masks
-    return MaskedDraft(draft.with_model(model), gate, len(masks))
+    return masked
 
 
-def _changed(module: nn.Module, mixin: type, parts: tuple[Any, ...]) -> nn.Module:
+def _changed(module: nn.Module, mixin: type) -> nn.Module:
     """The same layer with the same weights, called as ``mixin`` does."""
     changed = copy.copy(module)
     base: Any = type(module)
     changed.__class__ = _kind(mixin, base)
-    changed._parallel = parts  # a tuple is no parameter
     return changed
 
 

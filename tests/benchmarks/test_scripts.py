@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import busy_core
+import data_efficiency
 import detailed
 import lossless
 import memory_sizes
@@ -19,13 +20,15 @@ import pytest
 import replay
 import served
 import training
+import trees
 from adapting import VOCAB, quick_config, target_trajectories, tiny_draft
 from tiny import write_pair
 
 from harness.adapt.training.examples import from_trajectory
-from harness.answers.collect import collect
+from harness.answers.collect import collect, read_answers
 from harness.core.errors import HarnessError
 from harness.core.records import Sample
+from harness.decode.replay import replay as replay_answers
 from harness.models.pair import load_pair
 
 
@@ -67,17 +70,18 @@ def test_serving_script(options: list[str], tmp_path: Path, capsys: pytest.Captu
     assert first - 2 <= kept < second
 
 
+def answers(pair: Any, folder: Path, numbers: range) -> str:
+    """A folder of a target's answers of 40 tokens to prompts that are like each other."""
+    prompts = [f"question number {i * 37} about topic {i}" for i in numbers]
+    samples = [Sample(id=f"{folder.name}/{i}", domain="chat", prompt=text) for i, text in enumerate(prompts)]
+    list(collect(pair, samples, max_tokens=40, batch=4, out=folder))
+    return str(folder)
+
+
 def test_memory_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A line per drafter and size; more remembered answers to like prompts save passes, those to test prompts are refused."""
     pair = load_pair(options[1])
-
-    def answers(name: str, numbers: range) -> str:
-        prompts = [f"question number {i * 37} about topic {i}" for i in numbers]
-        samples = [Sample(id=f"{name}/{i}", domain="chat", prompt=text) for i, text in enumerate(prompts)]
-        list(collect(pair, samples, max_tokens=40, out=tmp_path / name))
-        return str(tmp_path / name)
-
-    train, test = answers("train", range(12)), answers("test", range(20, 23))
+    train, test = answers(pair, tmp_path / "train", range(12)), answers(pair, tmp_path / "test", range(20, 23))
     memory_sizes.main([*options[:2], "--train", train, "--test", test, "--tokens", "80", "400"])
     lines = [line.split("|")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
     assert len(lines) == 5 + 2 * 3
@@ -86,6 +90,47 @@ def test_memory_script(options: list[str], tmp_path: Path, capsys: pytest.Captur
     assert sizes["memory of 400 tokens"] > sizes["memory of 80 tokens"] >= 1
     with pytest.raises(HarnessError, match="near-duplicates"):
         memory_sizes.main([*options[:2], "--train", test, "--test", test])
+
+
+def test_data_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of draft learns from the same shards and is replayed; a second call makes nothing anew."""
+    pair = load_pair(options[1])
+    train, test = answers(pair, tmp_path / "train", range(12)), answers(pair, tmp_path / "test", range(20, 23))
+    small = ["head.vocab=24", "cut.vocab=24", "cut.layers=1", "fit.epochs=1", "fit.warmup_steps=1"]
+    small += [f"{key}=32" for key in ("head.group_size", "cut.group_size", "cut.mlp_group_size")]
+    masks = ["parallel.k=3", "lora.rank=2", "optim.epochs=2", "optim.learning_rate=0.01", "optim.warmup_steps=1", "stop.every=1"]
+    settings = [*options[:2], "--train", train, "--test", test, "--tokens", "200", "--work", str(tmp_path / "work")]
+    settings += ["--set-distill", *small, "--set-parallel", *masks]
+    data_efficiency.main(settings)
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [name.strip() for name, *_ in lines] == ["the pair's draft", "memory", "parallel", "head", "cut"]
+    assert {int(tokens) for _, tokens, *_ in lines[1:]} == {320}, "two shards of four answers"
+    assert all(0 <= float(rate) <= 1 <= float(tau) for _, _, *cells in lines for rate, tau in (cells[:2], cells[2:]))
+    monkeypatch.setattr(data_efficiency, "train_parallel", None)
+    data_efficiency.main(settings)
+    assert [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]] == lines
+
+
+def test_tree_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Chains count as replay does, the best tree is at least as good as the best chain, and in wider ones more tokens stand."""
+    pair = load_pair(options[1])
+    folder = answers(pair, tmp_path / "answers", range(3))
+    trees.main([*options[:2], "--from", folder, "--rows", "5", "--c", "0.2", "--v", "1", "1.1", "1.1", "1.2", "1.2"])
+    header, _, *rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0].strip() for row in rows] == ["chat", "all"]
+    assert all(float(row[-1]) >= 1 for row in rows)
+    assert len(header) == len(rows[0])
+    model, token_map = pair.draft.proposer
+    known = [stored.trajectory() for stored in read_answers(Path(folder), pair.target_hash)]
+    found = [trees.ranks(model, token_map, t) for t in known]
+    counts = trees.paths(found, 4)
+    for depth in (1, 3):
+        chain = frozenset((1,) * n for n in range(1, depth + 1))
+        endless = [dataclasses.replace(t, max_tokens=1000) for t in known]
+        counted = replay_answers(pair, endless, ["generic"], [depth])
+        assert trees.tau(found, chain, depth) == pytest.approx(sum(r.emitted for r in counted) / sum(r.rounds for r in counted))
+        narrow, wide = (trees.likeliest(counts, nodes, depth) for nodes in (depth, depth + 8))
+        assert all((trees.reached(own, wide) >= trees.reached(own, narrow)).all() for own in found)
 
 
 def test_lossless_script_goes_on_where_it_stopped(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

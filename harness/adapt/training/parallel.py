@@ -6,10 +6,11 @@ each token, and the best of them by the acceptance that replay measures on valid
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from harness.adapt.training.examples import Example
 from harness.adapt.training.judged import Judged, fingerprint_of
 from harness.adapt.training.material import Material, as_examples, check_examples
 from harness.adapt.training.outcome import TrainProgress, TrainResult
-from harness.adapt.training.parallel_step import Lesson, ParallelStep, plan_groups
+from harness.adapt.training.parallel_lessons import Lesson, Vocabulary, plan_groups
+from harness.adapt.training.parallel_mlx import MlxStep
+from harness.adapt.training.parallel_step import ParallelStep
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
 from harness.core.counts import COUNTS
@@ -32,8 +35,8 @@ from harness.core.records import Trajectory
 from harness.decode.parallel import ParallelDrafter
 from harness.decode.parallel_replay import ParallelPass, parallel_passes
 from harness.decode.simulate import simulate_runs
-from harness.models.mlx_names import mx, tree_flatten, tree_map, tree_unflatten
-from harness.models.opened import open_model
+from harness.models.mlx_names import mx, tree_flatten, tree_unflatten
+from harness.models.opened import open_model, refusal
 from harness.models.parallel import MASKS, read_masks, with_masks
 
 
@@ -58,7 +61,7 @@ def train_parallel(
     a ``start`` they begin as the mean of the draft's embeddings, with a LoRA that does nothing.
 
     Raises:
-        HarnessError: as there, or a draft whose masks cannot be trained here: quantised, or no plain llama or qwen2.
+        HarnessError: as there, or a draft that takes no masks.
     """
     train, left_out = as_examples(draft, material, config)
     train = [example for example in train if len(example.answer) > 1]
@@ -94,9 +97,9 @@ class ParallelRun(Judged):
         super().__init__(draft, train, held_out, config, domain, out, fingerprint, progress)
         assert config.parallel.k is not None
         self.masks = config.parallel.k - 1
-        self.in_torch = ParallelStep(draft, config)
+        self.gradients = step_for(draft, config)
         self._answers = [_trajectory(example) for example in held_out]
-        self.put(first_weights(draft, config, self.in_torch.shape))
+        self.put(first_weights(draft, config))
         self.optimiser.init(self._tree)
 
     def weights(self) -> dict[str, mx.array]:
@@ -112,15 +115,9 @@ class ParallelRun(Judged):
             self.losses.append(0.0)
             return 0.0
         share = 1.0 / float(sum(lesson.known["weights"].sum() for lesson in lessons))
-        update, loss, gradients = self.weights(), 0.0, None
-        for lesson in lessons:
-            value, flat = self.in_torch(lesson, share, update)
-            new = tree_unflatten(list(flat.items()))
-            gradients = new if gradients is None else tree_map(lambda a, b: a + b, gradients, new)
-            mx.eval(gradients)
-            loss += value
-            self.tokens += len(lesson.example.tokens) - 1
-        self._tree = self.optimiser.apply_gradients(self.paced(gradients), self._tree)
+        loss, flat = self.gradients(lessons, share, self.weights())
+        self.tokens += sum(len(lesson.example.tokens) - 1 for lesson in lessons)
+        self._tree = self.optimiser.apply_gradients(self.paced(tree_unflatten(list(flat.items()))), self._tree)
         mx.eval(self._tree, self.optimiser.state)
         self.losses.append(loss)
         return loss
@@ -128,7 +125,7 @@ class ParallelRun(Judged):
     def _lessons(self) -> list[Lesson]:
         """What this update learns from; groups depend on seed and step alone, so that resuming needs no state."""
         rng = np.random.default_rng([self.config.optim.seed, self.step])
-        keep, vocab = self.config.parallel.keep, self.in_torch.vocab
+        keep, vocab = self.config.parallel.keep, self.gradients.vocab
         examples = [example for batch in self.group() for example in batch]
         return [lesson for e in examples if len((lesson := vocab.lesson(e, plan_groups(e, self.masks, keep, rng))).rows)]
 
@@ -160,22 +157,42 @@ def by_place(passes: Sequence[ParallelPass]) -> list[float]:
     return shares
 
 
-def first_weights(draft: LoadedDraft, config: TrainingConfig, shape: torch_llama.Shape) -> dict[str, mx.array]:
+class Step(Protocol):
+    """What computes losses and gradients: :class:`ParallelStep` or :class:`MlxStep`."""
+
+    vocab: Vocabulary
+
+    def __call__(self, lessons: Sequence[Lesson], share: float, update: Mapping[str, mx.array]) -> tuple[float, dict[str, Any]]:
+        """Loss of some lessons, times ``share``, and its gradients by name."""
+
+
+def step_for(draft: LoadedDraft, config: TrainingConfig) -> Step:
+    """In torch where ``optim.backend`` allows it, mlx computes on a CPU and the draft is a plain llama or qwen2; else in mlx."""
+    if config.optim.backend == "auto" and torch_llama.worthwhile(draft.model, torch_llama.fast_dtype()):
+        with contextlib.suppress(HarnessError):  # another architecture, or quantised
+            return ParallelStep(draft, config)
+    return MlxStep(draft, config)
+
+
+def first_weights(draft: LoadedDraft, config: TrainingConfig) -> dict[str, mx.array]:
     """What training begins with: masks that are the mean of the embeddings, and a LoRA whose second half is zero.
 
     Raises:
-        HarnessError: a number of layers, or a layer's name, that the draft does not have.
+        HarnessError: a number of layers, or a layer's name, that the draft does not have, or one whose parts are not known.
     """
-    opened, lora = open_model(draft.model), config.lora
-    assert opened is not None
+    lora, opened = config.lora, open_model(draft.model)
+    if opened is None:
+        raise refusal(draft.model, "parallel drafting")
     rng = np.random.default_rng(config.optim.seed)
-    widths = _widths(shape)
     mean = opened.embedding(mx.arange(len(opened.embedding.weight))).astype(mx.float32).mean(axis=0)
     assert config.parallel.k is not None
     weights = {MASKS: mx.repeat(mean[None], config.parallel.k - 1, axis=0)}
-    for i in range(shape.layers - adapted_layers(draft.model, lora), shape.layers):
-        for key in lora_keys(draft.model, lora):
-            (inputs, outputs), at = widths[key], f"model.layers.{i}.{key}"
+    names = {id(module): name for name, module in draft.model.named_modules()}
+    keys = lora_keys(draft.model, lora)
+    for block in draft.model.layers[-adapted_layers(draft.model, lora) :]:
+        modules = dict(block.named_modules())
+        for module in (modules[key] for key in keys if key in modules):
+            (inputs, outputs), at = _widths(module), names[id(module)]
             bound = 1 / math.sqrt(inputs)
             weights[f"{at}.lora_a"] = mx.array(rng.uniform(-bound, bound, (inputs, lora.rank)).astype(np.float32))
             weights[f"{at}.lora_b"] = mx.zeros((lora.rank, outputs))
@@ -183,14 +200,10 @@ def first_weights(draft: LoadedDraft, config: TrainingConfig, shape: torch_llama
     return weights
 
 
-def _widths(shape: torch_llama.Shape) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of each linear layer of a block, by its name in mlx-lm."""
-    inputs = {"o": shape.heads * shape.head_dim, "down": shape.intermediate}
-    return {
-        key: (inputs.get(name, shape.hidden), rows)
-        for name in ("qkv", "o", "gate_up", "down")
-        for key, rows in zip(torch_llama.LAYERS[name], shape.rows(name), strict=True)
-    }
+def _widths(module: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, plain or quantised."""
+    outputs, inputs = module.weight.shape
+    return (inputs * 32 // module.bits if "scales" in module else inputs), outputs
 
 
 def _started(start: Path, draft: LoadedDraft, scale: float, like: dict[str, mx.array]) -> dict[str, mx.array]:

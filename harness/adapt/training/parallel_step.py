@@ -1,24 +1,23 @@
-"""Loss and gradients of masks in torch: one pass over an answer, then one over many groups of masks that stand behind its tokens.
+"""Loss and gradients of masks in torch: one pass over some answers, then one over many groups of masks that stand behind their tokens.
 
-The draft is frozen and masks are invisible to its own tokens, so what the masks see of the answer, keys and values of every block, is
-computed once without gradients. The groups are laid out in one row; a mask sees the answer up to its group's start and the masks of
-its group up to itself. On a CPU or through CUDA; llama and qwen2, whole or a cut.
+The draft is frozen and masks are invisible to its own tokens, so what the masks see of an answer, keys and values of every block, is
+computed once without gradients. The groups of all answers are laid out in one row; a mask sees its answer up to its group's start and
+the masks of its group up to itself. On a CPU or through CUDA; llama and qwen2, whole or a cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.adapt.training.examples import Example, invert, make_batch
-from harness.adapt.training.torch_parts import head_loss, updated
+from harness.adapt.training.examples import Example, make_batch
+from harness.adapt.training.parallel_lessons import Groups, Lesson, Vocabulary
+from harness.adapt.training.torch_parts import head_loss, label_chances, updated
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
-from harness.core.errors import HarnessError
 from harness.core.protocols import LoadedDraft
 from harness.models.mlx_names import mx, tree_flatten
 from harness.models.parallel import MASKS
@@ -27,34 +26,8 @@ from routing.apart import apart
 if TYPE_CHECKING:
     import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class Groups:
-    """Masks behind some tokens of one example: M of them."""
-
-    starts: np.ndarray
-    """(M,) int32: tokens that the mask's group stands behind, prompt included."""
-    steps: np.ndarray
-    """(M,) int32: which mask of its group it is, from 0."""
-
-
-def plan_groups(example: Example, masks: int, keep: float, rng: np.random.Generator) -> Groups:
-    """A group behind every answer token but the last ones, of random length.
-
-    A group has mask j + 1 in ``keep`` of the cases in which it has mask j: what is dropped is always the end, which no other mask sees.
-
-    Args:
-        example: the answer.
-        masks: most of a group.
-        keep: chance of going on.
-        rng: draws the lengths.
-    """
-    answer = len(example.answer)
-    drawn = 1 + (np.cumprod(rng.random((answer - 1, masks - 1)) < keep, axis=1)).sum(axis=1)
-    lengths = np.minimum(drawn, np.arange(answer - 1, 0, -1)).astype(np.int64)  # a mask predicts a token of the answer
-    starts = np.repeat(example.start + np.arange(answer - 1), lengths)
-    steps = np.concatenate([np.arange(n) for n in lengths]) if answer > 1 else np.zeros(0)
-    return Groups(starts=starts.astype(np.int32), steps=steps.astype(np.int32))
+MASKS_AT_ONCE = 1024
+"""Masks that go through the draft together, whole answers at least: more of them take memory and save no time."""
 
 
 class ParallelStep:
@@ -62,7 +35,7 @@ class ParallelStep:
 
     Args:
         draft: its weights are copied.
-        config: which blocks and layers get a LoRA, and the loss.
+        config: which blocks and layers get a LoRA, the loss, and what masks weigh.
         dtype: of the matrix products; the fastest one here when None.
 
     Raises:
@@ -72,56 +45,93 @@ class ParallelStep:
     def __init__(self, draft: LoadedDraft, config: TrainingConfig, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype or torch_llama.fast_dtype()
         self.shape = _shape(draft.model)
-        self.scale, self.parts = config.lora.scale, config.loss.parts()
-        self.vocab = _Vocabulary(draft)
+        self.scale, self.parts, self.by_length = config.lora.scale, config.loss.parts(), config.parallel.by_length
+        self.vocab = Vocabulary(draft)
         self.weights, self.head = _load(draft, self.shape, self.dtype, self.vocab.rows)
         self.where = self.head.device
+        self._first: dict[str, np.ndarray] = {}
 
-    def __call__(self, lesson: Lesson, share: float, update: Mapping[str, mx.array]) -> tuple[float, dict[str, Any]]:
-        """Loss over the masks of an example, times ``share``, and its gradients by name.
+    def __call__(self, lessons: Sequence[Lesson], share: float, update: Mapping[str, mx.array]) -> tuple[float, dict[str, Any]]:
+        """Loss over the masks of some examples, times ``share``, and its gradients by name.
 
         Args:
-            lesson: the answer and its masks.
+            lessons: answers and their masks.
             share: factor, the inverse of the sum of weights of the update.
             update: ``masks`` (m, dim) and mlx-lm's names of the LoRA -> arrays.
         """
-        loss, found = self._differentiate(lesson, share, {name: np.array(array) for name, array in update.items()})
+        loss, found = self._differentiate(lessons, share, {name: np.array(array) for name, array in update.items()})
         return loss, {name: mx.array(array) for name, array in found.items()}
 
     @apart
-    def _differentiate(self, lesson: Lesson, share: float, arrays: dict[str, np.ndarray]) -> tuple[float, dict]:
+    def _differentiate(self, lessons: Sequence[Lesson], share: float, arrays: dict[str, np.ndarray]) -> tuple[float, dict]:
         import torch
 
         update = {name: torch.from_numpy(array).to(self.where).requires_grad_() for name, array in arrays.items()}
-        z = self._states(lesson.example, lesson.groups, update, lesson.rows).to(self.dtype)
+        total, sums = 0.0, [torch.zeros_like(w) for w in update.values()]
+        for part in _portions(lessons):
+            planned, rows = [(lesson.example, lesson.groups) for lesson in part], [lesson.rows for lesson in part]
+            z = self._states(planned, update, rows).to(self.dtype)
+            gradients = []
+            for lesson, own in zip(part, z.detach().split([len(own) for own in rows]), strict=True):
+                loss, gradient = self._loss(lesson, own, share)
+                gradients.append(gradient)
+                total += loss
+            for known, new in zip(sums, torch.autograd.grad(z, list(update.values()), torch.cat(gradients)), strict=True):
+                known += new
+        return total, {name: array.cpu().numpy() for name, array in zip(update, sums, strict=True)}
+
+    def _loss(self, lesson: Lesson, z: torch.Tensor, share: float) -> tuple[float, torch.Tensor]:
+        """Loss over the states (N, dim) of a lesson's masks, and its gradient by them."""
+        import torch
+
         extra = self.weights["embed"][torch.from_numpy(lesson.extra).to(self.where)]
         head = torch.cat([self.head, extra]) if len(lesson.extra) else self.head
-        loss, gradient = head_loss(head, z.detach(), lesson.known, share, self.parts)
-        found = torch.autograd.grad(z, list(update.values()), gradient)
-        return loss, {name: array.cpu().numpy() for name, array in zip(update, found, strict=True)}
+        known = lesson.known
+        if self.by_length:
+            chances = label_chances(head, z, known["labels"])
+            known = {**known, "weights": lesson.weighed(self._first_chances(lesson, head), chances, self.by_length)}
+        return head_loss(head, z, known, share, self.parts)
+
+    def _first_chances(self, lesson: Lesson, head: torch.Tensor) -> np.ndarray:
+        """(m,) chance of each answer token to be the draft's own proposal, computed once."""
+        example = lesson.example
+        if example.key not in self._first:
+            import torch
+
+            places = torch.arange(example.start - 1, len(example.tokens) - 1, device=self.where)
+            with torch.no_grad():
+                z = torch_llama.norm(self.shape, self._along([example], places)[1], self.weights["norm"]).to(self.dtype)
+            self._first[example.key] = label_chances(head, z, np.maximum(lesson.first, 0))
+        return self._first[example.key]
 
     @apart
-    def states(self, example: Example, groups: Groups, update: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Normed states (M, dim) of the masks."""
+    def states(self, planned: Sequence[tuple[Example, Groups]], update: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Normed states (M, dim) of the masks of some answers."""
         import torch
 
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(array).to(self.where) for name, array in update.items()}
-            found: np.ndarray = self._states(example, groups, tensors, np.arange(len(groups.steps))).cpu().numpy()
+            found: np.ndarray = self._states(planned, tensors, [np.arange(len(groups.steps)) for _, groups in planned]).cpu().numpy()
             return found
 
-    def _states(self, example: Example, groups: Groups, update: Mapping[str, torch.Tensor], rows: np.ndarray) -> torch.Tensor:
-        """Normed states (N, dim) of the masks ``rows`` (N,)."""
+    def _states(
+        self, planned: Sequence[tuple[Example, Groups]], update: Mapping[str, torch.Tensor], rows: Sequence[np.ndarray]
+    ) -> torch.Tensor:
+        """Normed states (N, dim) of the masks ``rows`` (n,) of each answer."""
         import torch
 
-        starts, steps = (torch.from_numpy(a).long().to(self.where) for a in (groups.starts, groups.steps))
-        answer = self._answer(example.tokens[:-1])
-        seen = torch.arange(len(example.tokens) - 1, device=self.where)[None] < starts[:, None]
-        own = (starts[:, None] == starts[None]) & (steps[None] <= steps[:, None])
-        allowed = torch.cat([seen, own], dim=1)
+        sizes = [len(groups.steps) for _, groups in planned]
+        before = np.cumsum([0, *sizes[:-1]])
+        wanted = torch.from_numpy(np.concatenate([own + at for own, at in zip(rows, before, strict=True)])).long().to(self.where)
+        starts, steps = (
+            torch.from_numpy(np.concatenate([getattr(groups, name) for _, groups in planned])).long().to(self.where)
+            for name in ("starts", "steps")
+        )
+        known, _ = self._along([example for example, _ in planned], torch.zeros(0, dtype=torch.long, device=self.where))
+        allowed = [_allowed(len(example.tokens) - 1, groups, self.where) for example, groups in planned]
         rope = torch_llama.rope_tables(self.shape, (starts + steps)[None], self.dtype)
-        h, wanted = update[MASKS].float()[steps][None], torch.from_numpy(rows).long().to(self.where)
-        for i, (keys, values) in enumerate(answer):
+        h = update[MASKS].float()[steps][None]
+        for i, (keys, values) in enumerate(known):
             h = torch_llama.block(
                 self.shape,
                 self.weights,
@@ -134,8 +144,11 @@ class ParallelStep:
             )
         return torch_llama.norm(self.shape, h, self.weights["norm"])
 
-    def _answer(self, tokens: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values (1, heads, n, dim) of every block along the tokens (n,), without gradients."""
+    def _along(self, examples: Sequence[Example], places: torch.Tensor) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """Keys and values (B, heads, n, dim) of every block along B answers, and the last block's states at flat ``places``; no gradients.
+
+        Shorter answers are padded on the right, where causal attention does not look.
+        """
         import torch
 
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -145,78 +158,55 @@ class ParallelStep:
             return torch_llama.attend(q, k, v)
 
         with torch.no_grad():
-            ids = torch.from_numpy(np.minimum(tokens, len(self.weights["embed"]) - 1)).long().to(self.where)
-            h = self.weights["embed"][ids][None].float()
-            rope = torch_llama.rope_tables(self.shape, torch.arange(len(tokens), device=self.where)[None], self.dtype)
+            tokens = np.minimum(make_batch(examples).tokens, len(self.weights["embed"]) - 1)
+            h = self.weights["embed"][torch.from_numpy(tokens).long().to(self.where)].float()
+            rope = torch_llama.rope_tables(self.shape, torch.arange(tokens.shape[1], device=self.where)[None], self.dtype)
             for i in range(self.shape.layers):
-                h = torch_llama.block(self.shape, self.weights, i, h, rope, attend=attend)
-        return found
+                last = places if i == self.shape.layers - 1 else None
+                h = torch_llama.block(self.shape, self.weights, i, h, rope, attend=attend, rows=last)
+        return found, h
+
+
+def _portions(lessons: Sequence[Lesson]) -> Iterator[list[Lesson]]:
+    """Lessons of about :data:`MASKS_AT_ONCE` masks, at least one."""
+    part: list[Lesson] = []
+    for lesson in lessons:
+        if part and sum(len(known.groups.steps) for known in (*part, lesson)) > MASKS_AT_ONCE:
+            yield part
+            part = []
+        part.append(lesson)
+    yield part
+
+
+def _allowed(tokens: int, groups: Groups, where: torch.device) -> torch.Tensor:
+    """(M, tokens + M) bool: what each mask sees of its answer and of the answer's masks."""
+    import torch
+
+    starts, steps = (torch.from_numpy(a).long().to(where) for a in (groups.starts, groups.steps))
+    seen = torch.arange(tokens, device=where)[None] < starts[:, None]
+    own = (starts[:, None] == starts[None]) & (steps[None] <= steps[:, None])
+    return torch.cat([seen, own], dim=1)
 
 
 def _attend(
-    keys: torch.Tensor, values: torch.Tensor, allowed: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    keys: torch.Tensor, values: torch.Tensor, allowed: Sequence[torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of the masks over the answer and themselves, where it is ``allowed`` (M, n + M)."""
+    """Attention (1, heads, M, d) -> (1, M, heads d) of masks over their own answer and its masks, where it is ``allowed``, per answer."""
     import torch
     import torch.nn.functional as fn
 
-    k, v = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
-    return fn.scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=True).transpose(1, 2).flatten(2)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """An example, its masks, and what the target said where they propose: N masks have a token that the draft can say."""
-
-    example: Example
-    groups: Groups
-    rows: np.ndarray
-    """(N,) which masks."""
-    known: dict[str, np.ndarray]
-    """As :func:`harness.adapt.training.torch_parts.head_loss` takes them, draft ids."""
-    extra: np.ndarray
-    """(e,) int64 ids of the prompt beyond the head, which are proposed through their embeddings."""
-
-
-class _Vocabulary:
-    """The ids that a draft proposes."""
-
-    def __init__(self, draft: LoadedDraft) -> None:
-        self.rows = None if draft.token_map is not None or draft.vocab is None else np.array(draft.vocab)
-        """Rows of the model's head that are proposed; None is all of it."""
-        self._open = draft.vocab is not None
-        ids = self.rows if draft.token_map is None else np.array(draft.token_map)
-        embedded = draft.model.args.vocab_size
-        size = max(embedded, draft.target_rows or 0)
-        if ids is None and size > embedded:
-            ids = np.arange(embedded)
-        self._inverse = None if ids is None else invert(ids, size)
-        self._size = 0 if ids is None else len(ids)
-
-    def lesson(self, example: Example, groups: Groups) -> Lesson:
-        """What the target said, in ids of the head with the prompt's tokens behind it."""
-        inverse, extra = self._inverse, np.zeros(0, dtype=np.int64)
-        if self._open and inverse is not None:
-            prompt = np.unique(example.tokens[: example.start]).astype(np.int64)
-            extra, inverse = prompt[inverse[prompt] < 0], inverse.copy()
-            inverse[extra] = self._size + np.arange(len(extra))
-        batch = make_batch([example], inverse)
-        place = np.full(len(example.answer) + 1, -1)
-        place[batch.rows - (example.start - 1)] = np.arange(len(batch.rows))
-        predicted = place[groups.starts + groups.steps + 1 - example.start]
-        rows = np.flatnonzero(predicted >= 0)
-        names = ("labels", "weights", "top_tokens", "top_p")
-        return Lesson(example, groups, rows, {name: getattr(batch, name)[predicted[rows]] for name in names}, extra)
+    sizes, found = [len(one) for one in allowed], []
+    for b, (one, queries, *own) in enumerate(zip(allowed, *(part.split(sizes, dim=2) for part in (q, k, v)), strict=True)):
+        tokens = one.shape[1] - len(one)
+        k, v = (torch.cat([known[b : b + 1, :, :tokens], new], dim=2) for known, new in zip((keys, values), own, strict=True))
+        found.append(fn.scaled_dot_product_attention(queries, k, v, attn_mask=one, enable_gqa=True))
+    return torch.cat(found, dim=2).transpose(1, 2).flatten(2)
 
 
 def _shape(model: Any) -> torch_llama.Shape:
     """A cut has a head of its own; else as :func:`harness.answers.torch_llama.shape_of`."""
     quantised = any(hasattr(module, "scales") for module in model.modules())
-    if quantised:
-        raise HarnessError(
-            "the draft's weights are quantised, and masks are trained on plain ones", "Set `dtype: float32` in the pair's file."
-        )
-    return torch_llama.read_shape({**vars(model.args), "tie_word_embeddings": True})
+    return torch_llama.read_shape({**vars(model.args), "tie_word_embeddings": True, "quantization": quantised})
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""Parts of a training step in torch: what a LoRA adds to a projection, and the loss over the output head with its gradient."""
+"""Parts of a training step in torch: what a LoRA adds to a projection, the loss over the output head with its gradient, and chances."""
 
 from __future__ import annotations
 
@@ -103,3 +103,17 @@ def _piece(
     with torch.no_grad():
         logits.mul_(by_normaliser / sums).scatter_add_(1, columns, by_named)
         return loss.item(), logits.to(z.dtype) @ head
+
+
+def label_chances(head: torch.Tensor, z: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """Probability (N,) of the ``labels`` (N,) at normed states ``z`` (N, dim), some rows of logits at a time; no gradients."""
+    import torch
+
+    ids, step = torch.from_numpy(labels).long().to(z.device), logit_rows(len(head))
+    found = []
+    with torch.no_grad():
+        for at in range(0, len(z), step):
+            logits = (z[at : at + step] @ head.T).float()
+            found.append((logits.gather(1, ids[at : at + step, None])[:, 0] - logits.logsumexp(dim=1)).exp())
+    chances: np.ndarray = torch.cat(found).cpu().numpy()
+    return chances
