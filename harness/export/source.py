@@ -12,7 +12,7 @@ import yaml
 from harness.adapt.adapters.names import installed
 from harness.adapt.shelf import find
 from harness.core import files
-from harness.core.drafter_kinds import find_kind
+from harness.core.drafter_kinds import find_kind, split_name
 from harness.core.errors import HarnessError
 from harness.core.settings_file import DecodeSettings, load_settings
 from harness.models.naming import find_pair
@@ -103,7 +103,8 @@ def _is_settings(what: str) -> bool:
 
 
 def _of_settings(settings: DecodeSettings, run: Run | None, part: Part, adapter: str | None) -> Source:
-    own = settings.drafter if settings.drafter not in (None, "router") and find_kind(settings.drafter) is None else None
+    inner = split_name(settings.drafter or "")[1]
+    own = inner if part == "draft" and inner not in ("", "router") and find_kind(settings.drafter) is None else None
     return _make(settings.models, part, settings.drafter, adapter or own, settings, run)
 
 

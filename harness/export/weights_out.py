@@ -37,8 +37,6 @@ class Weights:
     """SHA-256 of the model that the weights come from, any adapter apart."""
     target_hash: str
     """SHA-256 of the pair's target."""
-    target_path: Path
-    """Folder of the pair's target."""
     kept: int | None
     """Tokens that a cut's own head names; None for a model with its whole head."""
 
@@ -71,7 +69,7 @@ def load_for_export(source: Source, *, offline: bool = False, progress: Progress
         _fuse(model, source.adapter_folder, folder.hash)
     return Weights(
         arrays=dict(tree_flatten(model.parameters())), config=config, stored=_stored(config), tokenizer=folder.path,
-        hash=folder.hash, target_hash=target.hash, target_path=target.path, kept=None,
+        hash=folder.hash, target_hash=target.hash, kept=None,
     )  # fmt: skip
 
 
@@ -91,7 +89,7 @@ def _cut(source: Source, target: ModelFolder, folder: ModelFolder) -> Weights:
     kept = {key: value for key, value in config.items() if key != "layer_types"}
     return Weights(
         arrays=arrays, config={**kept, **own}, stored="float32", tokenizer=target.path, hash=draft.hash, target_hash=target.hash,
-        target_path=target.path, kept=len(draft.token_map),
+        kept=len(draft.token_map),
     )  # fmt: skip
 
 
