@@ -209,6 +209,21 @@ def test_stop_words_end_an_answer_before_themselves(server: Server) -> None:
     assert whole.usage.completion_tokens <= 40
 
 
+def test_answers_of_one_length_for_load_clients(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they send with synthetic prompts: the end of a sequence ends no answer, and the counts at the end say so."""
+    pair = server.worker.session.pair
+    plain = api.generate(pair, PROMPTS[0], drafter=None, max_tokens=24, ignore_eos=True)
+    monkeypatch.setattr(pair, "eos_token_ids", frozenset(plain.tokens[5:6]))
+    options = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}, "max_tokens": 24}
+    bodies = [{"stop": None, "ignore_eos": on} for on in (False, True)]
+    (answers,) = together(server, lambda: [text_of(ask(server, PROMPTS[0], extra_body=body, **options)) for body in bodies])
+    (ended, finish, _), (text, end, chunks) = answers
+    assert text.startswith(ended)
+    assert len(ended) < len(text)
+    assert finish == "stop"
+    assert (text, end, chunks[-1].usage.completion_tokens) == (plain.text, "length", 24)
+
+
 def test_sampling_follows_the_request(server: Server) -> None:
     """Temperature, filters and seed are those of the call in Python; without a seed two answers differ."""
     settings = {"temperature": 1.0, "top_p": 0.9, "seed": 7, "extra_body": {"top_k": 50, "drafter": "generic", "k": 3}}

@@ -52,6 +52,7 @@ def stream(
     profile: bool = False,
     logprobs: int | None = None,
     caches: KeptCaches | None = None,
+    ignore_eos: bool = False,
 ) -> Iterator[Step]:
     """Decode ``prompt`` and yield one :class:`~harness.decode.speculative.Step` per target pass.
 
@@ -63,7 +64,8 @@ def stream(
     _check(rule, lenience, sampling, loop, k, bool(detailed) or logprobs is not None)
     ids = pair.encode(prompt)
     max_tokens = room(pair.context_tokens, len(ids), max_tokens)
-    common: dict[str, Any] = {"max_tokens": max_tokens, "eos": pair.eos_token_ids, "sampling": sampling, "seed": seed}
+    eos = frozenset[int]() if ignore_eos else pair.eos_token_ids
+    common: dict[str, Any] = {"max_tokens": max_tokens, "eos": eos, "sampling": sampling, "seed": seed}
     if loop == "mlx-lm":
         draft = None if drafter is None else _full_vocabulary(resolve_drafter(pair, drafter, options))
         return fast_steps(pair.target, draft, ids, k=k if isinstance(k, int) else 0, **common)
@@ -113,7 +115,8 @@ def generate(
             :class:`DrafterOptions`; ``costs`` measured c and v for ``auto``;
             ``profile`` True records where the rounds' time goes (this project's loop only); ``logprobs`` a number puts the
             target's log-probabilities into each step, with that many of the most likely tokens; ``caches`` a
-            :class:`~harness.decode.kept.KeptCaches` from which prompts that begin alike are read on.
+            :class:`~harness.decode.kept.KeptCaches` from which prompts that begin alike are read on; ``ignore_eos`` True goes
+            on to ``max_tokens`` past end-of-sequence tokens, for load tests.
 
     Returns:
         A frozen :class:`~harness.core.records.Generation`. Greedy tokens equal plain decoding's.
@@ -177,7 +180,7 @@ def _collect(
     return Generation(
         tokens=tokens,
         text=pair.decode(tokens),
-        finish="eos" if tokens[-1] in pair.eos_token_ids else finish,
+        finish="eos" if tokens[-1] in pair.eos_token_ids and not settings.get("ignore_eos") else finish,
         prompt_tokens=prompt_tokens,
         rounds=len(steps),
         drafted=sum(s.drafted for s in steps),

@@ -52,9 +52,8 @@ def answer(session: Session, job: Job, *, learn: bool, training: bool = False, m
     if not ask.reuse:
         settings["caches"] = None
     writing = _Writing(session.pair, ask.stop, job)
-    generation = session.generate(
-        prompt, drafter=drafter, train=False, learn=learn and not training, on_step=writing.show, stop=job.stop, **settings
-    )
+    learn = learn and not training and "ignore_eos" not in settings  # past its end an answer says nothing that is worth learning
+    generation = session.generate(prompt, drafter=drafter, train=False, learn=learn, on_step=writing.show, stop=job.stop, **settings)
     writing.end()
     ended = generation.finish == "eos" or writing.stop.found is not None
     done = Done(

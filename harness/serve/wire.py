@@ -71,12 +71,15 @@ class _Message(BaseModel):
 
 
 class _StreamOptions(_Wire):
+    """What comes with a stream. Counts come once, at its end, whatever ``continuous_usage_stats`` of load clients says."""
+
     include_usage: bool = False
     include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
 
 
 class _Request(_Wire):
-    """Fields of both kinds of requests. Those from ``top_k`` on are this server's own."""
+    """Fields of both kinds of requests. Those from ``top_k`` on are not OpenAI's; ``ignore_eos`` is what load clients send."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -89,6 +92,7 @@ class _Request(_Wire):
     user: str | None = None
     top_k: int | None = None
     min_p: float | None = None
+    ignore_eos: bool = False
     drafter: str | None = None
     k: int | str | None = None
     draft_details: bool = False
@@ -195,6 +199,8 @@ def _settings(request: _Request, max_tokens: int | None) -> dict[str, Any]:
     check(**given, **({} if max_tokens is None else {"max_tokens": max_tokens}))
     if request.k is not None:
         given["k"] = draft_length(request.k)
+    if request.ignore_eos:
+        given["ignore_eos"] = True
     given["seed"] = secrets.randbelow(int(SEED.high)) if request.seed is None else request.seed % (int(SEED.high) + 1)
     return given
 
