@@ -86,6 +86,20 @@ def test_every_command_explains_itself_with_an_example(name: str, capsys: pytest
     assert [p.name for p in load_command(name).params if not getattr(p, "help", None)] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("harness cho", "choose"), ("harness run --exp", "--experiments"), ("harness cache l", "ls"), ("harness export --to pe", "peft")],
+)
+def test_shells_complete(words: str, found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands, commands inside them, options and their values, though each command is imported only when it is needed."""
+    settings = {"_HARNESS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == [found]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """Bug reports start with this line."""
     assert run("--version", capsys=capsys) == (0, f"{__version__}\n", "")

@@ -14,7 +14,8 @@ import statistics
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import common
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the session and print what came of it."""
     parser = common.parser(__doc__, models="smollm2", prompts=50, tokens=32, domains=list(common.DATASETS))
     parser.add_argument("--long", type=int, default=1000, help="about how many tokens the long conversation begins with")
+    parser.add_argument("--learn-minutes", type=float, default=5.0, help="longest training round")
     args = parser.parse_args(argv)
 
     prompts = [
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     with tempfile.TemporaryDirectory() as folder, Session.from_config(models=args.models, folder=folder) as session:
         session.warm_up()
-        server = Server(Worker(session, most_waiting=args.prompts, learning=Learning(minutes=60, quiet_s=0.0)))
+        server = Server(Worker(session, most_waiting=args.prompts, learning=Learning(minutes=args.learn_minutes, quiet_s=0.0)))
         print(f"overhead per token: {overhead(server, prompts[:8], args.tokens):+.1%}", flush=True)
         answers = served(server, prompts, args.tokens)
     wrong = [i for i, (prompt, text) in enumerate(zip(prompts, answers, strict=True)) if text != plain(session, prompt, args.tokens)]
@@ -103,26 +105,41 @@ def overhead(server: Server, prompts: list[str], tokens: int) -> float:
 
 
 def served(server: Server, prompts: list[str], tokens: int) -> list[str]:
-    """Answers to all prompts, most of them asked before a SIGTERM and the last ones waiting when it comes."""
-    model = server.worker.session.pair.name
+    """Answers to all prompts: half of them, most others beside a training round, and the last ones wait when a SIGTERM comes."""
+    worker, half, model = server.worker, len(prompts) // 2, server.worker.session.pair.name
+    late = max(half, len(prompts) - CLIENTS)
+    asked: list[Future[tuple[str, Any, float]]] = []
     with ThreadPoolExecutor(CLIENTS) as pool, connected(server) as client:
-        asked = [
-            pool.submit(ask, client, model, [{"role": "user", "content": prompt}], tokens, user=str(i % CLIENTS))
-            for i, prompt in enumerate(prompts)
-        ]
 
-        def end() -> None:
-            while sum(one.done() for one in asked) < len(prompts) - CLIENTS or not server.worker.rounds:
-                if all(one.done() for one in asked) and not server.worker.session.due:
-                    break
-                time.sleep(0.05)
+        def send(numbers: range) -> None:
+            messages = [[{"role": "user", "content": prompts[i]}] for i in numbers]
+            asked.extend(pool.submit(ask, client, model, m, tokens, user=str(i % CLIENTS)) for i, m in zip(numbers, messages, strict=True))
+
+        def all_are_in() -> bool:
+            return sum(one.done() for one in asked) + (worker.job is not None) + len(worker.queue) >= len(prompts)
+
+        def clients() -> None:
+            send(range(half))
+            wait(asked)
+            until(lambda: worker.progress is not None or worker.rounds != [] or not worker.session.due)
+            send(range(half, late))
+            wait(asked)
+            until(lambda: worker.progress is None)
+            send(range(late, len(prompts)))
+            until(all_are_in)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        ending = threading.Thread(target=end)
-        ending.start()
+        asking = threading.Thread(target=clients)
+        asking.start()
         server.serve()
-        ending.join()
+        asking.join()
         return [one.result()[0] for one in asked]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for the server's thread."""
+    while not condition():
+        time.sleep(0.02)
 
 
 def long_conversation(server: Server, text: str, tokens: int) -> None:
