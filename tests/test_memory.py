@@ -27,6 +27,7 @@ from harness.adapt import memory_sources
 from harness.adapt.memory_sources import Growth, UserWords, answers_in_folder, answers_of_run, answers_of_session, build_memory
 from harness.answers.collect import collect
 from harness.cli import app
+from harness.core import journal
 from harness.core.errors import HarnessError
 from harness.core.paths import found_memory, memory_path, shipped_memories
 from harness.core.records import Sample, Trajectory
@@ -477,9 +478,8 @@ def test_failure_cases_of_a_session_are_remembered(pair: Any, tmp_path: Path) ->
         said = [session.generate(f"question number {i * 37} about topic {i}").tokens for i in range(3)]
         session.generate(load_samples(DatasetSpec(dataset="chat", limit=1), domain="chat")[0].prompt)
     assert [a.tokens for a in answers_of_session(folder, pair)] == said
-    cases = (folder / "failures.jsonl").read_text().splitlines()
-    row = json.loads(cases[0])
-    (folder / "failures.jsonl").write_text(json.dumps({**row, "prompt_tokens": [*row["prompt_tokens"], 9, 9]}) + "\n")
+    row = next(journal.read(folder / "failures.jsonl"))
+    (folder / "failures.jsonl").write_bytes(journal.lines([{**row, "prompt_tokens": [*row["prompt_tokens"], 9, 9]}]))
     with pytest.raises(HarnessError, match="is of another pair than 'tiny'"):
         answers_of_session(folder, pair)
 

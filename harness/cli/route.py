@@ -13,6 +13,7 @@ import typer
 from harness.cli.generate import JsonOption, OfflineOption, PairOption, source_seed
 from harness.cli.run import ResultsOption
 from harness.cli.worker import ClusterOption, crew_of, joined
+from harness.core.limits import BATCH, MAX_TOKENS
 from harness.core.progress import note, notes_to
 from harness.core.terminal import read_input, say
 
@@ -34,8 +35,8 @@ def train_router(
     split: Annotated[str, typer.Option(help="Prompts to learn from: train or validation; test and all need a flag.")] = "train",
     limit: Annotated[int, typer.Option(min=1, help="Prompts per domain.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Leave out this many per domain first, such as those the adapters learned from.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = MAX_TOKENS,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = BATCH,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a router setting.")] = None,
     adapters: AdaptersOption = None,
     router_file: RouterFileOption = None,

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from harness.core.cell import CellId, RecordKey, from_key, record_key
 from harness.core.errors import HarnessError
 from harness.core.files import open_regular, reading, replacing, sha256, typed
+from harness.core.journal import decode_line
 from harness.core.records import Record
 from harness.results.groups import LARGE, Groups
-from harness.results.record_lines import decode_line
 from harness.results.store import (
     RECORDS,
     Manifest,

@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 from harness.core.cell import RecordKey, record_key
 from harness.core.errors import HarnessError
 from harness.core.files import read_bytes, read_json, sha256, sync_folder, typed, version_of, write_atomic
+from harness.core.journal import decode_line, encode_line, repair_tail
 from harness.core.lock import take_lock
-from harness.core.records import RUN_VERSION, Record
+from harness.core.records import RUN_VERSION, Record, to_dict
 from harness.core.schema import Machine, Measured
 from harness.results.groups import LARGE, Groups, Listed
 from harness.results.invariants import broken
-from harness.results.record_lines import decode_line, encode_line, repair_tail
 from harness.results.upgrades import UPGRADES
 
 MANIFEST = "manifest.json"
@@ -261,7 +261,7 @@ class RunStore:
         self._lock = lock
         self._fd = -1
         self.records: list[Record] = []
-        self._done: set[RecordKey] = set()
+        self._done: dict[RecordKey, None] = {}
         self._manifest: Manifest | None = None
 
     @classmethod
@@ -301,7 +301,7 @@ class RunStore:
                 store._manifest, groups = read_manifest(folder), read(folder)
                 kept = [cell for cell in groups.cells if cell.method != "replay" or len(groups) < LARGE]
                 store.records = groups.of(kept, tokens=True)
-                store._done = set(groups.keys())
+                store._done = dict.fromkeys(groups.keys())
                 store._open()
             except BaseException:
                 store.close()
@@ -325,6 +325,10 @@ class RunStore:
     def __len__(self) -> int:
         return len(self._done)
 
+    def keys(self) -> Iterable[RecordKey]:
+        """The key of every record."""
+        return self._done
+
     def append(self, record: Record) -> None:
         """Write one record and wait until it is on disk; see :meth:`extend`."""
         self.extend([record])
@@ -336,7 +340,7 @@ class RunStore:
             HarnessError: the disk is full or gone; records written before stay intact.
             ValueError: a record with the same key exists, or one breaks a rule of :mod:`harness.results.invariants`.
         """
-        new, lines, keys = list(records), [], set[RecordKey]()
+        new, lines, keys = list(records), [], dict[RecordKey, None]()
         for record in new:
             key = record_key(record)
             if key in self._done or key in keys:
@@ -344,8 +348,8 @@ class RunStore:
             problem = broken(record)
             if problem:
                 raise ValueError(f"record of {record.sample_id} cannot be true: {problem}")
-            keys.add(key)
-            lines.append(encode_line(record))
+            keys[key] = None
+            lines.append(encode_line(to_dict(record)))
         with _disk_errors(self.folder):
             if self.manifest.seal is not None:
                 unsealed = dataclasses.replace(self.manifest.measured, status="interrupted")

@@ -22,6 +22,7 @@ from harness.adapt.routers.routed import (
     routing_errors,
 )
 from harness.core.errors import HarnessError
+from harness.core.limits import BATCH, MAX_TOKENS
 from harness.core.paths import cache_dir
 from harness.core.progress import note
 from harness.core.protocols import LoadedPair
@@ -99,8 +100,8 @@ def replay_material(
     folders: Mapping[str, Path],
     *,
     k: int,
-    max_tokens: int = 256,
-    batch: int = 32,
+    max_tokens: int = MAX_TOKENS,
+    batch: int = BATCH,
     calibrated: bool = False,
     crew: Crew | None = None,
 ) -> Material:
