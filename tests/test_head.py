@@ -43,7 +43,8 @@ from harness.models.opened import close, open_model
 from harness.models.pair import load_pair
 from harness.models.reading_head import load_head, save_head
 from harness.models.taps import Tapped
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.choose import entrants
 from harness.run.runner import run_suite
 from harness.suite.suite import load_suite

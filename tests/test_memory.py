@@ -40,7 +40,8 @@ from harness.decode.length import AutoK, Costs
 from harness.decode.memory import Answer, Memory, grow_memory, pair_memory, write_memory
 from harness.decode.replay import replay
 from harness.decode.suffix_counts import DOUBT, END, LONGEST, SHORTEST, Walker, count_suffixes
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.runner import run_suite
 from harness.session.session_config import SessionConfig
 from harness.suite.suite import load_suite

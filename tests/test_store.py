@@ -23,7 +23,10 @@ from harness.core.journal import decode_line, encode_line
 from harness.core.records import RUN_VERSION, Divergence, Record, to_dict
 from harness.core.schema import Measured
 from harness.results import store
-from harness.results.store import Manifest, RunStore, read_manifest, read_records, read_run
+from harness.results.manifest import Manifest, read_manifest, run_folder
+from harness.results.reading import read_records, read_run
+from harness.results.store import RunStore
+from harness.results.upgrades import UPGRADES
 
 WRITER = """
 import sys
@@ -32,6 +35,7 @@ sys.path.insert(0, sys.argv[2])
 from test_store import make_manifest, make_record
 from harness.core.cell import record_key
 from harness.results.store import RunStore
+from harness.results.upgrades import UPGRADES
 folder = Path(sys.argv[1])
 store = RunStore.resume(folder) if (folder / "manifest.json").exists() else RunStore.create(folder, make_manifest())
 print("ready", flush=True)
@@ -245,9 +249,9 @@ def test_older_schema_is_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
     folder = tmp_path / "run"
     with RunStore.create(folder, make_manifest(schema_version=-1)) as run:
         run.append(make_record(schema_version=-1, seed=1))
-    monkeypatch.setitem(store.UPGRADES, -1, lambda data: {**data, "seed": data["seed"] + 1} if "seed" in data else data)
-    monkeypatch.setitem(store.UPGRADES, 1, lambda data: data)
-    monkeypatch.setitem(store.UPGRADES, 0, lambda data: {**data, "seed": data["seed"] * 10} if "seed" in data else data)
+    monkeypatch.setitem(UPGRADES, -1, lambda data: {**data, "seed": data["seed"] + 1} if "seed" in data else data)
+    monkeypatch.setitem(UPGRADES, 1, lambda data: data)
+    monkeypatch.setitem(UPGRADES, 0, lambda data: {**data, "seed": data["seed"] * 10} if "seed" in data else data)
     assert [(r.seed, r.schema_version) for r in read_records(folder)] == [(20, RUN_VERSION)]
     assert read_manifest(folder).schema_version == RUN_VERSION
 
@@ -273,9 +277,9 @@ def test_broken_manifest_is_explained(tmp_path: Path, content: str, message: str
 def test_unknown_run_lists_the_newest(tmp_path: Path) -> None:
     """A mistyped run name shows what there is."""
     written(tmp_path / "alpha")
-    assert store.run_folder(tmp_path, "alpha") == store.run_folder(Path("elsewhere"), str(tmp_path / "alpha"))
+    assert run_folder(tmp_path, "alpha") == run_folder(Path("elsewhere"), str(tmp_path / "alpha"))
     with pytest.raises(HarnessError, match="Newest runs: alpha"):
-        store.run_folder(tmp_path, "alhpa")
+        run_folder(tmp_path, "alhpa")
 
 
 def test_full_disk_keeps_old_records(tmp_path: Path) -> None:

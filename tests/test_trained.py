@@ -32,7 +32,8 @@ from harness.models.address import answers_folder, cache_key, pair_facts
 from harness.models.pair import load_pair
 from harness.report import load_run
 from harness.report.markdown import render
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.engine import real_engine
 from harness.run.runner import reports_folder, run_suite
 from harness.run.trained import _address, _config

@@ -96,7 +96,7 @@ def train_router(
 
 
 def _is_run(source: str, results: Path) -> bool:
-    from harness.results.store import MANIFEST
+    from harness.results.manifest import MANIFEST
 
     return any((folder / MANIFEST).is_file() for folder in (results / source, Path(source)))
 
@@ -168,7 +168,8 @@ def _from_run(
 ) -> tuple[str, int, Material]:
     from harness.adapt.adapters.names import installed
     from harness.adapt.routers.fitting import recorded_material, run_adapters, run_samples
-    from harness.results.store import read_manifest, read_records, run_folder
+    from harness.results.manifest import read_manifest, run_folder
+    from harness.results.reading import read_records
 
     folder = run_folder(results, source)
     manifest = read_manifest(folder)

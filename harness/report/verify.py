@@ -20,7 +20,8 @@ from harness.report.integrity import contradictions, first_difference
 from harness.report.run import Run
 from harness.report.sections.result import domain_rows, first_rows
 from harness.report.tables import MISSING, ON
-from harness.results.store import RECORDS, read_run, upgrade
+from harness.results.manifest import upgrade
+from harness.results.reading import RECORDS, read_run
 from harness.results.summary import ALL, CellRow
 from harness.results.texts import read_texts
 

@@ -25,17 +25,9 @@ from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
 from harness.models.head_config import read_head_config
 from harness.models.naming import pair_name
+from harness.results.manifest import Manifest, prompt_hash, read_manifest, resume_command, run_folder
 from harness.results.packed import read_groups
-from harness.results.store import (
-    Manifest,
-    RunStore,
-    check_writable,
-    new_run_name,
-    prompt_hash,
-    read_manifest,
-    resume_command,
-    run_folder,
-)
+from harness.results.store import RunStore, check_writable, new_run_name
 from harness.run.context import Context, Executor
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember

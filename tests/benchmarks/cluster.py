@@ -84,7 +84,8 @@ def once(where: str, models: str, prompts: int, tokens: int) -> dict[str, Any]:
     from rich.console import Console
 
     from harness.cluster.client import Cluster
-    from harness.results.store import read_manifest, read_records
+    from harness.results.manifest import read_manifest
+    from harness.results.reading import read_records
     from harness.run.runner import run_suite
     from harness.suite.suite import Suite
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from harness.answers.collect import Pool
     from harness.core.records import Trajectory
     from harness.decode.length import Costs
-    from harness.results.store import Manifest
+    from harness.results.manifest import Manifest
     from routing.evaluate import Evaluation
     from routing.intervals import Interval
     from routing.outcomes import OutcomeTable
