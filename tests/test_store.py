@@ -35,7 +35,6 @@ sys.path.insert(0, sys.argv[2])
 from test_store import make_manifest, make_record
 from harness.core.cell import record_key
 from harness.results.store import RunStore
-from harness.results.upgrades import UPGRADES
 folder = Path(sys.argv[1])
 store = RunStore.resume(folder) if (folder / "manifest.json").exists() else RunStore.create(folder, make_manifest())
 print("ready", flush=True)
