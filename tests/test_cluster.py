@@ -39,9 +39,9 @@ from harness.models.size import loaded_bytes
 from harness.report import load_run
 from harness.report.sections import machines
 from harness.report.verify import verify
-from harness.run import remote
 from harness.results.manifest import read_manifest
 from harness.results.reading import read_records
+from harness.run import remote
 from harness.run.chain_task import ChainTask
 from harness.run.crew import ClusterCrew
 from harness.run.runner import reports_folder, run_suite
