@@ -98,15 +98,26 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def nodes() -> Iterator[ast.AST]:
+    """Everything in the sources."""
+    for folder in ("harness", "routing"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
 @cache
 def messages() -> list[str]:
     """Every text in the sources, with ``…`` where a value is put in."""
     found = []
-    for folder in ("harness", "routing"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.JoinedStr):
-                    found.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.append(node.value)
+    for node in nodes():
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
     return found
+
+
+def advised() -> set[str]:
+    """Options that the errors of the program name."""
+    calls = (node for node in nodes() if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "HarnessError")
+    return {option for call in calls for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", ast.unparse(call))}

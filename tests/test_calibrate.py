@@ -36,7 +36,7 @@ def test_untimed_sizes_lie_between_their_neighbours(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(module, "_block", block)
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-    found = calibrate(toy_pair(), LookupDrafter(), max_k=16)
+    found = calibrate(toy_pair(), LookupDrafter(3, 1), max_k=16)
     assert found.costs.v == pytest.approx(range(1, 18))
     assert found.draft_step_s is None
     assert found.costs.max_k == 16

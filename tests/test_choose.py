@@ -23,7 +23,7 @@ from harness.models.pair import load_pair
 from harness.models.size import loaded_bytes
 from harness.report import load_run
 from harness.report.verify import verify
-from harness.results.store import read_manifest
+from harness.results.manifest import read_manifest
 from harness.run.choose import OWN, SHIPPED, choice_suite, entrants, with_family_draft
 from harness.run.runner import reports_folder
 

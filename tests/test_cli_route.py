@@ -24,7 +24,8 @@ from harness.core.records import Record, Sample
 from harness.core.schema import Measured
 from harness.datasets.splits import assign_splits
 from harness.models.naming import read_pair_config
-from harness.results.store import Manifest, RunStore
+from harness.results.manifest import Manifest
+from harness.results.store import RunStore
 from routing.evaluate import evaluate_routers
 from routing.outcomes import Arm
 

@@ -39,7 +39,8 @@ from harness.models.size import loaded_bytes
 from harness.report import load_run
 from harness.report.sections import machines
 from harness.report.verify import verify
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run import remote
 from harness.run.chain_task import ChainTask
 from harness.run.crew import ClusterCrew

@@ -17,7 +17,8 @@ from harness.cluster.client import Cluster
 from harness.core.cell import record_key
 from harness.decode.generation import generate
 from harness.report.verify import verify
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.runner import reports_folder
 
 

@@ -187,7 +187,7 @@ def test_killed_training_resumes_to_the_same_weights(target, tmp_path, stop_afte
 def test_a_checkpoint_of_another_run_is_refused(target, tmp_path, change):
     """Other settings, another vocabulary of the same size, as many other answers, other blocks: one card would speak of two runs."""
     fitted(target[0], tmp_path / "run")
-    with pytest.raises(HarnessError, match="other data or settings"):
+    with pytest.raises(HarnessError, match="other data, settings or models"):
         fitted(target[0], tmp_path / "run", **change)
 
 

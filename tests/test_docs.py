@@ -11,7 +11,7 @@ import configuration
 import pytest
 import yaml
 from pydantic import BaseModel
-from shown import ROOT, anchors, blocks, command_lines, commands, inline, links, mentioned, messages, pages, parse, prose
+from shown import ROOT, advised, anchors, blocks, command_lines, commands, inline, links, mentioned, messages, pages, parse, prose
 from tiny import tiny_pair
 
 from harness.adapt.training_config import TrainingConfig
@@ -97,6 +97,14 @@ def test_quoted_messages_are_the_programs() -> None:
 def stands_in(quoted: str, message: str) -> bool:
     """Whether a message, or a part of it, reads like this; an outer `…` only says that it goes on."""
     return quoted.strip("… ") in message
+
+
+def test_options_that_errors_advise_exist() -> None:
+    """Advice that no command takes is worse than none."""
+    known = {name for _, command in commands() for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    named = advised()
+    assert len(named) > 10
+    assert named - known == {"--hostfile"}, "an option of mlx.launch"
 
 
 def test_a_message_that_no_one_raises_is_noticed() -> None:

@@ -30,7 +30,8 @@ from harness.decode.drafters import Drafter
 from harness.decode.length import AutoK, Costs
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.memory import Answer, write_memory
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.runner import run_suite
 from harness.suite.suite import load_suite
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from harness.adapt.training.failures import Case, Disagreement, FailureStore, case_from_dict, case_from_generation, case_to_dict, is_failure
 from harness.adapt.training.tracker import AcceptanceTracker
+from harness.core import journal
 from harness.core.errors import HarnessError
 from harness.core.records import Generation, Position, Sample
 
@@ -63,7 +64,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @given(cut=st.integers(1, 400))
 def test_torn_tail_is_repaired(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
-    """A crash may cut the last line anywhere: the lines before it survive and appending goes on."""
+    """A crash may cut the last line anywhere: what is whole survives and appending goes on."""
     path = tmp_path_factory.mktemp("torn") / "f.jsonl"
     store = FailureStore(path)
     store.append(a_case(0))
@@ -73,8 +74,8 @@ def test_torn_tail_is_repaired(tmp_path_factory: pytest.TempPathFactory, cut: in
     cut = min(cut, len(data) - first)
     path.write_bytes(data[:-cut])
     repaired = FailureStore(path)
-    assert [c.id for c in repaired] == ["case-0"]
-    assert repaired.append(a_case(1))
+    assert [c.id for c in repaired] == (["case-0", "case-1"] if cut == 1 else ["case-0"]), "only the newline is missing"
+    assert repaired.append(a_case(1)) == (cut > 1)
     assert [c.id for c in FailureStore(path)] == ["case-0", "case-1"]
 
 
@@ -88,10 +89,13 @@ def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path.write_text(lines[0] + "{broken\n" + lines[2])
     with pytest.raises(HarnessError, match=r"f\.jsonl:2"):
         FailureStore(path)
-    path.write_text(lines[0].replace('"schema_version": 1', '"schema_version": 99'))
+    path.write_text(lines[0].replace("case-0", "case-9"))
+    with pytest.raises(HarnessError, match=r"f\.jsonl:1 is damaged: its checksum"):
+        FailureStore(path)
+    path.write_bytes(journal.encode_line({"schema_version": 99, "id": "x"}))
     with pytest.raises(HarnessError, match="newer"):
         FailureStore(path)
-    path.write_text('{"schema_version": 1, "id": "x", "unknown": 3}\n')
+    path.write_text('{"schema_version": 1, "id": "x", "unknown": 3}\n')  # as earlier versions wrote it
     with pytest.raises(HarnessError, match=r"f\.jsonl:1 does not fit its schema: unknown field 'unknown'"):
         list(FailureStore(path))
 

@@ -208,7 +208,7 @@ def test_records(run: Path, folder: Path, data: st.DataObject) -> None:
 
 
 def _sealed(row: Any) -> bytes:
-    """A line with the checksum that :func:`harness.results.record_lines.encode_line` would write."""
+    """A line with the checksum that :func:`harness.core.journal.encode_line` would write."""
     body = as_json(row)
     return body[:-1] + b',"checksum":"%08x"}\n' % zlib.crc32(body[:-1])
 

@@ -21,7 +21,9 @@ from test_gate import broken_up, exit_code, refused
 from harness.core.records import Divergence, Record
 from harness.decode import drafters, simulate, speculative
 from harness.decode.cached import CachedModel
-from harness.results.store import RunStore, read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
+from harness.results.store import RunStore
 from harness.run.engine import Engine, real_engine
 from harness.run.runner import run_suite
 from harness.suite.suite import load_suite

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from enumerating import check_sampled_replay, softmax
 from families import tiny_model
 from heads import headed, proposals, said, toy_head, toy_info
 from rich.console import Console
@@ -43,7 +43,8 @@ from harness.models.opened import close, open_model
 from harness.models.pair import load_pair
 from harness.models.reading_head import load_head, save_head
 from harness.models.taps import Tapped
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.choose import entrants
 from harness.run.runner import run_suite
 from harness.suite.suite import load_suite
@@ -203,55 +204,14 @@ def test_sampled_answers_follow_the_target(rule: Any) -> None:
 
 
 def test_sampled_replay_expects_what_decoding_does_on_average() -> None:
-    """Every answer of three tokens, weighed by its probability: the mean of replay's expectations is what the rejection rule gives."""
-    vocab, k, tokens, prompt = 4, 2, 3, (3, 1)
-    pair: Any = headed(ToyPair(toy_model(vocab=vocab, scale=4.0)))
-    contexts = [c for n in range(tokens) for c in itertools.product(range(vocab), repeat=n)]
-
-    def softmax(logits: np.ndarray) -> np.ndarray:
-        share = np.exp(logits.astype(np.float64) - logits.max())
-        return share / share.sum()
-
-    p = {c: softmax(np.array(pair.target(mx.array([[*prompt, *c]]))[0, -1])) for c in contexts}
+    """By the probability of every answer under the target, and what the head says behind its own guesses."""
+    pair: Any = headed(ToyPair(toy_model(vocab=4, scale=4.0)))
+    prompt = (3, 1)
 
     def q(start: tuple[int, ...], guesses: tuple[int, ...]) -> np.ndarray:
         return softmax(said(pair.target, pair.head, [*prompt, *start], guesses)[0])
 
-    def mean_of_rounds(start: tuple[int, ...]) -> np.ndarray:
-        """Mean (rounds, drafted, accepted) from the start of a round on."""
-        if len(start) >= tokens:
-            return np.zeros(3)
-        wanted = min(k, tokens - len(start) - 1)
-        mean, standing = np.array([1.0, wanted, 0.0]), {start: 1.0}
-        for _ in range(wanted):
-            onwards: dict[tuple[int, ...], float] = {}
-            for context, weight in standing.items():
-                both = np.minimum(p[context], q(start, context[len(start) :]))
-                for token in range(vocab):
-                    onwards[(*context, token)] = weight * both[token]
-                    mean = mean + weight * (p[context] - both)[token] * mean_of_rounds((*context, token))
-                mean[2] += weight * both.sum()
-            standing = onwards
-        return mean + sum(w * p[c][t] * mean_of_rounds((*c, t)) for c, w in standing.items() for t in range(vocab))
-
-    answers = list(itertools.product(range(vocab), repeat=tokens))
-    logp = {a: tuple(float(np.log(p[a[:i]][a[i]])) for i in range(tokens)) for a in answers}
-    kept = [
-        Trajectory(
-            sample_id=str(a),
-            domain="d",
-            prompt_tokens=prompt,
-            tokens=a,
-            finish="length",
-            max_tokens=tokens,
-            temperature=1.0,
-            logprobs=logp[a],
-        )
-        for a in answers
-    ]
-    rows = replay(pair, kept, ["head"], [k], sampling=Sampling(temperature=1.0))
-    replayed = sum(np.exp(sum(logp[a])) * np.array([r.rounds, r.drafted, r.accepted]) for a, r in zip(answers, rows, strict=True))
-    np.testing.assert_allclose(replayed, mean_of_rounds(()), rtol=1e-4)
+    check_sampled_replay(pair, "head", q, prompt=prompt, vocab=4)
 
 
 def test_a_conversation_goes_on_from_what_was_read() -> None:

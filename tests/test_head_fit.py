@@ -89,7 +89,7 @@ def test_a_whole_run_makes_a_head(target: tuple[Path, Any], tmp_path: Path, monk
     assert pipeline.distill(job()) == scores
     assert sum(n.startswith("step") for n in notes) == steps
     assert (tmp_path / "head/head.safetensors").read_bytes() == before
-    with pytest.raises(HarnessError, match="other data or settings"):
+    with pytest.raises(HarnessError, match="other data, settings or models"):
         pipeline.distill(job(unrolled=2))
 
 

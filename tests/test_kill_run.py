@@ -17,7 +17,8 @@ from test_runner import fake_generate, make_engine, run, without_times
 from tiny import write_pair
 
 from harness.core.cell import record_key
-from harness.results.store import RunStore, read_records
+from harness.results.reading import read_records
+from harness.results.store import RunStore
 
 SUITE = """
 name: tiny

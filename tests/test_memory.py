@@ -27,6 +27,7 @@ from harness.adapt import memory_sources
 from harness.adapt.memory_sources import Growth, UserWords, answers_in_folder, answers_of_run, answers_of_session, build_memory
 from harness.answers.collect import collect
 from harness.cli import app
+from harness.core import journal
 from harness.core.errors import HarnessError
 from harness.core.paths import found_memory, memory_path, shipped_memories
 from harness.core.records import Sample, Trajectory
@@ -39,7 +40,8 @@ from harness.decode.length import AutoK, Costs
 from harness.decode.memory import Answer, Memory, grow_memory, pair_memory, write_memory
 from harness.decode.replay import replay
 from harness.decode.suffix_counts import DOUBT, END, LONGEST, SHORTEST, Walker, count_suffixes
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.runner import run_suite
 from harness.session.session_config import SessionConfig
 from harness.suite.suite import load_suite
@@ -477,9 +479,8 @@ def test_failure_cases_of_a_session_are_remembered(pair: Any, tmp_path: Path) ->
         said = [session.generate(f"question number {i * 37} about topic {i}").tokens for i in range(3)]
         session.generate(load_samples(DatasetSpec(dataset="chat", limit=1), domain="chat")[0].prompt)
     assert [a.tokens for a in answers_of_session(folder, pair)] == said
-    cases = (folder / "failures.jsonl").read_text().splitlines()
-    row = json.loads(cases[0])
-    (folder / "failures.jsonl").write_text(json.dumps({**row, "prompt_tokens": [*row["prompt_tokens"], 9, 9]}) + "\n")
+    row = next(journal.read(folder / "failures.jsonl"))
+    (folder / "failures.jsonl").write_bytes(journal.lines([{**row, "prompt_tokens": [*row["prompt_tokens"], 9, 9]}]))
     with pytest.raises(HarnessError, match="is of another pair than 'tiny'"):
         answers_of_session(folder, pair)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 import pytest
+from enumerating import chances, check_sampled_replay
 from families import FAMILIES, tiny_model
 from mlx_lm.models import llama
 from toy import ToyPair, noisy, toy_draft, toy_model
@@ -18,7 +18,6 @@ from harness.decode.cached import CachedModel
 from harness.decode.generation import generate
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.replay import replay
-from harness.decode.sampling import Sampling
 from harness.models.blas import mx, nn
 from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import close, head_logits, hidden_states, open_model
@@ -116,59 +115,12 @@ def test_heads_of_every_quantisation_are_restricted(family: str, mode: str, grou
 
 @pytest.mark.parametrize("family", ["granite", "cohere", "gemma2", "phi", "gemma3"])
 def test_sampled_replay_expects_what_decoding_does_on_average(family: str) -> None:
-    """Every answer of three tokens, weighed by its probability under the target: the mean of what replay expects of each of them is
-    what the rejection rule gives on average, worked out from the models' own logits."""
-    vocab, k, tokens, prompt, temperature = 5, 2, 3, (3, 1, 4), 1.5
+    """By the probability of every answer under the target, and what the draft says before it."""
+    vocab, prompt, temperature = 5, (3, 1, 4), 1.5
     target, draft = tiny_model(family, vocab_size=vocab), noisy(tiny_model(family, vocab_size=vocab))
-
-    def chances(model: nn.Module) -> dict[tuple[int, ...], np.ndarray]:
-        """Probabilities (vocab,) after every context that is shorter than an answer."""
-        found = {}
-        for length in range(tokens):
-            contexts = list(itertools.product(range(vocab), repeat=length))
-            logits = model(mx.array([[*prompt, *context] for context in contexts]))[:, -1] / temperature
-            found |= dict(zip(contexts, np.array(mx.softmax(logits.astype(mx.float32), axis=-1), dtype=np.float64), strict=True))
-        return found
-
-    p, q = chances(target), chances(draft)
-
-    def mean_of_rounds(start: tuple[int, ...]) -> np.ndarray:
-        """Mean (rounds, drafted, accepted) from the start of a round on."""
-        if len(start) >= tokens:
-            return np.zeros(3)
-        wanted = min(k, tokens - len(start) - 1)
-        mean = np.array([1.0, wanted, 0.0])
-        standing = {start: 1.0}
-        for _ in range(wanted):
-            onwards: dict[tuple[int, ...], float] = {}
-            for context, weight in standing.items():
-                both = np.minimum(p[context], q[context])
-                for token in range(vocab):
-                    onwards[(*context, token)] = weight * both[token]
-                    rest = weight * (p[context] - both)[token]  # rejected, and the target's own token is this one
-                    mean = mean + rest * mean_of_rounds((*context, token))
-                mean[2] += weight * both.sum()
-            standing = onwards
-        return mean + sum(w * p[c][t] * mean_of_rounds((*c, t)) for c, w in standing.items() for t in range(vocab))
-
-    answers = list(itertools.product(range(vocab), repeat=tokens))
-    logp = {a: tuple(float(np.log(p[a[:i]][a[i]])) for i in range(tokens)) for a in answers}
-    kept = [
-        Trajectory(
-            sample_id=str(a),
-            domain="d",
-            prompt_tokens=prompt,
-            tokens=a,
-            finish="length",
-            max_tokens=tokens,
-            temperature=temperature,
-            logprobs=logp[a],
-        )
-        for a in answers
-    ]
-    rows = replay(ToyPair(target, toy_draft(draft)), kept, ["generic"], [k], sampling=Sampling(temperature=temperature))
-    replayed = sum(np.exp(sum(logp[a])) * np.array([r.rounds, r.drafted, r.accepted]) for a, r in zip(answers, rows, strict=True))
-    np.testing.assert_allclose(replayed, mean_of_rounds(()), rtol=1e-4)
+    said = chances(draft, prompt, vocab, temperature)
+    pair = ToyPair(target, toy_draft(draft))
+    check_sampled_replay(pair, "generic", lambda start, guesses: said[start + guesses], prompt=prompt, vocab=vocab, temperature=temperature)
 
 
 class Biased(llama.Model):

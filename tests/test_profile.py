@@ -22,7 +22,7 @@ from harness.decode.making import resolve_drafter
 from harness.decode.timing import Laps
 from harness.report import load_run, report_texts, summarise
 from harness.report.verify import verify
-from harness.results.store import read_records
+from harness.results.reading import read_records
 from harness.run.runner import reports_folder
 
 PROMPT = list(range(2, 20))

@@ -17,8 +17,9 @@ from harness.report import load_run
 from harness.report.integrity import contradictions
 from harness.report.sections.recommendation import sentences
 from harness.report.verify import verify
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.results.recommend import ALPHA
-from harness.results.store import read_manifest, read_records
 from harness.results.summary import CellRow, summarise
 from harness.run.engine import Engine
 from harness.run.race import entries, losers, settled

@@ -29,7 +29,9 @@ from harness.models.draft import Draft
 from harness.report import load_run
 from harness.report.markdown import render
 from harness.report.verify import verify
-from harness.results.store import RunStore, read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records, to_record
+from harness.results.store import RunStore
 from harness.results.summary import summarise
 from harness.run.engine import Engine
 from harness.run.runner import reports_folder, run_suite
@@ -275,6 +277,20 @@ def test_resume_of_a_finished_run_only_reports(tmp_path: Path) -> None:
     before = (folder / "records.jsonl").read_bytes()
     run(tmp_path, resume=folder.name, engine=make_engine(generate=failing(0)))
     assert (folder / "records.jsonl").read_bytes() == before
+
+
+def test_records_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a run that is resumed; one that is new reads none. The report at its end is the one that the file gives."""
+    read: list[str] = []
+    monkeypatch.setattr("harness.results.reading.to_record", lambda data, where: read.append(where) or to_record(data, where))
+    with pytest.raises(Boom):
+        run(tmp_path, engine=make_engine(generate=failing(15)))
+    assert not read
+    (folder,) = (tmp_path / "results").iterdir()
+    lines = len((folder / "records.jsonl").read_text().splitlines())
+    run(tmp_path, resume=folder.name, report=True)
+    assert len(read) == len(set(read)) == lines > 0
+    assert (reports_folder(folder) / "report.md").read_text() == render(load_run(folder))
 
 
 class OtherPair(FakePair):

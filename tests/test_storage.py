@@ -11,7 +11,7 @@ from test_cli import run
 from harness.core.errors import HarnessError
 from harness.core.lock import take_lock
 from harness.models.naming import shipped_pairs
-from harness.results.store import read_manifest
+from harness.results.manifest import read_manifest
 from harness.run.storage import cache_items, disk_bytes, stored_runs
 
 USER = ("adapters/fake/mine", "memory/fake.safetensors", "sessions/other/s-1", "routers/fake.safetensors")

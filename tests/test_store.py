@@ -19,11 +19,14 @@ from hypothesis import strategies as st
 
 from harness.core.cell import record_key
 from harness.core.errors import HarnessError
-from harness.core.records import RUN_VERSION, Divergence, Record
+from harness.core.journal import decode_line, encode_line
+from harness.core.records import RUN_VERSION, Divergence, Record, to_dict
 from harness.core.schema import Measured
 from harness.results import store
-from harness.results.record_lines import decode_line, encode_line
-from harness.results.store import Manifest, RunStore, read_manifest, read_records, read_run
+from harness.results.manifest import Manifest, read_manifest, run_folder
+from harness.results.reading import read_records, read_run
+from harness.results.store import RunStore
+from harness.results.upgrades import UPGRADES
 
 WRITER = """
 import sys
@@ -126,7 +129,7 @@ def test_extend_is_all_or_nothing(tmp_path: Path) -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_changed_byte_is_detected(data: st.DataObject) -> None:
     """A single changed byte anywhere in a line, checksum and field names included, may not pass as data."""
-    line = bytearray(encode_line(make_record(1))[:-1])
+    line = bytearray(encode_line(to_dict(make_record(1)))[:-1])
     at = data.draw(st.integers(0, len(line) - 1))
     line[at] ^= data.draw(st.integers(1, 255))
     assert decode_line(bytes(line)) is None
@@ -159,7 +162,7 @@ def test_a_lost_newline_is_damage(tmp_path: Path) -> None:
 def test_torn_last_line_is_moved_aside(tmp_path: Path, keep: int) -> None:
     """What a killed writer leaves behind is repaired on resume, reported, and kept for inspection."""
     folder = written(tmp_path / "run", 3)
-    tail = encode_line(make_record(3))[:keep]
+    tail = encode_line(to_dict(make_record(3)))[:keep]
     with open(folder / "records.jsonl", "ab") as file:
         file.write(tail)
     assert len(read_records(folder)) == 3
@@ -174,7 +177,7 @@ def test_complete_last_line_without_newline_is_kept(tmp_path: Path) -> None:
     """A record that lacks only its newline is finished work and must not be decoded again."""
     folder = written(tmp_path / "run", 2)
     with open(folder / "records.jsonl", "ab") as file:
-        file.write(encode_line(make_record(2))[:-1])
+        file.write(encode_line(to_dict(make_record(2)))[:-1])
     with RunStore.resume(folder) as run:
         assert record_key(make_record(2)) in run
         run.append(make_record(3))
@@ -245,9 +248,9 @@ def test_older_schema_is_upgraded_step_by_step(tmp_path: Path, monkeypatch: pyte
     folder = tmp_path / "run"
     with RunStore.create(folder, make_manifest(schema_version=-1)) as run:
         run.append(make_record(schema_version=-1, seed=1))
-    monkeypatch.setitem(store.UPGRADES, -1, lambda data: {**data, "seed": data["seed"] + 1} if "seed" in data else data)
-    monkeypatch.setitem(store.UPGRADES, 1, lambda data: data)
-    monkeypatch.setitem(store.UPGRADES, 0, lambda data: {**data, "seed": data["seed"] * 10} if "seed" in data else data)
+    monkeypatch.setitem(UPGRADES, -1, lambda data: {**data, "seed": data["seed"] + 1} if "seed" in data else data)
+    monkeypatch.setitem(UPGRADES, 1, lambda data: data)
+    monkeypatch.setitem(UPGRADES, 0, lambda data: {**data, "seed": data["seed"] * 10} if "seed" in data else data)
     assert [(r.seed, r.schema_version) for r in read_records(folder)] == [(20, RUN_VERSION)]
     assert read_manifest(folder).schema_version == RUN_VERSION
 
@@ -273,9 +276,9 @@ def test_broken_manifest_is_explained(tmp_path: Path, content: str, message: str
 def test_unknown_run_lists_the_newest(tmp_path: Path) -> None:
     """A mistyped run name shows what there is."""
     written(tmp_path / "alpha")
-    assert store.run_folder(tmp_path, "alpha") == store.run_folder(Path("elsewhere"), str(tmp_path / "alpha"))
+    assert run_folder(tmp_path, "alpha") == run_folder(Path("elsewhere"), str(tmp_path / "alpha"))
     with pytest.raises(HarnessError, match="Newest runs: alpha"):
-        store.run_folder(tmp_path, "alhpa")
+        run_folder(tmp_path, "alhpa")
 
 
 def test_full_disk_keeps_old_records(tmp_path: Path) -> None:

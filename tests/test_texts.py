@@ -13,7 +13,7 @@ from harness.core.errors import HarnessError
 from harness.core.records import Sample
 from harness.report import load_run
 from harness.report.html import render_html
-from harness.results.store import read_records
+from harness.results.reading import read_records
 from harness.results.texts import MOST, TEXTS, answer_key, read_texts
 from harness.run.runner import reports_folder
 from harness.run.texts import keep_texts

@@ -30,7 +30,10 @@ from harness.core.records import Record, Sample
 from harness.models import blas
 from harness.models.address import answers_folder, cache_key, pair_facts
 from harness.models.pair import load_pair
-from harness.results.store import read_manifest, read_records
+from harness.report import load_run
+from harness.report.markdown import render
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.run.engine import real_engine
 from harness.run.runner import reports_folder, run_suite
 from harness.run.trained import _address, _config
@@ -279,7 +282,7 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
     assert zero
     assert all(r.accept_lengths == generic[r.sample_id] for r in zero)
     assert "update" in printed
-    assert (reports_folder(folder) / "report.md").is_file()
+    assert (reports_folder(folder) / "report.md").read_text() == render(load_run(folder)), "what is in memory is what is on disk"
     again, printed = go(tmp_path, suite_file)
     assert counts(read_records(again)) == counts(records)
     assert "update" not in printed

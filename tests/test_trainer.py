@@ -354,7 +354,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path, data: Any) -> None
     common: dict[str, Any] = {"validation": data[1], "out": tmp_path / "a", "cache_folder": tmp_path / "h", "resume": True}
     with pytest.raises(KeyboardInterrupt):
         train_adapter(tiny_draft(), data[0], quick_config(), progress=interrupt, **common)
-    with pytest.raises(HarnessError, match="other data, settings or draft"):
+    with pytest.raises(HarnessError, match="other data, settings or models"):
         train_adapter(tiny_draft(), data[0], quick_config(optim={"learning_rate": 0.02}), **common)
     (tmp_path / "a/checkpoint.safetensors").write_bytes(b"torn")
     with pytest.raises(HarnessError, match="cannot read"):

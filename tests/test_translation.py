@@ -211,7 +211,8 @@ def test_a_report_says_it(tmp_path: Path) -> None:
 
     from rich.console import Console
 
-    from harness.results.store import read_manifest, read_records
+    from harness.results.manifest import read_manifest
+    from harness.results.reading import read_records
     from harness.run.runner import reports_folder, run_suite
     from harness.suite.suite import load_suite
 

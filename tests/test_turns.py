@@ -13,7 +13,7 @@ from harness.core.records import Sample
 from harness.datasets import DatasetSpec, load_samples
 from harness.decode.generation import generate
 from harness.models.pair import load_pair
-from harness.results.store import read_records
+from harness.results.reading import read_records
 from harness.run.runner import run_suite
 from harness.run.turns import Turns
 from harness.suite.suite import load_suite

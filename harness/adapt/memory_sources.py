@@ -18,7 +18,8 @@ from harness.core.records import Sample
 from harness.datasets.splits import refuse_leaks
 from harness.decode.accept import common_prefix
 from harness.decode.memory import Answer, Memory, grow_memory
-from harness.results.store import read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.suite.suite import recorded_suite
 
 GROWTH = 50

@@ -21,7 +21,7 @@ from harness.answers.fitting import Fitting
 from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text, reading, this_version, typed, write_atomic
-from harness.core.limits import COUNT, TOP_K, check, ended, joined_seed, room
+from harness.core.limits import BATCH, COUNT, MAX_TOKENS, TOP_K, check, ended, joined_seed, room
 from harness.core.protocols import LoadedPair
 from harness.core.records import SCHEMA_VERSION, Finish, Sample, Trajectory
 from harness.models.tensors import read_header
@@ -54,9 +54,9 @@ def collect(
     pair: LoadedPair,
     samples: Sequence[Sample],
     *,
-    max_tokens: int = 256,
+    max_tokens: int = MAX_TOKENS,
     temperature: float = 0.0,
-    batch: int = 64,
+    batch: int = BATCH,
     top_k: int = TOP_K,
     out: Path | None = None,
     seed: int = 0,

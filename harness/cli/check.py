@@ -38,7 +38,7 @@ def check(
     from harness.core.errors import CheckFailed, HarnessError
     from harness.report import gate_output
     from harness.results import gate, reference
-    from harness.results.store import run_folder
+    from harness.results.manifest import run_folder
 
     if update:
         reference.write_reference(run_folder(results, name), against)
@@ -89,7 +89,7 @@ def compare(
     from harness.report.gate_output import write
     from harness.results.comparison import as_json as plain
     from harness.results.comparison import compare_runs
-    from harness.results.store import run_folder
+    from harness.results.manifest import run_folder
 
     found = compare_runs(run_folder(results, a), run_folder(results, b))
     text, data = compare_text(found), plain(found)

@@ -22,7 +22,7 @@ from harness.cli.asking import (
 from harness.cli.shards import ShardsBackendOption, ShardsOption, sharded
 from harness.cli.worker import ClusterOption, joined, pool_of
 from harness.core.drafter_kinds import check_needs, described, drafter_kinds, find_kind, needs_draft, split_name
-from harness.core.limits import TOP_K
+from harness.core.limits import BATCH, MAX_TOKENS, TOP_K
 from harness.core.progress import notes_to
 from harness.core.settings_file import DecodeSettings, load_settings, naming
 from harness.core.terminal import read_input, say
@@ -84,7 +84,7 @@ def generate(
     draft_context: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Of a longer prompt the draft reads its last N tokens; the answer is the same.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = MAX_TOKENS,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     fallback: FallbackOption = False,
     offline: OfflineOption = False,
@@ -257,9 +257,9 @@ def collect(
     models: PairOption = "smollm2",
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Prompts per domain.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = MAX_TOKENS,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts decoded together.")] = BATCH,
     top_k: Annotated[int, typer.Option(min=1, help="Target probabilities kept per token.")] = TOP_K,
     seed: Annotated[
         int | None, typer.Option(help="Seed of sampling and of generated datasets; the suite's without it.", show_default=False)

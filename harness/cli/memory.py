@@ -44,7 +44,7 @@ def build(
 
     from harness.core.errors import HarnessError
     from harness.models.naming import pair_name
-    from harness.results.store import run_folder
+    from harness.results.manifest import run_folder
 
     if not (folders or runs or sessions):
         raise HarnessError("nothing to remember", "Give --from with answers of `harness collect`, --run or --session.")

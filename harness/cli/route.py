@@ -13,6 +13,7 @@ import typer
 from harness.cli.generate import JsonOption, OfflineOption, PairOption, source_seed
 from harness.cli.run import ResultsOption
 from harness.cli.worker import ClusterOption, crew_of, joined
+from harness.core.limits import BATCH, MAX_TOKENS
 from harness.core.progress import note, notes_to
 from harness.core.terminal import read_input, say
 
@@ -34,8 +35,8 @@ def train_router(
     split: Annotated[str, typer.Option(help="Prompts to learn from: train or validation; test and all need a flag.")] = "train",
     limit: Annotated[int, typer.Option(min=1, help="Prompts per domain.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Leave out this many per domain first, such as those the adapters learned from.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = MAX_TOKENS,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = BATCH,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a router setting.")] = None,
     adapters: AdaptersOption = None,
     router_file: RouterFileOption = None,
@@ -95,7 +96,7 @@ def train_router(
 
 
 def _is_run(source: str, results: Path) -> bool:
-    from harness.results.store import MANIFEST
+    from harness.results.manifest import MANIFEST
 
     return any((folder / MANIFEST).is_file() for folder in (results / source, Path(source)))
 
@@ -167,7 +168,8 @@ def _from_run(
 ) -> tuple[str, int, Material]:
     from harness.adapt.adapters.names import installed
     from harness.adapt.routers.fitting import recorded_material, run_adapters, run_samples
-    from harness.results.store import read_manifest, read_records, run_folder
+    from harness.results.manifest import read_manifest, run_folder
+    from harness.results.reading import read_records
 
     folder = run_folder(results, source)
     manifest = read_manifest(folder)

@@ -87,14 +87,14 @@ def report(
     from rich.console import Console
 
     from harness.report import load_run, show_recommendation, show_table, write_reports
-    from harness.results.store import run_folder
+    from harness.results.manifest import run_folder
     from harness.run.runner import reports_folder
 
     folder = run_folder(results, name)
     console = Console()
     if verify:
         from harness.report.verify import verify as verify_report
-        from harness.results.store import read_manifest
+        from harness.results.manifest import read_manifest
 
         checked = verify_report(folder, out or reports_folder(folder))
         say(f"every file of the report follows from the records; {checked} values recomputed a second way")

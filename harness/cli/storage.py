@@ -48,7 +48,7 @@ def show_run(
     """
     from harness.report import load_run
     from harness.report.sections.recommendation import paragraph
-    from harness.results.store import run_folder
+    from harness.results.manifest import run_folder
     from harness.run.storage import disk_bytes
 
     folder = run_folder(results, name)
@@ -79,8 +79,9 @@ def pack_run(
 
     Example: `harness results pack quick-smollm2-20260131-142501`
     """
+    from harness.results.manifest import run_folder
     from harness.results.packed import PACKED, pack
-    from harness.results.store import RECORDS, run_folder
+    from harness.results.reading import RECORDS
 
     folder = run_folder(results, name)
     count = pack(folder)
@@ -98,7 +99,7 @@ def remove_runs(
 
     Example: `harness results rm quick-smollm2-20260131-142501 --yes`
     """
-    from harness.results.store import run_folder
+    from harness.results.manifest import run_folder
     from harness.run.storage import remove_run
 
     folders = [run_folder(results, name) for name in names]

@@ -12,6 +12,7 @@ import typer
 
 from harness.cli.generate import OfflineOption, PairOption, source_seed
 from harness.cli.validate import TrackOption
+from harness.core.limits import BATCH, MAX_TOKENS
 from harness.core.paths import PARALLEL
 from harness.core.progress import note, notes_to
 from harness.core.terminal import say
@@ -40,8 +41,8 @@ def train(
     rounds: Annotated[int, typer.Option(min=1, help="Collect, train and evaluate this many times.")] = 1,
     name: Annotated[str | None, typer.Option(help="Adapter name; the domain, `mixed` or `parallel` without it.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Training prompts per domain.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the target.")] = MAX_TOKENS,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = BATCH,
     answers: Annotated[
         Path | None,
         typer.Option("--from", metavar="DIR", help="Train on answers of `harness collect` or `harness distill`; decode none."),

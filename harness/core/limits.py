@@ -44,6 +44,12 @@ class Limit:
 
 TOP_K = 20
 """Target probabilities kept per token, where nothing else is asked for."""
+MAX_TOKENS = 256
+"""Longest answer, likewise."""
+BATCH = 32
+"""Prompts answered together, likewise."""
+LOOKUP_NGRAM = 3
+"""Longest suffix that prompt lookup searches, likewise."""
 COUNT = Limit(1, 2**31 - 1, whole=True)
 """Something of which there is at least one."""
 SEED = Limit(0, 2**32 - 1, whole=True)

@@ -123,7 +123,7 @@ Stages = Annotated[dict[str, Amount], AfterValidator(_whole)]
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a run learned while it ran: :attr:`harness.results.store.Manifest.measured`."""
+    """What a run learned while it ran: :attr:`harness.results.manifest.Manifest.measured`."""
 
     status: Literal["running", "interrupted", "finished"] = "running"
     """``running`` also after a kill."""
@@ -168,7 +168,7 @@ class Measured:
 
 
 class Machine(TypedDict, total=False):
-    """:attr:`harness.results.store.Manifest.machine`."""
+    """:attr:`harness.results.manifest.Manifest.machine`."""
 
     memory_bytes: int
     cores: int | None

@@ -307,7 +307,7 @@ class LookupDrafter(FreeDrafter):
 
     name = "lookup"
 
-    def __init__(self, ngram: int = 3, min_ngram: int = 1) -> None:
+    def __init__(self, ngram: int, min_ngram: int) -> None:
         self.ngram = ngram
         self.min_ngram = min_ngram
         self.matched = 0

@@ -17,6 +17,8 @@ from harness.models.forward import ForcedHead
 
 HEAD_ROWS = 256
 """Rows per call of the output head: 256 x 152k logits are 150 MB."""
+NOISE = 1e-3
+"""Gap of two logits that other kernels may close."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,9 @@ class ForcedPass:
         chances: np.ndarray = np.minimum(1.0, np.exp(self.logq.astype(np.float64) - logprobs))
         return chances
 
-    def near_ties(self, noise: float = 1e-3) -> int:
-        """Positions where another kernel may flip the favourite: those whose gap is below ``noise``."""
-        return int((self.gap < noise).sum())
+    def near_ties(self) -> int:
+        """Positions where another kernel may flip the favourite: those whose gap is below :data:`NOISE`."""
+        return int((self.gap < NOISE).sum())
 
     def along(self, drafter: ModelDrafter, trajectory: Trajectory) -> AlongAnswer:
         """The draft beside the answer."""

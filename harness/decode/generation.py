@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.limits import TOP_K, check, draft_length, ended, room
+from harness.core.limits import MAX_TOKENS, TOP_K, check, draft_length, ended, room
 from harness.core.protocols import LoadedPair
 from harness.core.records import Finish, Generation, Loop, Rule
 from harness.decode.cached import CachedModel
@@ -43,7 +43,7 @@ def stream(
     top_k: int = 0,
     min_p: float = 0.0,
     lenience: float = 1.0,
-    max_tokens: int = 256,
+    max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     detailed: bool | int = False,
     loop: Loop = "own",

@@ -28,9 +28,6 @@ from harness.models.forward import widened
 if TYPE_CHECKING:
     from harness.models.reading_head import Head
 
-NOISE = 1e-3
-"""Gap of two logits that other kernels may close."""
-
 
 def head_drafter(pair: LoadedPair, options: Any) -> HeadDrafter:
     """The drafter ``head``.
@@ -174,7 +171,7 @@ class HeadDrafter(ModelDrafter):
         for batch, tokens, states in read_answers(self._tapped, trajectories):
             own = [trajectories[i] for i in batch]
             if fixed:
-                for i, t, found in zip(batch, own, chains(self.model, tokens, states, own, max(fixed), sampling, NOISE), strict=True):
+                for i, t, found in zip(batch, own, chains(self.model, tokens, states, own, max(fixed), sampling), strict=True):
                     rows[i] += [_row(name, t, k, found) for k in fixed]
             for b, i in enumerate(batch):
                 self.source = KnownStates(states[b])

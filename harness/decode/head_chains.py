@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness.core.records import Trajectory
-from harness.decode.forced import score_rows
+from harness.decode.forced import NOISE, score_rows
 from harness.decode.sampling import Sampling
 from harness.models.blas import mx
 from harness.models.forward import ForcedHead, PrunedHead, draft_ids, forced_head
@@ -66,7 +66,6 @@ def chains(
     trajectories: Sequence[Trajectory],
     steps: int,
     sampling: Sampling | None,
-    noise: float,
 ) -> list[Chains]:
     """Follow the chains of a batch of answers.
 
@@ -77,7 +76,6 @@ def chains(
         trajectories: the B answers.
         steps: longest round.
         sampling: temperature and filters, to get ``logq``; None or greedy for match only.
-        noise: gap of two logits below which they are a near-tie.
     """
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -89,7 +87,7 @@ def chains(
     for b, t in enumerate(trajectories):
         forced = forced_head(head, head.token_map, t.prompt_tokens, t.tokens)
         known = [tuple(part[b : b + 1, :, : tokens.shape[1]] for part in (c.keys, c.values)) for c in cache]
-        found.append(_follow(inner, forced, hidden[b], known, t, min(steps, len(t.tokens)), sampling, noise))
+        found.append(_follow(inner, forced, hidden[b], known, t, min(steps, len(t.tokens)), sampling))
     return found
 
 
@@ -101,7 +99,6 @@ def _follow(
     t: Trajectory,
     steps: int,
     sampling: Sampling | None,
-    noise: float,
 ) -> Chains:
     """The chains of one answer; ``hidden`` (W, dim) and ``known`` keys and values (1, heads, W, dim) are those of the pass over it."""
     n, first, lookup = len(t.tokens), len(t.prompt_tokens) - 1, draft_ids(forced.token_map)
@@ -128,7 +125,7 @@ def _follow(
                 h = inner(fed[None], h[None, :rows], cache=cache, mask=seen)[0]
             places = mx.arange(start, start + rows, dtype=mx.int32)
             passed = score_rows(forced, inner.norm(h[:rows]), places, ids[start + step : start + step + rows], sampling)
-            near += int(((passed.gap < noise) & alive[:rows]).sum())
+            near += int(((passed.gap < NOISE) & alive[:rows]).sum())
             match[start : start + rows, step] = passed.match
             alive = alive[:rows] & passed.match
             if passed.logq is not None:

@@ -347,7 +347,7 @@ class AutoK:
                 bucket[1] += 1
 
 
-def make_policy(k: int | str, costs: Costs | None = None, *, threshold: float = 0.4, limit: int = 8) -> LengthPolicy:
+def make_policy(k: int | str, costs: Costs | None = None) -> LengthPolicy:
     """Build the policy named by ``k``: an int, ``dynamic`` or ``auto``.
 
     Raises:
@@ -357,7 +357,7 @@ def make_policy(k: int | str, costs: Costs | None = None, *, threshold: float = 
     if isinstance(k, int):
         return FixedK(k)
     if k == "dynamic":
-        return DynamicK(threshold, limit)
+        return DynamicK()
     if costs is None:
         raise HarnessError("k = auto needs measured costs", "Run `harness doctor --pair PAIR` once, or let the harness calibrate.")
     return AutoK(costs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harness.core.drafter_kinds import drafter_kind, no_parallel
 from harness.core.errors import HarnessError
-from harness.core.limits import COUNT, Limit
+from harness.core.limits import COUNT, LOOKUP_NGRAM, Limit
 from harness.core.paths import found_memory, found_parallel
 from harness.core.protocols import LoadedDraft, LoadedPair
 from harness.decode.cascade import CascadeDrafter
@@ -22,7 +22,7 @@ from harness.models.opened import vocabulary_rows
 class DrafterOptions:
     """Settings of the drafters that have any."""
 
-    ngram: int = 3
+    ngram: int = LOOKUP_NGRAM
     """Lookup: longest suffix to look up."""
     min_ngram: int = 2
     """Lookup: shortest suffix that may propose."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.core.records import Trajectory
 from harness.decode.drafters import ModelDrafter, Proposal, Request
-from harness.decode.forced import score_rows
+from harness.decode.forced import NOISE, score_rows
 from harness.decode.parallel import ParallelDrafter, asked_for
 from harness.decode.sampling import Sampling
 from harness.models.blas import mx
@@ -114,9 +114,9 @@ class ParallelPass:
         ahead = np.lib.stride_tricks.sliding_window_view(np.concatenate([logprobs, beyond]), self.most)
         return np.minimum(1.0, np.exp(self.logq.astype(np.float64) - ahead))
 
-    def near_ties(self, noise: float = 1e-3) -> int:
+    def near_ties(self) -> int:
         """As :meth:`harness.decode.replay.ForcedPass.near_ties`."""
-        return int((self.gap < noise).sum())
+        return int((self.gap < NOISE).sum())
 
     def along(self, drafter: ModelDrafter, trajectory: Trajectory) -> AlongParallel:
         """The drafter beside the answer."""

@@ -158,18 +158,17 @@ def replay_model(
     ks: Iterable[int],
     *,
     sampling: Sampling | None = None,
-    noise: float = 1e-3,
     progress: Callable[[int], None] | None = None,
 ) -> list[ReplayRow]:
     """Replay one draft model over all trajectories and K. See :func:`replay`."""
     passes = forced_passes(model, token_map, trajectories, sampling, progress)
     ks = list(ks)
-    return [replay_row(name, t, forced, k, noise) for t, forced in zip(trajectories, passes, strict=True) for k in ks]
+    return [replay_row(name, t, forced, k) for t, forced in zip(trajectories, passes, strict=True) for k in ks]
 
 
-def replay_row(name: str, t: Trajectory, forced: Pass, k: int, noise: float = 1e-3) -> ReplayRow:
-    """Counts of one drafter on one trajectory at draft length ``k``; gaps below ``noise`` count as near-ties."""
-    ties = forced.near_ties(noise)
+def replay_row(name: str, t: Trajectory, forced: Pass, k: int) -> ReplayRow:
+    """Counts of one drafter on one trajectory at draft length ``k``."""
+    ties = forced.near_ties()
     if forced.logq is None:
         return row_of(name, t, k, simulate_runs(forced.runs, min(k, forced.most), t.max_tokens), ties)
     return expected_row(name, t, min(k, forced.most), forced.stands(target_logprobs(t)), ties, k)

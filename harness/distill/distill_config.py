@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.core.limits import WarmTemperature
+from harness.core.limits import TOP_K, WarmTemperature
 from harness.core.yamlfile import Count, Seed, Strict, load_config
 
 
@@ -35,7 +35,7 @@ class RolloutConfig(Strict):
     """Sampling temperature of that share."""
     batch: int = Field(128, ge=1, le=4096)
     """Prompts decoded together."""
-    top_k: int = Field(16, ge=1, le=1000)
+    top_k: int = Field(TOP_K, ge=1, le=1000)
     """Target probabilities kept per position."""
     seed: Seed = 0
     """Seed of prompts and sampling."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from harness.adapt.loss_formulas import mixed
+from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.loop import Training, learning_rate
 from harness.answers import torch_llama
 from harness.answers.torch_llama import Shape, Weights
@@ -26,14 +27,14 @@ from harness.core.errors import HarnessError
 from harness.core.files import read_text
 from harness.distill.distill_config import CutConfig, FitConfig
 from harness.distill.lessons import Head, Lesson, Vocabulary, plan_updates
-from harness.models.tensors import read_header
 from routing.apart import apart
 
 if TYPE_CHECKING:
     import torch
 
-CHECKPOINT = "checkpoint.safetensors"
 LOG = "loss.jsonl"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps per weight, beside the step."""
 
 Report = Callable[[dict[str, float]], None]
 """Called with the numbers of a finished update."""
@@ -160,7 +161,7 @@ def fit(
     how the weights run, as a cut of that ``shape`` where it is None.
     """
     run = _Fit(shape, weights, embed, examples, vocab, config, folder, report, forward or CutForward(shape, embed))
-    run.step = _resume(folder, run.key, run.names, weights, run.optimizer)
+    run.step = _resume(folder, run.fingerprint, run.names, weights, run.optimizer)
     run.loop()
     return {name: weights[name].detach() for name in run.names}
 
@@ -187,7 +188,7 @@ class _Fit(Training):
         self.config, self.folder, self.report, self.forward = config, folder, report, forward
         self.updates = plan_updates(examples, config)
         self.total, self.save_every, self.judge_every = len(self.updates), config.checkpoint_steps, len(self.updates)
-        self.key = _run_key(shape, weights, examples, vocab, config, forward)
+        self.fingerprint = _fingerprint(shape, weights, examples, vocab, config, forward)
         self.names = sorted(weights)
         self.parameters = [weights[name].requires_grad_() for name in self.names]
         decayed, plain = [p for p in self.parameters if p.ndim > 1], [p for p in self.parameters if p.ndim == 1]
@@ -236,8 +237,10 @@ class _Fit(Training):
         state: Weights = {}
         for name in self.names:
             moments = self.optimizer.state[self.weights[name]]
-            state |= {f"w.{name}": self.weights[name].detach(), f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
-        files.write_atomic(self.folder / CHECKPOINT, save(state, {"key": json.dumps(self.key), "step": str(self.step)}))
+            state[f"weights/{name}"] = self.weights[name].detach()
+            state |= {f"optimiser/{moment}.{name}": moments[moment] for moment in MOMENTS}
+        about = checkpoints.metadata(checkpoints.State(self.fingerprint, self.step))
+        files.write_atomic(self.folder / checkpoints.FILE, save(state, about))
 
     def done(self, loss: float) -> None:
         """Pass the numbers of the update on."""
@@ -260,21 +263,18 @@ def check_checkpoint(
     Raises:
         HarnessError: it belongs to a run with another start, other data, another vocabulary or other settings.
     """
-    if (folder / CHECKPOINT).is_file():
-        with _open_checkpoint(folder) as (_, header):
-            _check_key(folder, header, _run_key(shape, weights, examples, vocab, config, forward))
+    if (folder / checkpoints.FILE).is_file():
+        checkpoints.read_state(folder, _fingerprint(shape, weights, examples, vocab, config, forward))
 
 
-def _run_key(
-    shape: Shape, weights: Weights, examples: Sequence[Lesson], vocab: Vocabulary, config: FitConfig, forward: Forward
-) -> dict[str, Any]:
-    """What decides a run: the weights it starts from, which the cut and the target decide, its data, vocabulary and settings."""
+def _fingerprint(shape: Shape, weights: Weights, examples: Sequence[Lesson], vocab: Vocabulary, config: FitConfig, forward: Forward) -> str:
+    """Hash of what decides a run: the weights it starts from, which the cut and the target decide, its data, vocabulary and settings."""
     start, data = hashlib.sha256(), hashlib.sha256()
     for name in sorted(weights):
         start.update(name.encode() + weights[name].detach().cpu().numpy().tobytes())
     for e in examples:
         data.update(b"".join(part.tobytes() for part in (np.array([len(e.tokens), e.prompt]), e.tokens, e.labels, e.top, e.top_p)))
-    return {
+    facts = {
         "config": config.model_dump(),
         "layers": shape.layers,
         "context_tokens": vocab.context_tokens,
@@ -283,15 +283,18 @@ def _run_key(
         "data": data.hexdigest(),
         **forward.about,
     }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @apart
 def load_weights(folder: Path, weights: Weights) -> int:
     """Copy the checkpoint in ``folder`` into ``weights``; return how many updates it has seen."""
-    with _open_checkpoint(folder) as (file, header):
+    state = checkpoints.read_state(folder, None)
+    assert state is not None
+    with _tensors(folder) as read:
         for name, weight in weights.items():
-            weight.copy_(file.get_tensor(f"w.{name}"))
-        return int(header["step"])
+            weight.copy_(read(f"weights/{name}"))
+    return state.step
 
 
 def read_vocab_ids(path: Path, size: int) -> np.ndarray:
@@ -310,45 +313,30 @@ def read_vocab_ids(path: Path, size: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _open_checkpoint(folder: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The checkpoint in ``folder`` and its metadata; whatever fails while it is read is one sentence."""
+def _tensors(folder: Path) -> Iterator[Callable[[str], torch.Tensor]]:
+    """Reads tensors of the checkpoint in ``folder`` by name; whatever fails meanwhile is one sentence."""
     from safetensors import safe_open
 
-    path, advice = folder / CHECKPOINT, f"Delete {folder} and run the train stage again."
-    header = read_header(path, advice=advice).metadata
-    with files.reading(path, advice=advice), safe_open(path, framework="pt") as file:
-        yield file, header
+    path = folder / checkpoints.FILE
+    with files.reading(path, advice=checkpoints.ADVICE), safe_open(path, framework="pt") as file:
+        yield file.get_tensor
 
 
-def _check_key(folder: Path, header: dict[str, str], key: dict[str, Any]) -> None:
-    if json.loads(header["key"]) != json.loads(json.dumps(key)):
-        raise HarnessError(
-            f"{folder / 'checkpoint.safetensors'} belongs to a run with other data or settings",
-            f"Delete {folder} to start over, or undo the change.",
-        )
-
-
-def _resume(folder: Path, key: dict[str, Any], names: list[str], weights: Weights, optimizer: torch.optim.Optimizer) -> int:
+def _resume(folder: Path, fingerprint: str, names: list[str], weights: Weights, optimizer: torch.optim.Optimizer) -> int:
     """Load the checkpoint into ``weights`` and ``optimizer``; return the number of finished updates and cut the log to them."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    path, log = folder / CHECKPOINT, folder / LOG
-    if not path.is_file():
+    log, state = folder / LOG, checkpoints.read_state(folder, fingerprint)
+    if state is None:
         log.write_text("")
         return 0
-    with _open_checkpoint(folder) as (file, header):
-        _check_key(folder, header, key)
-        step = int(header["step"])
-        with torch.no_grad():
-            for name in names:
-                weight = weights[name]
-                weight.copy_(file.get_tensor(f"w.{name}"))
-                optimizer.state[weight] = {
-                    "step": torch.tensor(float(step), device=weight.device),
-                    "exp_avg": file.get_tensor(f"m.{name}").to(weight.device),
-                    "exp_avg_sq": file.get_tensor(f"v.{name}").to(weight.device),
-                }
+    with _tensors(folder) as read, torch.no_grad():
+        for name in names:
+            weight = weights[name]
+            weight.copy_(read(f"weights/{name}"))
+            moments = {moment: read(f"optimiser/{moment}.{name}").to(weight.device) for moment in MOMENTS}
+            optimizer.state[weight] = {"step": torch.tensor(float(state.step), device=weight.device), **moments}
     lines = read_text(log).splitlines(keepends=True)
-    files.write_atomic(log, "".join(lines[:step]))
-    return step
+    files.write_atomic(log, "".join(lines[: state.step]))
+    return state.step

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.synth import SOURCE, synthesise
 from harness.adapt.training_config import SynthConfig
 from harness.answers.collect import Stored, collect, gather, planned, read_answers
@@ -137,7 +138,7 @@ def _outputs_by_domain(stored: Sequence[Stored]) -> dict[str, int]:
 
 def ship(job: Job) -> list[HeldOut]:
     """Quantise the trained draft into ``job.out``, replay it on held-out prompts and write its card."""
-    if not (job.fitted / "checkpoint.safetensors").is_file():
+    if not (job.fitted / checkpoints.FILE).is_file():
         raise HarnessError(f"no trained draft in {job.fitted}", "Run the train stage first.")
     form = form_of(job)
     ids = fit.read_vocab_ids(job.fitted / "vocab.npy", vocab_size(job.folder))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.core import files
+from harness.core.limits import LOOKUP_NGRAM
 from harness.export.source import Part, Source
 from harness.models.pair_config import HubSource, PathSource
 
@@ -108,8 +109,8 @@ def flags(source: Source, places: Places) -> str:
 
 def _lookup(source: Source, places: Places) -> str:
     p, ngram = places, source.settings.options.ngram if source.settings else None
-    options = {"method": "ngram", "num_speculative_tokens": source.k, "prompt_lookup_max": ngram or 3}
-    sizes = ["--spec-ngram-simple-size-n", str(ngram or 3), "--spec-ngram-simple-size-m", str(source.k)]
+    options = {"method": "ngram", "num_speculative_tokens": source.k, "prompt_lookup_max": ngram or LOOKUP_NGRAM}
+    sizes = ["--spec-ngram-simple-size-n", str(ngram or LOOKUP_NGRAM), "--spec-ngram-simple-size-m", str(source.k)]
     return "\n".join([
         "# Lookup in the text so far needs no model.",
         "# llama.cpp", *p.target_gguf.first,

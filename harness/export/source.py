@@ -18,7 +18,7 @@ from harness.core.settings_file import DecodeSettings, load_settings
 from harness.models.naming import find_pair
 from harness.models.pair_config import PairConfig
 from harness.report import Run, load_run
-from harness.results.store import MANIFEST
+from harness.results.manifest import MANIFEST
 
 Part = Literal["draft", "target"]
 

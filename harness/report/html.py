@@ -13,7 +13,7 @@ from harness.report.page import CONFIG, OPTIONS, POLICY, SCRIPT, STYLE, vega
 from harness.report.run import Run
 from harness.report.sections import SECTIONS, figures, findings, recommendation, result
 from harness.report.tables import Table, Text
-from harness.results.store import Manifest
+from harness.results.manifest import Manifest
 
 
 def render_html(run: Run) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.core.cell import record_key
 from harness.core.records import Record, Sample, Score
-from harness.results.store import Manifest
+from harness.results.manifest import Manifest
 from harness.suite.plan import foreign, recorded_plan
 from harness.suite.suite import recorded_suite, resolved_hash
 

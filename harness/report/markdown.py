@@ -9,7 +9,7 @@ from harness.report.escape import code, markdown
 from harness.report.run import Run
 from harness.report.sections import findings, recommendation, tables
 from harness.report.tables import Table
-from harness.results.store import Manifest
+from harness.results.manifest import Manifest
 
 
 def render(run: Run) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 from harness.core.records import Record
 from harness.results.groups import Groups, grouped
+from harness.results.manifest import Manifest, resume_command
 from harness.results.packed import open_run
 from harness.results.recommend import Recommendation, ranked_rows, recommend
 from harness.results.router_rows import compare_router
-from harness.results.store import Manifest, resume_command
 from harness.results.summary import ALL, CellRow, summarise
 from harness.results.texts import Texts, read_texts
 
@@ -101,6 +101,6 @@ def load_run(folder: Path) -> Run:
 
 
 def make_run(manifest: Manifest, records: Sequence[Record] | Groups, texts: Texts | None = None) -> Run:
-    """Summarise what :func:`harness.results.store.read_run` returned."""
+    """Summarise what :func:`harness.results.reading.read_run` returned."""
     measured = manifest.measured
     return Run(manifest, records, summarise(records, measured.calibration, machine=measured.reference_machine), texts or Texts())

@@ -13,14 +13,15 @@ from typing import Any
 from harness.core.cell import BOTH, FIELDS
 from harness.core.errors import CheckFailed, HarnessError
 from harness.core.files import read_bytes, read_text
+from harness.core.journal import decode_line
 from harness.report import make_run, report_texts
 from harness.report.escape import cells
 from harness.report.integrity import contradictions, first_difference
 from harness.report.run import Run
 from harness.report.sections.result import domain_rows, first_rows
 from harness.report.tables import MISSING, ON
-from harness.results.record_lines import decode_line
-from harness.results.store import RECORDS, read_run, upgrade
+from harness.results.manifest import upgrade
+from harness.results.reading import RECORDS, read_run
 from harness.results.summary import ALL, CellRow
 from harness.results.texts import read_texts
 

@@ -14,7 +14,8 @@ from harness.core.counts import Counts, columns, total
 from harness.core.records import Record
 from harness.core.stats import Estimate
 from harness.results import speedup
-from harness.results.store import Manifest, read_manifest, read_records
+from harness.results.manifest import Manifest, read_manifest
+from harness.results.reading import read_records
 from harness.results.summary import CellRow, PromptRow, summarise
 
 _IDENTITY = ("pair", "suite", "suite_hash", "models", "code", "packages", "machine", "seeds")

@@ -18,20 +18,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from harness.core.cell import CellId, RecordKey, from_key, record_key
 from harness.core.errors import HarnessError
 from harness.core.files import open_regular, reading, replacing, sha256, typed
+from harness.core.journal import decode_line
 from harness.core.records import Record
 from harness.results.groups import LARGE, Groups
-from harness.results.record_lines import decode_line
-from harness.results.store import (
-    RECORDS,
-    Manifest,
-    check_seal,
-    damaged,
-    nothing_yet,
-    read_listed,
-    read_manifest,
-    repeated,
-    to_record,
-)
+from harness.results.manifest import Manifest, nothing_yet, read_manifest
+from harness.results.reading import RECORDS, check_seal, damaged, read_listed, repeated, to_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +45,7 @@ def pack(folder: Path) -> int:
     """Write ``records.parquet`` of a run, in bounded memory; return how many records it holds.
 
     Raises:
-        HarnessError: as :func:`harness.results.store.read_records`, or the folder cannot be written.
+        HarnessError: as :func:`harness.results.reading.read_records`, or the folder cannot be written.
     """
     import pyarrow.parquet as pq
 
@@ -113,7 +104,7 @@ def open_run(folder: Path) -> tuple[Manifest, Groups]:
     """Manifest and records of a run that has any; a large one is packed first.
 
     Raises:
-        HarnessError: as :func:`harness.results.store.read_records`, or there is no record yet.
+        HarnessError: as :func:`harness.results.reading.read_records`, or there is no record yet.
     """
     manifest = read_manifest(folder)
     groups = read_groups(folder)
@@ -126,7 +117,7 @@ def read_groups(folder: Path) -> Groups:
     """The records of a run, by cell.
 
     Raises:
-        HarnessError: as :func:`harness.results.store.read_records`.
+        HarnessError: as :func:`harness.results.reading.read_records`.
     """
     packed = Packed.open(folder)
     if packed is None and count_lines(folder / RECORDS) >= LARGE:

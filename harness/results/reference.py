@@ -16,8 +16,9 @@ from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.core.files import read_json, typed, write_atomic
 from harness.core.records import Record
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
 from harness.results.speedup import Baselines, Pair, base_key, baselines, pair_of
-from harness.results.store import read_manifest, read_records
 from harness.results.summary import longest_draft
 
 REFERENCE_VERSION = 4

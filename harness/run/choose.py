@@ -20,7 +20,7 @@ from harness.core.terminal import show
 from harness.datasets import DatasetSpec, check_dataset, load_samples
 from harness.datasets.splits import leaks
 from harness.models.naming import find_pair
-from harness.results.store import read_manifest, run_folder
+from harness.results.manifest import read_manifest, run_folder
 from harness.run.runner import run_suite
 from harness.suite.experiments import AnyExperiment, Baseline, Drafters, DynamicLength, InstalledAdapters
 from harness.suite.suite import Suite, recorded_suite

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -25,17 +25,9 @@ from harness.core.walltime import Stages
 from harness.datasets.splits import refuse_leaks
 from harness.models.head_config import read_head_config
 from harness.models.naming import pair_name
+from harness.results.manifest import Manifest, prompt_hash, read_manifest, resume_command, run_folder
 from harness.results.packed import read_groups
-from harness.results.store import (
-    Manifest,
-    RunStore,
-    check_writable,
-    new_run_name,
-    prompt_hash,
-    read_manifest,
-    resume_command,
-    run_folder,
-)
+from harness.results.store import RunStore, check_writable, new_run_name
 from harness.run.context import Context, Executor
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
@@ -108,27 +100,32 @@ def run_suite(
         )
     check_writable(results_dir)
     folder = run_folder(results_dir, resume) if resume else results_dir / new_run_name(suite.name, pair_name(suite.models), results_dir)
-    before = read_manifest(folder) if resume else None
     engine = engine or real_engine()
     facts = {**machine.machine_facts(), **engine.facts(), **(shards.facts() if shards else {})}
     facts |= {} if cluster is None else {"cluster": "yes"}
-    if before:
-        _same_before_loading(before, suite, facts)
-    stages = Stages(before.measured.time_s if before else None)
-    with stages("load"):
-        samples = _samples(suite, engine, offline)
-        if before:
-            _same_prompts(dict.fromkeys(before.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
-            _no_foreign(folder, recorded_plan(before, samples))
-        warnings = _warn(samples, before, console)
-        given = {"fallback": fallback, "draft_context": suite.draft_context, "shards": shards, "lazy": cluster is not None}
-        pair = engine.load_pair(suite.models, offline=offline, **{name: value for name, value in given.items() if value})
-        prompts = {sample.id: pair.encode(sample.asked) for sample in samples}
-        memory = _memory(suite, pair, samples)
-    identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
-    manifest = _manifest(folder.name, suite, pair, engine.dtype(pair), facts, identity, memory)
-    shown = notes_to(partial(show, console))
-    with shown, _open_store(folder, resume, manifest) as store, StopRequest(console, until) as stop:
+    with ExitStack() as held:
+        store = held.enter_context(_reopened(folder, suite, facts)) if resume else None
+        before = None if store is None else store.manifest
+        stages = Stages(before.measured.time_s if before else None)
+        with stages("load"):
+            samples = _samples(suite, engine, offline)
+            if store is not None:
+                _same_prompts(dict.fromkeys(store.manifest.prompts, ""), dict.fromkeys((sample.id for sample in samples), ""))
+                _no_foreign(store, recorded_plan(store.manifest, samples))
+            warnings = _warn(samples, before, console)
+            given = {"fallback": fallback, "draft_context": suite.draft_context, "shards": shards, "lazy": cluster is not None}
+            pair = engine.load_pair(suite.models, offline=offline, **{name: value for name, value in given.items() if value})
+            prompts = {sample.id: pair.encode(sample.asked) for sample in samples}
+            memory = _memory(suite, pair, samples)
+        identity = {sample.id: prompt_hash(prompts[sample.id], sample.reference) for sample in samples}
+        manifest = _manifest(folder.name, suite, pair, engine.dtype(pair), facts, identity, memory)
+        if store is None:
+            store = held.enter_context(RunStore.create(folder, manifest))
+        else:
+            _same("models", store.manifest.models, manifest.models)
+            _same_prompts(store.manifest.prompts, manifest.prompts)
+        held.enter_context(notes_to(partial(show, console)))
+        stop = held.enter_context(StopRequest(console, until))
         if store.repaired_bytes:
             note(f"moved a half-written last line ({store.repaired_bytes} bytes) to {folder}/records.torn")
         store.update(warnings=warnings)
@@ -171,7 +168,7 @@ def run_suite(
         if cluster is None:
             remember(pair.name, store.records, generic["c"] if generic else None)
     if len(store):
-        _report(folder, console)
+        _report(store, console)
     if unfinished:
         what = "interrupted" if stop.interrupted else "the time was up before the counts were complete"
         show(console, f"{what}; go on with: {resume_command(store.manifest)}")
@@ -297,12 +294,9 @@ def _model_facts(pair: LoadedPair, dtype: str) -> dict[str, str | None]:
     }
 
 
-def _open_store(folder: Path, resume: str | None, manifest: Manifest) -> RunStore:
-    if resume is None:
-        return RunStore.create(folder, manifest)
-    before = read_manifest(folder)
-    _same("models", before.models, manifest.models)
-    _same_prompts(before.prompts, manifest.prompts)
+def _reopened(folder: Path, suite: Suite, now: Mapping[str, Any]) -> RunStore:
+    """An interrupted run, opened to go on with; its records are read here once."""
+    _same_before_loading(read_manifest(folder), suite, now)
     return RunStore.resume(folder, read_groups)
 
 
@@ -326,12 +320,12 @@ def _same_before_loading(before: Manifest, suite: Suite, now: Mapping[str, Any])
             )
 
 
-def _no_foreign(folder: Path, plan: Plan) -> None:
+def _no_foreign(store: RunStore, plan: Plan) -> None:
     """Refuse to resume a run that holds records of other cells or prompts than its own."""
-    found = foreign(plan, read_groups(folder).keys())
+    found = foreign(plan, store.keys())
     if found:
         raise HarnessError(
-            f"cannot resume: {folder} holds {len(found)} foreign records: {found[0]}",
+            f"cannot resume: {store.folder} holds {len(found)} foreign records: {found[0]}",
             "Restore records.jsonl from a copy, or start a new run.",
         )
 
@@ -362,11 +356,14 @@ def _same(name: str, before: Any, now: Any) -> None:
         )
 
 
-def _report(folder: Path, console: Console) -> None:
-    from harness.report import load_run, show_recommendation, show_table, write_reports
+def _report(store: RunStore, console: Console) -> None:
+    from harness.report import make_run, show_recommendation, show_table, write_reports
+    from harness.results.texts import read_texts
 
-    run, reports = load_run(folder), reports_folder(folder)
+    whole = len(store.records) == len(store)
+    run = make_run(store.manifest, store.records if whole else read_groups(store.folder), read_texts(store.folder))
+    reports = reports_folder(store.folder)
     write_reports(run, reports)
     show_table(run, console)
-    show(console, f"records: {folder}")
+    show(console, f"records: {store.folder}")
     show_recommendation(run, reports / "report.html", console)

@@ -12,8 +12,9 @@ from harness.core.errors import HarnessError
 from harness.core.lock import take_lock
 from harness.core.paths import cache_dir
 from harness.models.naming import shipped_pairs
+from harness.results.manifest import MANIFEST, Manifest, read_manifest
 from harness.results.packed import count_lines
-from harness.results.store import MANIFEST, RECORDS, Manifest, read_manifest
+from harness.results.reading import RECORDS
 from harness.run.runner import reports_folder
 
 MADE_AGAIN = ("cluster", "downloads", "hidden", "models", "trained", "trajectories")

@@ -12,7 +12,7 @@ from harness.adapt.adapters.names import check_drafter
 from harness.adapt.training_config import TrainingConfig, load_training_config
 from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
-from harness.core.limits import DraftLength, Lenience, MinP, Temperature, TopK, TopP, sampling_problem
+from harness.core.limits import MAX_TOKENS, DraftLength, Lenience, MinP, Temperature, TopK, TopP, sampling_problem
 from harness.core.paths import find_config
 from harness.core.records import Rule
 from harness.core.settings_file import DraftOptions, load_settings
@@ -56,7 +56,7 @@ class SessionConfig(Strict):
     """Above 1 drafted tokens are accepted with probability min(1, lenience p/q): lossy, and needs rule ``rejection``."""
     seed: Seed = 0
     """Seed of sampling, training and generated evaluation prompts."""
-    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
+    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = MAX_TOKENS
     """Longest answer."""
     system: str | None = None
     """System message put before every conversation."""

@@ -12,11 +12,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, find_kind, needs_draft
 from harness.core.errors import did_you_mean
-from harness.core.limits import LENIENCE, DraftLength, Temperature, WarmTemperature
+from harness.core.limits import LENIENCE, LOOKUP_NGRAM, DraftLength, Temperature, WarmTemperature
 from harness.core.records import Loop, Rule
 from harness.core.yamlfile import Strict
 
 DynamicLength = Literal["dynamic", "auto"]
+LENGTHS = (4,)
+"""Draft lengths where an entry names none."""
 
 T = TypeVar("T")
 
@@ -158,7 +160,7 @@ class Experiment(Strict):
 class Speculative(Experiment):
     """What every entry that drafts may say."""
 
-    k: NonEmpty[DraftLength | DynamicLength] = (4,)
+    k: NonEmpty[DraftLength | DynamicLength] = LENGTHS
     """Draft lengths; ``dynamic`` stops at low draft confidence, ``auto`` weighs measured costs."""
     rule: Rule = "match"
     """``match`` accepts a draft token equal to the target's own; ``rejection`` accepts with probability min(1, p/q)."""
@@ -171,7 +173,7 @@ class DraftSource(Strict):
 
     layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Target layers of the early-exit draft; a quarter of them when absent."""
-    ngram: Annotated[int, Field(ge=1, le=16)] = 3
+    ngram: Annotated[int, Field(ge=1, le=16)] = LOOKUP_NGRAM
     """Longest suffix that prompt lookup searches."""
 
     def source(self, drafter: str) -> Settings:
@@ -263,7 +265,7 @@ class PromptLookup(Speculative):
     """Drafts copied from earlier text: no draft model."""
 
     kind: Literal["prompt_lookup"]
-    ngram: Annotated[int, Field(ge=1, le=16)] = 3
+    ngram: Annotated[int, Field(ge=1, le=16)] = LOOKUP_NGRAM
     """Longest suffix searched."""
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
@@ -383,7 +385,7 @@ class Lenience(Experiment):
     kind: Literal["lenience"]
     values: NonEmpty[Annotated[float, Field(gt=LENIENCE.low, le=LENIENCE.high)]] = (1.5, 2.0)
     """Lenience factors."""
-    k: NonEmpty[DraftLength] = (4,)
+    k: NonEmpty[DraftLength] = LENGTHS
     """Draft lengths."""
     temperatures: NonEmpty[WarmTemperature] = (1.0,)
     """Sampling temperatures; at 0 lenience changes nothing."""

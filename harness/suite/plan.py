@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from harness.core.cell import RecordKey, Settings, one_cell
+from harness.core.limits import LOOKUP_NGRAM
 from harness.core.records import Sample
-from harness.results.store import Manifest
+from harness.results.manifest import Manifest
 from harness.suite.chains import adapter_names, chain_of, needed_chains
 from harness.suite.experiments import Cell
 from harness.suite.suite import recorded_suite
@@ -76,7 +77,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
     values: dict[str, Any] = {
         "lenience": cell.lenience if cell.lenience != 1 else None,
         "layers": cell.layers,
-        "ngram": cell.ngram if cell.ngram not in (None, 3) else None,
+        "ngram": cell.ngram if cell.ngram not in (None, LOOKUP_NGRAM) else None,
         "rank": cell.rank,
         "round": cell.round,
         "adapter_domain": cell.adapter_domain,
@@ -145,7 +146,7 @@ def make_plan(
 
 def _simple(cell: Cell) -> bool:
     """Replayed instead of decoded where every prompt has a clock: a plain drafter at a fixed length."""
-    special = cell.layers is not None or cell.ngram not in (None, 3)
+    special = cell.layers is not None or cell.ngram not in (None, LOOKUP_NGRAM)
     return not (cell.timed or special) and cell.drafter != "router" and isinstance(cell.k, int)
 
 

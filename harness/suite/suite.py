@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from harness.core.drafter_kinds import check_needs, needs_memory, needs_parallel
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.files import reason, sha256
-from harness.core.limits import DraftContext
+from harness.core.limits import MAX_TOKENS, DraftContext
 from harness.core.paths import expand, find_config
 from harness.core.problems import Problem, fail
 from harness.core.terminal import say
@@ -51,7 +51,7 @@ class Suite(Strict):
     """Model pair: a name in ``configs/models``, a YAML file, ``TARGET`` or ``TARGET+DRAFT`` (hub names, folders, ``.gguf`` files)."""
     seed: Seed = 0
     """Seed of sampling, training and generated datasets."""
-    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = 256
+    max_tokens: Annotated[int, Field(ge=1, le=32_768)] = MAX_TOKENS
     """Longest answer per prompt."""
     draft_context: DraftContext | None = None
     """Of a longer prompt a draft reads only so many of its last tokens. Answers stay the target's. None is what the pair says."""

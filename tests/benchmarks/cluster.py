@@ -84,7 +84,8 @@ def once(where: str, models: str, prompts: int, tokens: int) -> dict[str, Any]:
     from rich.console import Console
 
     from harness.cluster.client import Cluster
-    from harness.results.store import read_manifest, read_records
+    from harness.results.manifest import read_manifest
+    from harness.results.reading import read_records
     from harness.run.runner import run_suite
     from harness.suite.suite import Suite
 
@@ -135,7 +136,7 @@ def compared(here: Path, there: Path) -> tuple[list[str], bool]:
     """A line for everything that two runs of a suite should have in common, and whether they have."""
     from harness.core.cell import record_key
     from harness.report import load_run
-    from harness.results.store import read_records
+    from harness.results.reading import read_records
 
     runs = [load_run(folder) for folder in (here, there)]
     ours, theirs = ({record_key(r): r for r in read_records(folder)} for folder in (here, there))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.core import stats
-from harness.results.store import read_records
+from harness.results.reading import read_records
 
 Array = NDArray[np.float64]
 Pairs = tuple[Array, Array]

@@ -15,8 +15,10 @@ from harness.core.records import Divergence, Load, Place, Profile, Record, Score
 from harness.report import load_run, report_texts
 from harness.results import groups as grouping
 from harness.results import packed
+from harness.results.manifest import read_manifest
 from harness.results.packed import PACKED, Packed, open_run, pack, read_groups
-from harness.results.store import RunStore, read_manifest, read_records
+from harness.results.reading import read_records
+from harness.results.store import RunStore
 from harness.results.summary import summarise
 
 

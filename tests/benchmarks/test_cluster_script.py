@@ -12,7 +12,9 @@ import pytest
 from tiny import write_pair
 
 from harness.core.records import Record
-from harness.results.store import RunStore, read_manifest, read_records
+from harness.results.manifest import read_manifest
+from harness.results.reading import read_records
+from harness.results.store import RunStore
 
 CHANGES: dict[str, Any] = {
     "tokens": lambda r: r if r.tokens is None else dataclasses.replace(r, tokens=(*r.tokens[:-1], 1)),

@@ -22,6 +22,7 @@ from harness.adapt.routers.routed import (
     routing_errors,
 )
 from harness.core.errors import HarnessError
+from harness.core.limits import BATCH, MAX_TOKENS
 from harness.core.paths import cache_dir
 from harness.core.progress import note
 from harness.core.protocols import LoadedPair
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from harness.answers.collect import Pool
     from harness.core.records import Trajectory
     from harness.decode.length import Costs
-    from harness.results.store import Manifest
+    from harness.results.manifest import Manifest
     from routing.evaluate import Evaluation
     from routing.intervals import Interval
     from routing.outcomes import OutcomeTable
@@ -99,8 +100,8 @@ def replay_material(
     folders: Mapping[str, Path],
     *,
     k: int,
-    max_tokens: int = 256,
-    batch: int = 32,
+    max_tokens: int = MAX_TOKENS,
+    batch: int = BATCH,
     calibrated: bool = False,
     crew: Crew | None = None,
 ) -> Material:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from harness.adapt.training.failures import Case, case_to_dict
 from harness.core import journal
 from harness.core.errors import HarnessError
 from harness.core.files import typed, write_atomic
-from harness.core.records import SCHEMA_VERSION
 
 T = TypeVar("T")
 
@@ -112,8 +110,7 @@ class ReplayBuffer:
             {"index": self.seen - 1, "slot": slot, "case": case_to_dict(case)} for slot, case in sorted(self._slots.items())
         ]
         rows[0] |= {"buffer": {"capacity": self.capacity, "seed": self.seed}, "ids": sorted(self._ids)}
-        text = "".join(json.dumps({"schema_version": SCHEMA_VERSION, **row}, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(self.path, text.encode())
+        write_atomic(self.path, journal.lines(rows))
         self._lines = len(rows)
 
 

@@ -17,6 +17,7 @@ from harness.answers.collect import collect, read_answers
 from harness.answers.rollout import Decoder
 from harness.answers.torch_batch import torch_decoder
 from harness.core.errors import HarnessError
+from harness.core.limits import BATCH, MAX_TOKENS
 from harness.core.progress import counted, note
 from harness.core.protocols import LoadedPair
 from harness.core.records import Sample, Trajectory
@@ -60,8 +61,8 @@ def train_pair(
     rounds: int = 1,
     domain: str | None = None,
     out: Path | None = None,
-    max_tokens: int = 256,
-    batch: int = 32,
+    max_tokens: int = MAX_TOKENS,
+    batch: int = BATCH,
     resume: bool = False,
     answers: Path | None = None,
     progress: Callable[[int, TrainProgress], None] | None = None,

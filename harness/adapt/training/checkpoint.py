@@ -1,10 +1,13 @@
-"""Training state in one file, replaced atomically: adapter, best adapter, optimiser and position. A kill leaves the old or the new one."""
+"""Training state in one file, replaced atomically: weights, best weights, optimiser and position. A kill leaves the old or the new one.
+
+Adapters are trained in mlx, distilled drafts in torch; both keep their arrays here under ``weights/``, ``best/`` and ``optimiser/``.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,10 @@ from harness.core.errors import HarnessError
 from harness.core.records import SCHEMA_VERSION
 from harness.core.text import printable
 from harness.models.mlx_names import mx
-from harness.models.tensors import load_arrays, save_arrays
+from harness.models.tensors import load_arrays, read_header, save_arrays
 
 FILE = "checkpoint.safetensors"
+ADVICE = "Delete it and train anew."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,46 +39,60 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """What the file's metadata says."""
 
     fingerprint: str
     """Run it belongs to."""
     step: int
     """Updates done."""
-    progress: dict[str, Any]
+    progress: dict[str, Any] = field(default_factory=dict)
     """The trainer's own."""
+
+
+def metadata(state: State) -> dict[str, str]:
+    """What stands in the header of the file."""
+    return {"state": json.dumps({"schema_version": SCHEMA_VERSION, **vars(state)})}
+
+
+def read_state(folder: Path, fingerprint: str | None) -> State | None:
+    """Read the header of the checkpoint of the run that ``fingerprint`` names, of any run for None; None when there is none.
+
+    Raises:
+        HarnessError: unreadable, of a newer version, or of a run with other data, settings or models.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    text = read_header(path, advice=ADVICE).metadata.get("state", "")
+    data = files.this_version(files.parse_json(text, str(path), advice=ADVICE), str(path), advice=ADVICE)
+    state: State = files.typed(State, data, str(path), advice=ADVICE)
+    if fingerprint is not None and state.fingerprint != fingerprint:
+        raise HarnessError(f"{path} belongs to a run with other data, settings or models", "Undo the change, or delete it and train anew.")
+    return state
 
 
 def save(folder: Path, checkpoint: Checkpoint, fingerprint: str) -> None:
     """Write the checkpoint of the run that ``fingerprint`` names."""
     groups = {"weights": checkpoint.weights, "best": checkpoint.best, "optimiser": checkpoint.optimiser}
     arrays = {f"{group}/{name}": array for group, members in groups.items() for name, array in members.items()}
-    state = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint, "step": checkpoint.step, "progress": dict(checkpoint.progress)}
-    save_arrays(folder / FILE, arrays, {"state": json.dumps(state)})
+    save_arrays(folder / FILE, arrays, metadata(State(fingerprint, checkpoint.step, dict(checkpoint.progress))))
 
 
 def load(folder: Path, fingerprint: str) -> Checkpoint | None:
     """Read the checkpoint; None when there is none.
 
     Raises:
-        HarnessError: unreadable, of a newer version, or of a run with other data, settings or draft.
+        HarnessError: as :func:`read_state`.
     """
-    path = folder / FILE
-    if not path.is_file():
+    state = read_state(folder, fingerprint)
+    if state is None:
         return None
-    advice = "Delete it and train anew."
-    arrays, metadata = load_arrays(path, advice=advice)
-    data = files.this_version(files.parse_json(metadata.get("state", ""), str(path), advice=advice), str(path), advice=advice)
-    state = files.typed(_State, data, str(path), advice=advice)
-    if state.fingerprint != fingerprint:
-        raise HarnessError(
-            f"{path} belongs to a run with other data, settings or draft", "Resume with the same ones, or train without resuming."
-        )
+    arrays, _ = load_arrays(folder / FILE, advice=ADVICE)
     groups: dict[str, dict[str, mx.array]] = {"weights": {}, "best": {}, "optimiser": {}}
     for name, array in arrays.items():
         group, _, rest = name.partition("/")
         if group not in groups:
-            raise HarnessError(f"{path}: {printable(name, 100)} belongs to no part of a checkpoint", advice)
+            raise HarnessError(f"{folder / FILE}: {printable(name, 100)} belongs to no part of a checkpoint", ADVICE)
         groups[group][rest] = array
     return Checkpoint(step=state.step, progress=state.progress, **groups)

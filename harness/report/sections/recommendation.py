@@ -13,8 +13,8 @@ from harness.core.stats import MIN_PROMPTS, Estimate
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import Table, interval
+from harness.results.manifest import resume_command
 from harness.results.recommend import Choice, Gain, OpenQuestion, Recommendation
-from harness.results.store import resume_command
 from harness.results.summary import ALL
 
 TITLE = "Recommendation"
