@@ -64,7 +64,8 @@ def pair_router(pair: LoadedPair, *, offline: bool = False) -> PromptRouter:
     Raises:
         HarnessError: no router, a damaged one, or other adapters than it was trained with.
     """
-    from harness.adapt.routers.routed import GENERIC, PLAIN, load_router, router_path
+    from harness.adapt.routers.arms import arm_parts
+    from harness.adapt.routers.routed import load_router, router_path
 
     bank = adapter_bank(pair)
     folders = installed(pair.name)
@@ -77,8 +78,8 @@ def pair_router(pair: LoadedPair, *, offline: bool = False) -> PromptRouter:
         known = _ROUTERS[id(pair)] = (stamp, load_router(pair.name, folders, offline=offline))
     router = known[1]
     for arm in router.arms_:
-        if arm.drafter not in (GENERIC, PLAIN):
-            bank.put(arm.drafter, folders[arm.drafter])
+        if (adapter := arm_parts(arm.drafter)[1]) is not None:
+            bank.put(adapter, folders[adapter])
     return router
 
 
@@ -89,7 +90,8 @@ def stream(pair: LoadedPair, prompt: Prompt, *, drafter: str | Drafter | None = 
     """
     around, drafter = _parts(pair, drafter)
     if drafter == "router":
-        drafter, k = _choose(pair, prompt)
+        chosen, k = _choose(pair, prompt, around)
+        around, drafter = _parts(pair, chosen)
         settings["k"] = k if settings.get("k") is None else settings["k"]
     adapter = _adapter_of(pair, drafter)
     steps = decoding.stream(pair, prompt, drafter=_activate(pair, drafter, adapter, around), **settings)
@@ -186,15 +188,16 @@ def _activate(pair: LoadedPair, drafter: str | Drafter | None, adapter: str | No
         present.activate(None)
     if around is None or drafter is None:
         return drafter
-    return f"{around}+{drafter}" if drafter != "generic" else around  # the router took the plain draft
+    return f"{around}+{drafter}"
 
 
-def _choose(pair: LoadedPair, prompt: Prompt) -> tuple[str | None, int | None]:
-    """Return the drafter the pair's router takes for a prompt, and its draft length."""
-    from harness.adapt.routers.routed import PLAIN, route
+def _choose(pair: LoadedPair, prompt: Prompt, around: str | None) -> tuple[str | None, int | str | None]:
+    """Return the name of what the pair's router takes for a prompt, in ``around`` where one is named, and its draft length."""
+    from harness.adapt.routers.arms import arm_in
+    from harness.adapt.routers.routed import route
 
     routed = route(prompt, router=pair_router(pair), bank=adapter_bank(pair))
-    return (None if routed.drafter == PLAIN else routed.drafter), routed.decision.arm.k
+    return arm_in(routed.drafter, around), routed.decision.arm.k
 
 
 def _with_adapter(pair: LoadedPair, adapter: str | None, steps: Iterator[Step]) -> Iterator[Step]:

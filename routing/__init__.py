@@ -7,7 +7,6 @@ from typing import Any
 
 _EXPORTS = {
     "Arm": "outcomes",
-    "CostModel": "outcomes",
     "OutcomeTable": "outcomes",
     "RoutingError": "errors",
     "PromptFeatures": "features",

@@ -74,6 +74,7 @@ def evaluate_routers(
     domains: Sequence[str] | None = None,
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
+    route_cost: float = 0.0,
     test_prompts: Sequence[str] | None = None,
     folds: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
     n_splits: int = 5,
@@ -90,6 +91,7 @@ def evaluate_routers(
         domains: (n_samples,) true labels, for the domain baselines.
         groups: (n_samples,) labels that folds never split; equal prompts share one by default.
         weights: (n_samples,) emitted tokens, for pooled tau or pooled speedup.
+        route_cost: what a choice takes, in the unit of ``weights / rewards`` (target steps for a speedup): charged to every router.
         test_prompts: (n_samples,) other wordings of the same tasks, given to the routers instead of ``prompts`` when they are tested.
         folds: (train, test) rows, e.g. held-out domains; rows in no test fold are left out. ``n_splits`` is then unused.
         n_splits: folds.
@@ -113,7 +115,10 @@ def evaluate_routers(
         chosen[name] = _router_choices(clone(router).set_params(arms=tuple(arms)), prompts, asked, rewards, groups, splits)
     rows = np.sort(np.concatenate([test for _, test in splits]))
     picked = {name: _picked(rewards[rows], None if c is None else c[rows]) for name, c in chosen.items()}
-    return _summarise(names, chosen, picked, rows, groups[rows], None if weights is None else np.asarray(weights)[rows], splits, noise)
+    tokens = None if weights is None else np.asarray(weights)[rows]
+    if tokens is not None and route_cost:
+        picked |= {name: tokens / (tokens / picked[name] + route_cost) for name in routers}
+    return _summarise(names, chosen, picked, rows, groups[rows], tokens, splits, noise)
 
 
 def pooled_value(rewards: np.ndarray, weights: np.ndarray) -> float:

@@ -14,6 +14,10 @@ from routing.errors import RoutingError
 
 PLAIN = "plain"
 """Name of the arm that does not speculate: the target alone. Its speedup is 1 by definition."""
+AUTO = "auto"
+"""Draft length that is chosen while decoding."""
+TARGET = "target"
+"""Who proposed the tokens that nobody drafted."""
 
 Value = Literal["tau", "rate", "speedup", "measured"]
 _COUNTS = ("rounds", "drafted", "accepted", "emitted")
@@ -22,40 +26,19 @@ _NEVER_MIXED = ("rule", "temperature", "lossy", "method", "mode")
 _SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Arm:
     """One thing the router can choose."""
 
     drafter: str
     """Adapter or drafter name, or ``plain``."""
-    k: int | None = None
-    """Draft length. None for ``plain`` and where the draft length is not part of the choice."""
+    k: int | str | None = None
+    """Draft length, a number or ``auto``. None for ``plain`` and where the draft length is not part of the choice."""
 
     @property
     def name(self) -> str:
         """Printable name, unique within one table: ``code`` or ``code@4``."""
         return self.drafter if self.k is None else f"{self.drafter}@{self.k}"
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """Costs in units of one target step, for the predicted speedup tau / (K c + v(K+1))."""
-
-    c: float | Mapping[str, float]
-    """Time of one draft step, one number or one per drafter."""
-    v: Mapping[int, float]
-    """``v[m]``: time of a target pass over m tokens; ``v[1]`` is 1."""
-
-    def round_cost(self, drafter: str, k: int) -> float:
-        """Cost of one round: K draft steps and one target pass over K + 1 tokens."""
-        c = self.c if isinstance(self.c, int | float) else self.c.get(drafter)
-        if c is None:
-            raise RoutingError(f"the cost model has no draft cost for {drafter!r}", "Calibrate this drafter, or give one cost for all.")
-        if k + 1 not in self.v:
-            raise RoutingError(
-                f"the cost model has no v({k + 1}), needed for K = {k}", "Calibrate the pair for this K, or leave the K out."
-            )
-        return k * c + self.v[k + 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +53,8 @@ class OutcomeTable:
     """(n,) prompt texts; None where the rows have none."""
     drafters: tuple[str, ...]
     """(d,) names."""
-    ks: tuple[int, ...]
-    """(m,) draft lengths, ascending."""
+    ks: tuple[int | str, ...]
+    """(m,) draft lengths, ascending, ``auto`` last."""
     rounds: np.ndarray
     """(n, d, m) target passes."""
     drafted: np.ndarray
@@ -80,6 +63,10 @@ class OutcomeTable:
     """(n, d, m) draft tokens emitted."""
     emitted: np.ndarray
     """(n, d, m) tokens emitted."""
+    spent: np.ndarray
+    """(n, d, m) what all rounds take by measured costs, in target steps; NaN where nobody said."""
+    proposed: Mapping[str, np.ndarray]
+    """Source -> (n, d, m) draft tokens emitted that it proposed; empty where nobody said."""
     wall_s: np.ndarray
     """(n, d, m) measured seconds; NaN for replayed cells."""
     baseline_s: np.ndarray
@@ -103,13 +90,12 @@ class OutcomeTable:
         """(n, d, m) plain seconds over cell seconds, per prompt."""
         return _ratio(np.broadcast_to(self.baseline_s[:, None, None], self.wall_s.shape), self.wall_s)
 
-    def predicted_speedup(self, cost: CostModel) -> np.ndarray:
-        """(n, d, m) tau / (K c + v(K+1))."""
-        per_round = np.array([[cost.round_cost(d, k) for k in self.ks] for d in self.drafters])
-        found: np.ndarray = self.tau / per_round
-        return found
+    @property
+    def predicted_speedup(self) -> np.ndarray:
+        """(n, d, m) emitted tokens per target step of time."""
+        return _ratio(self.emitted, self.spent)
 
-    def arms(self, k: int | None = None, *, plain: bool = False) -> tuple[Arm, ...]:
+    def arms(self, k: int | str | None = None, *, plain: bool = False) -> tuple[Arm, ...]:
         """Arms to choose from: the drafters at one draft length, or (k None) every drafter and draft length.
 
         Args:
@@ -121,18 +107,17 @@ class OutcomeTable:
         chosen = tuple(Arm(d, one) for d in self.drafters for one in (self.ks if k is None else (k,)))
         return (*chosen, Arm(PLAIN)) if plain else chosen
 
-    def rewards(self, arms: Sequence[Arm], value: Value = "tau", cost: CostModel | None = None) -> np.ndarray:
+    def rewards(self, arms: Sequence[Arm], value: Value = "tau") -> np.ndarray:
         """(n_samples, n_arms) float64 rewards, higher is better.
 
         Args:
             arms: columns, in order.
-            value: ``tau``, ``rate``, ``speedup`` (predicted, needs ``cost``) or ``measured`` (from wall times).
-            cost: the pair's measured costs.
+            value: ``tau``, ``rate``, ``speedup`` (predicted, needs ``spent``) or ``measured`` (from wall times).
 
         Raises:
-            RoutingError: unknown arm, a missing cell, or no ``cost`` for ``speedup``.
+            RoutingError: unknown arm, a missing cell, or nothing said of the time for ``speedup``.
         """
-        cells = self._cells(value, cost)
+        cells = self._cells(value)
         plain = {"tau": 1.0, "rate": 0.0, "speedup": 1.0, "measured": 1.0}[value]
         columns = [np.full(len(self), plain) if a.drafter == PLAIN else cells[self._index(a)] for a in arms]
         out = np.stack(columns, axis=1)
@@ -144,6 +129,29 @@ class OutcomeTable:
             )
         return out
 
+    def shares(self, arms: Sequence[Arm], choices: np.ndarray | None = None) -> dict[str, float]:
+        """Share of all emitted tokens by who proposed them, the largest first, ``target`` last; empty where nobody said.
+
+        Args:
+            arms: what was chosen from.
+            choices: (n_samples,) index of the arm that each sample was decoded with; the only arm where None.
+        """
+        if not self.proposed:
+            return {}
+        chosen = np.zeros(len(self), dtype=np.int64) if choices is None else choices
+        found = dict.fromkeys(self.proposed, 0.0)
+        emitted = 0.0
+        for j, arm in enumerate(arms):
+            rows = chosen == j
+            if arm.drafter == PLAIN:
+                emitted += float(np.nanmax(self.emitted[rows], axis=(1, 2)).sum())
+                continue
+            emitted += float(self.emitted[self._index(arm)][rows].sum())
+            for source, tokens in self.proposed.items():
+                found[source] += float(tokens[self._index(arm)][rows].sum())
+        shares = {source: n / emitted for source, n in sorted(found.items(), key=lambda item: -item[1]) if n}
+        return {**shares, TARGET: max(0.0, 1 - sum(shares.values()))}
+
     def complete(self, arms: Sequence[Arm]) -> tuple[OutcomeTable, tuple[str, ...]]:
         """Samples that have every arm, and the ids of those left out."""
         cells = [self.rounds[self._index(a)] for a in arms if a.drafter != PLAIN]
@@ -154,6 +162,8 @@ class OutcomeTable:
         """The same table for a subset of samples (integer row indices)."""
 
         def pick(values: Any) -> Any:
+            if isinstance(values, Mapping):
+                return {name: own[rows] for name, own in values.items()}
             return values[rows] if isinstance(values, np.ndarray) else tuple(values[i] for i in rows)
 
         per_sample = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("drafters", "ks")}
@@ -165,12 +175,10 @@ class OutcomeTable:
         texts = self.prompts if self.prompts is not None else self.sample_ids
         return prompt_groups(texts)
 
-    def _cells(self, value: Value, cost: CostModel | None) -> np.ndarray:
-        if value == "speedup":
-            if cost is None:
-                raise RoutingError("predicted speedup needs a cost model", "Give cost=CostModel(c, v) from the pair's calibration.")
-            return self.predicted_speedup(cost)
-        known = {"tau": self.tau, "rate": self.rate, "measured": self.measured_speedup}
+    def _cells(self, value: Value) -> np.ndarray:
+        if value == "speedup" and np.isnan(self.spent).all():
+            raise RoutingError("a speedup needs what the answers take", "Give rows with `spent`, from the pair's calibration.")
+        known = {"tau": self.tau, "rate": self.rate, "speedup": self.predicted_speedup, "measured": self.measured_speedup}
         if value not in known:
             raise RoutingError(f"unknown reward {value!r}", "Use tau, rate, speedup or measured.")
         return known[value]
@@ -197,10 +205,10 @@ def from_rows(rows: Iterable[Mapping[str, Any]], *, drafters: Sequence[str] | No
     """Outcome table from long-form rows. Repeats of a cell (seeds) are pooled: counts are summed, times averaged.
 
     A row whose drafter is None is plain decoding and gives ``baseline_s``. Rows need the fields sample_id, drafter, k, rounds, drafted,
-    accepted and emitted; domain, prompt and wall_s are optional.
+    accepted and emitted; domain, prompt, wall_s, spent and proposed (source -> accepted tokens) are optional.
     """
     samples: dict[str, dict[str, Any]] = {}
-    cells: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    cells: dict[tuple[str, str, int | str], list[Mapping[str, Any]]] = {}
     baseline: dict[str, list[float]] = {}
     settings: dict[str, set[Any]] = {}
     for row in rows:
@@ -223,20 +231,27 @@ def from_rows(rows: Iterable[Mapping[str, Any]], *, drafters: Sequence[str] | No
 
 def _dense(
     samples: Mapping[str, Mapping[str, Any]],
-    cells: Mapping[tuple[str, str, int], list[Mapping[str, Any]]],
+    cells: Mapping[tuple[str, str, int | str], list[Mapping[str, Any]]],
     baseline: Mapping[str, list[float]],
     drafters: Sequence[str] | None,
 ) -> OutcomeTable:
     ids = tuple(samples)
     names = tuple(dict.fromkeys(d for _, d, _ in cells))
     names = tuple(d for d in drafters if d in names) if drafters is not None else names
-    ks = tuple(sorted({k for _, _, k in cells}))
-    arrays = {name: np.full((len(ids), len(names), len(ks)), np.nan) for name in (*_COUNTS, "wall_s")}
+    ks = tuple(sorted({k for _, _, k in cells}, key=lambda k: (isinstance(k, str), k)))
+    arrays = {name: np.full((len(ids), len(names), len(ks)), np.nan) for name in (*_COUNTS, "spent", "wall_s")}
+    told = all(row.get("proposed") is not None for rows in cells.values() for row in rows)
+    sources = {source for rows in cells.values() for row in rows for source in row["proposed"]} if told else set()
+    proposed = {source: np.zeros_like(arrays["spent"]) for source in sorted(sources)}
     at = {s: i for i, s in enumerate(ids)}
     for (sample, drafter, k), rows in cells.items():
         index = at[sample], names.index(drafter), ks.index(k)
         for name in _COUNTS:
             arrays[name][index] = sum(r[name] for r in rows)
+        for source, tokens in proposed.items():
+            tokens[index] = sum(r["proposed"].get(source, 0) for r in rows)
+        spent = [r.get("spent") for r in rows]
+        arrays["spent"][index] = np.nan if None in spent else sum(spent)  # type: ignore[arg-type]
         walls = [r["wall_s"] for r in rows if r.get("wall_s") is not None]
         arrays["wall_s"][index] = np.mean(walls) if walls else np.nan
     texts = tuple(samples[s]["prompt"] for s in ids)
@@ -246,6 +261,7 @@ def _dense(
         prompts=None if any(t is None for t in texts) else texts,
         drafters=names,
         ks=ks,
+        proposed=proposed,
         baseline_s=np.array([np.mean(baseline[s]) if baseline.get(s) else np.nan for s in ids]),
         **arrays,
     )
@@ -260,9 +276,10 @@ def _check_row(row: Mapping[str, Any], source: str) -> None:
         raise RoutingError(f"a record of {source} lacks {', '.join(missing)}", "Give a run's records.jsonl, or a table with these columns.")
     if row["drafter"] is None:
         return
-    if not isinstance(row["k"], int) or isinstance(row["k"], bool) or row["k"] < 1:
+    k = row["k"]
+    if k != AUTO and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
         raise RoutingError(
-            f"{source}: {row['drafter']!r} has draft length {row['k']!r}; the table needs whole numbers",
+            f"{source}: {row['drafter']!r} has draft length {k!r}; the table needs whole numbers, or auto",
             "Filter to the experiment with fixed draft lengths, e.g. experiment='router'.",
         )
     counts = [row[c] for c in _COUNTS]

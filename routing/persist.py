@@ -17,7 +17,7 @@ from routing.base import Router
 from routing.errors import RoutingError
 from routing.features import PROBE, PromptFeatures
 from routing.fetch import ENCODERS
-from routing.outcomes import Arm
+from routing.outcomes import AUTO, Arm
 from routing.policy import PromptRouter
 from routing.router_file import DISTRUST, RETRAIN, check_name, field, named_hashes, read_file, write_file
 from routing.routers import BoostingRouter, KNNRouter, LogisticRouter, MLPRouter, RidgeRouter
@@ -66,6 +66,7 @@ def save_router(router: PromptRouter, path: str | Path, *, run_id: str, adapter_
         "fallback": router.fallback,
         "threshold": float(router.threshold_),
         "reach": router.reach_ if math.isfinite(router.reach_) else None,
+        "shares": router.shares_,
         "train_prompts": router.train_prompts_,
     }
     arrays = _arrays("features", router.features_) | _arrays("router", router.router_)
@@ -138,7 +139,7 @@ def _arrays(prefix: str, estimator: Any) -> dict[str, np.ndarray]:
 def _read_arms(header: Mapping[str, Any], path: str | Path) -> tuple[Arm, ...]:
     items = field(header, "arms", list, path)
     valid = all(
-        isinstance(a, dict) and set(a) == {"drafter", "k"} and (a["k"] is None or (type(a["k"]) is int and 1 <= a["k"] <= 1000))
+        isinstance(a, dict) and set(a) == {"drafter", "k"} and (a["k"] in (None, AUTO) or (type(a["k"]) is int and 1 <= a["k"] <= 1000))
         for a in items
     )
     if not valid or not 1 <= len(items) <= _MAX_ARMS:
@@ -159,14 +160,15 @@ def _check_adapters(
     drafters = {a.drafter for a in arms}
     unknown = sorted(drafters - set(known)) if known is not None else []
     if unknown:
-        raise RoutingError(f"{path} chooses {unknown[0]!r}, which does not exist here", f"Train or install that adapter, or: {RETRAIN}")
+        raise RoutingError(f"{path} chooses {unknown[0]!r}, which does not exist here", f"Train or install what it chooses, or: {RETRAIN}")
     if current is None:
         return
     for name, digest in trained.items():
         if current.get(name) != digest:
             state = "is missing here" if name not in current else "has changed since"
             raise RoutingError(f"{path} was trained with adapter {name!r}, which {state}", RETRAIN)
-    fresh = sorted((drafters & set(current)) - set(trained))
+    own = {d if d in current else d.rpartition("+")[2] for d in drafters}  # of `memory_hybrid+code` the adapter is `code`
+    fresh = sorted((own & set(current)) - set(trained))
     if fresh:
         raise RoutingError(f"{path} does not say which version of adapter {fresh[0]!r} it was trained with", RETRAIN)
 
@@ -275,7 +277,7 @@ def _read_policy(router: PromptRouter, header: Mapping[str, Any], arrays: Mappin
     if not valid or not math.isfinite(threshold) or router.fallback not in (None, *router.arm_names):
         raise RoutingError(f"{path} has an impossible fallback, threshold or training prompt", DISTRUST)
     router.threshold_, router.train_prompts_, router.train_best_ = float(threshold), prompts, best
-    router.reach_ = reach
+    router.reach_, router.shares_ = reach, _read_shares(header, path)
     router.calibration_, router.train_features_ = arrays["policy.calibration"], arrays["policy.train_features"]
 
 
@@ -289,6 +291,17 @@ def _read_reach(header: Mapping[str, Any], path: str | Path) -> float:
     if type(reach) not in (int, float) or not math.isfinite(reach) or reach < 0:
         raise RoutingError(f"{path} has an impossible reach of familiar prompts", DISTRUST)
     return float(reach)
+
+
+def _read_shares(header: Mapping[str, Any], path: str | Path) -> dict[str, dict[str, float]]:
+    """Arm name to shares by source; empty in files that do not tell them."""
+    shares = header.get("shares", {})
+    valid = isinstance(shares, dict) and all(
+        isinstance(own, dict) and all(type(value) in (int, float) and 0 <= value <= 1 for value in own.values()) for own in shares.values()
+    )
+    if not valid:
+        raise RoutingError(f"{path} has impossible shares of sources", DISTRUST)
+    return {arm: {check_name(source, f"source of {path}"): value for source, value in own.items()} for arm, own in shares.items()}
 
 
 def _check_probe(router: PromptRouter, arrays: Mapping[str, np.ndarray], path: str | Path) -> None:

@@ -83,6 +83,7 @@ class PromptRouter(BaseEstimator):
         threshold_: confidence below which the fallback is taken.
         reach_: distance to the nearest training prompt beyond which a prompt is unfamiliar; infinite without the guard.
         train_features_, train_best_, train_prompts_: features, best arm index and excerpt of each training prompt.
+        shares_: arm name -> who proposed which share of the tokens on the training prompts; for whoever fits it to tell, else empty.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class PromptRouter(BaseEstimator):
         self.train_features_ = X
         self.reach_ = _reach(X, groups, self.familiar)
         self.train_best_ = rewards.argmax(axis=1)
+        self.shares_: dict[str, dict[str, float]] = {}
         self.train_prompts_ = [p[:_EXCERPT_CHARS] for p in prompts]
         return self
 

@@ -279,6 +279,31 @@ def test_a_router_of_other_adapters_is_refused(routed: Any) -> None:
         api.generate(routed, "alpha words", drafter="router", max_tokens=4)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("around", [None, "cascade"])
+def test_the_router_may_choose_the_memory(routed: Any, around: str | None) -> None:
+    """Alone, or before an adapter; whole answers and streams decode what the choice's name says, also inside a named drafter."""
+    from harness.adapt.routers import routed as routers
+    from harness.adapt.routers.arms import arm_in
+    from harness.core.paths import memory_path
+    from harness.decode.memory import Answer, write_memory
+    from routing.outcomes import Arm
+
+    said = decode(routed, None).tokens
+    answer = Answer(sample_id="m", domain="x", prompt="other words", before=(), tokens=said)
+    write_memory(memory_path(routed.name), routed.name, routed.target_hash, [answer])
+    known = routers.load_router(routed.name)
+    known.arms_ = (Arm("generic", 3), Arm("memory", 3), Arm("memory_hybrid+two", 3))
+    hashes = routers.hash_adapters(api.installed(routed.name))
+    routers.save_router(known, routers.router_path(routed.name), run_id="test", adapter_hashes=hashes)
+    for prompt, arm in (("alpha words number 99", "memory"), ("beta sums item 98", "memory_hybrid+two")):
+        name = "router" if around is None else f"{around}+router"
+        own = api.generate(routed, prompt, drafter=arm_in(arm, around), k=3, max_tokens=24)
+        chosen = api.generate(routed, prompt, drafter=name, max_tokens=24)
+        assert (chosen.drafter, counts(chosen), chosen.sources) == (arm, counts(own), own.sources)
+        assert tuple(s.accepted for s in api.stream(routed, prompt, drafter=name, max_tokens=24)) == counts(own)
+
+
 def test_no_router_yet(pair: Any) -> None:
     """The message names the command that makes one."""
     with pytest.raises(HarnessError, match="train-router"):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from routed import WORDS, adapters, random_adapter, write_prompts
 
-from harness.adapt.routers.fitting import report, show
+from harness.adapt.routers.judging import report, show
 from harness.adapt.routers.routed import RouterConfig, load_router
 from harness.cli import COMMANDS, main
 from harness.cli import route as commands
@@ -171,6 +171,41 @@ def test_route_says_what_why_and_how_long(home: Any) -> None:
     text = invoke("route", "def sort(a): 1000", "--models", home.models)
     assert text.startswith(decision.arm.drafter)
     assert all(part in text for part in ("scores:", "nearest training prompts:", "cold ", "warm ", "ms embed", *decision.scores))
+
+
+def test_a_memory_is_a_choice_and_its_share_is_told(
+    home: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any adapter too, judged as ``auto`` decodes and charged for choosing; file, table and ``route`` say who proposes."""
+    from harness.answers.collect import collect
+    from harness.core.paths import memory_path
+    from harness.decode.memory import Answer, write_memory
+    from harness.models.pair import load_pair
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    pair = load_pair(home.models)
+    samples = [Sample(id=f"m/{i}", domain="talk", prompt=f"def sort(a): {i} and class Queue: {i * 7}") for i in range(200, 220)]
+    answers = {t.sample_id: t for t in collect(pair, samples, max_tokens=TOKENS)}
+    told = [Answer.of(s, answers[s.id].prompt_tokens, answers[s.id].tokens) for s in samples]
+    write_memory(memory_path("tiny"), "tiny", pair.target_hash, told)
+    arguments = [*home.arguments[:3], "--max-tokens", str(TOKENS), *QUICK, "-k", "auto", "--set", "reward=speedup"]
+    found = json.loads(invoke("train-router", *arguments, "--json"))
+    assert found["arms"] == ["generic@auto", "memory@auto", "memory_hybrid@auto"]
+    by_name = {p["policy"]: p for p in found["policies"]}
+    assert by_name["memory@auto"]["sources"].keys() <= {"memory", "lookup", "target"}
+    assert sum(by_name["router"]["sources"].values()) == pytest.approx(1)
+    assert found["charged_steps"] > 0
+    assert by_name["oracle"]["mean"]["value"] > by_name["router"]["mean"]["value"], "a choice is not free"
+    shown = json.loads(invoke("route", "def sort(a): 7", "--models", home.models, "--json"))
+    arm = f"{shown['drafter']}@auto"
+    assert shown["sources"] == load_router("tiny", {}).shares_[arm]
+    assert "its tokens on the training prompts: " in invoke("route", "def sort(a): 7", "--models", home.models)
+    text = invoke("train-router", *arguments, "--table-only")
+    assert "tokens from" in text
+    assert "which the router's line pays" in text
+    without = ["train-router", *arguments, "--set", "memory=false"]
+    assert "no adapters installed for pair 'tiny'" in refused(capsys, *without)
+    assert "does not learn at draft length dynamic" in refused(capsys, *without, "-k", "dynamic")
 
 
 def test_route_says_when_a_prompt_is_unfamiliar(home: Any, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from test_kill_run import SUITE
 from test_runner import without_times
 from tiny import write_pair
 
+from harness.adapt.routers.arms import Replaying
 from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.adapt.training.rounds import Known, read_rounds
 from harness.answers.collect import Batch, collect, shard_names
@@ -160,7 +161,7 @@ def test_chains_and_adapters_travel(world: Path, workers: Cluster, tmp_path: Pat
     folders = {"one": tmp_path / "one", "two": tmp_path / "two"}
     for seed, (adapter, folder) in enumerate(folders.items()):
         put_adapter(folder, pair.draft, seed=seed, name=adapter)
-    rows = crew.replay(folders, answers, 3)
+    rows = crew.replay(folders, answers, Replaying(k=3))
     assert rows == replay_bank(AdapterBank(pair.draft, folders), answers, [3])
     assert len({tuple(r.accept_lengths for r in rows if r.drafter == name) for name in ("generic", "one", "two")}) == 3
     assert {row.policy for row in crew.swaps(folders)} == {"fuse", "cached", "unfused"}

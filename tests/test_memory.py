@@ -414,12 +414,16 @@ def test_a_runs_training_answers_are_remembered_and_a_suite_drafts_from_them(pai
     kinds = [
         {"kind": "baseline"},
         {"kind": "drafters", "drafters": list(NAMES)},
+        {"kind": "drafters", "name": "sure", "drafters": list(NAMES), "options": {"memory_threshold": 0.9}},
         {"kind": "dynamic_k", "drafters": ["memory"], "policies": ["auto"]},
         {"kind": "ablation_k", "drafters": list(NAMES), "k": [2]},
     ]
     folder = go(suite_file(tmp_path, "test", experiments=kinds))
     records = read_records(folder)
     assert {r.method for r in records if r.drafter in NAMES} == {"decode", "replay"}
+    drafted = {r.experiment: r.drafted for r in records if r.drafter == "memory" and r.sample_id == records[0].sample_id}
+    assert drafted["sure"] < drafted["drafters"]
+    assert {r.settings.get("memory_threshold") for r in records if r.experiment == "sure"} == {0.9}
     assert all(r.divergence is None for r in records)
     assert all(check["equal"] for check in read_manifest(folder).measured.spot_checks)
     assert read_manifest(folder).models["memory"] == memory.hash

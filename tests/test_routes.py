@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from routed import K, adapters, prompts, random_adapter
 
+from harness import api
+from harness.adapt.memory_sources import HeldOut
+from harness.adapt.routers.arms import GENERIC, Replaying, arm_drafter, arm_in, arm_names
 from harness.adapt.routers.routed import (
-    GENERIC,
     Routed,
     RouterConfig,
     fit_router,
@@ -26,15 +29,18 @@ from harness.adapt.routers.routed import (
     outcome_table,
     route,
     route_and_decode,
+    router_arms,
     router_path,
     routing_errors,
     save_router,
 )
 from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.core.errors import HarnessError
-from harness.core.records import Sample
+from harness.core.paths import memory_path
+from harness.core.records import Sample, Trajectory
 from harness.decode.generation import generate
 from harness.decode.length import Costs
+from harness.decode.memory import Answer, Memory, write_memory
 from harness.decode.replay import ReplayRow
 from routing.errors import RoutingError
 from routing.outcomes import Arm
@@ -44,9 +50,12 @@ HASHES = {"code": "a" * 64, "chat": "b" * 64}
 
 
 def row(sample: Sample, drafter: str, rounds: int, k: int = K) -> ReplayRow:
-    """20 emitted tokens in ``rounds`` rounds."""
+    """20 emitted tokens in ``rounds`` rounds; what has a memory proposes from that alone."""
+    full, rest = divmod(20 - rounds, k)
+    accepts = ((k,) * full + (rest,) * (rest > 0) + (0,) * rounds)[:rounds]
     counts = {"rounds": rounds, "drafted": rounds * k, "accepted": 20 - rounds, "rejected": 0, "emitted": 20}
-    return ReplayRow(sample_id=sample.id, domain=sample.domain, drafter=drafter, k=k, **counts)
+    lists = {"accept_lengths": accepts, "draft_lengths": (k,) * rounds, "sources": ("memory",) * rounds if "memory" in drafter else None}
+    return ReplayRow(sample_id=sample.id, domain=sample.domain, drafter=drafter, k=k, **counts, **lists)
 
 
 def planted(count: int = 60) -> tuple[list[ReplayRow], list[Sample]]:
@@ -167,16 +176,34 @@ def test_seed_reaches_folds_and_estimators() -> None:
 
 def test_speedup_weighs_costs() -> None:
     """With a draft as slow as the target, tokens per pass do not pay, and plain decoding must be chosen."""
-    table = outcome_table(*planted())
+    slow_table, fast_table = (outcome_table(*planted(), Costs(c=c, v=(1.0, 1.1, 1.2, 1.3))) for c in (1.0, 0.01))
     config = QUICK.model_copy(update={"reward": "speedup", "fallback": "plain"})
     texts = [s.prompt for s in prompts(8)]
-    slow = fit_router(table, config, k=K, adapter_hashes=HASHES, costs=Costs(c=1.0, v=(1.0, 1.1, 1.2, 1.3)))
-    fast = fit_router(table, config, k=K, adapter_hashes=HASHES, costs=Costs(c=0.01, v=(1.0, 1.1, 1.2, 1.3)))
+    slow = fit_router(slow_table, config, k=K, adapter_hashes=HASHES)
+    fast = fit_router(fast_table, config, k=K, adapter_hashes=HASHES)
     assert set(slow.choose(texts)) == {"plain"}
     assert "plain" not in fast.choose(texts)
     assert fast.scores(texts)[:, 0] == pytest.approx(20 / 10 / (3 * 0.01 + 1.3), rel=1e-9)
-    with pytest.raises(HarnessError, match="needs a cost model"):
-        fit_router(table, config, k=K, adapter_hashes=HASHES)
+    with pytest.raises(HarnessError, match="needs what the answers take"):
+        fit_router(outcome_table(*planted()), config, k=K, adapter_hashes=HASHES)
+
+
+def test_a_memory_that_drafts_for_nothing_beats_a_dear_draft_with_more_tokens_a_pass() -> None:
+    """By tokens per pass the draft behind the memory wins, by time the memory alone; who does not want it leaves it out."""
+    rows, samples = planted()
+    memory = [row(s, name, rounds) for s in samples for name, rounds in (("memory", 8), ("memory_hybrid", 7), ("memory_hybrid+code", 7))]
+    behind = [dataclasses.replace(r, sources=("draft",) * r.rounds) if "hybrid" in r.drafter else r for r in memory]
+    table = outcome_table([*rows, *behind], samples, Costs(c=0.3, v=(1.0, 1.1, 1.2, 1.3)))
+    texts = [s.prompt for s in prompts(8)]
+    names = [arm.drafter for arm in router_arms(table, QUICK, K, ["code", "chat"])]
+    assert names == [GENERIC, "code", "chat", "memory", "memory_hybrid", "memory_hybrid+code"]
+    assert set(fit_router(table, QUICK, k=K, adapter_hashes=HASHES).choose(texts)) <= {f"memory_hybrid@{K}", f"memory_hybrid+code@{K}"}
+    by_time = fit_router(table, QUICK.model_copy(update={"reward": "speedup"}), k=K, adapter_hashes=HASHES)
+    assert set(by_time.choose(texts)) == {f"memory@{K}"}
+    assert by_time.shares_[f"memory@{K}"] == pytest.approx({"memory": 12 / 20, "target": 8 / 20})
+    without = QUICK.model_copy(update={"memory": False})
+    assert fit_router(table, without, k=K, adapter_hashes=HASHES).choose(texts) == [f"{s.domain}@{K}" for s in prompts(8)]
+    assert [a.drafter for a in router_arms(table, QUICK, K, [])] == [GENERIC, "memory", "memory_hybrid"]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +328,7 @@ def test_plain_choice_decodes_without_a_draft(world: Any) -> None:
     pair, bank, _, _ = world
     config = QUICK.model_copy(update={"reward": "speedup", "fallback": "plain"})
     costs = Costs(c=1.0, v=(1.0, 1.1, 1.2, 1.3))
-    router = fit_router(outcome_table(*planted()), config, k=K, adapter_hashes=HASHES, costs=costs)
+    router = fit_router(outcome_table(*planted(), costs), config, k=K, adapter_hashes=HASHES)
     swaps = len(bank.swaps)
     answer = route_and_decode(pair, "Tell me a story 0", router=router, bank=bank, max_tokens=8)
     assert (answer.drafter, answer.drafted, answer.swap_s) == (None, 0, 0.0)
@@ -346,3 +373,99 @@ def test_wrong_calls_are_refused(world: Any) -> None:
         route_and_decode(pair, "x", router=router, bank=AdapterBank(tiny_draft(), {}))
     with pytest.raises(HarnessError, match="no adapter"):
         route("def sort(a): 3", router=router, bank=AdapterBank(pair.draft, {}))
+
+
+# --- arms with a memory ---
+
+
+def told(pair: Any, samples: list[Sample], tokens: int = 24) -> list[Trajectory]:
+    """The target's answers."""
+    found = []
+    for s in samples:
+        ids = pair.encode(s.prompt)
+        said = generate(pair, ids, drafter=None, max_tokens=tokens)
+        how: dict[str, Any] = {"tokens": said.tokens, "finish": said.finish, "max_tokens": tokens}
+        found.append(Trajectory(sample_id=s.id, domain=s.domain, prompt_tokens=tuple(ids), **how))
+    return found
+
+
+def remember(pair: Any, samples: list[Sample]) -> Memory:
+    """A memory of the pair that holds the answers to these prompts."""
+    answers = [Answer.of(s, t.prompt_tokens, t.tokens) for s, t in zip(samples, told(pair, samples), strict=True)]
+    return write_memory(memory_path(pair.name), pair.name, pair.target_hash, answers)
+
+
+@pytest.fixture
+def remembering(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The pair with installed adapters in a bank and a memory of its answers to ten prompts; these prompts, and ten others."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    pair, _, _, folders = world
+    for name, folder in folders.items():
+        shutil.copytree(folder, tmp_path / "adapters" / pair.name / name)
+    everything = prompts(20)
+    remember(pair, everything[:10])
+    bank = api.adapter_bank(pair, list(folders))
+    yield pair, bank, everything[:10], everything[10:]
+    bank.activate(None)
+
+
+@pytest.mark.parametrize("k", [K, "auto"])
+def test_every_arm_decodes_as_it_was_replayed_and_as_its_name_says(remembering: Any, k: int | str) -> None:
+    """Outcomes that a router learns from must be those of its choices; each is also a name that ``generate`` takes."""
+    pair, bank, _, fresh = remembering
+    costs, free = Costs(c=0.2, v=(1.0, 1.1, 1.2, 1.3, 1.4)), Costs(c=0.0, v=(1.0, 1.1, 1.2, 1.3, 1.4))
+    rows = Replaying(k=k, costs=costs, memory=HeldOut.of(pair, fresh))(pair, bank, told(pair, fresh))
+    names = arm_names(["chat", "code"], memory=True)
+    assert sorted({row.drafter for row in rows}) == sorted(names)
+    used = set()
+    for row in rows:
+        prompt = next(s.prompt for s in fresh if s.id == row.sample_id)
+        how: dict[str, Any] = {"k": k, "costs": free if row.drafter == "memory" else costs, "max_tokens": 24}
+        decoded = generate(pair, prompt, drafter=arm_drafter(pair, bank, row.drafter), **how)
+        assert (decoded.accept_lengths, decoded.draft_lengths) == (row.accept_lengths, row.draft_lengths)
+        if row.sample_id == fresh[0].id:
+            assert api.generate(pair, prompt, drafter=arm_in(row.drafter, None), **how).accept_lengths == decoded.accept_lengths
+            used.update(source for source in decoded.sources or () if "memory" in row.drafter)
+    assert {"memory", "draft"} <= used
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_router_learns_nothing_from_answers_that_the_memory_holds(remembering: Any, fault: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its training prompts a memory that knows their answers would look perfect. Injected fault: nothing is left out."""
+    pair, bank, known, fresh = remembering
+    if fault:
+        monkeypatch.setattr("harness.adapt.memory_sources.leaks", lambda *_: [])
+    rows = Replaying(k=K, memory=HeldOut.of(pair, known[:5]))(pair, bank, told(pair, known[:5]))
+    learned = {row.sample_id: row.accept_lengths for row in rows if row.drafter == "memory"}
+    remember(pair, known[5:])
+    honest = Replaying(k=K, memory=HeldOut.of(pair, fresh))(pair, bank, told(pair, known[:5]))
+    expected = {row.sample_id: row.accept_lengths for row in honest if row.drafter == "memory"}
+    assert (learned == expected) is not fault
+
+
+def test_a_memory_with_nothing_else_is_no_arm(remembering: Any) -> None:
+    """Where all it knows are the router's own prompts, there is nothing to measure it by; another memory than the client's is refused."""
+    pair, bank, known, fresh = remembering
+    assert HeldOut.of(pair, known) is None
+    stale = HeldOut.of(pair, fresh)
+    remember(pair, known[:3])
+    with pytest.raises(HarnessError, match="the memory of 'tiny' is not the client's"):
+        Replaying(k=K, memory=stale)(pair, bank, [])
+
+
+@pytest.mark.parametrize("around", [None, "hybrid"])
+def test_a_routed_answer_runs_the_chosen_sources(remembering: Any, around: str | None) -> None:
+    """The memory alone where it pays, the memory before an adapter elsewhere; inside a named drafter the choice is its draft's."""
+    pair, bank, _, _ = remembering
+    rows, samples = planted()
+    extra = [row(s, name, 6 if s.domain == domain else 18) for s in samples for name, domain in MEMORY_ARMS.items()]
+    router = fit_router(outcome_table([*rows, *extra], samples), QUICK, k=K, adapter_hashes=HASHES)
+    for prompt, arm in (("def sort(a): 1", "memory_hybrid+code"), ("Tell me a story 0", "memory")):
+        answer = route_and_decode(pair, prompt, router=router, bank=bank, around=around, max_tokens=16)
+        assert answer.drafter == arm
+        own = api.generate(pair, prompt, drafter=arm_in(arm, around), k=K, max_tokens=16)
+        assert (answer.tokens, answer.accept_lengths, answer.sources) == (own.tokens, own.accept_lengths, own.sources)
+
+
+MEMORY_ARMS = {"memory": "chat", "memory_hybrid+code": "code"}
+"""Arm to the domain it is best on."""

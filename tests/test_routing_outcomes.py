@@ -10,7 +10,7 @@ import pytest
 from routing_tables import make_rows
 
 from routing.errors import RoutingError
-from routing.outcomes import PLAIN, Arm, CostModel, from_rows, prompt_groups
+from routing.outcomes import PLAIN, Arm, from_rows, prompt_groups
 
 
 def test_arrays_are_the_records_counts() -> None:
@@ -22,22 +22,30 @@ def test_arrays_are_the_records_counts() -> None:
     assert table.measured_speedup[5, 1, 0] == pytest.approx(6.0 / 3.0)
 
 
-def test_predicted_speedup_is_the_definition() -> None:
-    """tau / (K c + v(K+1)), with one cost per drafter where given."""
-    table = from_rows(make_rows())
-    cost = CostModel(c={"generic": 0.1, "code": 0.2, "math": 0.3}, v={3: 1.2, 5: 2.0})
-    assert table.predicted_speedup(cost)[1, 1, 1] == pytest.approx((60 / 22) / (4 * 0.2 + 2.0))
+def test_predicted_speedup_is_tokens_per_target_step_of_time() -> None:
+    """What the rounds took decides, whoever drafted; repeats pool; one row that does not say leaves the cell unknown."""
+    rows = [r | {"spent": 40.0 if r["drafter"] == "code" else 50.0} for r in make_rows(timed=False)]
+    assert from_rows([*rows, rows[2] | {"spent": 70.0}]).predicted_speedup[0, 0, 1] == pytest.approx(120 / 120)
+    table = from_rows(rows)
+    np.testing.assert_allclose(table.rewards(table.arms(4, plain=True), "speedup")[0], [60 / 50, 60 / 40, 60 / 50, 1.0])
+    silent, unsaid = from_rows([r | {"spent": None} if r["drafter"] == "code" else r for r in rows]), from_rows(make_rows())
+    with pytest.raises(RoutingError, match="no speedup for 'code@4'"):
+        silent.rewards(silent.arms(4), "speedup")
+    with pytest.raises(RoutingError, match="needs what the answers take"):
+        unsaid.rewards(unsaid.arms(2), "speedup")
 
 
-def test_cost_model_refuses_what_was_not_measured() -> None:
-    """A guessed v(m) would make a wrong arm look best."""
-    table = from_rows(make_rows())
-    with pytest.raises(RoutingError, match=r"v\(5\)"):
-        table.predicted_speedup(CostModel(c=0.1, v={3: 1.2}))
-    with pytest.raises(RoutingError, match="'math'"):
-        table.predicted_speedup(CostModel(c={"generic": 0.1, "code": 0.1}, v={3: 1.2, 5: 2.0}))
-    with pytest.raises(RoutingError, match="cost model"):
-        table.rewards(table.arms(2), "speedup")
+def test_shares_say_who_proposed_what_was_chosen() -> None:
+    """Of the tokens that a choice emitted: by arm, by prompt, and nothing where a row does not say; the target's part is the rest."""
+    rows = [r | {"proposed": {"draft": 30} if r["drafter"] == "generic" else {"memory": 20, "draft": 10}} for r in make_rows()]
+    table = from_rows(rows)
+    assert table.shares([Arm("generic", 2)]) == {"draft": 0.5, "target": 0.5}
+    arms = [Arm("generic", 2), Arm("code", 2), Arm(PLAIN)]
+    found = table.shares(arms, np.array([0, 1, 1, 2, 2, 2]))
+    assert found == pytest.approx({"draft": 50 / 360, "memory": 40 / 360, "target": 270 / 360})
+    assert list(found)[-1] == "target"
+    assert table.take(np.array([0])).shares([Arm("code", 4)]) == pytest.approx({"memory": 1 / 3, "draft": 1 / 6, "target": 1 / 2})
+    assert from_rows([*rows[:-1], rows[-1] | {"proposed": None}]).shares([Arm("generic", 2)]) == {}
 
 
 def test_rewards_have_one_column_per_arm_and_plain_is_one() -> None:

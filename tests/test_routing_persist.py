@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 
 from routing.errors import RoutingError
 from routing.features import PromptFeatures
+from routing.outcomes import Arm
 from routing.persist import load_router, save_router
 from routing.policy import PromptRouter
 from routing.routers import AutoRouter, BoostingRouter, KNNRouter, LogisticRouter, MLPRouter, RidgeRouter
@@ -55,13 +56,14 @@ def _edit(path, change, arrays=None) -> None:
 def test_round_trip_is_exact(tmp_path, router, features) -> None:
     """A saved router must decide exactly like the one in memory, or an experiment's record lies."""
     fitted = _fitted(router, features)
+    fitted.shares_ = {"code@4": {"memory": 0.25, "target": 0.75}}
     path = save_router(fitted, tmp_path / "r.safetensors", run_id="run-1", adapter_hashes=HASHES)
     back = load_router(path, arms=["generic", *HASHES], adapter_hashes=HASHES)
     fresh, _ = make_prompts(30, seed=9)
     np.testing.assert_array_equal(back.router.scores(fresh), fitted.scores(fresh))
     assert back.router.choose(fresh) == fitted.choose(fresh)
     assert back.router.decide(fresh[0]).nearest == fitted.decide(fresh[0]).nearest
-    assert (back.run_id, back.adapter_hashes) == ("run-1", HASHES)
+    assert (back.run_id, back.adapter_hashes, back.router.shares_) == ("run-1", HASHES, fitted.shares_)
     again = save_router(back.router, tmp_path / "again.safetensors", run_id="run-1", adapter_hashes=HASHES)
     assert load_router(again).router.choose(fresh) == fitted.choose(fresh)
 
@@ -141,6 +143,9 @@ def _set(**fields):
         (_set(schema_version=True), "schema version"),
         (_set(format="other"), "holds no router"),
         (_set(run_id="../../x"), "plain name"),
+        (_set(shares=[]), "impossible shares"),
+        (_set(shares={"code@4": {"draft": 2.0}}), "impossible shares"),
+        (_set(shares={"code@4": {"../x": 0.5}}), "plain name"),
         (_set(arms=[]), "malformed arms"),
         (_set(arms=[{"drafter": "code", "k": 4}] * 4), "twice"),
         (_set(arms=[{"drafter": "code", "k": -1}]), "malformed arms"),
@@ -248,3 +253,16 @@ def test_missing_file_and_bad_names_on_save(tmp_path) -> None:
     with pytest.raises(RoutingError, match="plain name"):
         save_router(_fitted(), tmp_path / "r", run_id="../x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adapter_inside_another_drafter_counts_as_that_adapter(tmp_path) -> None:
+    """``memory_hybrid+code`` runs the adapter ``code``: its version must be known, and the length may be chosen while decoding."""
+    prompts, domains = make_prompts(45)
+    arms = (Arm("generic", "auto"), Arm("memory", "auto"), Arm("memory_hybrid+code", "auto"))
+    fitted = PromptRouter(PromptFeatures("none"), LogisticRouter(), arms=arms, fallback=None).fit(prompts, make_rewards(domains)[:, :3])
+    path = save_router(fitted, tmp_path / "r", run_id="r", adapter_hashes={"code": HASHES["code"]})
+    assert load_router(path, arms=[a.drafter for a in arms], adapter_hashes=HASHES).router.arms_ == arms
+    with pytest.raises(RoutingError, match="chooses 'memory', which does not exist here"):
+        load_router(path, arms=["generic", "memory_hybrid+code"], adapter_hashes=HASHES)
+    with pytest.raises(RoutingError, match="does not say which version of adapter 'code'"):
+        load_router(save_router(fitted, tmp_path / "s", run_id="r"), adapter_hashes=HASHES)

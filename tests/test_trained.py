@@ -19,14 +19,18 @@ from rich.console import Console
 from serving import install_adapter
 
 from harness.adapt.routers import routed
+from harness.adapt.routers.arms import arm_names
 from harness.adapt.routers.routed import RouterConfig
 from harness.adapt.training_config import TrainingConfig, load_training_config
 from harness.cli import main
 from harness.core import machine
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
+from harness.core.paths import memory_path
 from harness.core.progress import notes_to
 from harness.core.records import Record, Sample
+from harness.decode.generation import generate
+from harness.decode.memory import Answer, write_memory
 from harness.models import blas
 from harness.models.address import answers_folder, cache_key, pair_facts
 from harness.models.pair import load_pair
@@ -257,6 +261,10 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
     groups: list[Any] = []
     fit = routed.fit_router
     monkeypatch.setattr(routed, "fit_router", lambda *args, **settings: groups.append(settings["groups"]) or fit(*args, **settings))
+    pair = load_pair(str(tmp_path / "pair/tiny.yaml"))
+    talk = [Sample(id=f"m/{i}", domain="talk", prompt=f"tell me of topic{i} and thing{i * 7} or item{i}") for i in range(12)]
+    said = [Answer.of(s, pair.encode(s.prompt), generate(pair, s.prompt, drafter=None, max_tokens=10).tokens) for s in talk]
+    memory = write_memory(memory_path(pair.name), pair.name, pair.target_hash, said)
     folder, printed = go(tmp_path, suite_file, whole=True)
     records, measured = read_records(folder), read_manifest(folder).measured
     assert {r.experiment for r in records} == {
@@ -274,7 +282,9 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
     inside = {(r.drafter, r.settings["around"]) for r in records if "around" in r.settings}
     assert inside == {("adapter", "hybrid"), ("router", "cascade")}
     routed_records = [r for r in records if r.drafter == "router"]
-    assert {r.choice for r in routed_records} <= {"generic", "code", "math"}
+    (facts,) = measured.routers.values()
+    assert {r.choice for r in routed_records} <= set(facts["arms"]) == set(arm_names(["code", "math"], memory=True))
+    assert read_manifest(folder).models["memory"] == memory.hash, "nothing that it knows may be evaluated"
     assert all(r.route_s is not None and r.swap_s is not None and r.wall_s is not None for r in routed_records)
     assert all(r.route_s + r.swap_s < r.wall_s for r in routed_records if r.route_s is not None and r.swap_s is not None and r.wall_s)
     zero = [r for r in records if r.experiment == "adaptive_rounds" and r.settings["round"] == 0]

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.adapt.training.failures import Case, FailureStore
 from harness.answers.collect import read_answers
 from harness.core import journal
 from harness.core.errors import HarnessError
 from harness.core.files import typed
-from harness.core.paths import memory_path
+from harness.core.paths import found_memory, memory_path
 from harness.core.protocols import LoadedPair
 from harness.core.records import Sample
-from harness.datasets.splits import refuse_leaks
+from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
-from harness.decode.memory import Answer, Memory, grow_memory
+from harness.decode.memory import Answer, Memory, grow_memory, pair_memory
 from harness.results.manifest import read_manifest
 from harness.results.reading import read_records
 from harness.suite.suite import recorded_suite
+
+if TYPE_CHECKING:
+    from harness.decode.drafters import MemoryDrafter
 
 GROWTH = 50
 """A growing memory is made anew once a fiftieth of it is new: each token then costs the same, however large it is."""
@@ -100,6 +104,39 @@ def build_memory(pair: LoadedPair, answers: Iterable[Answer], evaluation: Sequen
     answers = list(answers)
     refuse_leaks([Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt, split="train") for a in answers], evaluation)
     return grow_memory(path, pair.name, pair.target_hash, answers, **limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A pair's memory without its answers to some prompts, which can then be replayed with it: the same here and on a worker."""
+
+    hash: str
+    """:attr:`Memory.hash` of the whole one."""
+    left_out: frozenset[str]
+    """``Answer.sample_id`` of what is left out."""
+
+    @classmethod
+    def of(cls, pair: LoadedPair, samples: Sequence[Sample]) -> HeldOut | None:
+        """The pair's memory without answers to these prompts, or to any near one of them; None where it has nothing else, or no memory."""
+        if found_memory(pair.name) is None:
+            return None
+        memory = pair_memory(pair)
+        known = memory.samples()
+        left_out = frozenset(near for _, near in leaks(samples, known))
+        return cls(hash=memory.hash, left_out=left_out) if left_out < {sample.id for sample in known} else None
+
+    def drafter(self, pair: LoadedPair) -> MemoryDrafter:
+        """What drafts from it.
+
+        Raises:
+            HarnessError: the memory is another one here, or nothing is left of it.
+        """
+        from harness.decode.making import memory_drafter
+
+        memory = pair_memory(pair)
+        if memory.hash != self.hash:
+            raise HarnessError(f"the memory of {pair.name!r} is not the client's", "Copy the client's memory to that machine's cache.")
+        return memory_drafter(memory.without(self.left_out))
 
 
 class UserWords:

@@ -31,7 +31,7 @@ def train_router(
     source: Annotated[str, typer.Argument(metavar="SUITE|FILE|RUN", help="A suite or JSONL file of prompts, or a finished run.")],
     models: Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Model pair; the run's, or smollm2, without it.")] = None,
     config: Annotated[str, typer.Option(help="Router settings: a name in configs/router or a path.")] = "default",
-    k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="Draft length; the pair's or the run's own without it.")] = None,
+    k: Annotated[str | None, typer.Option("-k", "--k", metavar="N", help="A number, or auto; the pair's or the run's without it.")] = None,
     split: Annotated[str, typer.Option(help="Prompts to learn from: train or validation; test and all need a flag.")] = "train",
     limit: Annotated[int, typer.Option(min=1, help="Prompts per domain.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Leave out this many per domain first, such as those the adapters learned from.")] = 0,
@@ -51,38 +51,42 @@ def train_router(
 ) -> None:
     """Learn which adapter suits which prompt, and show what that gains.
 
-    Every installed adapter is replayed on every prompt, or the outcomes are read from a run's records (adapters trained in
-    the run are installed). The table compares the router, by grouped cross-validation,
-    with each drafter fixed, the best fixed one, a random choice, the true domain's adapter, and the best choice of every prompt.
+    Every installed adapter is replayed on every prompt, and the pair's memory where it has one, alone and before each draft; or the
+    outcomes are read from a run's records (adapters trained in the run are installed). The table compares the router, by grouped
+    cross-validation, with each drafter fixed, the best fixed one, a random choice, the true domain's adapter, and the best choice of
+    every prompt, and says who proposed how many of the tokens.
 
     Example: `harness train-router suites/full.yaml --limit 100 -k 4`
     """
     from harness.adapt.routers.routed import fit_router, load_router_config, router_path, save_router
 
-    settings = load_router_config(config, set_ or [])
+    settings, length = load_router_config(config, set_ or []), _length(k)
     allow_test = table_only or evaluation_prompts
     if _is_run(source, results):
-        name, k, material = _from_run(source, results, models, adapters, k, allow_test, offline)
+        name, material = _from_run(source, results, models, adapters, length, allow_test, offline)
     else:
-        name, k = _pair_name(models or "smollm2"), k or _own_k(models or "smollm2")
-        folders = _adapters(name, adapters)
+        name = _pair_name(models or "smollm2")
+        folders = _adapters(name, adapters, memory=settings.memory)
         settings = settings.seeded(source_seed(source))
         samples = _prompts(source, split, limit, skip, allow_test, offline)
         from harness.adapt.routers.fitting import replay_material
         from harness.models.pair import load_pair
 
-        how: dict[str, Any] = {"k": k, "max_tokens": max_tokens, "batch": batch, "calibrated": settings.reward == "speedup"}
+        how: dict[str, Any] = {"k": length or _own_k(models or "smollm2"), "max_tokens": max_tokens, "batch": batch}
+        how |= {"calibrated": settings.reward == "speedup", "memory": settings.memory}
         pair = load_pair(models or "smollm2", offline=offline, lazy=cluster is not None)
         with joined(cluster) as workers:
             crew = crew_of(workers, pair, models or "smollm2", offline=offline)
             material = replay_material(pair, samples, folders, crew=crew, **how)
-    from harness.adapt.routers.fitting import describe, evaluate, install_adapters, report, show
+    from harness.adapt.routers.fitting import install_adapters
+    from harness.adapt.routers.judging import describe, evaluate, report, show
 
+    hashes = material.adapter_hashes
+    router = fit_router(material.table, settings, k=material.k, adapter_hashes=hashes, groups=material.groups, offline=offline)
+    route_s = sum(_warm(router, (material.table.prompts or ("",))[0], 5).values())
     note(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
-    evaluation = evaluate(material, settings, offline=offline)
-    hashes, costs, groups = material.adapter_hashes, material.costs, material.groups
-    router = fit_router(material.table, settings, k=k, adapter_hashes=hashes, costs=costs, groups=groups, offline=offline)
-    found = {"pair": name, "run_id": material.run_id, **describe(router), **report(evaluation, settings, k)}
+    evaluation = evaluate(material, settings, offline=offline, route_s=route_s)
+    found = {"pair": name, "run_id": material.run_id, **describe(router), **report(evaluation, settings, material.k, material, route_s)}
     if not table_only:
         if not adapters:
             install_adapters(name, material.folders)
@@ -101,14 +105,15 @@ def _is_run(source: str, results: Path) -> bool:
     return any((folder / MANIFEST).is_file() for folder in (results / source, Path(source)))
 
 
-def _adapters(pair_name: str, folder: Path | None) -> Mapping[str, Path]:
-    """Name -> folder of the adapters to choose from; refused when there is none."""
+def _adapters(pair_name: str, folder: Path | None, *, memory: bool = False) -> Mapping[str, Path]:
+    """Name -> folder of the adapters to choose from; refused when there is none, nor a memory where that counts."""
     from harness.adapt.adapters.folder import list_adapters
     from harness.adapt.adapters.names import installed
     from harness.core.errors import HarnessError
+    from harness.core.paths import found_memory
 
     found = installed(pair_name) if folder is None else list_adapters(folder)
-    if not found:
+    if not found and not (memory and found_memory(pair_name)):
         where = f"installed for pair {pair_name!r}" if folder is None else f"in {folder}"
         raise HarnessError(f"there are no adapters {where}", "Train some with `harness train`, or name their folder with --adapters.")
     return found
@@ -121,6 +126,17 @@ def _pair_name(models: str) -> str:
     return pair_name(models)
 
 
+def _length(text: str | None) -> int | str | None:
+    """The draft length that is asked for; None where none is."""
+    from harness.core.errors import HarnessError
+    from harness.core.limits import written_length
+
+    k = written_length(text)
+    if k in (0, "dynamic"):
+        raise HarnessError(f"a router does not learn at draft length {text}", "Give -k a number of at least 1, or auto.")
+    return k
+
+
 def _own_k(models: str) -> int:
     """Draft length of a pair where none is asked for."""
     from harness.models.naming import read_pair_config
@@ -128,10 +144,10 @@ def _own_k(models: str) -> int:
     return read_pair_config(models).k
 
 
-def _measured_k(ks: Sequence[int | str | None]) -> int:
-    """The draft length that most of a run's adapter samples used."""
+def _measured_k(ks: Sequence[int | str | None]) -> int | str:
+    """The draft length that most of a run's adapter samples used, a number where there is any."""
     numbers = [k for k in ks if isinstance(k, int)]
-    return max(sorted(set(numbers)), key=numbers.count, default=4)
+    return max(sorted(set(numbers)), key=numbers.count, default="auto" if "auto" in ks else 4)
 
 
 def _prompts(source: str, split: str, limit: int, skip: int, allow_test: bool, offline: bool) -> Sequence[Sample]:
@@ -164,8 +180,8 @@ def _refuse_test(samples: Sequence[Sample]) -> None:
 
 
 def _from_run(
-    source: str, results: Path, models: str | None, adapters: Path | None, k: int | None, allow_test: bool, offline: bool
-) -> tuple[str, int, Material]:
+    source: str, results: Path, models: str | None, adapters: Path | None, k: int | str | None, allow_test: bool, offline: bool
+) -> tuple[str, Material]:
     from harness.adapt.adapters.names import installed
     from harness.adapt.routers.fitting import recorded_material, run_adapters, run_samples
     from harness.results.manifest import read_manifest, run_folder
@@ -180,7 +196,7 @@ def _from_run(
         _refuse_test(samples)
     records = read_records(folder)
     k = k or _measured_k([r.k for r in records if r.drafter == "adapter"])
-    return name, k, recorded_material(manifest, records, samples, folders, k=k)
+    return name, recorded_material(manifest, records, samples, folders, k=k)
 
 
 def route(
@@ -209,14 +225,14 @@ def route(
     if not text.strip():
         raise HarnessError("the prompt is empty", "Write the prompt in quotes after `harness route`.")
     name = _pair_name(models)
-    folders = _adapters(name, adapters)
+    folders = _adapters(name, adapters, memory=True)
     start = time.perf_counter()
     router = load_router(name, folders, path=router_file, encoder=encoder, offline=offline)
     with routing_errors():
         decision = router.decide(text, n_nearest=nearest)
         cold_s = time.perf_counter() - start
         warm = _warm(router, text, repeats)
-    found = _decided(name, decision, cold_s, warm)
+    found = _decided(name, decision, router.shares_.get(decision.arm.name, {}), cold_s, warm)
     say(json.dumps(found, indent=2) if as_json else _show(found))
 
 
@@ -228,7 +244,7 @@ def _warm(router: PromptRouter, text: str, repeats: int) -> dict[str, float]:
     return {"embed_s": median(d.embed_s for d in decisions), "choose_s": median(d.choose_s for d in decisions)}
 
 
-def _decided(name: str, decision: Decision, cold_s: float, warm: Mapping[str, float]) -> dict[str, Any]:
+def _decided(name: str, decision: Decision, shares: Mapping[str, float], cold_s: float, warm: Mapping[str, float]) -> dict[str, Any]:
     return {
         "pair": name,
         "drafter": decision.arm.drafter,
@@ -237,6 +253,7 @@ def _decided(name: str, decision: Decision, cold_s: float, warm: Mapping[str, fl
         "abstained": decision.abstained,
         "unfamiliar": decision.unfamiliar,
         "scores": decision.scores,
+        "sources": dict(shares),
         "nearest": [{"prompt": n.prompt, "distance": n.distance, "best": n.best} for n in decision.nearest],
         "cold_s": cold_s,
         "warm": warm,
@@ -247,7 +264,12 @@ def _show(found: Mapping[str, Any]) -> str:
     reason = "the prompt is unlike the training prompts" if found["unfamiliar"] else "too unsure to leave it"
     why = f"fallback: {reason}" if found["abstained"] else f"confidence {found['confidence']:.2f}"
     ranked = sorted(found["scores"].items(), key=lambda item: -item[1])
-    lines = [f"{found['drafter']} ({why})", "scores:"]
+    lines = [f"{found['drafter']} ({why})"]
+    if found["sources"]:
+        from harness.adapt.routers.judging import shares_text
+
+        lines.append(f"its tokens on the training prompts: {shares_text(found['sources'])}")
+    lines.append("scores:")
     lines += [f"  {name:<16} {score:.3f}" for name, score in ranked]
     if found["nearest"]:
         lines.append("nearest training prompts:")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 
@@ -22,6 +23,15 @@ def expanded(text: str, tokens: int) -> list[str]:
 def tokens_of(text: str) -> int | None:
     """Number of tokens that a text with several sources names; None where one source proposed all there were."""
     return sum(n for _, n in _runs(text)) if ":" in text else None
+
+
+def accepted_by(rounds: Iterable[tuple[str, int]]) -> Counter[str]:
+    """Accepted tokens by who proposed them, of rounds as their sources and how many tokens were accepted; a copy is a lookup."""
+    found: Counter[str] = Counter()
+    for (text, accepted), times in Counter(rounds).items():
+        for source in expanded(text, accepted):
+            found["lookup" if source == "copy" else source] += times
+    return found
 
 
 def _runs(text: str) -> list[tuple[str, int]]:

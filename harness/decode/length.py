@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harness.core.errors import HarnessError
@@ -55,6 +55,23 @@ class Costs:
     def round_cost(self, k: int, *, free: bool = False) -> float:
         """Cost of verifying ``k`` tokens and, where they are not ``free``, of drafting them, in target steps."""
         return (0.0 if free else self.draft_cost(k)) + self.v[k]
+
+    def answer_cost(self, draft_lengths: Sequence[int], sources: Sequence[str] | None) -> float:
+        """Cost of an answer's rounds in target steps: every verification, and of the drafting what a model did.
+
+        Args:
+            draft_lengths: tokens proposed per round.
+            sources: who proposed them, as :mod:`harness.core.round_sources` writes it; None for a model alone.
+        """
+        cost = 0.0
+        for drafted, source in zip(draft_lengths, sources or ["draft"] * len(draft_lengths), strict=True):
+            model = sum(name not in FREE for name in expanded(source, drafted))
+            cost += self.v[min(drafted, self.max_k)] + self.draft_cost(model)
+        return cost
+
+    def without_draft(self) -> Costs:
+        """The same verification for what runs no model."""
+        return replace(self, c=0.0, once=0.0)
 
 
 CARRIED_TOKENS = 8

@@ -13,6 +13,7 @@ from harness.decode.cascade import CascadeDrafter
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
 from harness.decode.memory import pair_memory
 from harness.decode.parallel import ParallelDrafter, parallel_drafter
+from harness.decode.suffix_counts import Walker
 from harness.decode.translated import DraftModel, TranslatedDrafter
 from harness.models.forward import EarlyExit, PrunedHead
 from harness.models.opened import vocabulary_rows
@@ -104,8 +105,13 @@ def memory(pair: LoadedPair, options: DrafterOptions) -> MemoryDrafter:
     Raises:
         HarnessError: the pair has no memory, or one of another target.
     """
-    lookup = LookupDrafter(options.memory_ngram, options.memory_min_ngram)
-    return MemoryDrafter(pair_memory(pair).walker, lookup, options.memory_threshold)
+    return memory_drafter(pair_memory(pair).walker, options)
+
+
+def memory_drafter(walker: Walker, options: DrafterOptions | None = None) -> MemoryDrafter:
+    """The drafter ``memory`` over these counts."""
+    options = options or DrafterOptions()
+    return MemoryDrafter(walker, LookupDrafter(options.memory_ngram, options.memory_min_ngram), options.memory_threshold)
 
 
 def memory_hybrid(pair: LoadedPair, options: DrafterOptions) -> HybridDrafter:

@@ -96,6 +96,7 @@ class Memory:
         self._arrays = _map(path)
         own = {name: self._arrays[name] for name in ("keys", "following", "links", "shares")}
         self.walker = Walker(SuffixCounts(**own))
+        self._without = {frozenset[str](): self.walker}
         self._check(own)
 
     def _check(self, own: dict[str, np.ndarray]) -> None:
@@ -131,6 +132,19 @@ class Memory:
     def samples(self) -> list[Sample]:
         """The prompts behind the answers, for the check that none of them is evaluated."""
         return [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt, source="memory", split="train") for a in self.answers()]
+
+    def without(self, sample_ids: frozenset[str]) -> Walker:
+        """Counts over the answers to all prompts but these; kept until others are asked for.
+
+        Raises:
+            HarnessError: no other answers are left.
+        """
+        if sample_ids not in self._without:
+            kept = [answer for answer in self.answers() if answer.sample_id not in sample_ids]
+            if not kept:
+                raise HarnessError(f"{self.path} holds answers to these prompts alone", "Remember answers to other prompts too.")
+            self._without = {sample_ids: Walker(count_suffixes(*_texts(kept)))}
+        return self._without[sample_ids]
 
     def require(self, pair_name: str, target_hash: str) -> None:
         """Check that it is the memory of a target.
@@ -176,9 +190,7 @@ def write_memory(path: Path, pair_name: str, target_hash: str, answers: Iterable
     kept, total = _newest(answers, most_tokens)
     if not kept:
         raise HarnessError("a memory needs at least one answer", "Collect some with `harness collect`.")
-    text = np.array([t for a in kept for t in (*a.before, *a.tokens, END)], dtype=np.int32)
-    said = np.array([len(a.before) for a in kept], dtype=np.int64)
-    starts = np.cumsum([0, *(len(a.before) + len(a.tokens) + 1 for a in kept[:-1])], dtype=np.int64)
+    text, starts, said = _texts(kept)
     prompts = "".join(json.dumps([a.sample_id, a.domain, a.prompt]) + "\n" for a in kept).encode()
     counts = count_suffixes(text, starts, said)
     arrays = {**{field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}, "text": text, "starts": starts}
@@ -205,6 +217,14 @@ def grow_memory(path: Path, pair_name: str, target_hash: str, answers: Iterable[
             memory.require(pair_name, target_hash)
             known = memory.answers()
         return write_memory(path, pair_name, target_hash, [*known, *answers], most_tokens=most_tokens)
+
+
+def _texts(answers: Sequence[Answer]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Text, starts and tokens of context of answers, as :func:`count_suffixes` takes them."""
+    text = np.array([t for a in answers for t in (*a.before, *a.tokens, END)], dtype=np.int32)
+    said = np.array([len(a.before) for a in answers], dtype=np.int64)
+    starts = np.cumsum([0, *(len(a.before) + len(a.tokens) + 1 for a in answers[:-1])], dtype=np.int64)
+    return text, starts, said
 
 
 def _newest(answers: Iterable[Answer], most_tokens: int) -> tuple[list[Answer], int]:

@@ -13,7 +13,7 @@ from harness.results.groups import Groups, grouped
 from harness.results.manifest import Manifest, resume_command
 from harness.results.packed import open_run
 from harness.results.recommend import Recommendation, ranked_rows, recommend
-from harness.results.router_rows import compare_router
+from harness.results.router_rows import MEMORY, compare_router
 from harness.results.summary import ALL, CellRow, summarise
 from harness.results.texts import Texts, read_texts
 
@@ -81,7 +81,8 @@ class Run:
         routed = any(cell.drafter == "router" for cell in self.groups.cells)
         if self.router_has_no_choice or not routed:
             return []
-        return compare_router(self.groups.of(cell for cell in self.groups.cells if cell.drafter in ("router", "generic", "adapter")))
+        chosen = ("router", "generic", "adapter", *MEMORY)
+        return compare_router(self.groups.of(cell for cell in self.groups.cells if cell.drafter in chosen))
 
 
 def _untrained(row: CellRow, trained: set[Any]) -> bool:

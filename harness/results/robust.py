@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from harness.core import stats
 from harness.core.records import Finish, Record, Score
-from harness.core.round_sources import expanded
+from harness.core.round_sources import accepted_by
 from harness.core.stats import Estimate
 from harness.results.clock import Clock
 from harness.results.groups import Groups, grouped
-from harness.results.work import Array, Work, work_of
+from harness.results.work import MODEL, Array, Work, work_of
 
 MOST_FOLDS = 20
 """Groups of prompts that are left out in turn to see how much the clocks' medians depend on them."""
@@ -95,15 +94,16 @@ def _times(clock: Clock, work: Work) -> Times | None:
 
 
 def shares(group: Sequence[Record]) -> Mapping[str, float]:
-    """Share of the emitted tokens by who proposed them."""
-    if any(r.sources is None for r in group):
+    """Share of the emitted tokens by who proposed them; empty where that is not known of every round."""
+    told = [_sources(r) for r in group]
+    if any(sources is None or len(sources) != r.rounds for sources, r in zip(told, group, strict=True)):
         return {}
-    rounds: Counter[tuple[str, int]] = Counter()
-    for r in group:
-        rounds.update(zip(r.sources or (), r.accept_lengths, strict=True))
-    accepted: Counter[str] = Counter()
-    for (text, n), times in rounds.items():
-        for source in expanded(text, n):
-            accepted[source] += times
+    rounds = (found for sources, r in zip(told, group, strict=True) for found in zip(sources or (), r.accept_lengths, strict=True))
     emitted = sum(r.emitted for r in group)
-    return {source: n / emitted for source, n in accepted.most_common()}
+    return {source: n / emitted for source, n in accepted_by(rounds).most_common()}
+
+
+def _sources(r: Record) -> Sequence[str] | None:
+    """Who proposed in each round; a draft alone does not say so when it is replayed."""
+    alone = r.drafter in ("generic", "adapter", "router") and "around" not in r.settings
+    return (MODEL,) * len(r.accept_lengths) if r.sources is None and alone else r.sources

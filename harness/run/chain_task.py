@@ -11,6 +11,7 @@ from harness.core.protocols import LoadedDraft
 from harness.core.records import Trajectory
 
 if TYPE_CHECKING:
+    from harness.adapt.routers.arms import Replaying
     from harness.adapt.training.rounds import Known, RoundRecord
     from harness.adapt.training_config import TrainingConfig
     from harness.answers.collect import Pool
@@ -76,8 +77,8 @@ class Crew(Protocol):
     def train(self, tasks: Sequence[ChainTask]) -> list[list[RoundRecord]]:
         """Run chains, each on one worker; their files end up in their folders here."""
 
-    def replay(self, folders: Mapping[str, Path], answers: Sequence[Trajectory], k: int) -> list[ReplayRow]:
-        """As :func:`harness.adapt.training.bank.replay_bank`."""
+    def replay(self, folders: Mapping[str, Path], answers: Sequence[Trajectory], how: Replaying) -> list[ReplayRow]:
+        """As :class:`harness.adapt.routers.arms.Replaying`."""
 
     def swaps(self, folders: Mapping[str, Path]) -> Sequence[Any]:
         """As :func:`harness.adapt.training.bank.swap_costs`."""

@@ -78,6 +78,7 @@ def _alike(job: Job) -> tuple[Any, ...]:
         job.adapter,
         cell.layers,
         cell.ngram,
+        cell.options,
         cell.recipe if cell.drafter == "router" else None,
         _policy(cell),
     )
@@ -101,8 +102,7 @@ def replayed(bench: Bench, group: Sequence[Job]) -> list[Record]:
 def _rows(bench: Bench, cell: Cell, adapter: str | None, answers: Sequence[Trajectory], ks: Sequence[Any]) -> list[Any]:
     """Replay rows of a cell's drafter with one adapter in place."""
     bench.trained.activate(adapter)
-    trained = cell.drafter in ("adapter", "router")
-    source = bench.trained.drafter(adapter, bench.pair, cell.around) if trained else cell.drafter
+    source = bench.trained.drafter(adapter, bench.pair, cell.around) if cell.drafter == "adapter" else cell.drafter
     settings = {"costs": costs_now(bench, cell)} if "auto" in ks else {}
     return bench.engine.replay(bench.pair, answers, [source], ks, **settings, **bench.engine.settings(cell))
 
@@ -112,14 +112,24 @@ def _routed(bench: Bench, group: Sequence[Job]) -> list[Record]:
     cell = group[0].cell
     choices = {job.sample.id: bench.trained.choose(cell, job.sample.asked) for job in group}
     rows: dict[str, Any] = {}
-    for choice in dict.fromkeys(choices.values()):
-        own = [answer(bench, job.sample) for job in group if choices[job.sample.id] == choice]
-        found = _plain(own) if choice == "plain" else _rows(bench, cell, None if choice == "generic" else choice, own, [cell.k])
-        rows |= {row.sample_id: row for row in found}
+    for arm in dict.fromkeys(choices.values()):
+        own = [answer(bench, job.sample) for job in group if choices[job.sample.id] == arm]
+        rows |= {row.sample_id: row for row in _arm_rows(bench, cell, arm, own)}
     return [
         dataclasses.replace(_record(bench, job, rows[job.sample.id], answer(bench, job.sample)), choice=choices[job.sample.id])
         for job in group
     ]
+
+
+def _arm_rows(bench: Bench, cell: Cell, arm: str, answers: Sequence[Trajectory]) -> list[Any]:
+    """Replay rows of one of the router's arms."""
+    from harness.adapt.routers.arms import arm_drafter, costs_of
+
+    source = arm_drafter(bench.pair, bench.trained.bank, arm, cell.around)
+    if source is None:
+        return _plain(answers)
+    settings = {"costs": costs_of(arm, costs_now(bench, cell), cell.around)} if cell.k == "auto" else {}
+    return bench.engine.replay(bench.pair, answers, [source], [cell.k], **settings, **bench.engine.settings(cell))
 
 
 def _plain(answers: Sequence[Trajectory]) -> list[Any]:

@@ -21,6 +21,7 @@ from harness.models.address import cache_folder
 from harness.run.chain_task import ROUNDS, ChainTask
 
 if TYPE_CHECKING:
+    from harness.adapt.routers.arms import Replaying
     from harness.decode.length import Costs
     from harness.decode.replay import ReplayRow
 
@@ -54,9 +55,9 @@ class ClusterCrew:
             note(f"{todo[number].name} is trained, on {reply.worker}")
         return [read_rounds(task.folder / ROUNDS) for task in tasks]
 
-    def replay(self, folders: Mapping[str, Path], answers: Sequence[Trajectory], k: int) -> list[ReplayRow]:
-        """The plain draft and every adapter along the answers."""
-        return replay_on(self.cluster, self.spec, folders, answers, [k])
+    def replay(self, folders: Mapping[str, Path], answers: Sequence[Trajectory], how: Replaying) -> list[ReplayRow]:
+        """Every arm over these adapters along the answers."""
+        return replay_on(self.cluster, self.spec, folders, answers, how)
 
     def swaps(self, folders: Mapping[str, Path]) -> Sequence[Any]:
         """What each policy of the adapter bank costs, on one worker."""

@@ -68,9 +68,9 @@ def real_engine() -> Engine:
     from harness.scoring import score
 
     def settings(cell: Cell) -> dict[str, Any]:
-        if cell.layers is None and cell.ngram is None:
-            return {}
-        return {"options": DrafterOptions(layers=cell.layers, ngram=DrafterOptions.ngram if cell.ngram is None else cell.ngram)}
+        given: dict[str, Any] = {"layers": cell.layers, "ngram": cell.ngram, **dict(cell.options)}
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"options": DrafterOptions(**given)} if given else {}
 
     def ties(pair: LoadedPair, trajectories: Sequence[Trajectory]) -> list[int]:
         return [forced.near_ties() for forced in forced_passes(pair.target, None, trajectories)]

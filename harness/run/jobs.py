@@ -91,7 +91,7 @@ def _costs_like(cell: Cell) -> tuple[Any, Any]:
 
 def _without_draft(costs: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The same verification, and drafts for nothing."""
-    return (dataclasses.replace(costs, c=0.0, once=0.0) if isinstance(costs, Costs) else costs), {
+    return (costs.without_draft() if isinstance(costs, Costs) else costs), {
         **facts,
         "c": 0.0,
         "once": 0.0,

@@ -35,7 +35,7 @@ from harness.run.here import ThisProcess
 from harness.run.jobs import check_verification, execute, remember_records
 from harness.run.race import race
 from harness.run.texts import keep_texts
-from harness.run.trained import Trained, check_configs
+from harness.run.trained import Trained, check_configs, routes_to_memory
 from harness.suite.experiments import Cell
 from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
 
@@ -245,7 +245,7 @@ def _samples(suite: Suite, engine: Engine, offline: bool) -> list[Sample]:
 
 def _memory(suite: Suite, pair: LoadedPair, samples: Sequence[Sample]) -> dict[str, str]:
     """Name the pair's memory in the manifest where a cell drafts from it, and refuse one that knows the prompts of this run."""
-    if found_memory(pair.name) is None or not any(remembers(cell.outer) for cell in suite.cells()):
+    if found_memory(pair.name) is None or not any(remembers(cell.outer) or routes_to_memory(cell) for cell in suite.cells()):
         return {}
     from harness.decode.memory import pair_memory
 

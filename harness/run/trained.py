@@ -106,7 +106,7 @@ class Trained:
         return route_and_decode(pair, prompt, router=router, bank=self.bank, around=cell.around, **settings)
 
     def choose(self, cell: Cell, prompt: str | list[dict[str, str]]) -> str:
-        """What the cell's router would take for a prompt: an adapter's name, ``generic``, or ``plain``."""
+        """What the cell's router would take for a prompt, by the name that :mod:`harness.adapt.routers.arms` gives it."""
         from harness.adapt.routers.routed import route
 
         router = self.routers[_router_key(cell)]
@@ -266,6 +266,13 @@ def check_configs(cells: Sequence[Cell], pair: str) -> None:
             )
 
 
+def routes_to_memory(cell: Cell) -> bool:
+    """Whether a cell's router may choose the pair's memory."""
+    from harness.adapt.routers.routed import load_router_config
+
+    return cell.drafter == "router" and cell.recipe is not None and load_router_config(cell.recipe.router).memory
+
+
 def _config(chain: Chain, seed: int) -> TrainingConfig:
     from harness.adapt.training_config import load_training_config
 
@@ -335,9 +342,10 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
     wanted = {_router_key(cell): cell for cell in cells if cell.drafter == "router"}
     if not wanted:
         return
+    from harness.adapt.memory_sources import HeldOut
+    from harness.adapt.routers.arms import Replaying, arm_names
     from harness.adapt.routers.fitting import prompt_groups
     from harness.adapt.routers.routed import fit_router, load_router_config, outcome_table
-    from harness.adapt.training.bank import replay_bank
     from harness.models.pair_config import pair_k
 
     routers: dict[tuple[Recipe, int | str], Any] = {}
@@ -352,16 +360,17 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
             )
         arms = [trained.adapters[domain_chain(cell, domain), 1] for domain in material.suite.domains]
         hashes = {a.name: a.hash for a in arms if a.hash}
-        facts[f"{recipe.router} K={k}"] = {"prompts": len(prompts), "arms": ["generic", *hashes]}
+        held_out = HeldOut.of(material.pair, prompts) if config.memory else None
+        names = arm_names(list(hashes), memory=held_out is not None)
+        facts[f"{recipe.router} K={k}"] = {"prompts": len(prompts), "arms": names}
         routers[recipe, k] = None
-        if not hashes:
+        if len(names) == 1:
             continue
         answers = material.answers(prompts)
-        note(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
+        note(f"fitting the router on {len(prompts)} prompts, arms: {', '.join(names)}")
         folders = {a.name: a.folder for a in trained.adapters.values() if a.folder}
-        crew = material.crew
-        rows = replay_bank(trained.bank, answers, [fixed]) if crew is None else crew.replay(folders, answers, fixed)
-        rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
-        table = outcome_table(rows, prompts)
+        crew, how = material.crew, Replaying(k=fixed, memory=held_out)
+        rows = how(material.pair, trained.bank, answers) if crew is None else crew.replay(folders, answers, how)
+        table = outcome_table([row for row in rows if row.drafter in names], prompts)
         routers[recipe, k] = fit_router(table, config, k=fixed, adapter_hashes=hashes, groups=prompt_groups(table, prompts))
     trained.routers, trained.router_facts = routers, facts

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field, model_validator
 from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, find_kind, needs_draft
 from harness.core.errors import did_you_mean
 from harness.core.limits import LENIENCE, LOOKUP_NGRAM, DraftLength, Temperature, WarmTemperature
-from harness.core.records import Loop, Rule
+from harness.core.records import Loop, Rule, Scalar
+from harness.core.settings_file import DraftOptions
 from harness.core.yamlfile import Strict
 
 DynamicLength = Literal["dynamic", "auto"]
@@ -90,6 +91,8 @@ class Cell:
     """Target layers of the early-exit draft; None is a quarter."""
     ngram: int | None = None
     """Longest suffix that prompt lookup searches."""
+    options: tuple[tuple[str, Scalar], ...] = ()
+    """Further options of the drafter, where an entry sets any."""
     adapter_domain: str | None = None
     """Domain whose training prompts made the adapter."""
     rank: int | None = None
@@ -171,15 +174,31 @@ class Speculative(Experiment):
 class DraftSource(Strict):
     """Settings of the drafters that need no trained weights."""
 
+    drafters: NonEmpty[DrafterName]
+    """Names of drafters; `harness generate --help` says what each does."""
     layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Target layers of the early-exit draft; a quarter of them when absent."""
     ngram: Annotated[int, Field(ge=1, le=16)] = LOOKUP_NGRAM
     """Longest suffix that prompt lookup searches."""
+    options: DraftOptions | None = None
+    """Options of the drafters that have any, as in a settings file: suffix lengths and threshold of a memory, suffixes of a hybrid."""
+
+    @model_validator(mode="after")
+    def _somebodys(self) -> DraftSource:
+        known = {name for drafter in self.drafters for name in drafter_kind(drafter).options}
+        if stray := sorted(set(self._given()) - known):
+            raise ValueError(f"options.{stray[0]} is an option of none of these drafters")
+        return self
+
+    def _given(self) -> dict[str, Any]:
+        return {} if self.options is None else self.options.given()
 
     def source(self, drafter: str) -> Settings:
         """Cell fields that matter for ``drafter``."""
         own = drafter_kind(drafter).options
-        return {"drafter": drafter, **{name: getattr(self, name) if name in own else None for name in ("layers", "ngram")}}
+        options = {name: value for name, value in self._given().items() if name in own}
+        settings = {name: options.pop(name, getattr(self, name)) if name in own else None for name in ("layers", "ngram")}
+        return {"drafter": drafter, **settings, "options": tuple(options.items())}
 
 
 def _takes_a_draft(name: str) -> str:
@@ -227,8 +246,6 @@ class Drafters(Speculative, DraftSource):
     """Several drafters side by side, interleaved prompt by prompt."""
 
     kind: Literal["drafters"]
-    drafters: NonEmpty[DrafterName]
-    """Names of drafters; `harness generate --help` says what each does."""
 
     def settings(self, domain: str, domains: Sequence[str]) -> Iterator[Settings]:
         for drafter, k in product(self.drafters, self.k):

@@ -83,6 +83,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
         "adapter_domain": cell.adapter_domain,
         "installed": cell.installed,
         "around": cell.around,
+        **dict(cell.options),
     }
     return {name: value for name, value in values.items() if value is not None}
 
@@ -146,7 +147,7 @@ def make_plan(
 
 def _simple(cell: Cell) -> bool:
     """Replayed instead of decoded where every prompt has a clock: a plain drafter at a fixed length."""
-    special = cell.layers is not None or cell.ngram not in (None, LOOKUP_NGRAM)
+    special = cell.layers is not None or cell.ngram not in (None, LOOKUP_NGRAM) or cell.options
     return not (cell.timed or special) and cell.drafter != "router" and isinstance(cell.k, int)
 
 

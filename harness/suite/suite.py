@@ -20,6 +20,7 @@ from harness.core.files import reason, sha256
 from harness.core.limits import MAX_TOKENS, DraftContext
 from harness.core.paths import expand, find_config
 from harness.core.problems import Problem, fail
+from harness.core.settings_file import DraftOptions
 from harness.core.terminal import say
 from harness.core.yamlfile import Seed, Strict, YamlFile, apply_overrides, read_yaml, set_value, validate
 from harness.datasets import check_dataset
@@ -38,6 +39,8 @@ LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race", "draft_context
 """Keys that suites have not always had: at their default they leave the hash as it was, and with it the references of the gate."""
 LATER_PROMPT_KEYS = ("name", "config", "part", "prompt", "reference", "turns")
 """The same for keys of a domain."""
+LATER_ENTRY_KEYS = ("options",)
+"""The same for keys of an entry."""
 
 
 class Suite(Strict):
@@ -143,6 +146,8 @@ def resolved_hash(resolved: Mapping[str, Any]) -> str:
         name: {key: value for key, value in spec.items() if key != "path" and not (key in LATER_PROMPT_KEYS and value is None)}
         for name, spec in data["domains"].items()
     }
+    entries = data.get("experiments", [])
+    data["experiments"] = [{k: v for k, v in entry.items() if not (k in LATER_ENTRY_KEYS and v is None)} for entry in entries]
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -302,7 +307,7 @@ def _try(file: YamlFile, path: tuple[str | int, ...], check: Any) -> Iterable[Pr
 def json_schema() -> str:
     """JSON schema of suite files for editors, as checked in at ``suites/schema.json``."""
     schema = Suite.model_json_schema()
-    models: tuple[type[Strict], ...] = (Suite, DatasetSpec, *EXPERIMENTS)
+    models: tuple[type[Strict], ...] = (Suite, DatasetSpec, DraftOptions, *EXPERIMENTS)
     for name, definition in {"Suite": schema, **schema["$defs"]}.items():
         for model in (m for m in models if m.__name__ == name):
             _describe(definition, model)

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memory_sizes import alone
 from tabulate import tabulate
 
 from harness.adapt.memory_sources import answers_in_folder
@@ -29,6 +28,7 @@ from harness.adapt.training_config import load_training_config
 from harness.answers.collect import read_answers, shard_names
 from harness.core.progress import notes_to
 from harness.core.records import Trajectory
+from harness.decode.making import memory_drafter
 from harness.decode.memory import write_memory
 from harness.decode.parallel import parallel_drafter
 from harness.decode.replay import ReplayRow, replay
@@ -58,7 +58,7 @@ def of_memory(args: argparse.Namespace, pair: Any, work: Path, test: Sequence[Tr
     """Counts of what followed."""
     with tempfile.TemporaryDirectory() as folder:
         memory = write_memory(Path(folder) / "memory", pair.name, pair.target_hash, answers_in_folder(work / "rollouts", pair))
-        return replay(pair, test, [alone(memory)], JUDGED)
+        return replay(pair, test, [memory_drafter(memory.walker)], JUDGED)
 
 
 def of_parallel(args: argparse.Namespace, pair: Any, work: Path, test: Sequence[Trajectory]) -> Rows:

@@ -1,4 +1,4 @@
-"""Tokens per target pass of memories of different sizes, against lookup and the draft, on answers to other prompts: no clock needed.
+"""Tokens per target pass of memories of different sizes, and of one domain alone, against lookup and the draft, on other prompts.
 
 Both folders come from ``harness collect``: ``--train`` of training prompts, ``--test`` of test prompts. Everything is replayed.
 """
@@ -18,9 +18,9 @@ from harness.adapt.memory_sources import answers_in_folder
 from harness.answers.collect import read_answers
 from harness.core.records import Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
-from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter
-from harness.decode.making import DrafterOptions, resolve_drafter
-from harness.decode.memory import Answer, Memory, write_memory
+from harness.decode.drafters import Drafter, HybridDrafter
+from harness.decode.making import memory_drafter, resolve_drafter
+from harness.decode.memory import Answer, pair_memory, write_memory
 from harness.decode.replay import replay
 from harness.models.pair import load_pair
 
@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print one table: a line per drafter and size, a column per domain."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="smollm2")
-    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--train", type=Path, nargs="+", required=True)
+    parser.add_argument("--own", action="store_true", help="remember what the pair's own memory holds too")
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--tokens", type=int, nargs="+", default=[15_000, 30_000, 60_000])
     parser.add_argument("--k", type=int, default=8, help="longest draft of lookup and memory")
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pair = load_pair(args.models, offline=True)
     test = [stored.trajectory() for stored in read_answers(args.test, pair.target_hash)]
     prompts = [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in answers_in_folder(args.test, pair)]
-    known = sorted(answers_in_folder(args.train, pair), key=lambda a: hashlib.sha256(a.sample_id.encode()).digest())
+    said = [*(pair_memory(pair).answers() if args.own else ()), *(a for folder in args.train for a in answers_in_folder(folder, pair))]
+    known = sorted(said, key=lambda a: hashlib.sha256(a.sample_id.encode()).digest())
     refuse_leaks([Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in known], prompts)
     rows = [line("lookup, K = 4", pair, resolve_drafter(pair, "lookup"), 4, test)]
     rows.append(line(f"lookup, K = {args.k}", pair, resolve_drafter(pair, "lookup"), args.k, test))
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows += [line(f"hybrid, K = {k}", pair, resolve_drafter(pair, "hybrid"), k, test) for k in (2, args.k)]
     for size in args.tokens:
         rows += sized(pair, first(known, size), args.k, test)
+    for domain in sorted({a.domain for a in known}):  # near prompts in its own column, far ones in the others
+        rows.append(sized(pair, first([a for a in known if a.domain == domain], max(args.tokens)), args.k, test, f" of {domain}")[0])
     domains = sorted({t.domain for t in test})
     print(tabulate(rows, ["drafter", *(f"{d}: tau (drafted per pass)" for d in domains)], tablefmt="github"))
 
@@ -61,22 +65,17 @@ def first(answers: Sequence[Answer], tokens: int) -> list[Answer]:
     return kept
 
 
-def sized(pair: Any, answers: list[Answer], k: int, test: list[Trajectory]) -> list[list[str]]:
-    """The lines of one memory."""
+def sized(pair: Any, answers: list[Answer], k: int, test: list[Trajectory], what: str = "") -> list[list[str]]:
+    """The lines of one memory, alone first."""
     with tempfile.TemporaryDirectory() as folder:
         memory = write_memory(Path(folder) / "memory", pair.name, pair.target_hash, answers)
-        name = f"{memory.info.tokens} tokens ({memory.file_bytes / memory.info.tokens:.0f} bytes each)"
-        rows = [line(f"memory of {name}, K = {k}", pair, alone(memory), k, test)]
+        name = f"{memory.info.tokens} tokens{what} ({memory.file_bytes / memory.info.tokens:.0f} bytes each)"
+        alone = memory_drafter(memory.walker)
+        rows = [line(f"memory of {name}, K = {k}", pair, alone, k, test)]
         if pair.draft is not None:
-            both = HybridDrafter(alone(memory), resolve_drafter(pair, "generic"), name="memory_hybrid")  # type: ignore[arg-type]
+            both = HybridDrafter(alone, resolve_drafter(pair, "generic"), name="memory_hybrid")  # type: ignore[arg-type]
             rows += [line(f"then the draft, K = {k}", pair, both, k, test) for k in (2, k)]
         return rows
-
-
-def alone(memory: Memory) -> MemoryDrafter:
-    """The drafter ``memory`` with its default settings."""
-    options = DrafterOptions()
-    return MemoryDrafter(memory.walker, LookupDrafter(options.memory_ngram, options.memory_min_ngram), options.memory_threshold)
 
 
 def line(name: str, pair: Any, drafter: Drafter, k: int, test: list[Trajectory]) -> list[str]:

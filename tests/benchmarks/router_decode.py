@@ -18,7 +18,8 @@ import common
 
 from harness.adapt.adapters.folder import list_adapters
 from harness.adapt.adapters.names import installed
-from harness.adapt.routers.routed import GENERIC, PLAIN, load_router, route_and_decode
+from harness.adapt.routers.arms import GENERIC, PLAIN, arm_drafter, arm_parts
+from harness.adapt.routers.routed import load_router, route_and_decode
 from harness.adapt.training.bank import AdapterBank
 from harness.core import stats
 from harness.core.errors import HarnessError
@@ -35,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.parser(__doc__ or "", models="smollm2", prompts=12, tokens=96, domains=list(common.DATASETS))
     parser.add_argument("--adapters", type=Path, help="folder of adapters; default: the installed ones")
     parser.add_argument("--router", type=Path, help="router file; default: the pair's own")
-    parser.add_argument("--fixed", nargs="*", help="adapters to decode with besides generic; default: every one of the router's")
+    parser.add_argument("--fixed", nargs="*", help="arms to decode with besides generic, such as code or memory; default: every one")
     parser.add_argument("--policy", choices=("unfused", "cached", "fuse"), default="cached", help="how the bank holds adapters")
     return parser.parse_args(argv)
 
@@ -53,12 +54,12 @@ class Bench:
         """The target alone."""
         return generate(self.pair, prompt, drafter=None, max_tokens=self.tokens)
 
-    def fixed(self, adapter: str | None) -> Contender:
+    def fixed(self, arm: str) -> Contender:
         """One drafter for every prompt."""
 
         def decode(prompt: str) -> Generation:
-            self.bank.activate(adapter)
-            return generate(self.pair, prompt, drafter=self.bank.drafter(adapter), k=self.k, max_tokens=self.tokens)
+            self.bank.activate(arm_parts(arm)[1])
+            return generate(self.pair, prompt, drafter=arm_drafter(self.pair, self.bank, arm), k=self.k, max_tokens=self.tokens)
 
         return decode
 
@@ -126,12 +127,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     router = load_router(pair.name, folders, path=args.router)
     own = [arm.drafter for arm in router.arms_ if arm.drafter not in (GENERIC, PLAIN)]
     names = own if args.fixed is None else args.fixed
-    unknown = sorted(set(names) - set(folders))
+    adapters = {adapter for arm in (*own, *names) if (adapter := arm_parts(arm)[1]) is not None}
+    unknown = sorted(adapters - set(folders))
     if unknown:
         raise HarnessError(f"no adapter {unknown[0]!r}", f"There are: {', '.join(folders)}.")
-    bank = AdapterBank(pair.draft, {name: folders[name] for name in dict.fromkeys((*own, *names))}, policy=args.policy)
+    bank = AdapterBank(pair.draft, {name: folders[name] for name in sorted(adapters)}, policy=args.policy)
     bench = Bench(pair, bank, router, args.tokens)
-    contenders: dict[str, Contender] = {PLAIN: bench.plain, GENERIC: bench.fixed(None)}
+    contenders: dict[str, Contender] = {PLAIN: bench.plain, GENERIC: bench.fixed(GENERIC)}
     contenders |= {name: bench.fixed(name) for name in names}
     contenders[ROUTER] = bench.routed
     samples = common.samples(args)

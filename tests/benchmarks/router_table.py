@@ -21,7 +21,8 @@ from shift import held_out_domains, mix_domains, scramble_templates
 
 from harness.adapt.adapters.folder import list_adapters
 from harness.adapt.adapters.names import installed
-from harness.adapt.routers.fitting import Material, evaluate, replay_material, report, show
+from harness.adapt.routers.fitting import Material, replay_material
+from harness.adapt.routers.judging import evaluate, report, show
 from harness.adapt.routers.routed import RouterConfig, load_router_config
 from harness.core.progress import notes_to
 from harness.core.records import Sample
@@ -119,15 +120,14 @@ def tables(args: argparse.Namespace, samples: Sequence[Sample], config: RouterCo
     other = scrambled(samples, config.seed)
     double, double_folds = mixed(samples, folds, args.mixed, config.seed) if args.mixed else ([], [])
     asked = [*samples, *(other if args.replay_scrambled else []), *double]
-    everything = replay_material(
-        pair, asked, folders, k=args.k, max_tokens=args.tokens, batch=args.batch, calibrated=config.reward == "speedup",
-    )  # fmt: skip
+    how: dict[str, Any] = {"k": args.k, "max_tokens": args.tokens, "batch": args.batch, "memory": config.memory}
+    everything = replay_material(pair, asked, folders, calibrated=config.reward == "speedup", **how)
     base = rows_of(everything, samples)
     plain = everything.take(base)
     sections: dict[str, Any] = {}
 
     def add(title: str, material: Material, **options: Any) -> None:
-        section(title, report(evaluate(material, config, **options), config, args.k), sections)
+        section(title, report(evaluate(material, config, **options), config, args.k, material), sections)
 
     add("Prompts as they are, every kind of router", plain, kinds=args.kinds, folds=folds)
     if args.replay_scrambled:

@@ -14,6 +14,7 @@ import pytest
 import router_decode
 import router_latency
 import router_table
+import switch
 from routed import adapters, prompts, write_prompts
 from tiny import tiny_pair
 
@@ -99,6 +100,34 @@ def test_adapter_script(options: list[str], tmp_path: Path, capsys: pytest.Captu
     stored = ["--answers", str(tmp_path / "answers"), "--domains", "chat", "math", "-k", str(K), "--out", str(out)]
     adapter_table.main([*options, *stored])
     assert json.loads(out.read_text())["entries"] == entries
+
+
+def test_a_switch_pays_where_answers_change_and_only_there() -> None:
+    """Answers whose first half one draft foresees and whose second half another one does: following the leader beats either of them and
+    the router, the best choice of every round beats all; where one draft foresees everything nothing is gained."""
+    halves, whole = np.zeros((2, 128), dtype=bool), np.zeros((2, 128), dtype=bool)
+    halves[0, :64] = halves[1, 64:] = whole[1] = True
+    names = ["a", "b"]
+    found = switch.policies([halves] * 8, [0] * 8, names, 3, [128] * 8)
+    tau = {name: 128 * 8 / sum(rounds) for name, rounds in found.items()}
+    assert tau["router"] == tau["a"] == tau["b"] == tau["best of every answer"] == 128 / 80
+    assert tau["leader per 32"] == 128 / 56 < tau["leader per 16"] == 128 / 44 < tau["best of every round"] == 4
+    entries = {e["policy"]: e for e in switch.compared(found, [128] * 8, names, 3)}
+    assert entries["leader per 16"]["over router"].low > 0
+    assert entries["router"]["over router"].value == 0
+    found = switch.policies([whole] * 8, [1] * 8, names, 3, [128] * 8)
+    assert {sum(found[name]) for name in ("b", "router", "leader per 16", "best of every round")} == {8 * 32}
+    assert sum(found["hedge 0.5 per 16"]) >= 8 * 32
+
+
+def test_switch_script(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A line per draft, router, switch and bound; the drafts' lines are their replayed counts."""
+    asked = ["--domains", "chat", "--prompts", "12", "--tokens", "20", "-k", str(K), "--config", "tfidf", "--set", "folds=2"]
+    switch.main([*options[:2], *asked])
+    out = capsys.readouterr().out
+    lines = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("| ")}
+    assert {"generic", "code", "chat", "router", "leader per 16", "hedge 2 per 32", "best of every round"} <= lines.keys()
+    assert "above the router beyond the interval: " in out
 
 
 def test_shifted_prompts_are_judged_by_routers_that_never_saw_their_tasks() -> None:

@@ -17,6 +17,7 @@ import memory_sizes
 import numpy as np
 import psutil
 import pytest
+import repeats
 import replay
 import served
 import training
@@ -84,9 +85,9 @@ def test_memory_script(options: list[str], tmp_path: Path, capsys: pytest.Captur
     train, test = answers(pair, tmp_path / "train", range(12)), answers(pair, tmp_path / "test", range(20, 23))
     memory_sizes.main([*options[:2], "--train", train, "--test", test, "--tokens", "80", "400"])
     lines = [line.split("|")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert len(lines) == 5 + 2 * 3
+    assert len(lines) == 5 + 2 * 3 + 1
     sizes = {name.split(" (")[0].strip(): float(cell.split()[0]) for name, cell, _ in lines if name.startswith(" memory of")}
-    assert list(sizes) == ["memory of 80 tokens", "memory of 400 tokens"]
+    assert list(sizes) == ["memory of 80 tokens", "memory of 400 tokens", "memory of 400 tokens of chat"]
     assert sizes["memory of 400 tokens"] > sizes["memory of 80 tokens"] >= 1
     with pytest.raises(HarnessError, match="near-duplicates"):
         memory_sizes.main([*options[:2], "--train", test, "--test", test])
@@ -131,6 +132,18 @@ def test_tree_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureF
         assert trees.tau(found, chain, depth) == pytest.approx(sum(r.emitted for r in counted) / sum(r.rounds for r in counted))
         narrow, wide = (trees.likeliest(counts, nodes, depth) for nodes in (depth, depth + 8))
         assert all((trees.reached(own, wide) >= trees.reached(own, narrow)).all() for own in found)
+
+
+def test_repeating_script(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of request asked twice, a line per drafter; answers to like requests save passes that lookup does not."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    repeats.main([*options[:2], "--domains", "code", "chat", "--prompts", "8", "--tokens", "24"])
+    out = capsys.readouterr().out
+    lines = [line.split("|")[1:-1] for line in out.splitlines() if line.startswith("| ")]
+    assert [cell.partition(":")[0].strip() for cell in lines[0]] == ["drafter", "edit", "retrieval", "reworded", "all"]
+    assert [name.strip() for name, *_ in lines[1:]] == ["lookup, K = 8", "memory with the first answers"]
+    lookup, memory = (float(cells[-1].split(",")[0]) for cells in lines[1:])
+    assert memory > lookup > 1
 
 
 def test_lossless_script_goes_on_where_it_stopped(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

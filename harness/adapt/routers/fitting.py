@@ -1,22 +1,20 @@
-"""What ``harness train-router`` does: outcomes of every drafter by replay or from a run, the router, and its table beside all baselines."""
+"""What a router learns from: outcomes of every arm by replay, or from the records of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.adapt.routers.arms import GENERIC, MEMORY, MEMORY_HYBRID, Replaying, arm_names, arm_parts, inside
 from harness.adapt.routers.routed import (
-    GENERIC,
     RouterConfig,
-    cost_model,
     hash_adapters,
-    make_router,
+    outcome,
     outcome_table,
     router_arms,
     routing_errors,
@@ -36,10 +34,7 @@ if TYPE_CHECKING:
     from harness.core.records import Trajectory
     from harness.decode.length import Costs
     from harness.results.manifest import Manifest
-    from routing.evaluate import Evaluation
-    from routing.intervals import Interval
     from routing.outcomes import OutcomeTable
-    from routing.policy import PromptRouter
 
 
 class Crew(Protocol):
@@ -49,15 +44,11 @@ class Crew(Protocol):
     def pool(self) -> Pool:
         """Answers in batches."""
 
-    def replay(self, folders: Mapping[str, Path], answers: Sequence[Trajectory], k: int) -> Sequence[Any]:
-        """The plain draft and every adapter along the answers."""
+    def replay(self, folders: Mapping[str, Path], answers: Sequence[Trajectory], how: Replaying) -> Sequence[Any]:
+        """Every arm over these adapters along the answers."""
 
     def costs(self, k: int) -> Costs:
         """Of the plain draft, up to that many tokens."""
-
-
-ROUTER = "router"
-"""Name of the trained router in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +63,12 @@ class Material:
     """The adapters to choose from."""
     folders: Mapping[str, Path]
     """Where they are."""
-    k: int
-    """Draft length of the arms."""
+    k: int | str
+    """Draft length of the arms, a number or ``auto``."""
     run_id: str
     """The run, or a hash of the replayed data."""
-    costs: Costs | None = None
-    """Calibrated costs, where known."""
+    step_s: float | None = None
+    """Seconds of a target step, where measured: what a choice takes is charged in them."""
 
     def take(self, rows: np.ndarray) -> Material:
         """The same for a subset of prompts (integer row indices)."""
@@ -91,7 +82,7 @@ class Material:
         """
         arms = router_arms(self.table, config, self.k, sorted(self.adapter_hashes))
         with routing_errors():
-            return self.table.rewards(arms, config.reward, cost_model(self.costs)), arms
+            return self.table.rewards(arms, config.reward), arms
 
 
 def replay_material(
@@ -99,35 +90,39 @@ def replay_material(
     samples: Sequence[Sample],
     folders: Mapping[str, Path],
     *,
-    k: int,
+    k: int | str,
     max_tokens: int = MAX_TOKENS,
     batch: int = BATCH,
     calibrated: bool = False,
+    memory: bool = True,
     crew: Crew | None = None,
 ) -> Material:
-    """Collect the target's greedy answers (kept in the cache) and replay the plain draft and every adapter on them.
+    """Collect the target's greedy answers (kept in the cache) and replay the plain draft, every adapter and the memory on them.
 
     Args:
         pair: loaded pair with a draft.
         samples: prompts.
         folders: adapter name -> folder.
-        k: draft length.
+        k: draft length, a number or ``auto``.
         max_tokens: longest answer.
         batch: prompts answered together.
-        calibrated: measure the pair's costs too.
+        calibrated: measure the pair's costs too, as ``auto`` does anyway.
+        memory: also the arms with the pair's memory, where it has one; what it knows of these prompts is left out of it.
         crew: who answers, replays and measures elsewhere; this process where None.
 
     Raises:
-        HarnessError: no draft, no adapters, one of another draft, or a prompt that does not fit.
+        HarnessError: no draft, nothing to choose, an adapter of another draft, or a prompt that does not fit.
     """
     from harness.adapt.adapters.folder import read_info
     from harness.adapt.adapters.names import adaptable
-    from harness.adapt.training.bank import AdapterBank, replay_bank
+    from harness.adapt.memory_sources import HeldOut
+    from harness.adapt.training.bank import AdapterBank
     from harness.answers.collect import collect
     from harness.models.address import answers_folder
 
     draft = adaptable(pair)
-    if not folders:
+    held_out = HeldOut.of(pair, samples) if memory else None
+    if not folders and held_out is None:
         raise HarnessError(f"pair {pair.name!r} has no adapters to choose from", "Train some with `harness train`.")
     if crew is None:
         bank = AdapterBank(draft, folders)
@@ -137,24 +132,32 @@ def replay_material(
     note(f"collecting the target's answers to {len(samples)} prompts")
     pool = None if crew is None else crew.pool
     answers = list(collect(pair, samples, max_tokens=max_tokens, batch=batch, out=answers_folder(pair), pool=pool))
-    rows = replay_bank(bank, answers, [k]) if crew is None else crew.replay(folders, answers, k)
+    costs, step_s = _costs(pair, k, crew) if calibrated or isinstance(k, str) else (None, None)
+    how = Replaying(k=k, costs=costs, memory=held_out)
+    rows = how(pair, bank, answers) if crew is None else crew.replay(folders, answers, how)
     facts = [pair.target_hash, k, max_tokens, sorted((s.id, s.prompt) for s in samples)]
     return Material(
-        table=(table := outcome_table(rows, samples)),
+        table=(table := outcome_table(rows, samples, costs)),
         groups=prompt_groups(table, samples),
         adapter_hashes=hash_adapters(folders),
         folders=folders,
         k=k,
         run_id=f"replay-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}",
-        costs=(_calibrated(pair, k) if crew is None else crew.costs(k)) if calibrated else None,
+        step_s=step_s,
     )
 
 
-def _calibrated(pair: LoadedPair, k: int) -> Costs:
+def _costs(pair: LoadedPair, k: int | str, crew: Crew | None) -> tuple[Costs, float | None]:
+    """What the plain draft and verification cost, and the seconds of a target step; without those where workers measure."""
     from harness.decode.calibrate import calibrate
+    from harness.decode.length import AUTO_MAX_K
     from harness.decode.making import resolve_drafter
 
-    return calibrate(pair, resolve_drafter(pair, GENERIC), max_k=k).costs
+    longest = k if isinstance(k, int) else AUTO_MAX_K
+    if crew is not None:
+        return crew.costs(longest), None
+    measured = calibrate(pair, resolve_drafter(pair, GENERIC), max_k=longest)
+    return measured.costs, measured.target_step_s
 
 
 def run_samples(manifest: Manifest, *, offline: bool = False) -> list[Sample]:
@@ -212,9 +215,9 @@ def install_adapters(pair_name: str, folders: Mapping[str, Path]) -> None:
 
 
 def recorded_material(
-    manifest: Manifest, records: Sequence[Record], samples: Sequence[Sample], folders: Mapping[str, Path], *, k: int
+    manifest: Manifest, records: Sequence[Record], samples: Sequence[Sample], folders: Mapping[str, Path], *, k: int | str
 ) -> Material:
-    """Outcomes from a finished run's records: greedy, exact acceptance, draft length ``k``, generic and adapters.
+    """Outcomes from a finished run's records: greedy, exact acceptance, draft length ``k``, every arm that was measured on all domains.
 
     Args:
         manifest: the run's.
@@ -224,29 +227,33 @@ def recorded_material(
         k: draft length.
 
     Raises:
-        HarnessError: no adapter records, an adapter of the run that is not here, or one whose weights are others now.
+        HarnessError: nothing to choose, an adapter of the run that is not here, or one whose weights are others now.
     """
     from harness.adapt.adapters.folder import read_info, weights_hash
     from harness.decode.length import Costs
     from routing.outcomes import from_rows
 
-    rows = _rows(records, {s.id: s for s in samples}, k)
-    names = _measured_everywhere(rows)
+    known: Any = manifest.measured.calibration.get(GENERIC)
+    costs = Costs(c=known["c"], v=tuple(known["v"]), once=known.get("once", 0.0)) if known else None
+    rows = _rows(records, {s.id: s for s in samples}, k, costs)
+    measured = _measured_everywhere(rows)
+    adapters = [name for name in measured if arm_parts(name) == (None, name)]
+    names = [name for name in arm_names(adapters, memory=True)[1:] if name in measured]
     if not names:
         raise HarnessError(
             f"run {manifest.run} holds no adapter measured on every domain at K = {k}",
             "Give a run with domain_adapters and cross: true at this K, or a suite to replay.",
         )
-    missing = [name for name in names if name not in folders]
+    missing = [name for name in adapters if name not in folders]
     if missing:
         raise HarnessError(
             f"run {manifest.run} used adapter {missing[0]!r}, which is not here", "Install it, or name its folder's parent with --adapters."
         )
-    used = {name: folders[name] for name in names}
+    used = {name: folders[name] for name in adapters}
     trained = manifest.measured.adapters
     for name, folder in used.items():
-        info, known = read_info(folder), trained[name]["hash"] if name in trained else None
-        if info.draft_hash != manifest.models["draft"] or known not in (None, weights_hash(folder)):
+        info, digest = read_info(folder), trained[name]["hash"] if name in trained else None
+        if info.draft_hash != manifest.models["draft"] or digest not in (None, weights_hash(folder)):
             raise HarnessError(
                 f"adapter {name!r} is not the one of run {manifest.run}", "Use the run's own adapters with --adapters, or replay a suite."
             )
@@ -255,7 +262,6 @@ def recorded_material(
         table, _ = table.complete(table.arms(k))
     if not len(table):
         raise HarnessError(f"no prompt of run {manifest.run} was decoded with every adapter", "Run domain_adapters with cross: true.")
-    costs = manifest.measured.calibration.get(GENERIC)
     return Material(
         table=table,
         groups=prompt_groups(table, samples),
@@ -263,29 +269,33 @@ def recorded_material(
         folders=used,
         k=k,
         run_id=manifest.run,
-        costs=Costs(c=costs["c"], v=tuple(costs["v"])) if costs else None,
+        step_s=known.get("target_step_s") if known else None,
     )
 
 
-def _rows(records: Sequence[Record], samples: Mapping[str, Sample], k: int) -> list[dict[str, Any]]:
-    """Greedy lossless cells of the plain draft and of adapters, one row per (sample, drafter)."""
+def _rows(records: Sequence[Record], samples: Mapping[str, Sample], k: int | str, costs: Costs | None) -> list[dict[str, Any]]:
+    """Greedy lossless cells of the arms, one row per (sample, arm)."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for r in records:
-        settings = r.settings
-        name = r.adapter if r.drafter == "adapter" else r.drafter
-        greedy = r.temperature == 0 and not r.lossy and r.k == k and r.drafter in (GENERIC, "adapter") and "around" not in settings
-        if not greedy or name is None or "round" in settings:
+        arm = _arm_of(r)
+        if arm is None or r.temperature != 0 or r.lossy or r.k != k or "round" in r.settings:
             continue
         if r.sample_id not in samples:
             raise HarnessError(f"the run's prompt {r.sample_id!r} is not in its datasets any more", "Restore the datasets of the run.")
-        counts = {"rounds": r.rounds, "drafted": r.drafted, "accepted": r.accepted, "emitted": r.emitted}
-        cell = {"sample_id": r.sample_id, "domain": r.domain, "prompt": samples[r.sample_id].prompt, "drafter": name, "k": k, **counts}
-        rows.setdefault((r.sample_id, name), cell)
+        rows.setdefault((r.sample_id, arm), outcome(r, samples[r.sample_id], arm, costs))
     return list(rows.values())
 
 
+def _arm_of(r: Record) -> str | None:
+    """The arm that a record's drafter is; None for any other drafter."""
+    around = r.settings.get("around")
+    if r.drafter == "adapter" and r.adapter is not None:
+        return r.adapter if around is None else inside(MEMORY_HYBRID, r.adapter) if around == MEMORY_HYBRID else None
+    return r.drafter if r.drafter in (GENERIC, MEMORY, MEMORY_HYBRID) and around is None else None
+
+
 def _measured_everywhere(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Adapters with outcomes in every domain of the plain draft's; others, such as those of a rank ablation, are no choice."""
+    """Arms with outcomes in every domain of the plain draft's; others, such as the adapters of a rank ablation, are no choice."""
     domains: dict[str, set[str]] = {}
     for row in rows:
         domains.setdefault(row["drafter"], set()).add(row["domain"])
@@ -299,123 +309,3 @@ def prompt_groups(table: OutcomeTable, samples: Sequence[Sample]) -> np.ndarray:
 
     label = dict(zip((s.id for s in samples), cluster_labels(samples), strict=True))
     return np.array([label[s] for s in table.sample_ids])
-
-
-def evaluate(material: Material, config: RouterConfig, *, kinds: Sequence[str] = (), offline: bool = False, **options: Any) -> Evaluation:
-    """Grouped k-fold evaluation of the configured router beside every baseline.
-
-    Args:
-        material: outcomes.
-        config: settings.
-        kinds: kinds of router to compare, named so in the table; only the configured one, named ``router``, when empty.
-        offline: fetch no encoder.
-        **options: ``test_prompts`` or ``folds`` of :func:`routing.evaluate.evaluate_routers`.
-
-    Raises:
-        HarnessError: fewer than two groups of prompts, or what :meth:`Material.rewards` refuses.
-    """
-    from routing.evaluate import evaluate_routers
-
-    rewards, arms = material.rewards(config)
-    table = material.table
-    configs = {kind: config.model_copy(update={"router": kind}) for kind in kinds} or {ROUTER: config}
-    with routing_errors():
-        return evaluate_routers(
-            table.prompts or (),
-            rewards,
-            arms,
-            {name: make_router(one, arms, offline=offline) for name, one in configs.items()},
-            domains=table.domains,
-            groups=material.groups,
-            weights=table.emitted[:, 0, table.ks.index(material.k)],
-            n_splits=config.folds,
-            seed=config.seed,
-            **options,
-        )
-
-
-def policies(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One entry per policy in reading order: routers, each drafter fixed, the other baselines, the oracle. NaN becomes None."""
-    from routing.evaluate import BEST_FIXED, DOMAIN_BEST, DOMAIN_LABEL, ORACLE, RANDOM
-
-    def place(name: str) -> int:
-        if name.startswith("fixed:"):
-            return 1
-        return {BEST_FIXED: 2, RANDOM: 3, DOMAIN_LABEL: 4, DOMAIN_BEST: 5, ORACLE: 6}.get(name, 0)
-
-    return [
-        {
-            "policy": r.name.removeprefix("fixed:"),
-            **{name: _numbers(getattr(r, name)) for name in ("mean", "gain", "recovery", "regret")},
-            "pooled": r.pooled,
-        }
-        for r in sorted(evaluation.results, key=lambda r: place(r.name))
-    ]
-
-
-def _numbers(interval: Interval) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(interval).items()}
-
-
-def report(evaluation: Evaluation, config: RouterConfig, k: int) -> dict[str, Any]:
-    """What an evaluation found, as plain JSON types."""
-    return {
-        "k": k,
-        "reward": config.reward,
-        "prompts": evaluation.n_prompts,
-        "groups": evaluation.n_groups,
-        "folds": len(evaluation.folds),
-        "arms": list(evaluation.arms),
-        "oracle_gap": _numbers(evaluation.oracle_gap),
-        "oracle_gap_is_noise": bool(evaluation.gap_is_noise),
-        "policies": policies(evaluation),
-    }
-
-
-def describe(router: PromptRouter) -> dict[str, Any]:
-    """What a trained router is, as plain JSON types."""
-    return {
-        "kind": type(router.router_).__name__,
-        "settings": router.router_.get_params(deep=False),
-        "threshold": float(router.threshold_),
-        "reach": router.reach_ if math.isfinite(router.reach_) else None,
-    }
-
-
-def show(found: Mapping[str, Any], style: str = "simple") -> str:
-    """The report as a table; ``style`` is tabulate's, e.g. ``github`` for Markdown."""
-    from tabulate import tabulate
-
-    header = ["choice", f"mean {found['reward']}", "against best fixed", "oracle gap recovery", "regret", f"pooled {found['reward']}"]
-    rows = [
-        [p["policy"], _cell(p["mean"]), _cell(p["gain"], "+"), _cell(p["recovery"]), _cell(p["regret"]), _number(p["pooled"])]
-        for p in found["policies"]
-    ]
-    gap = f"oracle gap {_cell(found['oracle_gap'])}"
-    if found["oracle_gap_is_noise"]:
-        gap += ": within noise, so the recovery says little"
-    elif not _foreseen(found):
-        gap += ": no choice known before the answer beats every fixed drafter beyond its interval, so the gap may be luck after the fact"
-    head = f"{found['prompts']} prompts in {found['groups']} groups, {found['folds']} folds, K = {found['k']}; 95% intervals over groups"
-    return "\n".join([head, "", tabulate(rows, header, tablefmt=style, disable_numparse=True), "", gap])
-
-
-def _foreseen(found: Mapping[str, Any]) -> bool:
-    """Does any choice by prompt, the true domain's included, beat every fixed drafter? The oracle's does, even over drafters that differ
-    by chance alone: a maximum is never below its parts."""
-    from routing.evaluate import ORACLE, RANDOM
-
-    gains = {p["policy"]: p["gain"] for p in found["policies"] if p["policy"] not in (ORACLE, RANDOM) and p["gain"]["low"] is not None}
-    best = max((gain["value"] for name, gain in gains.items() if name in found["arms"]), default=0.0)
-    return any(gain["low"] > max(best, 0.0) for name, gain in gains.items() if name not in found["arms"])
-
-
-def _cell(interval: Mapping[str, float | None], sign: str = "") -> str:
-    value, low, high = interval["value"], interval["low"], interval["high"]
-    if value is None or low is None or high is None:
-        return "-"
-    return f"{value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.adapt.adapters.folder import CONFIG, METADATA, WEIGHTS
-from harness.adapt.training.bank import AdapterBank, SwapRow, replay_bank, swap_costs
+from harness.adapt.routers.arms import Replaying
+from harness.adapt.training.bank import AdapterBank, SwapRow, swap_costs
 from harness.cluster import files
 from harness.cluster.client import Cluster
 from harness.cluster.pairs import PairSpec
@@ -32,16 +33,16 @@ def bare(t: Trajectory) -> Trajectory:
 
 
 def replay_on(
-    cluster: Cluster, spec: PairSpec, folders: Mapping[str, Path], answers: Sequence[Trajectory], ks: Sequence[int]
+    cluster: Cluster, spec: PairSpec, folders: Mapping[str, Path], answers: Sequence[Trajectory], how: Replaying
 ) -> list[ReplayRow]:
-    """As :func:`harness.adapt.training.bank.replay_bank` of these adapters, in its order, by all workers."""
+    """As :class:`harness.adapt.routers.arms.Replaying` over these adapters, in its order, by all workers."""
     sources: dict[str, Path] = {}
     adapters = described(folders, sources)
     parts = [[bare(answers[i]) for i in share] for share in shares(answers, len(cluster.workers))]
-    replies = cluster.all(replayed, [(spec, adapters, part, tuple(ks)) for part in parts], sources=sources)
+    replies = cluster.all(replayed, [(spec, adapters, part, how) for part in parts], sources=sources)
     place = {t.sample_id: i for i, t in enumerate(answers)}
     rows = sorted((row for reply in replies for row in reply.value), key=lambda row: place[row.sample_id])
-    return [row for name in ("generic", *sorted(folders)) for row in rows if row.drafter == name]
+    return [row for name in dict.fromkeys(row.drafter for row in rows) for row in rows if row.drafter == name]
 
 
 def swaps_on(cluster: Cluster, spec: PairSpec, folders: Mapping[str, Path]) -> list[SwapRow]:
@@ -59,12 +60,12 @@ def costs_on(cluster: Cluster, spec: PairSpec, k: int) -> Costs:
     return found
 
 
-def replayed(spec: PairSpec, adapters: Adapters, answers: Sequence[Trajectory], ks: Sequence[int]) -> list[ReplayRow]:
-    """On a worker: replay the plain draft and every adapter."""
+def replayed(spec: PairSpec, adapters: Adapters, answers: Sequence[Trajectory], how: Replaying) -> list[ReplayRow]:
+    """On a worker: replay the arms over these adapters."""
     own = seat()
-    draft = own.pair(spec).draft
-    bank = own.keep(f"bank {adapters}", lambda: AdapterBank(draft, _unpacked(adapters)))
-    return replay_bank(bank, answers, ks)
+    pair = own.pair(spec)
+    bank = own.keep(f"bank {adapters}", lambda: AdapterBank(pair.draft, _unpacked(adapters)))
+    return how(pair, bank, answers)
 
 
 def swapped(spec: PairSpec, adapters: Adapters) -> list[SwapRow]:

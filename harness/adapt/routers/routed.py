@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from harness.adapt.routers.arms import GENERIC, PLAIN, arm_drafter, arm_names, arm_parts, costs_of
 from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.limits import joined_seed
-from harness.core.paths import cache_dir
+from harness.core.paths import cache_dir, found_memory
 from harness.core.protocols import LoadedPair
-from harness.core.records import Generation, Sample
+from harness.core.records import Generation, Record, Sample
+from harness.core.round_sources import accepted_by
 from harness.core.yamlfile import Seed, Strict, load_config
 from routing.errors import RoutingError
 
@@ -31,13 +33,8 @@ if TYPE_CHECKING:
     from harness.adapt.training.bank import AdapterBank
     from harness.decode.length import Costs
     from harness.decode.replay import ReplayRow
-    from routing.outcomes import Arm, CostModel, OutcomeTable
+    from routing.outcomes import Arm, OutcomeTable
     from routing.policy import Decision, PromptRouter
-
-GENERIC = "generic"
-"""The arm that is the plain draft."""
-PLAIN = "plain"
-"""The arm that does not speculate."""
 
 
 class RouterConfig(Strict):
@@ -54,9 +51,12 @@ class RouterConfig(Strict):
     router: Literal["auto", "logistic", "mlp", "boosting", "knn"] = "auto"
     """Estimator; ``auto`` lets grouped cross-validation choose."""
     reward: Literal["tau", "speedup"] = "tau"
-    """What a choice is worth: tokens per target pass, or the speedup predicted from them and the measured costs."""
-    fallback: Literal["generic", "plain"] | None = "generic"
-    """Taken when the router is unsure or the prompt unfamiliar; ``plain`` decodes without a draft; None never abstains."""
+    """What a choice is worth: tokens per target pass, or the speedup that the rounds promise at measured costs."""
+    memory: bool = True
+    """Choose among the pair's memory too, where it has one: alone, and before the plain draft and each adapter."""
+    fallback: Literal["generic", "plain", "memory", "memory_hybrid"] | None = "generic"
+    """Taken when the router is unsure or the prompt unfamiliar; ``plain`` decodes without a draft, and a memory that the pair does not have
+    leaves it to the plain draft; None never abstains."""
     min_confidence: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Least probability of beating the fallback; ``auto`` takes the threshold that pays on held-out training prompts."""
     familiar: float | None = Field(0.99, gt=0, le=1)
@@ -95,12 +95,13 @@ def routing_errors() -> Iterator[None]:
         raise HarnessError(error.problem, error.advice) from error
 
 
-def outcome_table(rows: Sequence[ReplayRow], samples: Sequence[Sample]) -> OutcomeTable:
-    """Outcomes of every drafter on every prompt, from :func:`harness.adapt.training.bank.replay_bank`.
+def outcome_table(rows: Sequence[ReplayRow], samples: Sequence[Sample], costs: Costs | None = None) -> OutcomeTable:
+    """Outcomes of every drafter on every prompt, from :class:`harness.adapt.routers.arms.Replaying`.
 
     Args:
         rows: replayed cells.
         samples: the prompts the trajectories came from; more than needed are fine.
+        costs: what the rounds took, for the reward ``speedup``.
 
     Raises:
         HarnessError: no rows, a row whose sample is not given, or impossible counts.
@@ -111,36 +112,34 @@ def outcome_table(rows: Sequence[ReplayRow], samples: Sequence[Sample]) -> Outco
     missing = [row.sample_id for row in rows if row.sample_id not in known]
     if missing:
         raise HarnessError(f"no sample {missing[0]!r} for a replayed row", "Pass the samples the trajectories were collected from.")
-    cells = [
-        {
-            "sample_id": row.sample_id,
-            "domain": row.domain,
-            "prompt": known[row.sample_id].prompt,
-            "drafter": row.drafter,
-            "k": row.k,
-            "rounds": row.rounds,
-            "drafted": row.drafted,
-            "accepted": row.accepted,
-            "emitted": row.emitted,
-        }
-        for row in rows
-    ]
     with routing_errors():
-        return from_rows(cells, source="the replay")
+        return from_rows([outcome(row, known[row.sample_id], row.drafter, costs) for row in rows], source="the replay")
 
 
-def router_arms(table: OutcomeTable, config: RouterConfig, k: int, adapters: Sequence[str]) -> tuple[Arm, ...]:
-    """The plain draft, the named adapters and, where it is the fallback, plain decoding; other drafters of the table are no choice.
+def outcome(row: ReplayRow | Record, sample: Sample, arm: str, costs: Costs | None) -> dict[str, Any]:
+    """An answer's counts as a row of an outcome table; what its rounds took, and who proposed, where it has its rounds."""
+    found = {name: getattr(row, name) for name in ("sample_id", "domain", "k", "rounds", "drafted", "accepted", "emitted")}
+    found |= {"prompt": sample.prompt, "drafter": arm}
+    if len(row.draft_lengths) != row.rounds:
+        return found
+    sources = row.sources or ["draft"] * len(row.draft_lengths)
+    spent = None if costs is None else costs.answer_cost(row.draft_lengths, sources)
+    return {**found, "spent": spent, "proposed": accepted_by(zip(sources, row.accept_lengths, strict=True))}
+
+
+def router_arms(table: OutcomeTable, config: RouterConfig, k: int | str, adapters: Sequence[str]) -> tuple[Arm, ...]:
+    """The plain draft, the named adapters, both with the memory where the table has it, and plain decoding where it is the fallback.
 
     Raises:
-        HarnessError: no adapter, or the table lacks one of them at this draft length.
+        HarnessError: nothing to choose, or the table lacks the plain draft or an adapter at this draft length.
     """
     from routing.outcomes import PLAIN as NO_DRAFT
     from routing.outcomes import Arm
 
-    names = [GENERIC, *(name for name in adapters if name != GENERIC)]
+    drafts = arm_names(adapters, memory=False)
+    names = [name for name in arm_names(adapters, memory=config.memory) if name in drafts or name in table.drafters]
     if len(names) == 1:
-        raise HarnessError("a router needs at least one adapter to choose", "Train one with `harness train`.")
+        raise HarnessError("a router needs at least one adapter, or a memory, to choose", "Train an adapter with `harness train`.")
     for name in names:
         if name not in table.drafters or k not in table.ks:
             held = ", ".join(f"{d} at K = {', '.join(map(str, table.ks))}" for d in table.drafters)
@@ -162,7 +161,8 @@ def make_router(config: RouterConfig, arms: Sequence[Arm], *, offline: bool = Fa
         "knn": KNNRouter,
     }
     features = PromptFeatures(config.encoder, max_tokens=config.max_prompt_tokens, n_components=config.components, offline=offline)
-    fallback = next((arm.name for arm in arms if arm.drafter == config.fallback), None)
+    fallbacks = () if config.fallback is None else (config.fallback, GENERIC)
+    fallback = next((arm.name for name in fallbacks for arm in arms if arm.drafter == name), None)
     return PromptRouter(
         features,
         kinds[config.router](),
@@ -175,45 +175,36 @@ def make_router(config: RouterConfig, arms: Sequence[Arm], *, offline: bool = Fa
     )
 
 
-def cost_model(costs: Costs | CostModel | None) -> CostModel | None:
-    """Calibrated costs in the form that ``routing`` takes."""
-    from routing.outcomes import CostModel
-
-    if costs is None or isinstance(costs, CostModel):
-        return costs
-    return CostModel(costs.c, dict(enumerate(costs.v, start=1)))
-
-
 def fit_router(
     table: OutcomeTable,
     config: RouterConfig,
     *,
-    k: int,
+    k: int | str,
     adapter_hashes: Mapping[str, str],
-    costs: Costs | CostModel | None = None,
     groups: np.ndarray | None = None,
     offline: bool = False,
 ) -> PromptRouter:
     """Train a router on every arm's outcome.
 
     Args:
-        table: from :func:`outcome_table`.
+        table: from :func:`outcome_table`, with costs for the reward ``speedup``.
         config: settings.
         k: draft length of the arms.
         adapter_hashes: the adapters to choose from, with their content hashes (:func:`hash_adapters`).
-        costs: calibrated costs, needed for the reward ``speedup``.
         groups: (n,) labels of prompts that folds must not split; equal prompts share one by default.
         offline: fetch no encoder.
 
     Raises:
-        HarnessError: no adapters, missing outcomes or prompts, no costs for ``speedup``, or the encoder cannot be had.
+        HarnessError: nothing to choose, missing outcomes or prompts, no costs for ``speedup``, or the encoder cannot be had.
     """
     arms = router_arms(table, config, k, sorted(adapter_hashes))
     if table.prompts is None:
         raise HarnessError("the outcome table has no prompt texts", "Pass the samples it was made from.")
     with routing_errors():
-        rewards = table.rewards(arms, config.reward, cost_model(costs))
-        return make_router(config, arms, offline=offline).fit(table.prompts, rewards, table.groups() if groups is None else groups)
+        rewards = table.rewards(arms, config.reward)
+        router = make_router(config, arms, offline=offline).fit(table.prompts, rewards, table.groups() if groups is None else groups)
+    router.shares_ = {arm.name: table.shares([arm]) for arm in arms if table.proposed}
+    return router
 
 
 def router_path(pair_name: str) -> Path:
@@ -248,7 +239,7 @@ def save_router(router: PromptRouter, path: Path, *, run_id: str, adapter_hashes
     """
     from routing.persist import save_router as save
 
-    used = {arm.drafter for arm in router.arms_}
+    used = {arm_parts(arm.drafter)[1] for arm in router.arms_}
     with routing_errors():
         return save(router, path, run_id=run_id, adapter_hashes={n: h for n, h in adapter_hashes.items() if n in used})
 
@@ -283,7 +274,7 @@ def load_router(
     if not path.is_file():
         raise HarnessError(f"no router for pair {pair_name!r} at {path}", "Train one with `harness train-router`.")
     hashes = hash_adapters(folders)
-    known = [GENERIC, PLAIN, *hashes]
+    known = [PLAIN, *arm_names(list(hashes), memory=found_memory(pair_name) is not None)]
     with routing_errors():
         file = load(path, arms=known, adapter_hashes=hashes, encoder=encoder, offline=offline, check_features=check_features)
     return file.router
@@ -302,7 +293,7 @@ class Routed:
 
     @property
     def drafter(self) -> str:
-        """``generic``, ``plain`` or an adapter's name."""
+        """Name of the arm, as :mod:`harness.adapt.routers.arms` has it."""
         return self.decision.arm.drafter
 
 
@@ -322,8 +313,8 @@ def route(prompt: str | Sequence[Any], *, router: PromptRouter, bank: AdapterBan
     with routing_errors():
         decision = router.decide(text)
     route_s = time.perf_counter() - start
-    name = decision.arm.drafter
-    swap_s = 0.0 if name == PLAIN else bank.activate(None if name == GENERIC else name).swap_s
+    arm = decision.arm.drafter
+    swap_s = 0.0 if arm == PLAIN else bank.activate(arm_parts(arm)[1]).swap_s
     return Routed(decision, route_s, swap_s)
 
 
@@ -346,7 +337,7 @@ def route_and_decode(
         router: trained.
         bank: holds every adapter of the router.
         k: draft length or policy; None takes the draft length the router was trained for.
-        around: the drafter whose draft the chosen one stands for, such as ``hybrid``; None decodes with that draft alone.
+        around: the drafter that the chosen draft runs in, such as ``hybrid``; None leaves that to the choice.
         on_route: told the choice before decoding starts.
         **settings: as for :func:`harness.decode.generation.generate`, without ``drafter``.
 
@@ -357,7 +348,6 @@ def route_and_decode(
         HarnessError: a drafter in ``settings``, another pair's bank, or what routing and decoding refuse.
     """
     from harness.decode.generation import generate
-    from harness.decode.making import around_draft
 
     if "drafter" in settings:
         raise HarnessError("a routed answer takes no drafter", "Leave the drafter out, or decode without the router.")
@@ -367,13 +357,14 @@ def route_and_decode(
     if on_route:
         on_route(routed)
     name = routed.drafter
-    draft = None if name == PLAIN else bank.drafter(None if name == GENERIC else name)
-    drafter = draft if draft is None or around is None else around_draft(pair, around, draft)
+    drafter = arm_drafter(pair, bank, name, around)
+    if settings.get("costs") is not None:
+        settings["costs"] = costs_of(name, settings["costs"], around)
     answer = generate(pair, prompt, drafter=drafter, k=routed.decision.arm.k if k is None else k, **settings)
     spent = routed.route_s + routed.swap_s
     return dataclasses.replace(
         answer,
-        drafter=None if draft is None else name,
+        drafter=None if drafter is None else name,
         route_s=routed.route_s,
         swap_s=routed.swap_s,
         ttft_s=answer.ttft_s + spent,

@@ -246,9 +246,9 @@ def fuse(module: Any) -> Any:
     return module.fuse(dequantize=True)
 
 
-def replay_bank(bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int]) -> list[ReplayRow]:
-    """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards."""
-    names, ks, timer = (None, *(name for name in bank.names if name not in bank.ahead)), list(ks), NowAndThen()
+def bank_passes(bank: AdapterBank, trajectories: Sequence[Trajectory]) -> dict[str, Sequence[Pass]]:
+    """What the plain draft (``generic``) and every adapter of the bank say along each answer; the plain draft is active afterwards."""
+    names, timer = (None, *(name for name in bank.names if name not in bank.ahead)), NowAndThen()
 
     def progress(done: int) -> None:
         if timer.due():
@@ -258,7 +258,12 @@ def replay_bank(bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Itera
     passes = variant_passes(model, token_map, trajectories, lambda tokens: bank.states(tokens, names, depth), progress=progress)
     bank.activate(None)
     said: dict[str, Sequence[Pass]] = {name or "generic": [own[at] for own in passes] for at, name in enumerate(names)}
-    said |= {name: model_passes(bank.drafter(name), trajectories, progress=progress) for name in bank.ahead}
+    return said | {name: model_passes(bank.drafter(name), trajectories, progress=progress) for name in bank.ahead}
+
+
+def replay_bank(bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int]) -> list[ReplayRow]:
+    """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards."""
+    said, ks = bank_passes(bank, trajectories), list(ks)
     return [replay_row(name, t, own, k) for name, found in said.items() for t, own in zip(trajectories, found, strict=True) for k in ks]
 
 

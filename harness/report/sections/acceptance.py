@@ -17,8 +17,8 @@ FEW_ROUNDS = 8
 
 
 def tables(run: Run) -> list[Table]:
-    """Acceptance with intervals, pooled and per prompt, replayed cells included; then by draft position."""
-    return [acceptance_table(run), *_position_tables(run.shown)]
+    """Acceptance with intervals, pooled and per prompt, replayed cells included; then by who proposed, and by draft position."""
+    return [acceptance_table(run), _source_table(run.shown), *_position_tables(run.shown)]
 
 
 def acceptance_table(run: Run) -> Table:
@@ -34,6 +34,17 @@ def acceptance_table(run: Run) -> Table:
         ("tau", lambda r: interval(r.tau, 2)),
     ]
     return cell_table(TITLE, [row for row in run.shown if row.drafter is not None], columns)
+
+
+def _source_table(rows: Sequence[CellRow]) -> Table:
+    """Who proposed which share of the tokens, of every cell with more than one source; the rest are the target's own."""
+
+    def share(source: str) -> Column:
+        return source, lambda r: f"{r.sources.get(source, 0.0):.0%}"
+
+    shown = [row for row in rows if len(row.sources) > 1]
+    sources = dict.fromkeys(source for row in shown for source in row.sources)
+    return cell_table("Who proposed", shown, [*map(share, sources), ("target", lambda r: f"{max(0.0, 1 - sum(r.sources.values())):.0%}")])
 
 
 def _position_tables(rows: Sequence[CellRow]) -> list[Table]:

@@ -18,12 +18,12 @@ def tables(run: Run) -> list[Table]:
     lines = []
     for entry in run.router:
         recovery = oracle_gap_recovery(run.router, entry["domain"]) if entry["choice"] == "router" else None
-        lines.append((entry["domain"], entry["choice"], entry["name"], str(entry["n"]), number(entry["rate"]), number(recovery, 2)))
-    return [Table(TITLE, ("domain", "choice", "drafter", "n", "rate, per prompt", "oracle gap recovered"), tuple(lines), left=3)]
+        lines.append((entry["domain"], entry["choice"], entry["name"], str(entry["n"]), number(entry["tau"], 2), number(recovery, 2)))
+    return [Table(TITLE, ("domain", "choice", "drafter", "n", "tau, per prompt", "oracle gap recovered"), tuple(lines), left=3)]
 
 
 def figures(run: Run) -> list[Figure]:
-    """Acceptance of the three choices on every domain."""
+    """Tokens per target pass of the three choices on every domain."""
     if not run.router:
         return []
     choices = ["best fixed", "router", "oracle"]
@@ -34,7 +34,7 @@ def figures(run: Run) -> list[Figure]:
         .encode(
             y=alt.Y("domain:N", title=None, sort=order(values, "domain")),
             yOffset=alt.YOffset("choice:N", sort=choices),
-            x=alt.X("rate:Q", title="mean over prompts of accepted / drafted tokens"),
+            x=alt.X("tau:Q", title="mean over prompts of tokens per target pass"),
             color=alt.Color(
                 "choice:N",
                 title=None,
@@ -42,7 +42,7 @@ def figures(run: Run) -> list[Figure]:
                 scale=alt.Scale(domain=choices, range=["#9aa5b1", "#2f7fd0", "#4a9d5b"]),
                 legend=alt.Legend(orient="top"),
             ),
-            tooltip=["domain:N", "choice:N", "name:N", alt.Tooltip("rate:Q", format=".3f")],
+            tooltip=["domain:N", "choice:N", "name:N", alt.Tooltip("tau:Q", format=".3f")],
         )
         .properties(width=WIDTH, height=alt.Step(18))
     )
