@@ -9,9 +9,10 @@ from typing import Any
 from harness.core.cell import record_key
 from harness.core.interrupt import StopRequest
 from harness.core.limits import ended
-from harness.core.progress import counted, note
+from harness.core.progress import counted, note, noting
 from harness.core.records import Record, Sample, Trajectory
-from harness.run.context import Bench, Context, costs_now, score_answer
+from harness.decode.passes import Passes
+from harness.run.context import Bench, Context, costs_now, draft_of, score_answer
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
@@ -56,17 +57,21 @@ def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -
         if job.key not in context.store:
             alike.setdefault(_alike(job), []).append(job)
     groups = list(alike.values())
-    done, spent, first = [0] * len(groups), [0.0] * len(groups), dict[int, Record]()
+    done, first, known = [0] * len(groups), dict[int, Record](), context.store.measured.replayed
+    records, seconds = (known["records"], known["seconds"]) if known else (0, 0.0)
     for part in context.work.replay(context, groups, lambda: stop.requested):
         context.store.extend(part.records)
         progress.replayed(part.records)
         done[part.group] += len(part.records)
-        spent[part.group] += part.seconds
+        records, seconds = records + len(part.records), seconds + part.seconds
         group = groups[part.group]
         if (found := next((r for r in part.records if record_key(r) == group[0].key), None)) is not None:
             first[part.group] = found
         if context.spot_checks and done[part.group] == len(group):
-            _spot_check(context, group[0], first[part.group], done[part.group], spent[part.group])
+            context.store.update(replayed={"records": records, "seconds": seconds})
+            _spot_check(context, group[0], first[part.group])
+    if groups:
+        context.store.update(replayed={"records": records, "seconds": seconds})
 
 
 def _alike(job: Job) -> tuple[Any, ...]:
@@ -103,8 +108,9 @@ def _rows(bench: Bench, cell: Cell, adapter: str | None, answers: Sequence[Traje
     bench.trained.activate(adapter)
     trained = cell.drafter in ("adapter", "router")
     source = bench.trained.drafter(adapter, bench.pair, cell.around) if trained else cell.drafter
-    settings = {"costs": costs_now(bench, cell)} if "auto" in ks else {}
-    return bench.engine.replay(bench.pair, answers, [source], ks, **settings, **bench.engine.settings(cell))
+    how: dict[str, Any] = {"costs": costs_now(bench, cell)} if "auto" in ks else {}
+    how |= {"known": bench.passes.setdefault((draft_of(cell), adapter), Passes()), "progress": noting(len(answers), "answers replayed")}
+    return bench.engine.replay(bench.pair, answers, [source], ks, **how, **bench.engine.settings(cell))
 
 
 def _routed(bench: Bench, group: Sequence[Job]) -> list[Record]:
@@ -187,8 +193,8 @@ def _close(t: Trajectory) -> int | None:
     return sum(len(top) > 1 and bool(top[0] - top[1] < HALF_TIE) for top in t.top_logprobs)
 
 
-def _spot_check(context: Context, job: Job, record: Record, records: int, replay_s: float) -> None:
-    """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took.
+def _spot_check(context: Context, job: Job, record: Record) -> None:
+    """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal.
 
     Policies that learn their costs while the run goes on are left out: another moment has other costs.
     """
@@ -209,8 +215,6 @@ def _spot_check(context: Context, job: Job, record: Record, records: int, replay
         "k": job.cell.k,
         "equal": equal and decoded.tokens == whole.tokens[: decoded.emitted],
         "near_ties": near_ties,
-        "replay_s": replay_s,
-        "replayed": records,
     }
     context.store.update(spot_checks=(*checks, check))
 

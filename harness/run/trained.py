@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -337,7 +338,7 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
         return
     from harness.adapt.routers.fitting import prompt_groups
     from harness.adapt.routers.routed import fit_router, load_router_config, outcome_table
-    from harness.adapt.training.bank import replay_bank
+    from harness.adapt.training.bank import kept_rows, replay_bank
     from harness.models.pair_config import pair_k
 
     routers: dict[tuple[Recipe, int | str], Any] = {}
@@ -358,10 +359,17 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
             continue
         answers = material.answers(prompts)
         note(f"fitting the router on {len(prompts)} prompts, arms: generic, {', '.join(hashes)}")
-        folders = {a.name: a.folder for a in trained.adapters.values() if a.folder}
-        crew = material.crew
-        rows = replay_bank(trained.bank, answers, [fixed]) if crew is None else crew.replay(folders, answers, fixed)
-        rows = [row for row in rows if row.drafter == "generic" or row.drafter in hashes]
+        folders, crew = {a.name: a.folder for a in arms if a.folder}, material.crew
+        here = partial(replay_bank, trained.bank, answers, [fixed], folders)
+        replay = here if crew is None else partial(crew.replay, folders, answers, fixed)
+        rows = kept_rows(_outcomes(material.pair, answers, hashes, fixed), replay)
         table = outcome_table(rows, prompts)
         routers[recipe, k] = fit_router(table, config, k=fixed, adapter_hashes=hashes, groups=prompt_groups(table, prompts))
     trained.routers, trained.router_facts = routers, facts
+
+
+def _outcomes(pair: LoadedPair, answers: Sequence[Trajectory], adapters: Mapping[str, str], k: int) -> Path:
+    """File of what the plain draft and adapters (name -> hash) of a router would do along answers."""
+    texts = [[t.sample_id, t.domain, t.prompt_tokens, t.tokens] for t in answers]
+    key = cache_key(kind="outcomes", adapters=adapters, k=k, answers=texts, **pair_facts(pair))
+    return cache_folder("trained", pair.name, key) / "outcomes.json"
