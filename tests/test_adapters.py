@@ -14,7 +14,7 @@ from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_dra
 from harness.adapt.adapters.folder import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
 from harness.adapt.training import bank as bank_module
-from harness.adapt.training.bank import AdapterBank, replay_bank
+from harness.adapt.training.bank import AdapterBank, kept_rows, replay_bank
 from harness.core.errors import HarnessError
 from harness.decode.replay import length_batches, replay_model
 from harness.models.mlx_names import mx, tree_flatten
@@ -182,8 +182,12 @@ def test_drafters_replayed_together_are_those_replayed_alone(
     real = bank_module.run_blocks
     monkeypatch.setattr(bank_module, "run_blocks", lambda blocks, hidden: shared.append(len(blocks)) or real(blocks, hidden))
     assert replay_bank(bank, trajectories, [2, 3]) == alone
+    some = [row for row in alone if row.drafter != "a"]
     batches = len(list(length_batches([len(t.prompt_tokens) + len(t.tokens) for t in trajectories])))
+    file = tmp_path / "rows" / "outcomes.json"
+    assert kept_rows(file, lambda: alone) == kept_rows(file, list) == tuple(alone)
     assert sorted(shared) == sorted(([3 - layers] + [layers] * 3) * batches if layers < 3 else [])
+    assert replay_bank(bank, trajectories, [2, 3], ["b"]) == some
     assert bank.active is None
 
 

@@ -21,7 +21,11 @@ def suite(limit: int = 2, **changes: Any) -> Suite:
         "name": "s",
         "max_tokens": 10,
         "domains": {"code": {"dataset": "humaneval", "limit": limit}, "math": {"dataset": "wordproblems", "limit": limit}},
-        "experiments": [{"kind": "baseline"}, {"kind": "prompt_lookup"}, {"kind": "ablation_k", "drafters": ["lookup"], "k": [2, 4]}],
+        "experiments": [
+            {"kind": "baseline"},
+            {"kind": "prompt_lookup"},
+            {"kind": "ablation_k", "drafters": ["generic", "hybrid", "lookup"], "k": [2, 4]},
+        ],
         **changes,
     }
     return Suite.model_validate(values)
@@ -38,10 +42,11 @@ def record(**changes: Any) -> Record:
 
 
 def test_decoding_is_counted_answer_by_answer() -> None:
-    """Eight timed answers of 100 prompt and 10 output tokens at these speeds are 16 s, replay of every length a thirtieth of one cell."""
+    """Eight timed answers of 100 prompt and 10 output tokens at these speeds are 16 s; the draft reads 110 tokens of each once for all
+    lengths, and lookup reads nothing."""
     times = estimate_s(suite(), suite().cells(), SPEED)
     assert times["decoding"] == pytest.approx(8 * 2.0)
-    assert times["replay"] == pytest.approx(4 * 2.0 / 30)
+    assert times["replay"] == pytest.approx(4 * 110 * 0.01 * 0.2 * estimate.READ_SHARE)
     assert times["training"] == 0
     assert estimate_s(suite(4), suite(4).cells(), SPEED)["decoding"] == pytest.approx(2 * times["decoding"])
 
@@ -87,5 +92,5 @@ def test_a_clocked_suite_decodes_few_and_answers_all() -> None:
     )  # fmt: skip
     times = estimate_s(own, own.cells(), SPEED)
     assert times["decoding"] == pytest.approx(2 * 2 * (1.0 + 0.4))
-    assert times["answers"] == pytest.approx(20 * 2.0 / 5)
-    assert times["replay"] == pytest.approx(20 * 2.0 / 30)
+    assert times["answers"] == pytest.approx(20 * 2.0 * estimate.BATCH_SHARE)
+    assert times["replay"] == 0

@@ -285,4 +285,15 @@ def test_prompts_come_worst_first_with_texts() -> None:
     assert [(row[0], row[2]) for row in table.rows] == [("b", "0.50x"), ("a", "2.00x")]
     assert table.texts[0] is None
     assert table.texts[1] is not None
-    assert (table.texts[1].prompt, table.texts[1].answer) == ("<b>Hi</b>", (("AB", True), ("C", False), ("D", True), ("E", False)))
+    assert (table.texts[1].prompt, table.texts[1].answer) == ("<b>Hi</b>", (("AB", "lookup"), ("C", ""), ("D", "lookup"), ("E", "")))
+
+
+def test_every_token_is_told_by_its_source() -> None:
+    """Copies count as lookups, a foreign source as a draft; a source that ran on a token which did not stand is not told."""
+    tokens = (1, 2, 3, 4, 5)
+    drafted = cell("a", [3, 0], wall_s=1.0, tokens=tokens, drafter="cascade", sources=("memory:1,draft:1,copy:2", "mine"))
+    plain = made([baseline("a", 5, 2.0, tokens=tokens), drafted])
+    texts = Texts(prompts={"a": "Hi"}, answers={answer_key(tokens): tuple("ABCDE")})
+    (table,) = prompt_tables(Run(plain.manifest, plain.records, plain.rows, texts))
+    assert table.texts[0] is not None
+    assert table.texts[0].answer == (("A", "memory"), ("B", "draft"), ("C", "lookup"), ("DE", ""))

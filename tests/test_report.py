@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from test_runner import make_suite, quiet, run
 from test_store import make_manifest, make_record
 
-from harness.core.records import Divergence, Record, Score
+from harness.core.records import Divergence, Load, Record, Score, Try
 from harness.core.schema import Measured
 from harness.core.walltime import Stages, own_share
-from harness.report import Run, load_run, report_texts, show_table, summarise, write_reports
+from harness.report import Run, load_run, make_run, report_texts, show_table, summarise, write_reports
 from harness.report.cells_csv import render_csv
 from harness.report.html import render_html
 from harness.report.markdown import render
-from harness.report.sections import figures, findings
+from harness.report.sections import clock, figures, findings
 from harness.report.sections.adapters import training_table
 from harness.report.sections.domains import tables as domain_tables
 from harness.report.sections.result import first_table
@@ -418,13 +418,66 @@ def test_replay_is_weighed_against_decoding_the_same_cells() -> None:
     """Two prompts of 8 s each at a predicted 1 (unknown) would be 16 s of decoding; 2 s of replay are an eighth."""
     records = [baseline("a", 8, 8.0), baseline("b", 8, 8.0)]
     records += [cell(s, [1, 1, 1, 1], experiment="ablation_k", method="replay", wall_s=None) for s in "ab"]
-    other = [cell(s, [1, 1, 1, 1], experiment="ablation_k", method="replay", wall_s=None, drafter="generic") for s in "ab"]
-    measured = {"spot_checks": [{"drafter": "lookup", "equal": True, "replay_s": 2.0}, {"drafter": "generic", "equal": True}]}
-    (text, _) = [t for t in findings(made(records + other, measured)) if "eplay" in t]
-    assert text == "1 cell came from replay in 2.0 s; decoding it would take about 16 s, 8 times as long."
-    partly = [{**measured["spot_checks"][0], "replayed": 1}]
-    assert not [t for t in findings(made(records + other, {"spot_checks": partly})) if "came from replay" in t]
-    assert not [t for t in findings(made(records, {"time_s": {"replay": 2.0, "total": 20.0}})) if "came from replay" in t]
+
+    def boast(records: list[Record], **measured: Any) -> list[str]:
+        return [t for t in findings(made(records, measured)) if "came from replay" in t]
+
+    text = "The counts of 1 cell came from replay in 2.0 s; decoding it would take about 16 s, 8 times as long."
+    assert boast(records, replayed={"records": 2, "seconds": 2.0}) == [text]
+    assert boast(records, replayed={"records": 1, "seconds": 2.0}) == [], "a killed process took a clock with it"
+    assert boast(records) == boast(records[:2], replayed={"records": 0, "seconds": 0.0}) == []
+    many = [baseline(s, 8, 8.0, method="answer") for s in "abcd"]
+    many += [cell(s, [1] * 4, method="replay", wall_s=None) for s in "abcd"] + [cell("a", [1] * 4, wall_s=4.0)]
+    (text,) = boast([*records[:2], *many], replayed={"records": 4, "seconds": 2.0})
+    assert "about 16 s, 8 times" in text, "four answers of 8 s, two times as fast by the clock"
+
+
+def test_a_report_says_why_the_clock_and_the_rounds_disagree() -> None:
+    """Cells whose two speedups lie beyond each other's intervals are named, with what else the machine did; and answers decoded again."""
+    busy, calm = Load(average=5.0, pressure=60.0, steal=0.1), Load(average=1.0, pressure=0.0, steal=0.0)
+
+    def sentences(load: Load, slow: float = 1.0, tries: tuple[Try, ...] = ()) -> list[str]:
+        records = []
+        for i in range(6):
+            plain = {"verify_times_s": (0.1,) * 10, "prefill_s": 0.1, "load": load}
+            records.append(baseline(f"s{i}", 10, 1.1, **plain))
+            own = {
+                "verify_times_s": (0.1,) * 4,
+                "draft_times_s": (0.0,) * 4,
+                "prefill_s": 0.1,
+                "load": load,
+                "tries": tries if i < 2 else (),
+            }
+            disturbed = {"verify_times_s": (0.1, 0.1, 0.1, 0.1 * slow), "wall_s": 0.4 + 0.1 * slow}
+            records.append(cell(f"s{i}", [2, 2, 1, 1], **{**own, **disturbed}))
+        return clock.sentences(made(records))
+
+    assert sentences(busy) == []
+    (text,) = sentences(busy, slow=20.0)
+    assert re.match(r"By the medians .*: lookup \(K = 4\) on code 2\.\d\dx \[.*\] and 0\.\d\dx \[.*\]\. Meanwhile processes waited", text)
+    assert text.endswith("60% of the time, the host gave 10% of the processors away, 5.0 processes ran or waited on 2 cores.")
+    assert "Meanwhile no other load was seen: heat" in sentences(calm, slow=20.0)[0]
+    (again,) = sentences(calm, tries=(Try(wall_s=3.0, expected_s=1.0, load=busy),))
+    assert again.startswith("2 of 12 timed answers were decoded again, as their clock was disturbed: processes waited for a processor 60%")
+
+
+def test_routing_is_told_once() -> None:
+    """Several routers have one sentence, from the least time to the most; one router without a swap has no range."""
+
+    def told(*cells: dict[str, Any]) -> list[str]:
+        records = [cell("a", [1], drafter="router", **settings) for settings in cells]
+        return [text for text in findings(made(records)) if text.startswith("Routing")]
+
+    two = told({"route_s": 0.002, "swap_s": 0.001}, {"route_s": 0.03, "swap_s": 0.001, "settings": {"around": "hybrid"}})
+    assert two == ["Routing took 2.0 to 30.0 ms per prompt, adapter swap 1.0 ms, counted in the router's speedup."]
+    assert told({"route_s": 0.002}) == ["Routing took 2.0 ms per prompt, counted in the router's speedup."]
+
+
+def test_domains_stand_in_the_order_of_the_suite() -> None:
+    """Answers come in the order of their batches; tables do not."""
+    records = [r for d in "xyz" for r in (baseline(d, 4, 1.0, domain=d), cell(d, [1, 1], domain=d, wall_s=0.5))]
+    run = make_run(make_manifest(suite={"name": "q", "domains": {"z": {}, "x": {}, "y": {}}}), records)
+    assert list(dict.fromkeys(row.domain for row in run.rows)) == ["z", "x", "y", ALL]
 
 
 def test_slower_is_never_called_fastest() -> None:

@@ -156,6 +156,23 @@ def test_known_replays_are_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["second"][1:] == (0, 2)
 
 
+def test_a_round_begins_with_what_the_last_one_measured(tmp_path: Path) -> None:
+    """The adapter that a round ends with is not validated again by the next one, whose records are the same."""
+
+    class Forgets(dict):  # type: ignore[type-arg]
+        def __setitem__(self, key: Any, value: Any) -> None:
+            pass
+
+    found = {}
+    for name, validations in (("kept", {}), ("anew", Forgets())):
+        known = Known(validations=validations)
+        common: dict[str, Any] = {"rounds": 2, "out": tmp_path / name, "cache_folder": tmp_path / "h", "known": known}
+        found[name] = comparable(run_rounds(tiny_draft(), *data(), quick_config(**QUICK), **common))
+        assert len(known.validations) == (0 if name == "anew" else 1 + sum(r["accepted"] for r in found[name]))
+    assert found["kept"][0]["accepted"]
+    assert found["kept"] == found["anew"]
+
+
 def test_records_find_their_adapters_where_the_folder_is_now(tmp_path: Path) -> None:
     """A moved cache; records of earlier versions hold whole paths. An adapter that lies elsewhere stays where it is."""
     there, now, elsewhere = tmp_path / "there", tmp_path / "now", tmp_path / "elsewhere/round-1"

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import ToyPair, toy_draft, toy_model, toy_pair
 
+import harness.decode.replay as replay_module
 from harness.answers.collect import collect, shard_names
 from harness.answers.mlx_batch import BatchedTarget
 from harness.core.errors import HarnessError
 from harness.core.records import Sample, Trajectory
-from harness.decode import speculative
+from harness.decode import passes, speculative
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
 from harness.decode.generation import generate
@@ -74,6 +75,36 @@ def test_replay_equals_decoding(drafter: str) -> None:
             assert row.sources is None or tuple("lookup" if s == "copy" else s for s in row.sources) == known
             assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)
             assert (row.rounds, row.drafted, row.accepted, row.rejected) == (real.rounds, real.drafted, real.accepted, real.rejected)
+
+
+@pytest.mark.parametrize("room", [10_000, 60, 0])
+def test_replays_of_one_draft_run_it_once(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Other lengths and other drafters around a draft need no further pass of it, nor what it says behind its own mistakes once more; the
+    rows are those of replays that know nothing. Where there is no room for all answers, the first stay."""
+    monkeypatch.setattr(passes, "KEPT_TOKENS", room)
+    pair, answers = PAIRS[1], []
+    for p in range(8):
+        prompt = [2 + (p * 7 + i * 3) % 60 for i in range(2 + p)]
+        plain = greedy(pair, prompt, None, max_tokens=23)
+        facts: dict[str, Any] = {"sample_id": str(p), "domain": "x", "prompt_tokens": tuple(prompt), "max_tokens": 23}
+        answers.append(Trajectory(tokens=plain.tokens, finish=plain.finish, **facts))
+    cells: list[tuple[str, list[int | str]]] = [("generic", [1, 4]), ("generic", ["auto", "dynamic"])]
+    cells += [("hybrid", [4]), ("hybrid", ["dynamic"])]
+    alone = [replay(pair, answers, [drafter], ks, costs=CHEAP) for drafter, ks in cells]
+    read, asked = [], []
+    forced, propose = replay_module.forced_passes, ModelDrafter.propose
+    monkeypatch.setattr(replay_module, "forced_passes", lambda m, ids, ts, *rest: read.append(len(ts)) or forced(m, ids, ts, *rest))
+    monkeypatch.setattr(ModelDrafter, "propose", lambda *given: asked.append(1) or propose(*given))
+    known: passes.Passes[Any] = passes.Passes()
+    assert [replay(pair, answers, [drafter], ks, costs=CHEAP, known=known) for drafter, ks in cells] == alone
+    before = len(asked)
+    assert before > 0
+    replay(pair, answers, ["generic"], ["dynamic"], known=known)
+    assert read[0] == 8
+    if room == 10_000:
+        assert (read, len(asked)) == ([8], before)
+    else:
+        assert set(read[1:]) == {8} if room == 0 else max(read[1:]) < 8
 
 
 def test_target_as_its_own_draft_accepts_everything() -> None:

@@ -72,11 +72,21 @@ class _Told(logging.Handler):
 
 def counted(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Pass ``items`` on and note now and then how many of the ``total`` are done: nothing where it goes fast."""
-    timer = NowAndThen()
+    progress = noting(total, what)
     for number, item in enumerate(items, start=1):
         yield item
-        if number < total and timer.due():
-            note(f"  {number} of {total} {what}")
+        progress(number)
+
+
+def noting(total: int, what: str) -> Callable[[int], None]:
+    """A function that takes how many of the ``total`` are done, and notes it now and then."""
+    timer = NowAndThen()
+
+    def progress(done: int) -> None:
+        if done < total and timer.due():
+            note(f"  {done} of {total} {what}")
+
+    return progress
 
 
 class Progress:

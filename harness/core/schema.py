@@ -73,9 +73,16 @@ class SpotCheck(TypedDict):
     equal: bool
     near_ties: int | None
     replay_s: NotRequired[Duration]
-    """What the replay of the drafter's cells took; not in runs of versions that did not store it."""
     replayed: NotRequired[int]
-    """Records that this replay wrote; a run that was killed while they were written has more. Not in runs of older versions."""
+    """Only in runs of older versions."""
+
+
+class ReplayTime(TypedDict):
+    """What replays took whose clock was not lost: a process that was killed took its own with it."""
+
+    records: int
+    """That they wrote."""
+    seconds: Amount
 
 
 class Verification(TypedDict):
@@ -155,6 +162,8 @@ class Measured:
     swaps: tuple[Swap, ...] = ()
     spot_checks: tuple[SpotCheck, ...] = ()
     """Replayed samples that were decoded too."""
+    replayed: ReplayTime | None = None
+    """None where nothing was replayed, and in runs of older versions."""
     target_ties: Mapping[str, Annotated[int, Field(ge=0)]] = field(default_factory=dict)
     """Sample id to the number of near-ties of the target in its answer."""
     race: Race | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from harness.core.records import Trajectory
 from harness.decode.drafters import ModelDrafter
 from harness.decode.sampling import Sampling, log_softmax, processed_logprobs
-from harness.decode.simulate import MOST_DRAFTED, AlongAnswer, run_lengths
+from harness.decode.simulate import MOST_DRAFTED, AlongAnswer, Beyond, run_lengths
 from harness.models.blas import mx
 from harness.models.forward import ForcedHead
 
@@ -35,6 +35,8 @@ class ForcedPass:
     """(n,) float32: its probability under the draft."""
     logq: np.ndarray | None = None
     """(n,) float32: processed draft log-probability of the target's token, for temperature above 0."""
+    beyond: Beyond = field(default_factory=dict, compare=False, repr=False)
+    """What the draft said behind tokens that the answer has not, as far as it was asked."""
 
     most = MOST_DRAFTED
     """Most tokens of a round."""
@@ -56,7 +58,7 @@ class ForcedPass:
 
     def along(self, drafter: ModelDrafter, trajectory: Trajectory) -> AlongAnswer:
         """The draft beside the answer."""
-        return AlongAnswer(drafter, trajectory, self.match, self.favourite, self.confidence)
+        return AlongAnswer(drafter, trajectory, self.match, self.favourite, self.confidence, self.beyond)
 
 
 def score_rows(head: ForcedHead, hidden: mx.array, places: mx.array, ids: Sequence[int], sampling: Sampling | None) -> ForcedPass:

@@ -25,6 +25,7 @@ from harness.decode.length import Costs, make_policy
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.parallel import ParallelDrafter
 from harness.decode.parallel_replay import ParallelPass, parallel_passes
+from harness.decode.passes import Passes
 from harness.decode.sampling import Sampling
 from harness.decode.simulate import RoundCounts, expected_counts, simulate_free, simulate_policy, simulate_runs
 from harness.models.blas import mx
@@ -85,12 +86,17 @@ def model_passes(
     trajectories: Sequence[Trajectory],
     sampling: Sampling | None = None,
     progress: Callable[[int], None] | None = None,
+    known: Passes[Pass] | None = None,
 ) -> Sequence[Pass]:
-    """What a model drafter says along each answer; arguments as for :func:`forced_passes`."""
-    trajectories = _as_read(drafter, trajectories)
-    if isinstance(drafter, ParallelDrafter):
-        return parallel_passes(drafter, trajectories, sampling, progress)
-    return forced_passes(drafter.model, drafter.token_map, trajectories, sampling, progress)
+    """What a model drafter says along each answer; arguments as for :func:`forced_passes`, ``known`` as for :func:`replay`."""
+
+    def run(lacking: Sequence[Trajectory]) -> Sequence[Pass]:
+        if isinstance(drafter, ParallelDrafter):
+            return parallel_passes(drafter, lacking, sampling, progress)
+        return forced_passes(drafter.model, drafter.token_map, lacking, sampling, progress)
+
+    read = _as_read(drafter, trajectories)
+    return run(read) if known is None else known.along(read, run)
 
 
 def variant_passes(
@@ -245,6 +251,7 @@ def replay(
     costs: Costs | None = None,
     options: DrafterOptions | None = None,
     progress: Callable[[int], None] | None = None,
+    known: Passes[Pass] | None = None,
 ) -> list[ReplayRow]:
     """Acceptance of every drafter x sample x K from stored target trajectories, one draft pass per (drafter, sample).
 
@@ -257,6 +264,7 @@ def replay(
         costs: measured c and v, for ``auto``.
         options: settings of the drafters.
         progress: called with the number of trajectories finished per drafter.
+        known: what the drafters' one draft said in earlier calls with the same sampling; used and filled in.
 
     Returns:
         One row per (drafter, sample, K).
@@ -279,13 +287,13 @@ def replay(
             continue
         played: Sequence[int | str] = policies
         if fixed and isinstance(drafter, ModelDrafter):
-            passes = model_passes(drafter, trajectories, sampling, progress)
+            passes = model_passes(drafter, trajectories, sampling, progress, known)
             rows += [replay_row(name, t, forced, k) for t, forced in zip(trajectories, passes, strict=True) for k in fixed]
         elif isinstance(drafter, FreeDrafter) or (isinstance(drafter, HybridDrafter) and isinstance(drafter.draft, ModelDrafter)):
-            rows += _replay_greedy(name, drafter, trajectories, fixed, progress) if fixed else []
+            rows += _replay_greedy(name, drafter, trajectories, fixed, progress, known) if fixed else []
         else:
             played = ks
-        rows += _replay_policies(name, drafter, trajectories, played, costs, progress) if played else []
+        rows += _replay_policies(name, drafter, trajectories, played, costs, progress, known) if played else []
     return rows
 
 
@@ -296,6 +304,7 @@ def _replay_policies(
     ks: Sequence[int | str],
     costs: Costs | None,
     progress: Callable[[int], None] | None,
+    known: Passes[Pass] | None,
 ) -> list[ReplayRow]:
     """Counts of lengths, and of sources, that are chosen while decoding. What a draft model says along the answer comes from one pass."""
     model = getattr(drafter, "draft", drafter)
@@ -304,7 +313,7 @@ def _replay_policies(
             row_of(name, t, k, simulate_policy(drafter, t, make_policy(k, costs))) for t in _counted(trajectories, progress) for k in ks
         ]
     rows = []
-    passes = model_passes(model, trajectories)
+    passes = model_passes(model, trajectories, known=known)
     for t, forced in zip(_counted(trajectories, progress), passes, strict=True):
         along = forced.along(model, t)
         chosen: Any = drafter.with_draft(along) if hasattr(drafter, "with_draft") else along
@@ -325,12 +334,13 @@ def _replay_greedy(
     trajectories: Sequence[Trajectory],
     ks: Sequence[int],
     progress: Callable[[int], None] | None,
+    known: Passes[Pass] | None,
 ) -> list[ReplayRow]:
     """Fixed lengths of a drafter that is no model alone."""
     if isinstance(drafter, FreeDrafter):
         return [row_of(name, t, k, simulate_free(drafter, t, k)) for t in trajectories for k in ks]
     assert isinstance(drafter.draft, ModelDrafter)
-    passes = model_passes(drafter.draft, trajectories, progress=progress)
+    passes = model_passes(drafter.draft, trajectories, progress=progress, known=known)
     return [
         row_of(name, t, k, simulate_free(drafter.first, t, k, forced.runs, forced.most), forced.near_ties())
         for t, forced in zip(trajectories, passes, strict=True)

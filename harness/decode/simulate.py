@@ -18,6 +18,8 @@ from harness.models.blas import ints, mx
 
 MOST_DRAFTED = 2**31
 """No bound of replay's own: the policy decides."""
+Beyond = dict[tuple[int, tuple[int, ...]], tuple[int, float]]
+"""(tokens of the answer that stand, the guesses behind them) -> the token that a draft favours there, and its probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +138,22 @@ class AlongAnswer:
         match: (n,) bool, whether the draft's favourite is the answer's token.
         favourite: (n,) int, the favourite's id.
         confidence: (n,) float, its probability under the draft.
+        beyond: what the draft said behind tokens that the answer has not; used and filled in.
     """
 
     def __init__(
-        self, draft: ModelDrafter, trajectory: Trajectory, match: np.ndarray, favourite: np.ndarray, confidence: np.ndarray
+        self,
+        draft: ModelDrafter,
+        trajectory: Trajectory,
+        match: np.ndarray,
+        favourite: np.ndarray,
+        confidence: np.ndarray,
+        beyond: Beyond,
     ) -> None:
         self.name = draft.name
         self._draft, self._prompt, self._answer = draft, list(trajectory.prompt_tokens), list(trajectory.tokens)
         self._match, self._favourite, self._confidence = match.tolist(), favourite.tolist(), confidence.tolist()
+        self._beyond = beyond
         self._reads = False
 
     def begin(self, prompt: list[int]) -> None:
@@ -174,12 +184,28 @@ class AlongAnswer:
     def _behind(
         self, context: list[int], guesses: int, k: int, goes_on: Callable[[tuple[float, ...]], bool] | None, known: tuple[float, ...]
     ) -> Proposal:
-        """What the model drafts after a token that the answer has not, or after the answer's end."""
+        """What the model drafts after a token that the answer has not, or after the answer's end; asked once, it is known."""
+        if goes_on is None:
+            return self._asked(context, Request(k=k, guesses=guesses))
+        stands, said, sure = len(context) - guesses, list[int](), list[float]()
+        while len(said) < k:
+            text = [*context, *said]
+            at = stands - len(self._prompt), tuple(text[stands:])
+            if at not in self._beyond:
+                more = self._asked(text, Request(k=1, keep_going=lambda _: False, guesses=guesses + len(said)))
+                self._beyond[at] = ints(more.tokens)[0], more.confidences[0]
+            token, confidence = self._beyond[at]
+            said.append(token)
+            sure.append(confidence)
+            if not goes_on((*known, *sure)):
+                break
+        return self._proposal(said, tuple(sure))
+
+    def _asked(self, context: list[int], request: Request) -> Proposal:
         if not self._reads:
             self._draft.begin(self._prompt)
             self._reads = True
-        keep_going = None if goes_on is None else lambda confidences: goes_on((*known, *confidences))
-        proposal = self._draft.propose(context, Request(k=k, keep_going=keep_going, guesses=guesses))
+        proposal = self._draft.propose(context, request)
         assert proposal is not None
         return proposal
 

@@ -12,7 +12,7 @@ from harness.report.markdown import DEFINITIONS, HOW, facts, title
 from harness.report.page import CONFIG, OPTIONS, POLICY, SCRIPT, STYLE, vega
 from harness.report.run import Run
 from harness.report.sections import SECTIONS, figures, findings, recommendation, result
-from harness.report.tables import Table, Text
+from harness.report.tables import COLOURED, Table, Text
 from harness.results.manifest import Manifest
 
 
@@ -110,8 +110,10 @@ def _table(table: Table) -> str:
 
 def _text(text: Text) -> str:
     start = " ".join(text.prompt.split())
-    answer = "".join(f"<mark>{html(part)}</mark>" if by_draft else html(part) for part, by_draft in text.answer)
-    shown = f'<b class="label">Answer, what the draft proposed in green</b><pre>{answer}</pre>' if answer else ""
+    answer = "".join(f'<mark class="{by}">{html(part)}</mark>' if by else html(part) for part, by in text.answer)
+    seen = [by for by in COLOURED if any(by == own for _, own in text.answer)]
+    legend = ", ".join(["Answer", *(f'<mark class="{by}">{by}</mark>' for by in seen), "the rest is the target's own"])
+    shown = f'<b class="label">{legend}</b><pre>{answer}</pre>' if answer else ""
     summary = html(start if len(start) <= 90 else f"{start[:89]}…")
     return f'<details><summary>{summary}</summary><b class="label">Prompt</b><pre>{html(text.prompt)}</pre>{shown}</details>'
 

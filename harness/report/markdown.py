@@ -36,9 +36,11 @@ DEFINITIONS = {
     "rate": "accepted / drafted tokens: how much of what the draft proposed was kept",
     "alpha": "accepted / (accepted + rejections): how often a single proposed token is kept; what follows a rejection does not count",
     "tau": "emitted tokens per pass of the target, its own token included: from 1 to K + 1",
-    "speedup": "the target's own wall time over the cell's, paired per prompt, prompt processing included",
+    "robust": "speedup over all n prompts, every round at the median time of its kind in this run; what a recommendation goes by",
+    "speedup": "the target's own wall time over the cell's, paired per prompt, prompt processing included; over the clocked prompts",
     "K": "tokens drafted per round; auto weighs acceptance against measured costs, dynamic stops where the draft is unsure",
     "predicted": "the speedup that tau and the calibrated costs of drafting and verifying promise",
+    "n, clocked": "prompts that the counts are from, and those of them that were decoded with a clock",
     "diverged": "greedy outputs that are not the target's own; each is a near-tie or a bug",
 }
 """What the columns mean."""

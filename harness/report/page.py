@@ -11,9 +11,9 @@ from harness.core.paths import cache_dir
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6875; --line: #dfe4ea; --accent: #1f66b0; --page: #f5f7f9; --box: #fff;
-  --win: #e8f1fb; --draft: #d5ebd9; }
+  --win: #e8f1fb; --draft: #d5ebd9; --lookup: #d6e4f7; --memory: #f6e3c0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e3e8ee; --soft: #9aa7b4; --line: #323c48; --accent: #7db5f0; --page: #12171d;
-  --box: #1a2129; --win: #1d3048; --draft: #22492d; } }
+  --box: #1a2129; --win: #1d3048; --draft: #22492d; --lookup: #20406b; --memory: #5a4312; } }
 * { box-sizing: border-box; }
 html { scroll-padding-top: 48px; }
 body { margin: 0; color: var(--ink); background: var(--page); }
@@ -46,6 +46,7 @@ details { font-size: 14px; margin-top: 8px; } summary { cursor: pointer; font-we
 tr.text details { margin: 0; } tr.text summary { color: var(--soft); font-weight: normal; padding: 0; }
 tr.text pre { max-height: 320px; overflow-y: auto; } b.label { font-size: 13px; color: var(--soft); }
 mark { background: var(--draft); color: inherit; border-radius: 2px; }
+mark.lookup { background: var(--lookup); } mark.memory { background: var(--memory); }
 .chart { width: 100%; overflow-x: auto; }
 @media (max-width: 700px) {
   main { padding: 12px 8px 48px; } section { padding: 14px 12px; margin: 12px 0; } nav div { padding: 8px 12px; }

@@ -102,6 +102,8 @@ def load_run(folder: Path) -> Run:
 
 
 def make_run(manifest: Manifest, records: Sequence[Record] | Groups, texts: Texts | None = None) -> Run:
-    """Summarise what :func:`harness.results.reading.read_run` returned."""
-    measured = manifest.measured
-    return Run(manifest, records, summarise(records, measured.calibration, machine=measured.reference_machine), texts or Texts())
+    """Summarise what :func:`harness.results.reading.read_run` returned; domains in the order of the suite."""
+    measured, order = manifest.measured, list(manifest.suite.get("domains", ()))
+    rows = summarise(records, measured.calibration, machine=measured.reference_machine)
+    rows.sort(key=lambda row: order.index(row.domain) if row.domain in order else len(order))
+    return Run(manifest, records, rows, texts or Texts())

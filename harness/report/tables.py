@@ -17,6 +17,8 @@ MISSING = "–"
 """Shown where there is no value."""
 ON = "on "
 """Start of the headers of the speedups by domain."""
+COLOURED = ("draft", "lookup", "memory")
+"""Who is told from the target in an answer's text, each by a colour."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Text:
     """What the page shows below a row when asked."""
 
     prompt: str
-    answer: tuple[tuple[str, bool], ...]
-    """Stretches of the answer, each with whether the draft proposed it."""
+    answer: tuple[tuple[str, str], ...]
+    """Stretches of the answer, each with who proposed it: ``draft``, ``lookup`` or ``memory``; empty for the target."""
 
 
 @dataclass(frozen=True)

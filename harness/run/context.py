@@ -7,21 +7,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from harness.core.drafter_kinds import DRAFTERS, split_name
 from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Place, Record, Sample, Score, Trajectory
 from harness.core.schema import Measured
 from harness.core.walltime import Stages
 from harness.decode.length import Costs
+from harness.decode.passes import Passes
 from harness.results.clock import Clock
 from harness.results.store import RunStore
 from harness.results.thinking import thinking_tokens
 from harness.results.work import cost_label
 from harness.run.chain_task import Crew
-from harness.run.engine import Engine
+from harness.run.engine import TRAINED, Engine
 from harness.run.trained import Trained
 from harness.run.turns import Turns
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, settings_of
+
+DRAFT, PARALLEL, FREE = ("draft", None), ("parallel", None), ("free", None)
+"""What several drafters share: the pair's draft, its parallel draft, and no model but the target."""
 
 
 class Facts(Protocol):
@@ -70,6 +75,8 @@ class Bench:
     """Greedy outputs of the target, decoded one at a time."""
     answers: dict[str, Trajectory] = field(default_factory=dict)
     """Greedy outputs of the target, made in batches."""
+    passes: dict[Any, Passes[Any]] = field(default_factory=dict)
+    """(what drafts, adapter) -> what it said along the answers."""
     scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
     stages: Stages = field(default_factory=Stages)
     turns: Turns = field(default_factory=Turns)
@@ -166,6 +173,16 @@ def costs_now(bench: Bench, cell: Cell) -> Any:
         return calibrated
     c, v = bench.timings.costs(label, calibrated.c, calibrated.v)
     return Costs(c=calibrated.c if calibrated.once else c, v=v, once=calibrated.once)  # a round of one pass says nothing of a token
+
+
+def draft_of(cell: Cell) -> tuple[Any, Any]:
+    """What drafts in a cell, which decides its costs: the same for all cells of the pair's draft, and for all that run only the target."""
+    kind = DRAFTERS.get(split_name(cell.drafter or "")[1])
+    if cell.drafter in TRAINED or (kind is not None and kind.needs_draft and not kind.needs_parallel):
+        return DRAFT
+    if kind is not None and kind.needs_parallel:
+        return PARALLEL
+    return FREE if kind is not None and kind.model_free else (cell.drafter, cell.layers)
 
 
 def generate_job(bench: Bench, job: Job, max_tokens: int) -> tuple[Generation, int]:

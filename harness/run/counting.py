@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.core.cell import record_key
 from harness.core.interrupt import StopRequest
 from harness.core.limits import ended
-from harness.core.progress import counted, note
+from harness.core.progress import counted, note, noting
 from harness.core.records import Record, Sample, Trajectory
-from harness.run.context import Bench, Context, costs_now, score_answer
+from harness.decode.passes import Passes
+from harness.run.context import Bench, Context, costs_now, draft_of, score_answer
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
@@ -56,17 +57,21 @@ def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -
         if job.key not in context.store:
             alike.setdefault(_alike(job), []).append(job)
     groups = list(alike.values())
-    done, spent, first = [0] * len(groups), [0.0] * len(groups), dict[int, Record]()
+    done, first, known = [0] * len(groups), dict[int, Record](), context.store.measured.replayed
+    records, seconds = (known["records"], known["seconds"]) if known else (0, 0.0)
     for part in context.work.replay(context, groups, lambda: stop.requested):
         context.store.extend(part.records)
         progress.replayed(part.records)
         done[part.group] += len(part.records)
-        spent[part.group] += part.seconds
+        records, seconds = records + len(part.records), seconds + part.seconds
         group = groups[part.group]
         if (found := next((r for r in part.records if record_key(r) == group[0].key), None)) is not None:
             first[part.group] = found
         if context.spot_checks and done[part.group] == len(group):
-            _spot_check(context, group[0], first[part.group], done[part.group], spent[part.group])
+            context.store.update(replayed={"records": records, "seconds": seconds})
+            _spot_check(context, group[0], first[part.group])
+    if groups:
+        context.store.update(replayed={"records": records, "seconds": seconds})
 
 
 def _alike(job: Job) -> tuple[Any, ...]:
@@ -103,8 +108,17 @@ def _rows(bench: Bench, cell: Cell, adapter: str | None, answers: Sequence[Traje
     """Replay rows of a cell's drafter with one adapter in place."""
     bench.trained.activate(adapter)
     source = bench.trained.drafter(adapter, bench.pair, cell.around) if cell.drafter == "adapter" else cell.drafter
-    settings = {"costs": costs_now(bench, cell)} if "auto" in ks else {}
-    return bench.engine.replay(bench.pair, answers, [source], ks, **settings, **bench.engine.settings(cell))
+    how = {"costs": costs_now(bench, cell)} if "auto" in ks else {}
+    return _replay(bench, cell, adapter, source, answers, ks, how)
+
+
+def _replay(
+    bench: Bench, cell: Cell, adapter: str | None, source: Any, answers: Sequence[Trajectory], ks: Sequence[Any], how: Mapping[str, Any]
+) -> list[Any]:
+    """Rows of a drafter around a draft with one adapter, from what that draft said before where that is known."""
+    known, progress = bench.passes.setdefault((draft_of(cell), adapter), Passes()), noting(len(answers), "answers replayed")
+    settings = bench.engine.settings(cell)
+    return bench.engine.replay(bench.pair, answers, [source], ks, known=known, progress=progress, **how, **settings)
 
 
 def _routed(bench: Bench, group: Sequence[Job]) -> list[Record]:
@@ -123,13 +137,13 @@ def _routed(bench: Bench, group: Sequence[Job]) -> list[Record]:
 
 def _arm_rows(bench: Bench, cell: Cell, arm: str, answers: Sequence[Trajectory]) -> list[Any]:
     """Replay rows of one of the router's arms."""
-    from harness.adapt.routers.arms import arm_drafter, costs_of
+    from harness.adapt.routers.arms import arm_drafter, arm_parts, costs_of
 
     source = arm_drafter(bench.pair, bench.trained.bank, arm, cell.around)
     if source is None:
         return _plain(answers)
-    settings = {"costs": costs_of(arm, costs_now(bench, cell), cell.around)} if cell.k == "auto" else {}
-    return bench.engine.replay(bench.pair, answers, [source], [cell.k], **settings, **bench.engine.settings(cell))
+    how = {"costs": costs_of(arm, costs_now(bench, cell), cell.around)} if cell.k == "auto" else {}
+    return _replay(bench, cell, arm_parts(arm)[1], source, answers, [cell.k], how)
 
 
 def _plain(answers: Sequence[Trajectory]) -> list[Any]:
@@ -197,8 +211,8 @@ def _close(t: Trajectory) -> int | None:
     return sum(len(top) > 1 and bool(top[0] - top[1] < HALF_TIE) for top in t.top_logprobs)
 
 
-def _spot_check(context: Context, job: Job, record: Record, records: int, replay_s: float) -> None:
-    """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal, and what replay took.
+def _spot_check(context: Context, job: Job, record: Record) -> None:
+    """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal.
 
     Policies that learn their costs while the run goes on are left out: another moment has other costs.
     """
@@ -219,8 +233,6 @@ def _spot_check(context: Context, job: Job, record: Record, records: int, replay
         "k": job.cell.k,
         "equal": equal and decoded.tokens == whole.tokens[: decoded.emitted],
         "near_ties": near_ties,
-        "replay_s": replay_s,
-        "replayed": records,
     }
     context.store.update(spot_checks=(*checks, check))
 

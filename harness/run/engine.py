@@ -99,10 +99,9 @@ def real_engine() -> Engine:
 def answers_by(pair: LoadedPair, samples: Sequence[Sample], max_tokens: int, pool: Pool | None = None) -> Iterable[Trajectory]:
     """The target's greedy answers, made in batches here or by a pool, and kept in the cache."""
     from harness.answers.collect import collect
-    from harness.models.address import cache_folder, cache_key, pair_facts
+    from harness.models.address import answers_folder
 
-    folder = cache_folder("trajectories", pair.name, cache_key(kind="trajectories", **pair_facts(pair)))
-    return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=folder, pool=pool)
+    return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=answers_folder(pair), pool=pool)
 
 
 def _calibrate(pair: LoadedPair, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from harness.adapt.training_config import load_training_config
 from harness.core import machine
 from harness.core.errors import HarnessError
 from harness.core.files import read_json, typed, write_atomic
 from harness.core.paths import cache_dir
+from harness.run.context import FREE, draft_of
 from harness.run.trained import VALIDATION_PROMPTS
 from harness.suite.chains import needed_chains
 
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
     from harness.suite.experiments import Cell
     from harness.suite.suite import Suite
 
-REPLAY_SHARE = 1 / 30
-"""What replaying a drafter costs, as a share of decoding a cell: one pass gives every length."""
-POLICY_SHARE = 1 / 15
-"""The same of a cell whose length is chosen while decoding."""
-BATCH_SHARE = 1 / 5
+BATCH_SHARE = 1 / 9
 """An answer's cost in a batch as a share of decoding it alone."""
-TRAIN_PASSES = 9
-"""Draft passes over an example in one round: three epochs, forward and backward."""
+READ_SHARE = 0.6
+"""Cost of a token that the draft reads along a known answer, as a share of one in a prompt read alone."""
+POLICY_STEPS = {"auto": 0.05, "dynamic": 0.4}
+"""Draft steps per token of an answer where lengths are chosen while decoding: behind tokens that the answer has not."""
+UPDATE_PASSES = 3
+"""Draft passes over an example in an epoch: forward, and backward as much as two."""
 DEFAULT_PROMPTS = 50
 """Prompts of a domain that names no limit and whose dataset is not on this machine yet."""
 
@@ -98,23 +100,36 @@ def estimate_s(
     prompts = {domain: (counts or {}).get(domain) or spec.limit or DEFAULT_PROMPTS for domain, spec in suite.domains.items()}
     clocked = {domain: n if suite.clocked is None else min(n, suite.clocked) for domain, n in prompts.items()}
     timed = sum(clocked[c.domain] * (prefill + _clock_tokens(suite, c) * step) for c in cells if c.timed) * suite.repeats
-    policies = [c for c in cells if suite.clocked is not None and isinstance(c.k, str) and not c.temperature]
-    counted = [c for c in cells if c.drafter and not isinstance(c.k, str) and (not c.timed or suite.clocked is not None)]
-    # one pass for all lengths
-    passes = {(c.domain, c.drafter, c.around, c.adapter_domain, c.installed, c.rank, c.round, c.layers) for c in counted}
-    chains = needed_chains(cells, list(suite.domains))
-    collected = {chain.samples + VALIDATION_PROMPTS for chain in chains}
-    routed = {cell.recipe.router_samples for cell in cells if cell.recipe is not None}
-    answers = len(suite.domains) * (max(collected, default=0) + max(routed, default=0))
-    example = (speed["prompt_tokens"] + suite.max_tokens) * speed["prompt_token_s"] * speed["c"]
-    rounds = sum(done * chain.samples for chain, done in chains.items())
+    replayed = [c for c in cells if c.replayable and (suite.clocked is not None or not (c.timed or isinstance(c.k, str)))]
+    passes = {(c.domain, *own) for c in replayed if (own := _reads(c)) is not None}  # one for all lengths
+    policies = sum(prompts[c.domain] * POLICY_STEPS[c.k] for c in replayed if isinstance(c.k, str) and draft_of(c) != FREE)
+    read = (speed["prompt_tokens"] + suite.max_tokens) * speed["prompt_token_s"] * speed["c"] * READ_SHARE
+    answers, passes_in_training = _training(suite, cells)
     return {
         "answers": 0.0 if suite.clocked is None else sum(prompts.values()) * answer * BATCH_SHARE,
         "decoding": timed,
-        "replay": answer * REPLAY_SHARE * sum(prompts[domain] for domain, *_ in passes)
-        + answer * POLICY_SHARE * sum(prompts[c.domain] for c in policies),
-        "training": answers * answer * BATCH_SHARE + rounds * example * TRAIN_PASSES,
+        "replay": sum(prompts[domain] for domain, *_ in passes) * read + policies * suite.max_tokens * speed["c"] * step,
+        "training": answers * answer * BATCH_SHARE + passes_in_training * read,
     }
+
+
+def _training(suite: Suite, cells: Sequence[Cell]) -> tuple[int, int]:
+    """Answers that training asks the target for, and draft passes over answers: updates, looking for mistakes, a router's outcomes."""
+    domains, chains = len(suite.domains), needed_chains(cells, list(suite.domains))
+    adapters = max((chain.samples + VALIDATION_PROMPTS for chain in chains), default=0)
+    router = max((cell.recipe.router_samples for cell in cells if cell.recipe is not None), default=0)
+    epochs = {chain: load_training_config(chain.training).optim.epochs for chain in chains}
+    updates = sum(rounds * chain.samples * (UPDATE_PASSES * epochs[chain] + 1) for chain, rounds in chains.items())
+    return domains * (adapters + router), updates + domains * router * (1 + domains)
+
+
+def _reads(cell: Cell) -> tuple[Any, ...] | None:
+    """The draft that a replay of the cell runs along the answers; None where it runs no model, or those of other cells."""
+    own = draft_of(cell)
+    if own == FREE or cell.drafter == "router":
+        return None
+    adapted = cell.drafter == "adapter" and cell.round != 0
+    return (own, cell.adapter_domain, cell.installed, cell.rank, cell.round or 1) if adapted else (own,)
 
 
 def _clock_tokens(suite: Suite, cell: Cell) -> int:

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.core import machine, stats
-from harness.core.drafter_kinds import DRAFTERS, split_name
 from harness.core.interrupt import StopRequest
 from harness.core.progress import Progress, note
 from harness.core.records import Generation, Load, Record, Sample, Try
 from harness.decode.length import AUTO_MAX_K, Costs
 from harness.results.work import cost_label
-from harness.run.context import Bench, Context, generate_job, score_answer
+from harness.run.context import DRAFT, FREE, Bench, Context, draft_of, generate_job, score_answer
 from harness.run.counting import answer_all, replay_all
-from harness.run.engine import TRAINED
 from harness.suite.experiments import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
@@ -30,8 +28,6 @@ DISTURBED = 1.4
 """An answer that takes this many times what its own rounds take by the run's medians is decoded again."""
 TRIES = 3
 """How often at most."""
-DRAFT, PARALLEL, FREE = ("draft", None), ("parallel", None), ("free", None)
-"""Costs that several drafters share: with the pair's draft, with its parallel draft, and with no model but the target."""
 
 
 def execute(context: Context, plan: Plan, stop: StopRequest, console: Console) -> Plan:
@@ -63,8 +59,8 @@ def calibrate(bench: Bench, cells: Sequence[Cell]) -> None:
     max_k = max([8, *(k for k in lengths if isinstance(k, int))])
     measured: dict[tuple[Any, Any], Any] = {}
     distinct = {(cell.drafter, cell.layers, cell.around): cell for cell in wanted}.values()
-    for cell in sorted(distinct, key=lambda cell: _costs_like(cell) == FREE):
-        name, own = cost_label(cell.drafter, settings_of(cell)), _costs_like(cell)
+    for cell in sorted(distinct, key=lambda cell: draft_of(cell) == FREE):
+        name, own = cost_label(cell.drafter, settings_of(cell)), draft_of(cell)
         if own not in measured:
             drafted = measured.get(DRAFT) if own == FREE else None
             measured[own] = _without_draft(*drafted) if drafted else bench.engine.calibrate(bench.pair, cell, max_k)
@@ -77,16 +73,6 @@ def warm_up(bench: Bench, decodes: Sequence[Job]) -> None:
     kinds = {(j.cell.drafter, j.cell.around, j.adapter, j.cell.k, j.cell.loop, j.cell.rule, j.cell.layers): j for j in decodes}
     for job in kinds.values():
         generate_job(bench, job, WARMUP_TOKENS)
-
-
-def _costs_like(cell: Cell) -> tuple[Any, Any]:
-    """What decides a cell's costs: cells of the pair's draft have the same, and cells that run no model but the target."""
-    kind = DRAFTERS.get(split_name(cell.drafter or "")[1])
-    if cell.drafter in TRAINED or (kind is not None and kind.needs_draft and not kind.needs_parallel):
-        return DRAFT
-    if kind is not None and kind.needs_parallel:
-        return PARALLEL
-    return FREE if kind is not None and kind.model_free else (cell.drafter, cell.layers)
 
 
 def _without_draft(costs: Any, facts: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

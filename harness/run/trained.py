@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from harness.suite.chains import Chain, adapter_names, chain_of, domain_chain, n
 from harness.suite.experiments import Cell, Recipe
 
 if TYPE_CHECKING:
+    from harness.adapt.routers.arms import Replaying
     from harness.adapt.training.rounds import Known, RoundRecord
     from harness.adapt.training_config import TrainingConfig
     from harness.suite.suite import Suite
@@ -346,6 +348,7 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
     from harness.adapt.routers.arms import Replaying, arm_names
     from harness.adapt.routers.fitting import prompt_groups
     from harness.adapt.routers.routed import fit_router, load_router_config, outcome_table
+    from harness.adapt.training.bank import kept_rows
     from harness.models.pair_config import pair_k
 
     routers: dict[tuple[Recipe, int | str], Any] = {}
@@ -368,9 +371,17 @@ def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -
             continue
         answers = material.answers(prompts)
         note(f"fitting the router on {len(prompts)} prompts, arms: {', '.join(names)}")
-        folders = {a.name: a.folder for a in trained.adapters.values() if a.folder}
-        crew, how = material.crew, Replaying(k=fixed, memory=held_out)
-        rows = how(material.pair, trained.bank, answers) if crew is None else crew.replay(folders, answers, how)
-        table = outcome_table([row for row in rows if row.drafter in names], prompts)
+        folders, crew, how = {a.name: a.folder for a in arms if a.folder}, material.crew, Replaying(k=fixed, memory=held_out)
+        here = partial(how, material.pair, trained.bank, answers, folders)
+        replay = here if crew is None else partial(crew.replay, folders, answers, how)
+        table = outcome_table(kept_rows(_outcomes(material.pair, answers, hashes, how), replay), prompts)
         routers[recipe, k] = fit_router(table, config, k=fixed, adapter_hashes=hashes, groups=prompt_groups(table, prompts))
     trained.routers, trained.router_facts = routers, facts
+
+
+def _outcomes(pair: LoadedPair, answers: Sequence[Trajectory], adapters: Mapping[str, str], how: Replaying) -> Path:
+    """File of what the arms of a router over adapters (name -> hash) would do along answers."""
+    texts = [[t.sample_id, t.domain, t.prompt_tokens, t.tokens] for t in answers]
+    memory = how.memory and [how.memory.hash, sorted(how.memory.left_out)]
+    key = cache_key(kind="outcomes", adapters=adapters, k=how.k, memory=memory, answers=texts, **pair_facts(pair))
+    return cache_folder("trained", pair.name, key) / "outcomes.json"

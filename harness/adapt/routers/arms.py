@@ -4,7 +4,7 @@ memory before each of those drafts. Imports nothing heavy at the top.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,23 +91,30 @@ class Replaying:
     memory: HeldOut | None = None
     """What the arms with a memory draft from; None leaves them out."""
 
-    def __call__(self, pair: LoadedPair, bank: AdapterBank, answers: Sequence[Trajectory]) -> list[ReplayRow]:
-        """Rows of every arm over the adapters of a bank, arm by arm.
+    def __call__(
+        self, pair: LoadedPair, bank: AdapterBank, answers: Sequence[Trajectory], adapters: Iterable[str] | None = None
+    ) -> list[ReplayRow]:
+        """Rows of every arm over adapters of a bank, arm by arm; over all of them where none are named.
 
         Raises:
             HarnessError: the memory is another one here.
         """
         first = None if self.memory is None else self.memory.drafter(pair)
-        return self._fixed(bank, answers, self.k, first) if isinstance(self.k, int) else self._auto(pair, bank, answers, self.k, first)
+        chosen = bank.names if adapters is None else sorted(adapters)
+        if isinstance(self.k, int):
+            return self._fixed(bank, answers, chosen, self.k, first)
+        return self._auto(pair, bank, answers, chosen, self.k, first)
 
     @staticmethod
-    def _fixed(bank: AdapterBank, answers: Sequence[Trajectory], k: int, first: MemoryDrafter | None) -> list[ReplayRow]:
+    def _fixed(
+        bank: AdapterBank, answers: Sequence[Trajectory], adapters: Sequence[str], k: int, first: MemoryDrafter | None
+    ) -> list[ReplayRow]:
         """One pass of each draft gives its own rows and those behind the memory."""
         from harness.adapt.training.bank import bank_passes
         from harness.decode.replay import replay_row, row_of
         from harness.decode.simulate import simulate_free
 
-        passes = bank_passes(bank, answers)
+        passes = bank_passes(bank, answers, adapters)
         each = [(draft, t, own) for draft, found in passes.items() for t, own in zip(answers, found, strict=True)]
         rows = [replay_row(draft, t, own, k) for draft, t, own in each]
         if first is not None:
@@ -117,14 +124,20 @@ class Replaying:
         return rows
 
     def _auto(
-        self, pair: LoadedPair, bank: AdapterBank, answers: Sequence[Trajectory], k: str, first: MemoryDrafter | None
+        self,
+        pair: LoadedPair,
+        bank: AdapterBank,
+        answers: Sequence[Trajectory],
+        adapters: Sequence[str],
+        k: str,
+        first: MemoryDrafter | None,
     ) -> list[ReplayRow]:
         """Lengths that are chosen while decoding: arm by arm."""
         from harness.decode.drafters import HybridDrafter
         from harness.decode.replay import replay
 
         assert self.costs is not None
-        drafts = {name or GENERIC: bank.drafter(name) for name in (None, *bank.names)}
+        drafts = {name or GENERIC: bank.drafter(name) for name in (None, *adapters)}
         found: dict[str, Drafter] = {**drafts}
         if first is not None:
             both = {inside(MEMORY_HYBRID, name): draft for name, draft in drafts.items()}

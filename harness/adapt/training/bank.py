@@ -7,11 +7,12 @@ bit for bit. Key-value caches made before a swap belong to the old weights: star
 from __future__ import annotations
 
 import copy
+import json
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,9 +21,9 @@ from harness.adapt.adapters.surface import attached, check_surface, embed, is_ad
 from harness.adapt.training_config import Policy
 from harness.core import files
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.progress import NowAndThen, note
+from harness.core.progress import noting
 from harness.core.protocols import LoadedDraft
-from harness.core.records import Trajectory
+from harness.core.records import SCHEMA_VERSION, Trajectory
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import ModelDrafter
 from harness.decode.parallel import parallel_drafter
@@ -246,25 +247,44 @@ def fuse(module: Any) -> Any:
     return module.fuse(dequantize=True)
 
 
-def bank_passes(bank: AdapterBank, trajectories: Sequence[Trajectory]) -> dict[str, Sequence[Pass]]:
-    """What the plain draft (``generic``) and every adapter of the bank say along each answer; the plain draft is active afterwards."""
-    names, timer = (None, *(name for name in bank.names if name not in bank.ahead)), NowAndThen()
+def bank_passes(bank: AdapterBank, trajectories: Sequence[Trajectory], adapters: Iterable[str] | None = None) -> dict[str, Sequence[Pass]]:
+    """What the plain draft (``generic``) and adapters of the bank say along each answer, every one where none are named.
 
-    def progress(done: int) -> None:
-        if timer.due():
-            note(f"  {done} of {len(trajectories)} answers replayed with {len(names)} drafters")
-
+    The plain draft is active afterwards.
+    """
+    chosen = bank.names if adapters is None else sorted(adapters)
+    names = (None, *(name for name in chosen if name not in bank.ahead))
+    progress = noting(len(trajectories), f"answers replayed with {len(names)} drafters")
     (model, token_map), depth = bank.draft.proposer, bank.shared_blocks()
     passes = variant_passes(model, token_map, trajectories, lambda tokens: bank.states(tokens, names, depth), progress=progress)
     bank.activate(None)
     said: dict[str, Sequence[Pass]] = {name or "generic": [own[at] for own in passes] for at, name in enumerate(names)}
-    return said | {name: model_passes(bank.drafter(name), trajectories, progress=progress) for name in bank.ahead}
+    return said | {name: model_passes(bank.drafter(name), trajectories, progress=progress) for name in chosen if name in bank.ahead}
 
 
-def replay_bank(bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int]) -> list[ReplayRow]:
-    """Replay the plain draft (``generic``) and every adapter of the bank together; the plain draft is active afterwards."""
-    said, ks = bank_passes(bank, trajectories), list(ks)
+def replay_bank(
+    bank: AdapterBank, trajectories: Sequence[Trajectory], ks: Iterable[int], adapters: Iterable[str] | None = None
+) -> list[ReplayRow]:
+    """Replay what :func:`bank_passes` reads, at every draft length."""
+    said, ks = bank_passes(bank, trajectories, adapters), list(ks)
     return [replay_row(name, t, own, k) for name, found in said.items() for t, own in zip(trajectories, found, strict=True) for k in ks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What a file of replayed rows holds."""
+
+    rows: tuple[ReplayRow, ...]
+
+
+def kept_rows(path: Path, replay: Callable[[], Sequence[ReplayRow]]) -> Sequence[ReplayRow]:
+    """The rows in ``path``; those of ``replay``, which are left there, where it does not exist."""
+    if path.is_file():
+        kept: _Kept = files.read_stored(_Kept, path, advice="Delete it.")
+        return kept.rows
+    rows = tuple(replay())
+    files.write_atomic(path, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(_Kept(rows=rows))}))
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)

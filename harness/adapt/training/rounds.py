@@ -183,6 +183,9 @@ def run_rounds(
             before=known.validations.get(start),
         )
         known.validations[start] = result.before.counts
+        if result.adapter is not None:
+            ended = (result.adapter, *start[1:])
+            known.validations[ended] = result.after.counts
         records.append(record_round(number, result, config, len(failures), len(material) - len(failures), current))
         write_rounds(state, records)
     return records

@@ -11,6 +11,7 @@ from harness.report.sections import (
     acceptance,
     adapters,
     best_k,
+    clock,
     domains,
     latency,
     lossless,
@@ -64,6 +65,7 @@ SECTIONS: tuple[Section, ...] = (
     latency,
     time,
     machines,
+    clock,
     machine,
 )
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from harness.core.records import Record
+from harness.core.round_sources import expanded
 from harness.report.figures import Figure
 from harness.report.run import Run
-from harness.report.tables import MISSING, Table, Text, number
+from harness.report.tables import COLOURED, MISSING, Table, Text, number
 from harness.results.summary import row_cells
 from harness.results.texts import answer_key
+from harness.results.work import LOOKED_UP
 
 TITLE = "Prompts"
 MOST = 200
@@ -39,19 +43,22 @@ def _text(run: Run, record: Record, plain: Record | None) -> Text | None:
     prompt = run.texts.prompts.get(record.sample_id)
     if prompt is None and not pieces:
         return None
-    return Text(prompt or MISSING, _by_proposer(pieces, record.accept_lengths))
+    return Text(prompt or MISSING, _by_proposer(pieces, record))
 
 
-def _by_proposer(pieces: Sequence[str], accept_lengths: Sequence[int]) -> tuple[tuple[str, bool], ...]:
-    """Stretches of an answer, each with whether the draft proposed it: a round emits what was accepted, then a token of the target."""
-    drafted = [by_draft for accepted in accept_lengths for by_draft in (*[True] * accepted, False)]
-    found: list[tuple[str, bool]] = []
-    for piece, by_draft in zip(pieces, drafted, strict=False):
-        if found and found[-1][1] == by_draft and by_draft:
-            found[-1] = (found[-1][0] + piece, by_draft)
-        else:
-            found.append((piece, by_draft))
-    return tuple(found)
+def _by_proposer(pieces: Sequence[str], record: Record) -> tuple[tuple[str, str], ...]:
+    """Stretches of an answer, each with who proposed it: a round emits what was accepted, then a token of the target."""
+    sources = record.sources or (record.drafter or "",) * len(record.accept_lengths)
+    rounds = zip(sources, record.accept_lengths, strict=False)
+    proposers = [name for source, accepted in rounds for name in (*map(_shown_as, expanded(source, accepted)), "")]
+    runs = groupby(zip(pieces, proposers, strict=False), key=itemgetter(1))
+    return tuple(("".join(piece for piece, _ in run), name) for name, run in runs)
+
+
+def _shown_as(source: str) -> str:
+    """One of the colours of the page for a source: what is neither copied nor remembered is a draft's."""
+    source = LOOKED_UP.get(source, source)
+    return source if source in COLOURED else "draft"
 
 
 def figures(run: Run) -> list[Figure]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
+from harness.core.cell import BOTH
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import Table
@@ -27,25 +26,22 @@ def sentences(run: Run) -> list[str]:
 
 
 def _cost(run: Run) -> list[str]:
-    """Decoding is estimated from the target's own speed on each domain and the predicted speedups.
+    """Decoding is estimated from the target's own speed on each domain and the speedups, measured or predicted.
 
-    Only cells whose replay was timed as a whole count: a process that was killed took its clock with it.
+    Nothing is said where some of the replays took their clock with them: a process was killed.
     """
-    written: Counter[str | None] = Counter()
-    for cell, n in run.groups.counts.items():
-        written[cell.adapter or cell.drafter] += n if cell.method == "replay" else 0
-    checks = [check for check in run.manifest.measured.spot_checks if check.get("replayed", 0) in (0, written[check["drafter"]])]
-    seconds = {check["drafter"]: check["replay_s"] for check in checks if "replay_s" in check}
-    plain = [r for r in run.rows if r.drafter is None and r.temperature == 0 and r.method == "decode"]
+    replayed = run.manifest.measured.replayed
+    written = sum(n for cell, n in run.groups.counts.items() if cell.method == "replay")
+    plain = [r for r in run.rows if r.drafter is None and r.temperature == 0]
     base = {r.domain: r.counts.emitted / r.tok_s / r.n for r in plain if r.tok_s}
-    cells = [r for r in run.own if r.method == "replay" and r.domain in base and (r.adapter or r.drafter) in seconds]
-    if not cells:
+    cells = [r for r in run.own if r.drafter and r.method in ("replay", BOTH) and r.domain in base]
+    if replayed is None or replayed["records"] != written or not cells:
         return []
-    took = sum(seconds[name] for name in {r.adapter or r.drafter or "" for r in cells})
-    decoding = sum(base[r.domain] * r.n / (r.predicted or 1.0) for r in cells)
+    decoding = sum(base[r.domain] * r.n / (r.speed.value if r.speed else r.predicted or 1.0) for r in cells)
     some, them = (f"{len(cells)} cells", "them") if len(cells) > 1 else ("1 cell", "it")
+    took = replayed["seconds"]
     ratio = f", {decoding / took:.0f} times as long" if took >= 1 else ""
-    return [f"{some} came from replay in {took:.1f} s; decoding {them} would take about {decoding:.0f} s{ratio}."]
+    return [f"The counts of {some} came from replay in {took:.1f} s; decoding {them} would take about {decoding:.0f} s{ratio}."]
 
 
 def _checks(run: Run) -> list[str]:

@@ -60,10 +60,14 @@ def first_table(run: Run) -> Table:
         (f"{ON}{domain}", lambda r, domain=domain: _point(speed.get((domain, r.cell))))  # type: ignore[misc]
         for domain in domains
     ]
-    robust = [ROBUST] if any(row.robust for row in shown) else []
     clocked = [CLOCKED] if any(row.clocked != row.n for row in shown) else []
-    table = cell_table(TITLE, shown, [*by_domain, *COUNTS, *clocked, DIVERGED], first=[*robust, SPEEDUP])
+    table = cell_table(TITLE, shown, [*by_domain, *COUNTS, *clocked, DIVERGED], first=speeds(shown))
     return _marked(table, shown.index(run.best_row)) if run.recommendation.verdict == "faster" and run.best_row else table
+
+
+def speeds(rows: Sequence[CellRow]) -> list[Column]:
+    """The columns of speed: the robust one where the rounds have times, and the ratio of the wall times."""
+    return [*([ROBUST] if any(row.robust for row in rows) else []), SPEEDUP]
 
 
 def _marked(table: Table, row: int) -> Table:

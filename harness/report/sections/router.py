@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import altair as alt
 
 from harness.report.figures import WIDTH, Figure, order
@@ -53,9 +55,16 @@ def sentences(run: Run) -> list[str]:
     """What routing costs, or that there was nothing to route to."""
     if run.router_has_no_choice:
         return ["No adapter was kept that the router could choose: it ran with the plain draft and is left out."]
-    found = []
-    for row in run.shown:
-        if row.route_s is not None and row.domain == ALL:
-            swap = f", adapter swap {1000 * row.swap_s:.1f} ms" if row.swap_s is not None else ""
-            found.append(f"Routing took {1000 * row.route_s:.1f} ms per prompt{swap}, counted in the router's speedup.")
-    return found
+    routed = [row for row in run.shown if row.route_s is not None]
+    routed = [row for row in routed if row.domain == ALL] or routed
+    if not routed:
+        return []
+    swap = _ms([row.swap_s for row in routed])
+    took = f"Routing took {_ms([row.route_s for row in routed])} ms per prompt" + (f", adapter swap {swap} ms" if swap else "")
+    return [f"{took}, counted in the router's speedup."]
+
+
+def _ms(seconds: Sequence[float | None]) -> str:
+    """Milliseconds, from the least to the most; empty where nothing is known."""
+    known = [f"{1000 * s:.1f}" for s in sorted(s for s in seconds if s is not None)]
+    return " to ".join(dict.fromkeys((known[0], known[-1]))) if known else ""
