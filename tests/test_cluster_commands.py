@@ -78,6 +78,7 @@ def test_train_router(home: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) ->
     said = both(home, monkeypatch, "train-router", home.prompts, *options, "--router", "{}/router", "--json")
     here, there = (json.loads(text) for text in said.values())
     assert here.pop("router") != there.pop("router")
+    assert min(here.pop("route_s"), there.pop("route_s")) > 0
     assert there == here
 
 
