@@ -25,7 +25,7 @@ from harness.adapt.routers.fitting import Material, prompt_groups
 from harness.adapt.routers.judging import ROUTER, evaluate
 from harness.adapt.routers.routed import RouterConfig, hash_adapters, load_router_config, outcome_table
 from harness.adapt.training.bank import AdapterBank, bank_passes
-from harness.answers.collect import collect
+from harness.answers.collect import collect, read_answers
 from harness.core import stats
 from harness.core.records import Sample, Trajectory
 from harness.decode.replay import replay_row
@@ -140,13 +140,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and whether any switch is above the router."""
     parser = common.parser(__doc__ or "", models="smollm2", prompts=40, tokens=128, domains=("code", "math", "chat"))
     parser.add_argument("--adapters", type=Path, help="folder of adapters; default: the installed ones")
+    parser.add_argument("--answers", type=Path, help="folder of answers to these prompts, as `harness collect` leaves it")
     parser.add_argument("-k", type=int, default=4, help="draft length")
     parser.add_argument("--config", default="default", help="router config")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="router settings, such as encoder=tfidf")
     args: argparse.Namespace = parser.parse_args(argv)
     pair, samples = load_pair(args.models), common.samples(args)
     folders = list_adapters(args.adapters) if args.adapters else installed(pair.name)
-    answers = list(collect(pair, samples, max_tokens=args.tokens, out=answers_folder(pair)))
+    if args.answers:
+        known = {stored.sample_id: stored.trajectory() for stored in read_answers(args.answers, pair.target_hash)}
+        samples = [s for s in samples if s.id in known]
+        answers = [known[s.id] for s in samples]
+    else:
+        answers = list(collect(pair, samples, max_tokens=args.tokens, out=answers_folder(pair)))
     bank = AdapterBank(pair.draft, folders)
     passes = {name: found for name, found in bank_passes(bank, answers).items() if name not in bank.ahead}
     names = list(passes)
