@@ -226,13 +226,27 @@ def check_growth(path: Path) -> None:
     assert drafted(grown.walker, last[5:13], 4) == list(last[13:17])
 
 
-def test_growing_is_the_same_as_building_at_once(tmp_path: Path) -> None:
-    """Same answers, same bytes, in however many steps; what is said twice is kept once."""
-    check_growth(tmp_path / "m")
+def check_trim(path: Path) -> None:
+    """Grown beyond its bound, a memory is the one made of what was said last: nothing of what went is proposed."""
+    last = write_memory(path.with_name("last"), "p", "h", told(12)[9:])
+    for part in (told(4), told(8)[4:], told(12)[8:]):
+        memory = grow_memory(path, "p", "h", part, most_tokens=100)
+        assert memory.info.tokens <= 100
+    assert memory.answers() == told(12)[9:]
+    assert memory.hash == last.hash
 
 
-def test_stale_counts_after_growth_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An injected fault: the answers grow and the counts stay those of the first time."""
+@pytest.mark.parametrize("check", [check_growth, check_trim])
+def test_growing_and_trimming_is_the_same_as_building_at_once(tmp_path: Path, check: Callable[[Path], None]) -> None:
+    """Same answers, same bytes, in however many steps; what is said twice is kept once, the oldest go."""
+    check(tmp_path / "m")
+    with pytest.raises(HarnessError, match="needs at least one answer"):
+        write_memory(tmp_path / "m", "p", "h", [answer(0, ())])
+
+
+@pytest.mark.parametrize("check", [check_growth, check_trim])
+def test_stale_counts_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[[Path], None]) -> None:
+    """An injected fault: answers come and go, and the counts stay those of the second time."""
     real, first = memories.count_suffixes, []
 
     def stale(*arguments: Any) -> Any:
@@ -241,18 +255,7 @@ def test_stale_counts_after_growth_are_caught(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(memories, "count_suffixes", stale)
     with pytest.raises(AssertionError):
-        check_growth(tmp_path / "m")
-
-
-def test_size_is_bounded_and_the_oldest_go(tmp_path: Path) -> None:
-    """A memory that grows for years keeps what was said last."""
-    path = tmp_path / "m"
-    for part in (told(6), told(12)[6:]):
-        memory = grow_memory(path, "p", "h", part, most_tokens=100)
-        assert memory.info.tokens <= 100
-    assert [a.sample_id for a in memory.answers()] == ["s/9", "s/10", "s/11"]
-    with pytest.raises(HarnessError, match="needs at least one answer"):
-        write_memory(path, "p", "h", [answer(0, ())])
+        check(tmp_path / "m")
 
 
 def test_two_sessions_growing_one_memory_lose_nothing(tmp_path: Path) -> None:
