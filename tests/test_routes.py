@@ -412,7 +412,8 @@ def remembering(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("k", [K, "auto"])
 def test_every_arm_decodes_as_it_was_replayed_and_as_its_name_says(remembering: Any, k: int | str) -> None:
     """Outcomes that a router learns from must be those of its choices; each is also a name that ``generate`` takes."""
-    pair, bank, _, fresh = remembering
+    pair, bank, _, everything = remembering
+    fresh = everything[:4]
     costs, free = Costs(c=0.2, v=(1.0, 1.1, 1.2, 1.3, 1.4)), Costs(c=0.0, v=(1.0, 1.1, 1.2, 1.3, 1.4))
     rows = Replaying(k=k, costs=costs, memory=HeldOut.of(pair, fresh))(pair, bank, told(pair, fresh))
     names = arm_names(["chat", "code"], memory=True)
