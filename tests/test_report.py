@@ -436,8 +436,9 @@ def test_a_report_says_why_the_clock_and_the_rounds_disagree() -> None:
     """Cells whose two speedups lie beyond each other's intervals are named, with what else the machine did; and answers decoded again."""
     busy, calm = Load(average=5.0, pressure=60.0, steal=0.1), Load(average=1.0, pressure=0.0, steal=0.0)
 
-    def sentences(load: Load, slow: float = 1.0, tries: tuple[Try, ...] = ()) -> list[str]:
-        records = []
+    def sentences(load: Load, slow: float = 1.0, tries: tuple[Try, ...] = (), copies: int = 0) -> list[str]:
+        records = [baseline(f"c{i}", 10, 1.1, method="answer") for i in range(copies)]
+        records += [cell(f"c{i}", [4, 4], method="replay", wall_s=None) for i in range(copies)]
         for i in range(6):
             plain = {"verify_times_s": (0.1,) * 10, "prefill_s": 0.1, "load": load}
             records.append(baseline(f"s{i}", 10, 1.1, **plain))
@@ -454,9 +455,13 @@ def test_a_report_says_why_the_clock_and_the_rounds_disagree() -> None:
 
     assert sentences(busy) == []
     (text,) = sentences(busy, slow=20.0)
-    assert re.match(r"By the medians .*: lookup \(K = 4\) on code 2\.\d\dx \[.*\] and 0\.\d\dx \[.*\]\. Meanwhile processes waited", text)
+    assert re.match(
+        r"lookup \(K = 4\) on code has 2\.\d\dx \[.*\] by the medians of the rounds, n = 6, and 0\.\d\dx \[.*\] by the wall", text
+    )
     assert text.endswith("60% of the time, the host gave 10% of the processors away, 5.0 processes ran or waited on 2 cores.")
-    assert "Meanwhile no other load was seen: heat" in sentences(calm, slow=20.0)[0]
+    assert sentences(calm, slow=20.0)[0].endswith("no other load was seen, so perhaps heat.")
+    (unlike,) = sentences(busy, copies=40)
+    assert unlike.endswith("n = 6: the clocked prompts are unlike the others, 2.20x by the medians too.")
     (again,) = sentences(calm, tries=(Try(wall_s=3.0, expected_s=1.0, load=busy),))
     assert again.startswith("2 of 12 timed answers were decoded again, as their clock was disturbed: processes waited for a processor 60%")
 

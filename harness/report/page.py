@@ -46,6 +46,7 @@ details { font-size: 14px; margin-top: 8px; } summary { cursor: pointer; font-we
 tr.text details { margin: 0; } tr.text summary { color: var(--soft); font-weight: normal; padding: 0; }
 tr.text pre { max-height: 320px; overflow-y: auto; } b.label { font-size: 13px; color: var(--soft); }
 mark { background: var(--draft); color: inherit; border-radius: 2px; }
+#result .l { white-space: normal; }
 mark.lookup { background: var(--lookup); } mark.memory { background: var(--memory); }
 .chart { width: 100%; overflow-x: auto; }
 @media (max-width: 700px) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +11,9 @@ from harness.core.stats import Estimate
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import Table, interval, name_in_words, timed_rows, where
-from harness.results.summary import row_cells
+from harness.results.groups import OneKind
+from harness.results.robust import Timing
+from harness.results.summary import ALL, CellRow, row_cells
 
 TITLE = "Clock"
 MOST = 3
@@ -33,8 +36,8 @@ def figures(run: Run) -> list[Figure]:
 
 def sentences(run: Run) -> list[str]:
     """How many answers were decoded again, and cells whose two speedups differ by more than their intervals."""
-    records = run.groups.of(cell for cell in run.groups.cells if cell.method == "decode")
-    return [*_again(run, records), *_apart(run, records)]
+    cells = [cell for cell in run.groups.cells if cell.method == "decode"]
+    return [*_again(run, run.groups.of(cells)), *_apart(run)]
 
 
 def _again(run: Run, records: Sequence[Record]) -> list[str]:
@@ -45,17 +48,38 @@ def _again(run: Run, records: Sequence[Record]) -> list[str]:
     return [f"{again} of {len(records)} timed answers were decoded again, as their clock was disturbed{f': {why}' if why else ''}."]
 
 
-def _apart(run: Run, records: Sequence[Record]) -> list[str]:
+def _apart(run: Run) -> list[str]:
+    """A sentence per cell, those that are furthest apart first."""
     apart = [row for row in timed_rows(run.shown) if _disjoint(row.robust, row.speedup)]
     if not apart:
         return []
-    named = [f"{name_in_words(r)} on {where(r)} {interval(r.robust, 2, 'x')} and {interval(r.speedup, 2, 'x')}" for r in apart[:MOST]]
-    named += [f"{len(apart) - MOST} more"] if len(apart) > MOST else []
-    of_row = row_cells(run.groups)
-    cells = {cell for row in apart for cell in of_row[row.cell]}
-    why = _meanwhile(run, [r.load for r in run.groups.of(c for c in cells if c.method == "decode")])
-    why = why or "no other load was seen: heat, or prompts with a clock that are unlike the others"
-    return [f"By the medians of the rounds and by the wall clock alone, beyond their intervals: {'; '.join(named)}. Meanwhile {why}."]
+    machine = run.manifest.measured.reference_machine
+    clocked = run.groups if machine is None else OneKind(run.groups, machine)
+    timing, of_row = Timing(clocked), row_cells(run.groups)
+    apart.sort(key=_distance, reverse=True)
+    found = []
+    for row in apart[:MOST]:
+        own = [r for r in clocked.of(c for c in of_row[row.cell] if c.method == "decode") if row.domain in (ALL, r.domain)]
+        by_rounds, by_clock = interval(row.robust, 2, "x"), interval(row.speedup, 2, "x")
+        found.append(
+            f"{name_in_words(row)} on {where(row)} has {by_rounds} by the medians of the rounds, n = {row.n}, and {by_clock} by the wall "
+            f"clock, n = {row.clocked}: {_why(run, timing.speedup(own), row.speedup, own)}."
+        )
+    rest = len(apart) - MOST
+    return [*found, *([f"So have {rest} other cells two speedups beyond each other's intervals."] if rest > 0 else [])]
+
+
+def _distance(row: CellRow) -> float:
+    assert row.robust is not None
+    assert row.speedup is not None
+    return abs(math.log(row.robust.value / row.speedup.value))
+
+
+def _why(run: Run, here: Estimate | None, by_clock: Estimate | None, own: Sequence[Record]) -> str:
+    """Other prompts, where the medians say of the clocked ones what the clock says; else what else the machine did."""
+    if here is not None and not _disjoint(here, by_clock):
+        return f"the clocked prompts are unlike the others, {here.value:.2f}x by the medians too"
+    return _meanwhile(run, [r.load for r in own]) or "no other load was seen, so perhaps heat"
 
 
 def _disjoint(a: Estimate | None, b: Estimate | None) -> bool:
