@@ -79,6 +79,10 @@ def test_groups_are_those_of_decoding() -> None:
             lengths.append(len(steps))
         assert len(np.unique(groups.starts)) == len(known.answer) - 1
     assert np.mean(np.array(lengths) > 1) == pytest.approx(0.5, abs=0.08)
+    chances = np.linspace(0, 1, len(known.answer) - 1)
+    drawn = [plan_groups(known, K - 1, 0.5, np.random.default_rng(seed), chances).starts - known.start for seed in range(200)]
+    there = np.mean([np.isin(np.arange(len(chances)), starts) for starts in drawn], axis=0)
+    np.testing.assert_allclose(there, chances, atol=0.12)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "own head"])
@@ -124,7 +128,9 @@ def test_answers_together_are_trained_as_each_of_them(monkeypatch: pytest.Monkey
 
 
 def test_masks_weigh_what_they_add_to_a_round() -> None:
-    """By length, a mask's loss counts by the slope of the round's expected length along its chance; in between, by the mixture."""
+    """By length, a mask's loss counts by the slope of the round's expected length along its chance, in between by the mixture; more in
+    proportion to how seldom its group is there.
+    """
     import torch
 
     draft, known = draft_of("llama"), example()
@@ -142,14 +148,14 @@ def test_masks_weigh_what_they_add_to_a_round() -> None:
     z = ParallelStep(draft, settings(), torch.float32).states([(known, groups)], {name: np.array(w) for name, w in weights.items()})
     said = logp(z @ np.array(draft.model.model.embed_tokens.weight).T, known.tokens[groups.starts + groups.steps + 1])
     first = np.exp(logp(forward(draft.model, known.tokens[:-1])[known.start - 1 :], known.answer))
-    expected = 0.0
-    for start in np.unique(groups.starts):
-        own = said[groups.starts == start]
-        for j, value in enumerate(own):
-            lengths = [first[start - known.start] * np.cumprod(np.exp([*own[:j], end, *own[j + 1 :]])).sum() for end in (0, -np.inf)]
-            expected -= (lengths[0] - lengths[1]) * value
-    assert loss(1.0) == pytest.approx(expected, rel=1e-3)
-    assert loss(0.25) == pytest.approx(0.75 * loss(0.0) + 0.25 * expected, rel=1e-3)
+    for share in (1.0, 0.25):
+        expected = 0.0
+        for start in np.unique(groups.starts):
+            own, chance = said[groups.starts == start], first[start - known.start]
+            for j, value in enumerate(own):
+                lengths = [chance * np.cumprod(np.exp([*own[:j], end, *own[j + 1 :]])).sum() for end in (0, -np.inf)]
+                expected -= value * (1 - share + share * (lengths[0] - lengths[1])) / (1 - share + share * chance)
+        assert loss(share) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "own head", "restricted"])

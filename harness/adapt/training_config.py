@@ -175,8 +175,9 @@ class ParallelConfig(Strict):
     keep: float = Field(0.7, gt=0, le=1)
     """Share of the places behind a token that are trained with one more mask than the place before: what is dropped costs no time."""
     by_length: float = Field(0.0, ge=0, le=1)
-    """What a mask's loss counts by: 0, all alike; 1, the accepted tokens that a round would gain were this one likelier to stand, so that
-    what stands behind a wrong proposal counts for nothing; between them a mixture."""
+    """What a mask's loss counts by: 0, all alike; 1, the accepted tokens that a round would gain were this one likelier to stand; between
+    them a mixture. What stands behind a token that the draft itself gets wrong is then left out as often as it counts for nothing, which
+    saves its time."""
 
 
 class TrainingConfig(Strict):

@@ -22,7 +22,7 @@ from harness.adapt.training.examples import Example
 from harness.adapt.training.judged import Judged, fingerprint_of
 from harness.adapt.training.material import Material, as_examples, check_examples
 from harness.adapt.training.outcome import TrainProgress, TrainResult
-from harness.adapt.training.parallel_lessons import Lesson, Vocabulary, plan_groups
+from harness.adapt.training.parallel_lessons import Lesson, Vocabulary, plan_groups, present
 from harness.adapt.training.parallel_mlx import MlxStep
 from harness.adapt.training.parallel_step import ParallelStep
 from harness.adapt.training_config import TrainingConfig
@@ -125,9 +125,13 @@ class ParallelRun(Judged):
     def _lessons(self) -> list[Lesson]:
         """What this update learns from; groups depend on seed and step alone, so that resuming needs no state."""
         rng = np.random.default_rng([self.config.optim.seed, self.step])
-        keep, vocab = self.config.parallel.keep, self.gradients.vocab
         examples = [example for batch in self.group() for example in batch]
-        return [lesson for e in examples if len((lesson := vocab.lesson(e, plan_groups(e, self.masks, keep, rng))).rows)]
+        return [lesson for example in examples if len((lesson := self._lesson(example, rng)).rows)]
+
+    def _lesson(self, example: Example, rng: np.random.Generator) -> Lesson:
+        config = self.config.parallel
+        kept = present(self.gradients.first_chances(example), config.by_length)[:-1] if config.by_length else None
+        return self.gradients.vocab.lesson(example, plan_groups(example, self.masks, config.keep, rng, kept))
 
     def evaluate(self) -> None:
         """Replay the validation answers, say how often the proposals stand by their place, and judge."""
@@ -164,6 +168,9 @@ class Step(Protocol):
 
     def __call__(self, lessons: Sequence[Lesson], share: float, update: Mapping[str, mx.array]) -> tuple[float, dict[str, Any]]:
         """Loss of some lessons, times ``share``, and its gradients by name."""
+
+    def first_chances(self, example: Example) -> np.ndarray:
+        """(m,) chance of each answer token to be the draft's own proposal."""
 
 
 def step_for(draft: LoadedDraft, config: TrainingConfig) -> Step:

@@ -9,6 +9,9 @@ import numpy as np
 from harness.adapt.training.examples import Example, invert, make_batch
 from harness.core.protocols import LoadedDraft
 
+RAREST = 1e-3
+"""Least chance of a group to be trained."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
@@ -20,23 +23,29 @@ class Groups:
     """(M,) int32: which mask of its group it is, from 0."""
 
 
-def plan_groups(example: Example, masks: int, keep: float, rng: np.random.Generator) -> Groups:
+def plan_groups(example: Example, masks: int, keep: float, rng: np.random.Generator, present: np.ndarray | None = None) -> Groups:
     """A group behind every answer token but the last ones, of random length.
 
     A group has mask j + 1 in ``keep`` of the cases in which it has mask j: what is dropped is always the end, which no other mask sees.
 
     Args:
-        example: the answer.
+        example: the answer, of m tokens.
         masks: most of a group.
         keep: chance of going on.
         rng: draws the lengths.
+        present: (m - 1,) chance of each group to be there at all; None is all of them.
     """
     answer = len(example.answer)
     drawn = 1 + (np.cumprod(rng.random((answer - 1, masks - 1)) < keep, axis=1)).sum(axis=1)
     lengths = np.minimum(drawn, np.arange(answer - 1, 0, -1)).astype(np.int64)  # a mask predicts a token of the answer
+    if present is not None:
+        lengths[rng.random(answer - 1) >= present] = 0
     starts = np.repeat(example.start + np.arange(answer - 1), lengths)
-    steps = np.concatenate([np.arange(n) for n in lengths]) if answer > 1 else np.zeros(0)
+    steps = np.concatenate([np.arange(n) for n in lengths]) if len(starts) else np.zeros(0)
     return Groups(starts=starts.astype(np.int32), steps=steps.astype(np.int32))
+
+
+NO_GROUPS = Groups(starts=np.zeros(0, np.int32), steps=np.zeros(0, np.int32))
 
 
 def added_length(first: np.ndarray, stands: np.ndarray) -> np.ndarray:
@@ -73,8 +82,13 @@ class Lesson:
     first: np.ndarray
     """(m,) draft ids of the answer's tokens, which the draft's own proposals should be; -1 where it cannot say one."""
 
+    def first_stands(self, chances: np.ndarray) -> np.ndarray:
+        """(m,) the draft's own ``chances`` (m,) of these tokens, 0 where it cannot say one."""
+        found: np.ndarray = chances * (self.first >= 0)
+        return found
+
     def weighed(self, first: np.ndarray, chances: np.ndarray, by_length: float) -> np.ndarray:
-        """(N,) float32: what the masks weigh. A token that the draft cannot say never stands.
+        """(N,) float32: what the masks of groups that are :func:`present` weigh. A token that the draft cannot say never stands.
 
         Args:
             first: (m,) chance that the draft's own proposal is the answer's token.
@@ -84,9 +98,20 @@ class Lesson:
         stands = np.zeros((len(first), int(self.groups.steps.max()) + 1))
         at = self.groups.starts[self.rows] - self.example.start, self.groups.steps[self.rows]
         stands[at] = chances
-        gained = added_length(first * (self.first >= 0), stands)[at]
-        found: np.ndarray = self.known["weights"] * (1 - by_length + by_length * gained)
+        gained = added_length(first, stands)[at]
+        found: np.ndarray = self.known["weights"] * (1 - by_length + by_length * gained) / present(first, by_length)[at[0]]
         return found.astype(np.float32)
+
+
+def present(first: np.ndarray, by_length: float) -> np.ndarray:
+    """(m,) chance of each group to be trained: what seldom counts is left out as often, and counts more where it is not.
+
+    Args:
+        first: (m,) chance that the draft's own proposal stands there.
+        by_length: as ``parallel.by_length`` of the settings.
+    """
+    chance: np.ndarray = np.maximum(1 - by_length + by_length * first, RAREST)
+    return chance
 
 
 class Vocabulary:

@@ -11,8 +11,9 @@ from functools import partial
 
 import numpy as np
 
+from harness.adapt.training.examples import Example
 from harness.adapt.training.losses import weighted_loss
-from harness.adapt.training.parallel_lessons import Lesson, Vocabulary
+from harness.adapt.training.parallel_lessons import NO_GROUPS, Lesson, Vocabulary
 from harness.adapt.training_config import TrainingConfig
 from harness.core.protocols import LoadedDraft
 from harness.decode.parallel_replay import Along, read_along
@@ -61,10 +62,8 @@ class MlxStep:
             one = _One(masked, self.scale, lesson)
             known = lesson.known
             if self.by_length:
-                key = lesson.example.key
-                if key not in self._first:
-                    self._first[key] = one.first_chances()
-                known = {**known, "weights": lesson.weighed(self._first[key], one.chances(given), self.by_length)}
+                first = self.first_chances(lesson.example)
+                known = {**known, "weights": lesson.weighed(first, one.chances(given), self.by_length)}
             for batch in one.batches():
                 loss = partial(one.loss, batch=batch, known=known, parts=self.parts)
                 value, gradients = mx.value_and_grad(loss)(given)
@@ -73,6 +72,15 @@ class MlxStep:
                 total += share * value.item()
         mx.clear_cache()
         return total, sums
+
+    def first_chances(self, example: Example) -> np.ndarray:
+        """(m,) chance of each answer token to be the draft's own proposal, computed once."""
+        if example.key not in self._first:
+            lesson = self.vocab.lesson(example, NO_GROUPS)
+            model = widened(*self.draft.proposer, lesson.extra.tolist())[0]
+            hidden = read_along(model, example.tokens[:-1].tolist()).hidden[example.start - 1 :]
+            self._first[example.key] = lesson.first_stands(_chances(head_logits(model, hidden), np.maximum(lesson.first, 0)))
+        return self._first[example.key]
 
 
 class _One:
@@ -119,11 +127,6 @@ class _One:
         """(N,) chance of the answer's token at each mask."""
         labels = self._lesson.known["labels"]
         return np.concatenate([_chances(self.logits(arrays, batch), labels[batch.part]) for batch in self.batches()])
-
-    def first_chances(self) -> np.ndarray:
-        """(m,) chance of each answer token to be the draft's own proposal."""
-        hidden = self._along.hidden[self._lesson.example.start - 1 :]
-        return _chances(head_logits(self._model, hidden), np.maximum(self._lesson.first, 0))
 
 
 def _chances(logits: mx.array, labels: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.adapt.training.examples import Example, make_batch
-from harness.adapt.training.parallel_lessons import Groups, Lesson, Vocabulary
+from harness.adapt.training.parallel_lessons import NO_GROUPS, Groups, Lesson, Vocabulary
 from harness.adapt.training.torch_parts import head_loss, label_chances, updated
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 MASKS_AT_ONCE = 1024
 """Masks that go through the draft together, whole answers at least: more of them take memory and save no time."""
+KEPT_BYTES = 512 * 2**20
+"""Most memory for what masks see of answers, kept from epoch to epoch."""
+Known = tuple["torch.Tensor", "torch.Tensor"]
+"""Keys and values (B, heads, n, dim) of one block."""
 
 
 class ParallelStep:
@@ -50,6 +54,8 @@ class ParallelStep:
         self.weights, self.head = _load(draft, self.shape, self.dtype, self.vocab.rows)
         self.where = self.head.device
         self._first: dict[str, np.ndarray] = {}
+        self._kept: dict[str, list[Known]] = {}
+        self._room = KEPT_BYTES
 
     def __call__(self, lessons: Sequence[Lesson], share: float, update: Mapping[str, mx.array]) -> tuple[float, dict[str, Any]]:
         """Loss over the masks of some examples, times ``share``, and its gradients by name.
@@ -82,34 +88,39 @@ class ParallelStep:
 
     def _loss(self, lesson: Lesson, z: torch.Tensor, share: float) -> tuple[float, torch.Tensor]:
         """Loss over the states (N, dim) of a lesson's masks, and its gradient by them."""
-        import torch
-
-        extra = self.weights["embed"][torch.from_numpy(lesson.extra).to(self.where)]
-        head = torch.cat([self.head, extra]) if len(lesson.extra) else self.head
-        known = lesson.known
+        head, known = self._head(lesson), lesson.known
         if self.by_length:
             chances = label_chances(head, z, known["labels"])
-            known = {**known, "weights": lesson.weighed(self._first_chances(lesson, head), chances, self.by_length)}
+            known = {**known, "weights": lesson.weighed(self.first_chances(lesson.example), chances, self.by_length)}
         return head_loss(head, z, known, share, self.parts)
 
-    def _first_chances(self, lesson: Lesson, head: torch.Tensor) -> np.ndarray:
+    @apart
+    def first_chances(self, example: Example) -> np.ndarray:
         """(m,) chance of each answer token to be the draft's own proposal, computed once."""
-        example = lesson.example
-        if example.key not in self._first:
-            import torch
+        import torch
 
+        if example.key not in self._first:
+            lesson = self.vocab.lesson(example, NO_GROUPS)
             places = torch.arange(example.start - 1, len(example.tokens) - 1, device=self.where)
             with torch.no_grad():
                 z = torch_llama.norm(self.shape, self._along([example], places)[1], self.weights["norm"]).to(self.dtype)
-            self._first[example.key] = label_chances(head, z, np.maximum(lesson.first, 0))
+            self._first[example.key] = lesson.first_stands(label_chances(self._head(lesson), z, np.maximum(lesson.first, 0)))
         return self._first[example.key]
+
+    def _head(self, lesson: Lesson) -> torch.Tensor:
+        """(V, dim) the head with the prompt's tokens."""
+        import torch
+
+        if not len(lesson.extra):
+            return self.head
+        return torch.cat([self.head, self.weights["embed"][torch.from_numpy(lesson.extra).to(self.where)]])
 
     @apart
     def states(self, planned: Sequence[tuple[Example, Groups]], update: Mapping[str, np.ndarray]) -> np.ndarray:
         """Normed states (M, dim) of the masks of some answers."""
         import torch
 
-        with torch.inference_mode():
+        with torch.no_grad():
             tensors = {name: torch.from_numpy(array).to(self.where) for name, array in update.items()}
             found: np.ndarray = self._states(planned, tensors, [np.arange(len(groups.steps)) for _, groups in planned]).cpu().numpy()
             return found
@@ -127,31 +138,46 @@ class ParallelStep:
             torch.from_numpy(np.concatenate([getattr(groups, name) for _, groups in planned])).long().to(self.where)
             for name in ("starts", "steps")
         )
-        known, _ = self._along([example for example, _ in planned], torch.zeros(0, dtype=torch.long, device=self.where))
+        known = self._seen([example for example, _ in planned])
         allowed = [_allowed(len(example.tokens) - 1, groups, self.where) for example, groups in planned]
         rope = torch_llama.rope_tables(self.shape, (starts + steps)[None], self.dtype)
         h = update[MASKS].float()[steps][None]
-        for i, (keys, values) in enumerate(known):
+        for i, seen in enumerate(zip(*known, strict=True)):
             h = torch_llama.block(
                 self.shape,
                 self.weights,
                 i,
                 h,
                 rope,
-                attend=partial(_attend, keys, values, allowed),
+                attend=partial(_attend, seen, allowed),
                 added=partial(updated, self.shape, update, self.scale, i),
                 rows=wanted if i == self.shape.layers - 1 else None,
             )
         return torch_llama.norm(self.shape, h, self.weights["norm"])
 
-    def _along(self, examples: Sequence[Example], places: torch.Tensor) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    def _seen(self, examples: Sequence[Example]) -> list[list[Known]]:
+        """What masks see of each answer, by block; kept for the next epoch while there is room."""
+        import torch
+
+        found = {e.key: self._kept[e.key] for e in examples if e.key in self._kept}
+        lacking = [e for e in examples if e.key not in found]
+        known = self._along(lacking, torch.zeros(0, dtype=torch.long, device=self.where))[0] if lacking else []
+        for b, example in enumerate(lacking):
+            n = len(example.tokens) - 1
+            own = [(keys[b : b + 1, :, :n].clone(), values[b : b + 1, :, :n].clone()) for keys, values in known]
+            found[example.key] = own
+            if (size := sum(part.nbytes for pair in own for part in pair)) <= self._room:
+                self._kept[example.key], self._room = own, self._room - size
+        return [found[e.key] for e in examples]
+
+    def _along(self, examples: Sequence[Example], places: torch.Tensor) -> tuple[list[Known], torch.Tensor]:
         """Keys and values (B, heads, n, dim) of every block along B answers, and the last block's states at flat ``places``; no gradients.
 
         Shorter answers are padded on the right, where causal attention does not look.
         """
         import torch
 
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        found: list[Known] = []
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             found.append((k, v))
@@ -188,18 +214,15 @@ def _allowed(tokens: int, groups: Groups, where: torch.device) -> torch.Tensor:
     return torch.cat([seen, own], dim=1)
 
 
-def _attend(
-    keys: torch.Tensor, values: torch.Tensor, allowed: Sequence[torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-) -> torch.Tensor:
+def _attend(seen: Sequence[Known], allowed: Sequence[torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention (1, heads, M, d) -> (1, M, heads d) of masks over their own answer and its masks, where it is ``allowed``, per answer."""
     import torch
     import torch.nn.functional as fn
 
     sizes, found = [len(one) for one in allowed], []
-    for b, (one, queries, *own) in enumerate(zip(allowed, *(part.split(sizes, dim=2) for part in (q, k, v)), strict=True)):
-        tokens = one.shape[1] - len(one)
-        k, v = (torch.cat([known[b : b + 1, :, :tokens], new], dim=2) for known, new in zip((keys, values), own, strict=True))
-        found.append(fn.scaled_dot_product_attention(queries, k, v, attn_mask=one, enable_gqa=True))
+    for known, one, queries, *own in zip(seen, allowed, *(part.split(sizes, dim=2) for part in (q, k, v)), strict=True):
+        keys, values = (torch.cat(parts, dim=2) for parts in zip(known, own, strict=True))
+        found.append(fn.scaled_dot_product_attention(queries, keys, values, attn_mask=one, enable_gqa=True))
     return torch.cat(found, dim=2).transpose(1, 2).flatten(2)
 
 
