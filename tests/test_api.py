@@ -19,7 +19,7 @@ from harness.adapt.adapters.folder import METADATA, WEIGHTS
 from harness.adapt.training.bank import AdapterBank
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory
-from harness.decode.drafters import ModelDrafter
+from harness.decode.model_drafter import ModelDrafter
 
 PROMPT = "tell me about the sea and the wind"
 

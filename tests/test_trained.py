@@ -41,8 +41,8 @@ from harness.results.reading import read_records
 from harness.run.engine import real_engine
 from harness.run.runner import reports_folder, run_suite
 from harness.run.trained import _address, _config
+from harness.suite.cells import Cell, Recipe
 from harness.suite.chains import Chain, adapter_names, needed_chains
-from harness.suite.experiments import Cell, Recipe
 from harness.suite.suite import load_suite
 
 RECIPE = Recipe(training="default", samples=20)

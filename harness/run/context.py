@@ -22,7 +22,7 @@ from harness.run.chain_task import Crew
 from harness.run.engine import TRAINED, Engine
 from harness.run.trained import Trained
 from harness.run.turns import Turns
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Job, settings_of
 
 DRAFT, PARALLEL, FREE = ("draft", None), ("parallel", None), ("free", None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.protocols import LoadedPair
 from harness.core.records import Divergence, Generation, Sample, Trajectory
 from harness.run.trained import Trained, train_for
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 
 if TYPE_CHECKING:
     from harness.answers.collect import Pool

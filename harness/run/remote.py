@@ -21,7 +21,7 @@ from harness.run.counting import replayed
 from harness.run.engine import real_engine
 from harness.run.jobs import calibrate, decode_job, time_reference, warm_up
 from harness.run.trained import Trained
-from harness.suite.experiments import Cell, Recipe
+from harness.suite.cells import Cell, Recipe
 from harness.suite.plan import Job
 
 CHECK_EVERY = 10

@@ -36,7 +36,7 @@ from harness.run.jobs import check_verification, execute, remember_records
 from harness.run.race import race
 from harness.run.texts import keep_texts
 from harness.run.trained import Trained, check_configs, routes_to_memory
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
 
 if TYPE_CHECKING:

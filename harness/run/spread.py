@@ -28,7 +28,7 @@ from harness.run.counting import answer
 from harness.run.crew import ClusterCrew
 from harness.run.engine import answers_by
 from harness.run.trained import Trained
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Job, settings_of
 
 TIE_PROMPTS = 8

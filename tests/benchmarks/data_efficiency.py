@@ -34,8 +34,8 @@ from harness.decode.parallel import parallel_drafter
 from harness.decode.replay import ReplayRow, replay
 from harness.distill import fit
 from harness.distill.distill_config import load_distill_config
+from harness.distill.distillation import Distillation
 from harness.distill.forms import JUDGED, form_of
-from harness.distill.job import Job
 from harness.distill.pipeline import train
 from harness.models.pair import load_pair, vocab_size
 from harness.models.weights import pull_pair
@@ -82,7 +82,7 @@ def distilled(kind: str) -> Callable[[argparse.Namespace, Any, Path, Sequence[Tr
             (own / "rollouts").symlink_to((work / "rollouts").resolve())
         folder = pull_pair(args.models, offline=True)["target"]
         assert folder is not None
-        job = Job(config=config, pair=pair, folder=folder.path, work=own, out=own / "made", command="")
+        job = Distillation(config=config, pair=pair, folder=folder.path, work=own, out=own / "made", command="")
         train(job)
         form = form_of(job)
         start = form.start(None, fit.read_vocab_ids(job.fitted / "vocab.npy", vocab_size(job.folder)))

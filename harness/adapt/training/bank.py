@@ -25,7 +25,7 @@ from harness.core.progress import noting
 from harness.core.protocols import LoadedDraft
 from harness.core.records import SCHEMA_VERSION, Trajectory
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import ModelDrafter
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.parallel import parallel_drafter
 from harness.decode.replay import Pass, ReplayRow, model_passes, replay_row, variant_passes
 from harness.models.forward import inner

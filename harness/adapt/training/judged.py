@@ -93,7 +93,7 @@ class Judged(Training):
         """Go on from the checkpoint, where there is one, to the end; ``before`` is the start's acceptance, measured when None."""
         self.restore()
         if not self.evaluations:
-            self.judge(before) if before else self.evaluate()
+            self.judge(before) if before else self.measure()
         with contextlib.suppress(Enough):
             self.loop()
         return self.result(left_out)

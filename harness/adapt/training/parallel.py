@@ -129,7 +129,7 @@ class ParallelRun(Judged):
         examples = [example for batch in self.group() for example in batch]
         return [lesson for e in examples if len((lesson := vocab.lesson(e, plan_groups(e, self.masks, keep, rng))).rows)]
 
-    def evaluate(self) -> None:
+    def measure(self) -> None:
         """Replay the validation answers, say how often the proposals stand by their place, and judge."""
         masked = with_masks(self.draft, self.weights(), self.config.lora.scale)
         passes = parallel_passes(ParallelDrafter(masked), self._answers)

@@ -161,7 +161,7 @@ class _Run(Judged):
         self.losses.append(loss)
         return loss
 
-    def evaluate(self) -> None:
+    def measure(self) -> None:
         """Replay the validation trajectories and judge."""
         self.judge(acceptance(self.draft, self.cache, self.held_out, self.config.stop.k))
         mx.clear_cache()
