@@ -15,7 +15,7 @@ from tiny import tiny_pair
 
 import harness
 from harness import api
-from harness.adapt.adapters.folder import METADATA, WEIGHTS
+from harness.adapt.adapters.adapter_folder import METADATA, WEIGHTS
 from harness.adapt.training.bank import AdapterBank
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory

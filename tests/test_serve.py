@@ -29,14 +29,14 @@ from tiny import tiny_pair
 
 from harness import api
 from harness.core.errors import HarnessError
+from harness.serve.api_errors import ApiError
 from harness.serve.app import MAX_BODY_BYTES, PAGE
-from harness.serve.errors import ApiError
+from harness.serve.decoding_thread import Learning, Worker
 from harness.serve.guard import Guard
 from harness.serve.queue import Done, FairQueue, Waiting
 from harness.serve.replies import usage
 from harness.serve.server import Server
 from harness.serve.wire import parse
-from harness.serve.worker import Learning, Worker
 from harness.session.session import Session
 
 KEY = "a key of this test"

@@ -32,7 +32,7 @@ from harness.core.records import Record, Sample
 from harness.decode.generation import generate
 from harness.decode.memory import Answer, write_memory
 from harness.models import blas
-from harness.models.address import answers_folder, cache_key, pair_facts
+from harness.models.cache_key import answers_folder, cache_key, pair_facts
 from harness.models.pair import load_pair
 from harness.report import load_run
 from harness.report.markdown import render

@@ -107,7 +107,7 @@ def _is_run(source: str, results: Path) -> bool:
 
 def _adapters(pair_name: str, folder: Path | None, *, memory: bool = False) -> Mapping[str, Path]:
     """Name -> folder of the adapters to choose from; refused when there is none, nor a memory where that counts."""
-    from harness.adapt.adapters.folder import list_adapters
+    from harness.adapt.adapters.adapter_folder import list_adapters
     from harness.adapt.adapters.names import installed
     from harness.core.errors import HarnessError
     from harness.core.paths import found_memory

@@ -21,7 +21,7 @@ from harness.decode.length import Costs, LengthPolicy, make_policy
 from harness.decode.logprobs import Logprobs
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.parallel import ParallelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter
 from harness.decode.plain import plain_steps
 from harness.decode.positions import Details
 from harness.decode.sampling import Sampling

@@ -13,7 +13,7 @@ from harness.decode.cascade import CascadeDrafter
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter
 from harness.decode.memory import pair_memory
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.parallel import ParallelDrafter, parallel_drafter
+from harness.decode.parallel_drafter import ParallelDrafter, parallel_drafter
 from harness.decode.suffix_counts import Walker
 from harness.decode.translated import DraftModel, TranslatedDrafter
 from harness.models.forward import EarlyExit, PrunedHead

@@ -16,7 +16,7 @@ from harness.core.records import Trajectory
 from harness.decode.drafters import Proposal, Request
 from harness.decode.forced import NOISE, score_rows
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.parallel import ParallelDrafter, asked_for
+from harness.decode.parallel_drafter import ParallelDrafter, asked_for
 from harness.decode.sampling import Sampling
 from harness.models.blas import mx
 from harness.models.forward import ForcedHead, draft_ids, forced_head

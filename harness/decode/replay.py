@@ -24,7 +24,7 @@ from harness.decode.forced import HEAD_ROWS, ForcedPass, score_rows
 from harness.decode.length import Costs, make_policy
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.parallel import ParallelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter
 from harness.decode.parallel_replay import ParallelPass, parallel_passes
 from harness.decode.passes import Passes
 from harness.decode.sampling import Sampling

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.cluster import files
+from harness.cluster import sent_files as files
 from harness.cluster.pairs import PairSpec
 from harness.cluster.seat import Seat, seat
 from harness.core import machine

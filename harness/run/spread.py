@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.adapt.routers.on_workers import bare, described
-from harness.cluster import files
+from harness.cluster import sent_files as files
 from harness.cluster.answering import ClusterPool
 from harness.cluster.client import Cluster
 from harness.cluster.pairs import PairSpec

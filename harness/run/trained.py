@@ -15,7 +15,7 @@ from harness.core.progress import NowAndThen, counted, note
 from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
-from harness.models.address import answers_folder, cache_folder, cache_key, pair_facts
+from harness.models.cache_key import answers_folder, cache_folder, cache_key, pair_facts
 from harness.run.chain_task import ChainTask, Crew
 from harness.suite.cells import Cell, Recipe
 from harness.suite.chains import Chain, adapter_names, chain_of, domain_chain, needed_chains
@@ -150,7 +150,7 @@ def train_for(
     Raises:
         HarnessError: no draft to adapt, an adapter that is not here or has a name twice, a split without prompts, or a leak.
     """
-    from harness.adapt.adapters.folder import weights_hash
+    from harness.adapt.adapters.adapter_folder import weights_hash
     from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, swap_costs
 

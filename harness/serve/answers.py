@@ -13,7 +13,7 @@ from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.decode.pieces import TextPieces
 from harness.decode.stop_words import StopWords
-from harness.serve.errors import ApiError, fault
+from harness.serve.api_errors import ApiError, fault
 from harness.serve.queue import Done, Round, Shown, Waiting
 
 if TYPE_CHECKING:

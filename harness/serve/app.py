@@ -16,14 +16,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from harness.core.errors import HarnessError
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 from harness.serve.guard import Guard, read_body, refusal
 from harness.serve.queue import Done, Round, Shown, Waiting
 from harness.serve.replies import Reply
 from harness.serve.wire import parse
 
 if TYPE_CHECKING:
-    from harness.serve.worker import Worker
+    from harness.serve.decoding_thread import Worker
 
 PAGE = Path(__file__).parent / "page.html"
 MAX_BODY_BYTES = 4 * 2**20

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 from harness.serve.wire import Ask
 
 if TYPE_CHECKING:

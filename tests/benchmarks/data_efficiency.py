@@ -23,14 +23,14 @@ from tabulate import tabulate
 
 from harness.adapt.memory_sources import answers_in_folder
 from harness.adapt.training.examples import from_stored
-from harness.adapt.training.parallel import train_parallel
+from harness.adapt.training.parallel_training import train_parallel
 from harness.adapt.training_config import load_training_config
 from harness.answers.collect import read_answers, shard_names
 from harness.core.progress import notes_to
 from harness.core.records import Trajectory
 from harness.decode.making import memory_drafter
 from harness.decode.memory import write_memory
-from harness.decode.parallel import parallel_drafter
+from harness.decode.parallel_drafter import parallel_drafter
 from harness.decode.replay import ReplayRow, replay
 from harness.distill import fit
 from harness.distill.distill_config import load_distill_config

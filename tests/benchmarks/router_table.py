@@ -19,7 +19,7 @@ import common
 import numpy as np
 from shift import held_out_domains, mix_domains, scramble_templates
 
-from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.adapt.adapters.names import installed
 from harness.adapt.routers.fitting import RouterData, replay_material
 from harness.adapt.routers.judging import compare, report, show

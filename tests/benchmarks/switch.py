@@ -18,7 +18,7 @@ import common
 import numpy as np
 from tabulate import tabulate
 
-from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.adapt.adapters.names import installed
 from harness.adapt.routers.arms import GENERIC
 from harness.adapt.routers.fitting import RouterData, prompt_groups
@@ -30,7 +30,7 @@ from harness.core import stats
 from harness.core.records import Sample, Trajectory
 from harness.decode.replay import replay_row
 from harness.decode.simulate import run_lengths, simulate
-from harness.models.address import answers_folder
+from harness.models.cache_key import answers_folder
 from harness.models.pair import load_pair
 
 HEAD_START = 3.0

@@ -113,12 +113,12 @@ def replay_material(
     Raises:
         HarnessError: no draft, nothing to choose, an adapter of another draft, or a prompt that does not fit.
     """
-    from harness.adapt.adapters.folder import read_info
+    from harness.adapt.adapters.adapter_folder import read_info
     from harness.adapt.adapters.names import adaptable
     from harness.adapt.memory_sources import HeldOut
     from harness.adapt.training.bank import AdapterBank
     from harness.answers.collect import collect
-    from harness.models.address import answers_folder
+    from harness.models.cache_key import answers_folder
 
     draft = adaptable(pair)
     held_out = HeldOut.of(pair, samples) if memory else None
@@ -186,7 +186,7 @@ def _read(path: Path) -> bytes:
 
 def run_adapters(manifest: Manifest, known: Mapping[str, Path]) -> dict[str, Path]:
     """Name -> folder: the adapters in ``known``, and those trained inside the run, found in the cache by their weights."""
-    from harness.adapt.adapters.folder import WEIGHTS, weights_hash
+    from harness.adapt.adapters.adapter_folder import WEIGHTS, weights_hash
 
     trained = {name: facts["hash"] for name, facts in manifest.measured.adapters.items() if facts.get("hash")}
     lacking = {n: h for n, h in trained.items() if n not in known or weights_hash(known[n]) != h}
@@ -201,7 +201,7 @@ def install_adapters(pair_name: str, folders: Mapping[str, Path]) -> None:
     Raises:
         HarnessError: another adapter has the name; nothing is installed then.
     """
-    from harness.adapt.adapters.folder import METADATA, adapter_folder, weights_hash
+    from harness.adapt.adapters.adapter_folder import METADATA, adapter_folder, weights_hash
     from harness.adapt.training.rounds import install
 
     places = {name: adapter_folder(pair_name, name) for name in folders}
@@ -229,7 +229,7 @@ def recorded_material(
     Raises:
         HarnessError: nothing to choose, an adapter of the run that is not here, or one whose weights are others now.
     """
-    from harness.adapt.adapters.folder import read_info, weights_hash
+    from harness.adapt.adapters.adapter_folder import read_info, weights_hash
     from harness.decode.length import Costs
     from routing.outcomes import from_rows
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.adapt.adapters.folder import AdapterInfo, weights_hash
+from harness.adapt.adapters.adapter_folder import AdapterInfo, weights_hash
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import Acceptance, DomainCounts, gain, of_domain, pool
 from harness.adapt.training.checkpoint import Checkpoint

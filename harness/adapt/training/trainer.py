@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.adapt.adapters.folder import load_into, read_info, read_lora, write_adapter
+from harness.adapt.adapters.adapter_folder import load_into, read_info, read_lora, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached, check_surface, head
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import DomainCounts

@@ -10,7 +10,7 @@ from harness.decode.drafters import Proposal, Request
 from harness.decode.model_drafter import ModelDrafter
 from harness.decode.sampling import log_softmax
 from harness.models.blas import mx
-from harness.models.parallel import MaskedDraft, masked_draft
+from harness.models.parallel_masks import MaskedDraft, masked_draft
 
 
 class ParallelDrafter(ModelDrafter):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.adapt.training.outcome import Enough, TrainProgress
 from harness.serve.answers import run
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 from harness.serve.metrics import Metrics
 from harness.serve.queue import FairQueue, Waiting
 
