@@ -8,7 +8,7 @@ from typing import Any
 _EXPORTS = {
     "Arm": "outcomes",
     "OutcomeTable": "outcomes",
-    "RoutingError": "errors",
+    "RoutingError": "routing_error",
     "PromptFeatures": "features",
     "PromptRouter": "policy",
     "Decision": "policy",

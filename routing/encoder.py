@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from routing.apart import apart
-from routing.errors import RoutingError
 from routing.fetch import encoder_folder
 from routing.outcomes import text_hash
+from routing.routing_error import RoutingError
 
 _CHARS_PER_TOKEN = 12
 """Texts are cut to this many characters per token before tokenisation, so that a long prompt costs no more than a short one."""

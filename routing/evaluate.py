@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.base import clone
 
-from routing.errors import RoutingError
 from routing.intervals import Interval, clustered, gap_recovery
 from routing.outcomes import Arm, prompt_groups
 from routing.policy import PromptRouter
 from routing.routers import grouped_folds
+from routing.routing_error import RoutingError
 
 RANDOM, ORACLE, BEST_FIXED, DOMAIN_LABEL, DOMAIN_BEST = "random", "oracle", "best fixed", "domain label", "domain best"
 

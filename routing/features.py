@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from routing.cues import CUES, cue_scores
 from routing.encoder import Encoder, load_encoder
-from routing.errors import RoutingError
+from routing.routing_error import RoutingError
 
 PROBE = "Write a function that adds two numbers, then explain it in one sentence."
 """Fixed text whose features are stored with a router: other weights or another truncation give other features."""

@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from routing.errors import RoutingError
+from routing.routing_error import RoutingError
 
 _MAX_UNPACKED_BYTES = 2 * 1024**3
 _MAX_RATIO = 50

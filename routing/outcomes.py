@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from routing.errors import RoutingError
+from routing.routing_error import RoutingError
 
 PLAIN = "plain"
 """Name of the arm that does not speculate: the target alone. Its speedup is 1 by definition."""

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from routing.base import Router
-from routing.errors import RoutingError
 from routing.features import PROBE, PromptFeatures
 from routing.fetch import ENCODERS
 from routing.outcomes import AUTO, Arm
 from routing.policy import PromptRouter
 from routing.router_file import DISTRUST, RETRAIN, check_name, field, named_hashes, read_file, write_file
 from routing.routers import BoostingRouter, KNNRouter, LogisticRouter, MLPRouter, RidgeRouter
+from routing.routing_error import RoutingError
 
 _MAX_ARMS = 1000
 _KINDS: dict[str, type[Router]] = {c.__name__: c for c in (LogisticRouter, RidgeRouter, MLPRouter, BoostingRouter, KNNRouter)}

@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted
 
 from routing.base import Router
-from routing.errors import RoutingError
 from routing.features import PromptFeatures
 from routing.outcomes import Arm, prompt_groups
 from routing.routers import AutoRouter, grouped_folds
+from routing.routing_error import RoutingError
 
 _THRESHOLDS = np.arange(0, 1, 0.05)
 _EXCERPT_CHARS = 160

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from routing.errors import RoutingError
+from routing.routing_error import RoutingError
 
 SCHEMA_VERSION = 2
 """1: no guard for unfamiliar prompts (such files route every prompt). 2: ``reach``."""

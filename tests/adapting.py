@@ -108,7 +108,7 @@ def quick_config(**changes: Any) -> TrainingConfig:
 
 def put_adapter(folder: Any, draft: Any, *, seed: int = 1, dora: bool = False, name: str = "code", **facts: Any) -> None:
     """Write an adapter of a draft with random updates of its top two blocks; ``facts`` are fields of its metadata."""
-    from harness.adapt.adapters.folder import AdapterInfo, write_adapter
+    from harness.adapt.adapters.adapter_folder import AdapterInfo, write_adapter
     from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
 
     lora = quick_config(lora={"rank": 4, "num_layers": 2, "dora": dora}).lora

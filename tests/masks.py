@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.adapt.adapters.folder import AdapterInfo, write_parallel
+from harness.adapt.adapters.adapter_folder import AdapterInfo, write_parallel
 from harness.core.paths import PARALLEL, adapters_root
 from harness.models.mlx_names import mx, nn
-from harness.models.parallel import MASKS
+from harness.models.parallel_masks import MASKS
 
 
 def random_masks(model: Any, masks: int = 4, *, seed: int = 0, size: float = 0.5) -> dict[str, mx.array]:

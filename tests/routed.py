@@ -9,7 +9,7 @@ from typing import Any
 
 from adapting import quick_config
 
-from harness.adapt.adapters.folder import AdapterInfo, write_adapter
+from harness.adapt.adapters.adapter_folder import AdapterInfo, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
 from harness.core.records import Sample
 from harness.models.mlx_names import mx

@@ -10,7 +10,7 @@ import yaml
 from adapting import quick_config
 
 from harness import api
-from harness.adapt.adapters.folder import AdapterInfo, adapter_folder, write_adapter
+from harness.adapt.adapters.adapter_folder import AdapterInfo, adapter_folder, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
 from harness.models.mlx_names import mx
 

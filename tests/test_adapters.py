@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from adapting import VOCAB, forward, quick_config, target_trajectories, tiny_draft
 
-from harness.adapt.adapters.folder import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
+from harness.adapt.adapters.adapter_folder import AdapterInfo, adapter_folder, list_adapters, read_info, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached
 from harness.adapt.training import bank as bank_module
 from harness.adapt.training.bank import AdapterBank, kept_rows, replay_bank

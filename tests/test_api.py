@@ -15,11 +15,11 @@ from tiny import tiny_pair
 
 import harness
 from harness import api
-from harness.adapt.adapters.folder import METADATA, WEIGHTS
+from harness.adapt.adapters.adapter_folder import METADATA, WEIGHTS
 from harness.adapt.training.bank import AdapterBank
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory
-from harness.decode.drafters import ModelDrafter
+from harness.decode.model_drafter import ModelDrafter
 
 PROMPT = "tell me about the sea and the wind"
 

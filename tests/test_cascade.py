@@ -19,10 +19,11 @@ from toy import toy_pair
 from harness.core.records import Trajectory
 from harness.core.round_sources import expanded, joined, tokens_of
 from harness.decode.cascade import CascadeDrafter
-from harness.decode.drafters import LookupDrafter, ModelDrafter, Request
+from harness.decode.drafters import LookupDrafter, Request
 from harness.decode.generation import generate
 from harness.decode.length import DRAFT, AutoK, Costs, FixedK
 from harness.decode.making import DrafterOptions
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.replay import replay
 from harness.models.blas import ints, mx
 from harness.models.forward import PrunedHead

@@ -13,7 +13,7 @@ from serving import install_adapter
 from tiny import write_pair
 
 from harness import generate
-from harness.adapt.adapters.folder import adapters_root
+from harness.adapt.adapters.adapter_folder import adapters_root
 from harness.adapt.training.failures import FailureStore, case_from_generation
 from harness.cli import main
 from harness.core import machine

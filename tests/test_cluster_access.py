@@ -18,7 +18,7 @@ import dask
 import pytest
 from distributed import LocalCluster, Security
 
-from harness.cluster import client, files, serving
+from harness.cluster import client, sent_files, serving
 from harness.cluster.address import TOKEN, Address, read_address
 from harness.cluster.client import Cluster
 from harness.cluster.serving import serve
@@ -88,7 +88,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
 
 def test_with_certificates_and_the_word_work_is_done(door: SimpleNamespace) -> None:
     """What docs/scale.md says to set is all that is needed."""
-    (reply,) = door.inside.all(files.keep, [({},)])
+    (reply,) = door.inside.all(sent_files.keep, [({},)])
     assert (reply.worker, reply.error) == ("far", None)
 
 
@@ -96,7 +96,7 @@ def test_another_word_is_refused(door: SimpleNamespace, monkeypatch: pytest.Monk
     """A client of somebody else's workers is told so."""
     monkeypatch.setenv(TOKEN, "other")
     with Cluster(door.address) as stranger, pytest.raises(HarnessError, match="worker far: the token is another one"):
-        stranger.all(files.keep, [({},)])
+        stranger.all(sent_files.keep, [({},)])
 
 
 @pytest.mark.parametrize("has", ["no certificate", "another authority's", "no encryption"])
@@ -128,7 +128,9 @@ def test_a_worker_without_certificates_stays_outside(door: SimpleNamespace, monk
     assert [worker.name for worker in door.own.scheduler.workers.values()] == ["far"]
 
 
-@pytest.mark.parametrize("name", ["posix:getcwd", "harness.cluster.files:write_atomic", "harness.cluster.files:json", "harness.nowhere:x"])
+@pytest.mark.parametrize(
+    "name", ["posix:getcwd", "harness.cluster.sent_files:write_atomic", "harness.cluster.sent_files:json", "harness.nowhere:x"]
+)
 def test_only_functions_of_the_harness_run(door: SimpleNamespace, name: str) -> None:
     """What a harness client sends by mistake does not run, nor what a module of the harness has from another one."""
     module, _, attribute = name.partition(":")
@@ -153,21 +155,21 @@ def test_files_are_kept_by_what_they_hold(tmp_path: Path, monkeypatch: pytest.Mo
     source.mkdir()
     (source / "a.txt").write_bytes(b"a")
     sources: dict[str, Path] = {}
-    folder = files.described(source, sources)
+    folder = sent_files.described(source, sources)
     ((_, digest),) = folder
     assert sources == {digest: source / "a.txt"}
-    with pytest.raises(files.LackingError) as lacking:
-        files.unpacked(folder)
+    with pytest.raises(sent_files.LackingError) as lacking:
+        sent_files.unpacked(folder)
     assert lacking.value.hashes == (digest,)
     with pytest.raises(HarnessError, match="is not the one with SHA-256"):
-        files.keep({digest: b"b"})
-    files.keep({digest: b"a"})
-    assert (files.unpacked(folder) / "a.txt").read_bytes() == b"a"
-    files.kept(digest).write_bytes(b"changed")
-    (files.unpacked(folder) / "a.txt").write_bytes(b"changed too")
-    with pytest.raises(files.LackingError):
-        files.unpacked(folder)
+        sent_files.keep({digest: b"b"})
+    sent_files.keep({digest: b"a"})
+    assert (sent_files.unpacked(folder) / "a.txt").read_bytes() == b"a"
+    sent_files.kept(digest).write_bytes(b"changed")
+    (sent_files.unpacked(folder) / "a.txt").write_bytes(b"changed too")
+    with pytest.raises(sent_files.LackingError):
+        sent_files.unpacked(folder)
     outside = hashlib.sha256(b"c").hexdigest()
-    files.keep({outside: b"c"})
+    sent_files.keep({outside: b"c"})
     with pytest.raises(HarnessError, match="no plain file name"):
-        files.unpacked((("../c", outside),))
+        sent_files.unpacked((("../c", outside),))

@@ -16,7 +16,7 @@ from toy import toy_model
 
 from harness.answers import torch_batch, torch_llama
 from harness.answers.collect import collect, default_decoder, plan_batches, read_shard, shard_names
-from harness.answers.fitting import Fitting
+from harness.answers.memory_fit import Fitting
 from harness.answers.mlx_batch import BatchedTarget
 from harness.answers.rollout import Rollout
 from harness.answers.torch_batch import TorchTarget
@@ -302,6 +302,6 @@ def test_rows_follow_from_the_models_keys_and_values(monkeypatch):
     """2 layers of 2 key heads of 8 numbers, twice, in 4 bytes; and the logits of 64 ids."""
     fitting = Fitting(toy_model())
     assert fitting.token_bytes == 2 * 2 * 8 * 2 * 4
-    monkeypatch.setattr("harness.answers.fitting.free_bytes", lambda: 2 * 10 * (100 * 256 + 4 * 4 * 64))
+    monkeypatch.setattr("harness.answers.memory_fit.free_bytes", lambda: 2 * 10 * (100 * 256 + 4 * 4 * 64))
     assert fitting.rows(100) == 10
     assert fitting.rows(10**9) == 1

@@ -209,7 +209,7 @@ def test_a_whole_run_makes_a_draft(target, tmp_path, monkeypatch, notes):
     folder, model = target
     monkeypatch.setattr(pipeline, "training_samples", lambda config: bank(12, "chat") + bank(12, "code"))
     monkeypatch.setattr(pipeline, "held_out_samples", lambda config, n: bank(n, "chat", "validation") + bank(n, "code", "validation"))
-    job = pipeline.Job(
+    job = pipeline.Distillation(
         config=TINY,
         pair=TinyPair(target=model, eos_token_ids=frozenset({7})),
         folder=folder,
@@ -242,7 +242,9 @@ def test_a_finished_draft_is_trained_on(target, tmp_path, monkeypatch):
     def job(name, **fit):
         config = TINY.model_copy(update={"fit": TINY.fit.model_copy(update=fit)})
         pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
-        return pipeline.Job(config=config, pair=pair, folder=folder, work=tmp_path / name, out=tmp_path / f"{name}-out", command="")
+        return pipeline.Distillation(
+            config=config, pair=pair, folder=folder, work=tmp_path / name, out=tmp_path / f"{name}-out", command=""
+        )
 
     pipeline.distill(job("first"))
     first = load_cut(tmp_path / "first-out", model)
@@ -283,7 +285,7 @@ def test_few_prompts_get_several_answers(target, tmp_path, monkeypatch, notes):
     folder, model = target
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
     settings = TINY.model_copy(update={"rollouts": config.model_copy(update={"max_tokens": 8, "batch": 4, "top_k": 4, "temperature": 2.0})})
-    job = pipeline.Job(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="")
+    job = pipeline.Distillation(config=settings, pair=pair, folder=folder, work=tmp_path, out=tmp_path, command="")
     pipeline.collect_rollouts(job)
     assert notes[-1].startswith("collected 11 of 11 answers")
     stored = list(read_answers(job.rollouts, job.pair.target_hash))
@@ -306,7 +308,7 @@ def test_the_target_writes_prompts_of_its_own(target, tmp_path, monkeypatch, not
     settings = TINY.model_copy(update={"rollouts": RolloutConfig(prompts={"chat": 3}, written={"chat": 5}, max_tokens=4, batch=4, top_k=2)})
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
     for work in (tmp_path / "work", tmp_path / "work"):
-        job = pipeline.Job(config=settings, pair=pair, folder=folder, work=work, out=tmp_path, command="")
+        job = pipeline.Distillation(config=settings, pair=pair, folder=folder, work=work, out=tmp_path, command="")
         pipeline.collect_rollouts(job)
     assert asked == [(5, "chat", ["chat/train/0", "chat/train/1", "chat/train/2"], ["chat/test/0", "chat/test/1"], 4)]
     assert notes[-1].startswith("collected 8 of 8 answers")
@@ -320,7 +322,7 @@ def test_a_target_that_cannot_be_cut_answers_all_the_same(target, tmp_path):
     folder, model = target
     (folder / "config.json").write_text(json.dumps({**tiny_llama.CONFIG, "model_type": "qwen2"}))
     pair = TinyPair(target=model, eos_token_ids=frozenset({7}))
-    job = pipeline.Job(config=TINY, pair=pair, folder=folder, work=tmp_path / "w", out=tmp_path, command="")
+    job = pipeline.Distillation(config=TINY, pair=pair, folder=folder, work=tmp_path / "w", out=tmp_path, command="")
     with pytest.raises(HarnessError, match="plain llama models"):
         pipeline.distill(job)
     assert not (tmp_path / "w").exists()
@@ -328,7 +330,7 @@ def test_a_target_that_cannot_be_cut_answers_all_the_same(target, tmp_path):
 
 def test_stages_need_the_one_before(target, tmp_path):
     """Training without rollouts, shipping without training and a misspelt stage stop with advice."""
-    job = pipeline.Job(
+    job = pipeline.Distillation(
         config=TINY,
         pair=TinyPair(target=target[1]),
         folder=target[0],

@@ -28,7 +28,7 @@ from tiny import tiny_pair, write_model, write_pair
 from typer.testing import CliRunner
 
 from harness import api, generate
-from harness.adapt.adapters.folder import adapter_folder
+from harness.adapt.adapters.adapter_folder import adapter_folder
 from harness.cli import app
 from harness.core import files
 from harness.core.errors import HarnessError

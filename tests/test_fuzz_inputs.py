@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from test_buffer import a_case
 from test_gate import draws, stored
 
-from harness.adapt.adapters.folder import read_info
+from harness.adapt.adapters.adapter_folder import read_info
 from harness.adapt.routers.routed import load_router_config
 from harness.adapt.training.buffer import ReplayBuffer
 from harness.adapt.training.failures import FailureStore, case_to_dict

@@ -36,7 +36,7 @@ from harness.models.blas import mx
 from harness.models.pair import Pair, load_tokenizer, load_weights
 from harness.models.pair_config import PairConfig
 from harness.models.weights import ModelFolder
-from routing.errors import RoutingError
+from routing.routing_error import RoutingError
 
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
 NOISE = Random(0).randbytes(4000)

@@ -70,10 +70,10 @@ def test_a_whole_run_makes_a_head(target: tuple[Path, Any], tmp_path: Path, monk
     monkeypatch.setattr(pipeline, "training_samples", lambda config: bank(12, "chat"))
     monkeypatch.setattr(pipeline, "held_out_samples", lambda config, n: bank(n, "chat", "validation"))
 
-    def job(**head: Any) -> pipeline.Job:
+    def job(**head: Any) -> pipeline.Distillation:
         config = HEAD.model_copy(update={"head": HEAD.head.model_copy(update=head)})
         pair: Any = TinyPair(target=model, eos_token_ids=frozenset({7}))
-        return pipeline.Job(
+        return pipeline.Distillation(
             config=config, pair=pair, folder=folder, work=tmp_path / "work", out=tmp_path / "head", command="harness distill h"
         )
 
@@ -126,7 +126,9 @@ def test_training_lowers_the_loss_of_every_step(target: tuple[Path, Any], tmp_pa
 def test_what_cannot_be_made_is_refused_first(target: tuple[Path, Any], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     """Before hours of answers."""
     pair: Any = TinyPair(target=target[1])
-    job = pipeline.Job(config=HEAD.model_copy(update=changes), pair=pair, folder=target[0], work=tmp_path / "w", out=tmp_path, command="")
+    job = pipeline.Distillation(
+        config=HEAD.model_copy(update=changes), pair=pair, folder=target[0], work=tmp_path / "w", out=tmp_path, command=""
+    )
     with pytest.raises(HarnessError, match=message):
         pipeline.distill(job)
     assert not (tmp_path / "w").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from shown import ROOT
 
@@ -17,3 +18,9 @@ def test_few_packages_on_few_levels() -> None:
     tops = {"routing" if path.parts[0] == "routing" else f"harness.{path.parts[1].removesuffix('.py')}" for path in MODULES}
     assert sorted(placed) == sorted(tops)
     assert len(placed) <= 20
+
+
+def test_a_modules_name_stands_for_one_thing() -> None:
+    """A command's file is called as the command, a section's as its part of the report; no two others have one name."""
+    named = Counter(path.name for path in MODULES if path.parent.as_posix() not in ("harness/cli", "harness/report/sections"))
+    assert [name for name, times in named.items() if times > 1] == []

@@ -17,11 +17,12 @@ from harness.core.errors import HarnessError
 from harness.core.progress import notes_to
 from harness.core.records import Trajectory
 from harness.decode import cached
-from harness.decode.drafters import ModelDrafter, Request
+from harness.decode.drafters import Request
 from harness.decode.generation import generate
 from harness.decode.kept import KeptCaches
 from harness.decode.length import Costs
 from harness.decode.making import DrafterOptions, resolve_drafter
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.replay import replay
 from harness.models.blas import ints
 from harness.models.pair import load_pair

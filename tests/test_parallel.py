@@ -20,7 +20,7 @@ from tiny import tiny_pair
 from toy import ToyPair, near_copy, toy_draft, toy_model, toy_pair
 
 from harness import api
-from harness.adapt.adapters.folder import read_lora
+from harness.adapt.adapters.adapter_folder import read_lora
 from harness.adapt.shelf import put_in
 from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.core.errors import HarnessError
@@ -32,15 +32,15 @@ from harness.decode.drafters import Request
 from harness.decode.generation import generate
 from harness.decode.length import AutoK, Costs
 from harness.decode.making import resolve_drafter
-from harness.decode.parallel import ParallelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter
 from harness.decode.parallel_replay import Starts, parallel_passes
 from harness.decode.replay import replay
 from harness.decode.sampling import Sampling, processed_logprobs
 from harness.decode.simulate import expected_counts
-from harness.models import parallel
+from harness.models import parallel_masks as parallel
 from harness.models.blas import ints, mx
 from harness.models.opened import hidden_states
-from harness.models.parallel import Gate, with_masks
+from harness.models.parallel_masks import Gate, with_masks
 
 VOCAB = 8
 """Few ids, so that masks without training are right now and then."""

@@ -14,22 +14,22 @@ from adapting import VOCAB, difference, forward, quick_config, target_trajectori
 from families import tiny_model
 from masks import random_masks
 
-from harness.adapt.adapters.folder import read_info
+from harness.adapt.adapters.adapter_folder import read_info
 from harness.adapt.training import parallel_mlx, parallel_step
 from harness.adapt.training.examples import Example, from_trajectory, truncate
-from harness.adapt.training.parallel import step_for, train_parallel
 from harness.adapt.training.parallel_lessons import Groups, plan_groups
 from harness.adapt.training.parallel_mlx import MlxStep
 from harness.adapt.training.parallel_step import ParallelStep
+from harness.adapt.training.parallel_training import step_for, train_parallel
 from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory
-from harness.decode.parallel import parallel_drafter
+from harness.decode.parallel_drafter import parallel_drafter
 from harness.decode.parallel_replay import parallel_passes
 from harness.decode.simulate import simulate_runs
 from harness.models.mlx_names import mx, nn, tree_flatten, tree_map
 from harness.models.opened import hidden_states
-from harness.models.parallel import with_masks
+from harness.models.parallel_masks import with_masks
 
 K = 4
 

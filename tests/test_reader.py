@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.scoring import agreement, sandbox_status
-from harness.scoring.gsm8k import final_number
-from harness.scoring.humaneval import score_code
+from harness.scoring.code_tests import score_code
+from harness.scoring.final_number import final_number
 from harness.scoring.reader import assemble
 from harness.scoring.result import Score
 from harness.scoring.thinking import final_part

@@ -54,8 +54,8 @@ def test_a_served_conversation_on_a_real_model(tmp_path: Path) -> None:
     from openai import OpenAI
 
     from harness import Session, generate
+    from harness.serve.decoding_thread import Worker
     from harness.serve.server import Server
-    from harness.serve.worker import Worker
 
     def talk() -> list[tuple[list[dict[str, str]], int]]:
         messages, turns = [{"role": "user", "content": "Explain why the sky is blue. " + "Light is scattered by air. " * 12}], []

@@ -42,8 +42,8 @@ from harness.decode.generation import generate
 from harness.decode.length import Costs
 from harness.decode.memory import Answer, Memory, write_memory
 from harness.decode.replay import ReplayRow
-from routing.errors import RoutingError
 from routing.outcomes import Arm
+from routing.routing_error import RoutingError
 
 QUICK = RouterConfig(encoder="tfidf", router="logistic", min_confidence=0.0, familiar=None)
 HASHES = {"code": "a" * 64, "chat": "b" * 64}

@@ -12,13 +12,13 @@ from hypothesis.extra import numpy as hnp
 from routing_tables import ARMS, make_prompts, make_rewards
 
 from routing.base import from_regret, to_regret
-from routing.errors import RoutingError
 from routing.evaluate import evaluate_routers, pooled_value
 from routing.features import PromptFeatures
 from routing.intervals import clustered, gap_recovery
 from routing.outcomes import Arm
 from routing.policy import PromptRouter
 from routing.routers import KNNRouter, LogisticRouter
+from routing.routing_error import RoutingError
 
 TABLES = hnp.arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(1, 4)), elements=st.floats(0.1, 8))
 ROUTER = PromptRouter(PromptFeatures("tfidf", max_terms=64), LogisticRouter(), fallback="generic@4")

@@ -18,9 +18,9 @@ from sklearn.utils import estimator_checks
 
 from routing import encoder, fetch
 from routing.cues import CUES, cue_scores
-from routing.errors import RoutingError
 from routing.features import PromptFeatures
 from routing.policy import PromptRouter
+from routing.routing_error import RoutingError
 
 
 @pytest.mark.parametrize("estimator", [PromptFeatures(), PromptRouter()])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from routing_tables import make_rows
 
-from routing.errors import RoutingError
 from routing.outcomes import PLAIN, Arm, from_rows, prompt_groups
+from routing.routing_error import RoutingError
 
 
 def test_arrays_are_the_records_counts() -> None:

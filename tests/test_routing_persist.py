@@ -11,12 +11,12 @@ import pytest
 from routing_tables import ARMS, make_prompts, make_rewards
 from safetensors.numpy import load, save
 
-from routing.errors import RoutingError
 from routing.features import PromptFeatures
 from routing.outcomes import Arm
 from routing.persist import load_router, save_router
 from routing.policy import PromptRouter
 from routing.routers import AutoRouter, BoostingRouter, KNNRouter, LogisticRouter, MLPRouter, RidgeRouter
+from routing.routing_error import RoutingError
 
 HASHES = {"code": "a" * 64, "math": "b" * 64, "chat": "c" * 64}
 ROUTERS = [

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from routing_tables import ARMS, DOMAINS, make_prompts, make_rewards
 
-from routing.errors import RoutingError
 from routing.features import PromptFeatures
 from routing.outcomes import PLAIN, Arm
 from routing.policy import PromptRouter
 from routing.routers import AutoRouter, BoostingRouter, KNNRouter, LogisticRouter, MLPRouter
+from routing.routing_error import RoutingError
 
 TFIDF = PromptFeatures("tfidf", max_terms=64)
 ROUTERS = [

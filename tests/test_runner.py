@@ -38,7 +38,8 @@ from harness.run.runner import reports_folder, run_suite
 from harness.run.trained import Trained
 from harness.scoring import sandbox
 from harness.scoring.result import verdict
-from harness.suite.experiments import Baseline, Cell, Drafters, GenericDraft, Lenience
+from harness.suite.cells import Cell
+from harness.suite.experiments import Baseline, Drafters, GenericDraft, Lenience
 from harness.suite.plan import make_plan
 from harness.suite.suite import Suite
 

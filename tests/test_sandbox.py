@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.core.records import Sample
-from harness.scoring import execute, sandbox, seccomp, warning, worker
+from harness.scoring import execute, inside_box, sandbox, seccomp, warning
 from harness.scoring.box import Box, Limits, interpreter
 from harness.scoring.execute import Outcome, Program, run_in
 from harness.scoring.sandbox import find_box, run_program, sandbox_status
@@ -364,7 +364,7 @@ def test_all_canonical_solutions_pass_with_every_core_busy() -> None:
 def test_empty_solutions_fail(index: int) -> None:
     """The tests really judge: a stub must not pass."""
     problem = problems()[index]
-    stub = Program(source=worker.stub(problem["prompt"]), entry_point=problem["entry_point"], test=problem["test"])
+    stub = Program(source=inside_box.stub(problem["prompt"]), entry_point=problem["entry_point"], test=problem["test"])
     assert run_program(stub, limits=TIGHT).status == "failed"
 
 
@@ -408,7 +408,7 @@ PLAIN = st.recursive(
     max_leaves=10,
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(list(worker.DECODERS)),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(list(inside_box.DECODERS)),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=12,
 )
@@ -423,7 +423,7 @@ def _types(value: Any) -> list[str]:
 @given(PLAIN)
 def test_plain_values_survive_the_boundary(value: Any) -> None:
     """What the tests compare is what the answer returned: same value, same types, all the way down."""
-    back = worker.decode(json.loads(json.dumps(worker.encode(value))))
+    back = inside_box.decode(json.loads(json.dumps(inside_box.encode(value))))
     assert back == value
     assert _types(back) == _types(value)
 
@@ -432,7 +432,7 @@ def test_plain_values_survive_the_boundary(value: Any) -> None:
 def test_any_json_decodes_to_plain_values_or_an_ordinary_error(value: Any) -> None:
     """Whatever arrives on the pipe, no other type of object comes out, and no exception escapes the tests' handler."""
     try:
-        back = worker.decode(json.loads(json.dumps(value)))
+        back = inside_box.decode(json.loads(json.dumps(value)))
     except Exception:
         return
     assert set(_types(back)) <= {kind.__name__ for kind in PLAIN_TYPES} | {"Decimal", "Fraction"}
@@ -441,7 +441,7 @@ def test_any_json_decodes_to_plain_values_or_an_ordinary_error(value: Any) -> No
 @given(st.text(max_size=300))
 def test_reasons_are_one_short_printable_line(text: str) -> None:
     """The text of an exception is the answer's; it must not carry control characters into reports."""
-    line = worker.describe(ValueError(text))
+    line = inside_box.describe(ValueError(text))
     assert len(line) <= 200
     assert line.isprintable()
 

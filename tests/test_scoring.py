@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.core.records import Sample
 from harness.scoring import agreement, final_number, sandbox_status, score
 from harness.scoring.agreement import score_agreement
-from harness.scoring.gsm8k import score_number
+from harness.scoring.final_number import score_number
 
 PROMPT = 'def solve(n):\n    """Return n + 1."""\n'
 REFERENCE = {"prompt": PROMPT, "test": "def check(candidate):\n    assert candidate(1) == 2\n", "entry_point": "solve"}

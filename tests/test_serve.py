@@ -29,14 +29,14 @@ from tiny import tiny_pair
 
 from harness import api
 from harness.core.errors import HarnessError
+from harness.serve.api_errors import ApiError
 from harness.serve.app import MAX_BODY_BYTES, PAGE
-from harness.serve.errors import ApiError
+from harness.serve.decoding_thread import Learning, Worker
 from harness.serve.guard import Guard
-from harness.serve.queue import Done, FairQueue, Job
+from harness.serve.queue import Done, FairQueue, Waiting
 from harness.serve.replies import usage
 from harness.serve.server import Server
 from harness.serve.wire import parse
-from harness.serve.worker import Learning, Worker
 from harness.session.session import Session
 
 KEY = "a key of this test"
@@ -269,7 +269,7 @@ def test_eight_clients_at_once(server: Server) -> None:
 def test_clients_take_turns() -> None:
     """Who asked for much does not keep the others waiting; the queue has an end, and closes."""
     queue = FairQueue(5)
-    jobs = [Job(parse(b'{"prompt": "x"}', chat=False), name, None) for name in "aaabc"]  # type: ignore[arg-type]
+    jobs = [Waiting(parse(b'{"prompt": "x"}', chat=False), name, None) for name in "aaabc"]  # type: ignore[arg-type]
     for job in jobs:
         queue.put(job)
     with pytest.raises(ApiError, match="5 requests wait") as caught:

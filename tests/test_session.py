@@ -15,7 +15,7 @@ from serving import PROMPTS, install_adapter, session_file
 from tiny import tiny_pair, write_pair
 
 from harness import Session, api
-from harness.adapt.adapters.folder import adapter_folder, read_info
+from harness.adapt.adapters.adapter_folder import adapter_folder, read_info
 from harness.core.errors import HarnessError
 from harness.datasets import DatasetSpec, load_samples
 from harness.models.pair import load_pair

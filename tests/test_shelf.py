@@ -14,7 +14,7 @@ from tiny import tiny_pair, write_pair
 from typer.testing import CliRunner
 
 from harness import generate
-from harness.adapt.adapters.folder import adapter_folder, weights_hash
+from harness.adapt.adapters.adapter_folder import adapter_folder, weights_hash
 from harness.adapt.routers.routed import router_path
 from harness.adapt.shelf import find, shelved
 from harness.cli.adapters import adapters_app

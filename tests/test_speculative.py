@@ -20,10 +20,11 @@ from harness.core.errors import HarnessError
 from harness.core.records import Sample, Trajectory
 from harness.decode import passes, speculative
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, ModelDrafter, Proposal, Request
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, Proposal, Request
 from harness.decode.generation import generate
 from harness.decode.length import FREE, AutoK, Costs
 from harness.decode.making import DrafterOptions, resolve_drafter
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.replay import forced_passes, replay
 from harness.decode.sampling import Sampling
 from harness.models.blas import mx

@@ -16,8 +16,8 @@ from harness.report import load_run
 from harness.report.html import render_html
 from harness.results.reading import read_records
 from harness.results.texts import MOST, TEXTS, answer_key, read_texts
+from harness.run.keep_texts import keep_texts
 from harness.run.runner import reports_folder
-from harness.run.texts import keep_texts
 
 
 def test_a_run_keeps_prompts_and_answers(finished: Path) -> None:

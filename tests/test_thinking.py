@@ -15,7 +15,7 @@ from harness.core.records import Record
 from harness.report import load_run
 from harness.report.sections import thinking as section
 from harness.report.tables import MISSING
-from harness.results.thinking import counted_by_part, thinking_tokens
+from harness.results.thinking_counts import counted_by_part, thinking_tokens
 from harness.run.runner import run_suite
 from harness.scoring.agreement import score_agreement
 from harness.suite.suite import load_suite

@@ -32,7 +32,7 @@ from harness.core.records import Record, Sample
 from harness.decode.generation import generate
 from harness.decode.memory import Answer, write_memory
 from harness.models import blas
-from harness.models.address import answers_folder, cache_key, pair_facts
+from harness.models.cache_key import answers_folder, cache_key, pair_facts
 from harness.models.pair import load_pair
 from harness.report import load_run
 from harness.report.markdown import render
@@ -41,8 +41,8 @@ from harness.results.reading import read_records
 from harness.run.engine import real_engine
 from harness.run.runner import reports_folder, run_suite
 from harness.run.trained import _address, _config
+from harness.suite.cells import Cell, Recipe
 from harness.suite.chains import Chain, adapter_names, needed_chains
-from harness.suite.experiments import Cell, Recipe
 from harness.suite.suite import load_suite
 
 RECIPE = Recipe(training="default", samples=20)

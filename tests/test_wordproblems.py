@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.core.errors import HarnessError
-from harness.datasets.arithmetic import Draw, evaluate, fill_steps, money, number
+from harness.datasets.arithmetic import Draw, fill_steps, money, number, value_of
 from harness.datasets.wordproblems import TEMPLATES, WordProblem, generate
 
 MANY = generate(len(TEMPLATES) * 12, seed=5)
@@ -181,8 +181,8 @@ def test_number_formats() -> None:
         number(Fraction(1, 3))
 
 
-def test_evaluate_is_plain_arithmetic() -> None:
+def test_values_are_plain_arithmetic() -> None:
     """The evaluator knows numbers, four operators and parentheses, nothing else."""
-    assert evaluate("2 * (3 + 0.5) - 7 / 4") == Fraction(21, 4)
+    assert value_of("2 * (3 + 0.5) - 7 / 4") == Fraction(21, 4)
     with pytest.raises(ValueError, match="plain arithmetic"):
-        evaluate("abs(3)")
+        value_of("abs(3)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.adapt.adapters.folder import (
+from harness.adapt.adapters.adapter_folder import (
     METADATA,
     WEIGHTS,
     AdapterInfo,
@@ -124,7 +124,7 @@ def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = No
     from harness.adapt.adapters.peft import import_peft
     from harness.adapt.training.bank import updated_modules
     from harness.adapt.training.rounds import install
-    from harness.models.parallel import is_parallel, masked_draft
+    from harness.models.parallel_masks import is_parallel, masked_draft
 
     place = free_place(pair.name, name, replace=replace)
     draft = adaptable(pair)
@@ -187,8 +187,8 @@ def _users(pair: str, name: str) -> list[str]:
 def _routed(pair: str) -> Mapping[str, str]:
     """Adapter name -> hash of the pair's router; empty where there is none that can be read."""
     from harness.adapt.routers.routed import router_path
-    from routing.errors import RoutingError
     from routing.persist import adapters_of
+    from routing.routing_error import RoutingError
 
     try:
         return adapters_of(router_path(pair)) if router_path(pair).is_file() else {}

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
-from harness.answers.fitting import Fitting
+from harness.answers.memory_fit import Fitting
 from harness.answers.rollout import Decoder, Rollout
 from harness.core.errors import HarnessError
 from harness.core.files import parse_json, read_text, reading, this_version, typed, write_atomic

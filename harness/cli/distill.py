@@ -45,7 +45,7 @@ def distill(
     overrides = [*(set_ or []), *([f"rollouts.gsm8k_path={gsm8k}"] if gsm8k else [])]
     settings = load_distill_config(config, overrides)
     check_tracker(track)
-    from harness.distill.pipeline import Job
+    from harness.distill.distillation import Distillation
     from harness.distill.pipeline import distill as build
     from harness.models.pair import load_pair
     from harness.models.weights import pull_pair
@@ -63,7 +63,7 @@ def distill(
     pair = load_pair(settings.pair, offline=offline, draft=False, lazy=cluster is not None)
     tracked = tracking(track, f"distill {settings.name}", settings.model_dump())
     with joined(cluster) as workers, tracked as tracker:
-        job = Job(
+        job = Distillation(
             config=settings,
             pair=pair,
             pool=pool_of(workers, pair, settings.pair, offline=offline, fast=True),

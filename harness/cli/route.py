@@ -18,7 +18,7 @@ from harness.core.progress import note, notes_to
 from harness.core.terminal import read_input, say
 
 if TYPE_CHECKING:
-    from harness.adapt.routers.fitting import Material
+    from harness.adapt.routers.fitting import RouterData
     from harness.core.records import Sample
     from routing.policy import Decision, PromptRouter
 
@@ -79,13 +79,13 @@ def train_router(
             crew = crew_of(workers, pair, models or "smollm2", offline=offline)
             material = replay_material(pair, samples, folders, crew=crew, **how)
     from harness.adapt.routers.fitting import install_adapters
-    from harness.adapt.routers.judging import describe, evaluate, report, show
+    from harness.adapt.routers.judging import compare, describe, report, show
 
     hashes = material.adapter_hashes
     router = fit_router(material.table, settings, k=material.k, adapter_hashes=hashes, groups=material.groups, offline=offline)
     route_s = sum(_warm(router, (material.table.prompts or ("",))[0], 5).values())
     note(f"evaluating the router on {len(material.table)} prompts, {settings.folds}-fold")
-    evaluation = evaluate(material, settings, offline=offline, route_s=route_s)
+    evaluation = compare(material, settings, offline=offline, route_s=route_s)
     found = {"pair": name, "run_id": material.run_id, **describe(router), **report(evaluation, settings, material.k, material, route_s)}
     if not table_only:
         if not adapters:
@@ -107,7 +107,7 @@ def _is_run(source: str, results: Path) -> bool:
 
 def _adapters(pair_name: str, folder: Path | None, *, memory: bool = False) -> Mapping[str, Path]:
     """Name -> folder of the adapters to choose from; refused when there is none, nor a memory where that counts."""
-    from harness.adapt.adapters.folder import list_adapters
+    from harness.adapt.adapters.adapter_folder import list_adapters
     from harness.adapt.adapters.names import installed
     from harness.core.errors import HarnessError
     from harness.core.paths import found_memory
@@ -181,7 +181,7 @@ def _refuse_test(samples: Sequence[Sample]) -> None:
 
 def _from_run(
     source: str, results: Path, models: str | None, adapters: Path | None, k: int | str | None, allow_test: bool, offline: bool
-) -> tuple[str, Material]:
+) -> tuple[str, RouterData]:
     from harness.adapt.adapters.names import installed
     from harness.adapt.routers.fitting import recorded_material, run_adapters, run_samples
     from harness.results.manifest import read_manifest, run_folder

@@ -50,8 +50,8 @@ def serve(
     Example: `harness serve --models smollm2 --port 8080`
     """
     from harness.core.limits import written_length
+    from harness.serve.decoding_thread import Learning, Worker
     from harness.serve.server import Server, check_open
-    from harness.serve.worker import Learning, Worker
 
     check_open(host, api_key)
     given = {"models": models, "drafter": drafter, "k": written_length(k)}
@@ -84,8 +84,8 @@ def demo(
     """
     given = {"models": models, "drafter": drafter, "train_automatically": train}
     with _opened(session, given, settings, offline) as opened:
+        from harness.serve.decoding_thread import Learning, Worker
         from harness.serve.server import Server
-        from harness.serve.worker import Learning, Worker
 
         learning = Learning(minutes=60, quiet_s=1) if opened.config.train_automatically and opened.learner is not None else None
         key = secrets.token_urlsafe(24)

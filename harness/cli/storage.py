@@ -80,7 +80,7 @@ def pack_run(
     Example: `harness results pack quick-smollm2-20260131-142501`
     """
     from harness.results.manifest import run_folder
-    from harness.results.packed import PACKED, pack
+    from harness.results.parquet import PACKED, pack
     from harness.results.reading import RECORDS
 
     folder = run_folder(results, name)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import dask
 from distributed import WorkerPlugin, get_worker
 
-from harness.cluster import files
+from harness.cluster import sent_files as files
 from harness.cluster.address import TOKEN, badge, token, versions
 from harness.cluster.pairs import PairSpec, load_spec
 from harness.core import machine

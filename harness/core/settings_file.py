@@ -52,8 +52,8 @@ class DraftOptions(Strict):
         return self.model_dump(exclude_none=True)
 
 
-class DecodeSettings(Strict):
-    """A settings file, such as the ``settings.yaml`` that every report comes with."""
+class Decoding(Strict):
+    """How to decode, as settings files and session files say it."""
 
     models: str = "smollm2"
     """Model pair: a configured name, a YAML file, ``TARGET`` or ``TARGET+DRAFT``."""
@@ -73,13 +73,11 @@ class DecodeSettings(Strict):
     """Leave out tokens less likely than this part of the likeliest one."""
     lenience: Lenience = 1.0
     """Above 1 drafted tokens are accepted with probability min(1, lenience p/q): lossy, and needs rule ``rejection``."""
-    loop: Loop = "own"
-    """Whose loop decodes, ``own`` (this project's) or ``mlx-lm``, which sessions do not run."""
     options: DraftOptions = Field(default_factory=DraftOptions)
     """Options of the drafter."""
 
     @model_validator(mode="after")
-    def _sampling(self) -> DecodeSettings:
+    def _sampling(self) -> Decoding:
         problem = sampling_problem(rule=self.rule, temperature=self.temperature, lenience=self.lenience, **self.filters())
         if problem is not None:
             raise ValueError(problem)
@@ -88,6 +86,13 @@ class DecodeSettings(Strict):
     def filters(self) -> dict[str, Any]:
         """What narrows the choice of tokens."""
         return {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+
+
+class DecodeSettings(Decoding):
+    """A settings file, such as the ``settings.yaml`` that every report comes with."""
+
+    loop: Loop = "own"
+    """Whose loop decodes, ``own`` (this project's) or ``mlx-lm``, which sessions do not run."""
 
     def replace(self, **changes: Any) -> DecodeSettings:
         """A checked copy; None changes nothing.

@@ -88,7 +88,7 @@ def money(value: Number) -> str:
     return f"${value.numerator}" if value.denominator == 1 else f"${float(value):.2f}"
 
 
-def evaluate(expression: str) -> Fraction:
+def value_of(expression: str) -> Fraction:
     """Value of an expression of decimal numbers, ``+ - * /`` and parentheses, exactly."""
 
     def value(node: ast.expr) -> Fraction:
@@ -103,4 +103,4 @@ def evaluate(expression: str) -> Fraction:
 
 def fill_steps(text: str) -> str:
     """Replace each ``[[a * b]]`` by ``a * b = c``."""
-    return _STEP.sub(lambda match: f"{match.group(1)} = {number(evaluate(match.group(1)))}", text)
+    return _STEP.sub(lambda match: f"{match.group(1)} = {number(value_of(match.group(1)))}", text)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from harness.core.records import Trajectory
-from harness.decode.drafters import ModelDrafter
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.sampling import Sampling, log_softmax, processed_logprobs
 from harness.decode.simulate import MOST_DRAFTED, AlongAnswer, Beyond, run_lengths
 from harness.models.blas import mx

@@ -14,13 +14,14 @@ from harness.core.limits import MAX_TOKENS, TOP_K, check, draft_length, ended, r
 from harness.core.protocols import LoadedPair
 from harness.core.records import Finish, Generation, Loop, Rule
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import Drafter, ModelDrafter
+from harness.decode.drafters import Drafter
 from harness.decode.fast import fast_steps
 from harness.decode.kept import TARGET, KeptCaches
 from harness.decode.length import Costs, LengthPolicy, make_policy
 from harness.decode.logprobs import Logprobs
 from harness.decode.making import DrafterOptions, resolve_drafter
-from harness.decode.parallel import ParallelDrafter
+from harness.decode.model_drafter import ModelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter
 from harness.decode.plain import plain_steps
 from harness.decode.positions import Details
 from harness.decode.sampling import Sampling

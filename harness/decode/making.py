@@ -10,9 +10,10 @@ from harness.core.limits import COUNT, LOOKUP_NGRAM, Limit
 from harness.core.paths import found_memory, found_parallel
 from harness.core.protocols import LoadedDraft, LoadedPair
 from harness.decode.cascade import CascadeDrafter
-from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter, ModelDrafter
+from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, MemoryDrafter
 from harness.decode.memory import pair_memory
-from harness.decode.parallel import ParallelDrafter, parallel_drafter
+from harness.decode.model_drafter import ModelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter, parallel_drafter
 from harness.decode.suffix_counts import Walker
 from harness.decode.translated import DraftModel, TranslatedDrafter
 from harness.models.forward import EarlyExit, PrunedHead

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from harness.core.records import Trajectory
-from harness.decode.drafters import ModelDrafter, Proposal, Request
+from harness.decode.drafters import Proposal, Request
 from harness.decode.forced import NOISE, score_rows
-from harness.decode.parallel import ParallelDrafter, asked_for
+from harness.decode.model_drafter import ModelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter, asked_for
 from harness.decode.sampling import Sampling
 from harness.models.blas import mx
 from harness.models.forward import ForcedHead, draft_ids, forced_head
@@ -206,7 +207,7 @@ class AlongParallel:
         self._reads = False
 
     def propose(self, context: list[int], request: Request) -> Proposal | None:
-        """As :meth:`harness.decode.drafters.ModelDrafter.propose`, greedy."""
+        """As :meth:`harness.decode.model_drafter.ModelDrafter.propose`, greedy."""
         if request.k == 0:
             return None
         start = len(context) - len(self._prompt)

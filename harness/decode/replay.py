@@ -19,11 +19,12 @@ from harness.core.errors import HarnessError
 from harness.core.limits import room
 from harness.core.protocols import LoadedPair
 from harness.core.records import Trajectory
-from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter, ModelDrafter
+from harness.decode.drafters import Drafter, FreeDrafter, HybridDrafter
 from harness.decode.forced import HEAD_ROWS, ForcedPass, score_rows
 from harness.decode.length import Costs, make_policy
 from harness.decode.making import DrafterOptions, resolve_drafter
-from harness.decode.parallel import ParallelDrafter
+from harness.decode.model_drafter import ModelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter
 from harness.decode.parallel_replay import ParallelPass, parallel_passes
 from harness.decode.passes import Passes
 from harness.decode.sampling import Sampling

@@ -11,8 +11,9 @@ import numpy as np
 from harness.core.counts import Counts, Rates
 from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
-from harness.decode.drafters import Drafter, FreeDrafter, ModelDrafter, Proposal, Request
+from harness.decode.drafters import Drafter, FreeDrafter, Proposal, Request
 from harness.decode.length import LengthPolicy
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.proposing import Proposing
 from harness.models.blas import ints, mx
 
@@ -161,7 +162,7 @@ class AlongAnswer:
         self._reads = False
 
     def propose(self, context: list[int], request: Request) -> Proposal | None:
-        """As :meth:`harness.decode.drafters.ModelDrafter.propose`, greedy."""
+        """As :meth:`harness.decode.model_drafter.ModelDrafter.propose`, greedy."""
         if request.k == 0:
             return None
         start, goes_on = len(context) - len(self._prompt), request.keep_going

@@ -7,8 +7,9 @@ from typing import Any
 
 from harness.decode.accept import common_prefix
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import ModelDrafter, Proposal, Request
+from harness.decode.drafters import Proposal, Request
 from harness.decode.kept import KeptCaches
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.sampling import log_softmax
 from harness.models.blas import ints, mx
 from harness.models.translation import INCOMPLETE, Translation
@@ -35,7 +36,7 @@ class TranslatedDrafter:
         self.name, self.model = name, model
         self._translation, self._rows, self._most = translation, rows, context_tokens
         self.window: int | None = None
-        """As :attr:`harness.decode.drafters.ModelDrafter.window`."""
+        """As :attr:`harness.decode.model_drafter.ModelDrafter.window`."""
         self.caches: KeptCaches | None = None
         """Where the draft's cache comes from and stays."""
         self._state: CachedModel | None = None

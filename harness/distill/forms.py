@@ -19,9 +19,9 @@ from harness.decode.replay import ReplayRow, replay, replay_model
 from harness.distill import fit, lessons
 from harness.distill.cut_weights import mlx_weights, read_start
 from harness.distill.distill_config import CutConfig
+from harness.distill.distillation import Distillation
 from harness.distill.fit import CutForward, Forward
 from harness.distill.head_fit import HeadForward, head_weights, initial_head, load_target, places, read_states
-from harness.distill.job import Job
 from harness.models.blas import mx
 from harness.models.cut import load_cut, save_cut
 from harness.models.head_config import HeadInfo
@@ -69,7 +69,7 @@ class Form(Protocol):
         """Replay what was written."""
 
 
-def form_of(job: Job) -> Form:
+def form_of(job: Distillation) -> Form:
     """The kind of draft that a job makes."""
     return HeadForm(job) if job.config.kind == "head" else CutForm(job)
 
@@ -77,7 +77,7 @@ def form_of(job: Job) -> Form:
 class CutForm:
     """Some of the target's layers and a short output head: a draft of its own."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Distillation) -> None:
         self.job = job
 
     def check(self) -> None:
@@ -125,7 +125,7 @@ class CutForm:
 class HeadForm:
     """A block or two that read the target's states; of a llama or a qwen2 with tied embeddings."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Distillation) -> None:
         self.job = job
 
     def check(self) -> None:

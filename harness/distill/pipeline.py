@@ -23,8 +23,8 @@ from harness.core.records import Sample, Trajectory
 from harness.datasets.jsonl_file import read_jsonl
 from harness.distill import fit, lessons
 from harness.distill.card import DataFacts, HeldOut, LossRow, card, score_rows
+from harness.distill.distillation import Distillation
 from harness.distill.forms import form_of
-from harness.distill.job import Job
 from harness.distill.prompts import evaluation_samples, held_out_samples, repeated_samples, split_by_temperature, training_samples
 from harness.models.pair import vocab_size
 
@@ -33,7 +33,7 @@ CHUNKS = 4
 """Batches of prompts collected per step: greedy ones first, then the sampled ones."""
 
 
-def distill(job: Job, stages: Sequence[str] = STAGES) -> list[HeldOut]:
+def distill(job: Distillation, stages: Sequence[str] = STAGES) -> list[HeldOut]:
     """Run the stages in order; return the scores of the shipped draft on held-out prompts (empty without the last stage).
 
     Raises:
@@ -51,7 +51,7 @@ def distill(job: Job, stages: Sequence[str] = STAGES) -> list[HeldOut]:
     return ship(job) if "ship" in stages else []
 
 
-def collect_rollouts(job: Job) -> None:
+def collect_rollouts(job: Distillation) -> None:
     """Let the target answer all training prompts."""
     config = job.config.rollouts
     decoder = TorchTarget(job.folder, job.pair.eos_token_ids)
@@ -72,7 +72,7 @@ def collect_rollouts(job: Job) -> None:
             note(f"collected {prompts} of {total} answers, {tokens} tokens")
 
 
-def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample]:
+def _written(job: Distillation, known: Sequence[Sample], decoder: Decoder) -> list[Sample]:
     """Prompts that the target writes itself, kept in the working folder."""
     config = job.config.rollouts
     found: list[Sample] = []
@@ -93,12 +93,12 @@ def _written(job: Job, known: Sequence[Sample], decoder: Decoder) -> list[Sample
     return found
 
 
-def _collect(job: Job, samples: list[Sample], sampled_share: float, decoder: Decoder) -> Iterator[Trajectory]:
+def _collect(job: Distillation, samples: list[Sample], sampled_share: float, decoder: Decoder) -> Iterator[Trajectory]:
     for how in _requests(job, samples, sampled_share):
         yield from collect(job.pair, **how, out=job.rollouts, decoder=decoder)
 
 
-def _requests(job: Job, samples: list[Sample], sampled_share: float) -> list[dict[str, Any]]:
+def _requests(job: Distillation, samples: list[Sample], sampled_share: float) -> list[dict[str, Any]]:
     """Arguments of :func:`harness.answers.collect.planned` for the greedy and for the sampled part."""
     config = job.config.rollouts
     shared = {"max_tokens": config.max_tokens, "batch": config.batch, "top_k": config.top_k, "seed": config.seed}
@@ -106,7 +106,7 @@ def _requests(job: Job, samples: list[Sample], sampled_share: float) -> list[dic
     return [{"samples": part, "temperature": t, **shared} for part, t in ((greedy, 0.0), (sampled, config.temperature))]
 
 
-def train(job: Job) -> None:
+def train(job: Distillation) -> None:
     """Fit the draft on everything collected."""
     stored = list(read_answers(job.rollouts, job.pair.target_hash))
     start = form_of(job).start(stored)
@@ -123,7 +123,7 @@ def train(job: Job) -> None:
     fit.fit(*what, start.embed, examples, start.vocab, config, job.fitted, report, start.forward)
 
 
-def _note_row(job: Job, row: dict[str, float]) -> None:
+def _note_row(job: Distillation, row: dict[str, float]) -> None:
     if job.numbers is not None:
         job.numbers(row)
     note(f"step {row['step']} of {row['steps']}: loss {row['loss']:.3f}, match {row['match']:.3f}, {row['tokens_per_s']:.0f} tokens/s")
@@ -136,7 +136,7 @@ def _outputs_by_domain(stored: Sequence[Stored]) -> dict[str, int]:
     return dict(counts)
 
 
-def ship(job: Job) -> list[HeldOut]:
+def ship(job: Distillation) -> list[HeldOut]:
     """Quantise the trained draft into ``job.out``, replay it on held-out prompts and write its card."""
     if not (job.fitted / checkpoints.FILE).is_file():
         raise HarnessError(f"no trained draft in {job.fitted}", "Run the train stage first.")
@@ -145,7 +145,7 @@ def ship(job: Job) -> list[HeldOut]:
     start = form.start(None, ids)
     step = fit.load_weights(job.fitted, start.weights)
     digest = form.save(start, step)
-    scores = evaluate(job)
+    scores = score_draft(job)
     log = job.fitted / fit.LOG
     loss = [typed(LossRow, parse_json(line, f"{log}:{i}"), f"{log}:{i}") for i, line in enumerate(read_text(log).splitlines()[:step], 1)]
     facts = typed(DataFacts, read_json(job.fitted / "data.json"), str(job.fitted / "data.json"))
@@ -154,7 +154,7 @@ def ship(job: Job) -> list[HeldOut]:
     return scores
 
 
-def evaluate(job: Job) -> list[HeldOut]:
+def score_draft(job: Distillation) -> list[HeldOut]:
     """Replay the draft in ``job.out`` on greedy target trajectories of held-out prompts, one score per domain and K."""
     samples = held_out_samples(job.config.rollouts, job.config.fit.eval_prompts)
     decoder = TorchTarget(job.folder, job.pair.eos_token_ids)

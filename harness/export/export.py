@@ -64,7 +64,7 @@ def check_request(source: Source, request: Request, out: Path) -> None:
     Raises:
         HarnessError: says what, and what to do instead.
     """
-    from harness.models.parallel import is_parallel
+    from harness.models.parallel_masks import is_parallel
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise HarnessError(f"{out} is not empty", "Choose another folder with --out.")
@@ -157,7 +157,7 @@ def _write_peft(source: Source, request: Request, folder: Path) -> model_card.Fa
 
 def _draft_of(source: Source) -> str:
     """SHA-256 of the draft that an adapter belongs to, as its own file says."""
-    from harness.adapt.adapters.folder import read_info
+    from harness.adapt.adapters.adapter_folder import read_info
 
     assert source.adapter_folder is not None
     return read_info(source.adapter_folder).draft_hash

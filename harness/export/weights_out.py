@@ -105,7 +105,7 @@ def whole_head(rows: mx.array, token_map: mx.array, vocab: int) -> mx.array:
 
 
 def _fuse(model: Any, adapter: Path, draft_hash: str) -> None:
-    from harness.adapt.adapters.folder import read_info
+    from harness.adapt.adapters.adapter_folder import read_info
     from harness.adapt.training.bank import fuse, updated_modules
 
     read_info(adapter, draft_hash)

@@ -11,7 +11,7 @@ from typing import Any
 from harness.core.records import Record
 from harness.results.groups import Groups, grouped
 from harness.results.manifest import Manifest, resume_command
-from harness.results.packed import open_run
+from harness.results.parquet import open_run
 from harness.results.recommend import Recommendation, ranked_rows, recommend
 from harness.results.router_rows import MEMORY, compare_router
 from harness.results.summary import ALL, CellRow, summarise

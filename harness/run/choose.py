@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt.adapters.folder import read_info
+from harness.adapt.adapters.adapter_folder import read_info
 from harness.adapt.adapters.names import installed
 from harness.adapt.shelf import trained_on
 from harness.core import machine

@@ -16,13 +16,13 @@ from harness.decode.length import Costs
 from harness.decode.passes import Passes
 from harness.results.clock import Clock
 from harness.results.store import RunStore
-from harness.results.thinking import thinking_tokens
+from harness.results.thinking_counts import thinking_tokens
 from harness.results.work import cost_label
 from harness.run.chain_task import Crew
 from harness.run.engine import TRAINED, Engine
 from harness.run.trained import Trained
 from harness.run.turns import Turns
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Job, settings_of
 
 DRAFT, PARALLEL, FREE = ("draft", None), ("parallel", None), ("free", None)

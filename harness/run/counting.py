@@ -13,7 +13,7 @@ from harness.core.progress import counted, note, noting
 from harness.core.records import Record, Sample, Trajectory
 from harness.decode.passes import Passes
 from harness.run.context import Bench, Context, costs_now, draft_of, score_answer
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
 HALF_TIE = 0.004

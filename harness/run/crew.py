@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt.adapters.folder import CONFIG, METADATA, WEIGHTS
+from harness.adapt.adapters.adapter_folder import CONFIG, METADATA, WEIGHTS
 from harness.adapt.routers.on_workers import costs_on, replay_on, swaps_on
 from harness.adapt.training.rounds import Known, RoundRecord, read_rounds
 from harness.cluster.answering import ClusterPool
@@ -17,7 +17,7 @@ from harness.cluster.seat import seat
 from harness.core.files import write_atomic
 from harness.core.progress import note
 from harness.core.records import Trajectory
-from harness.models.address import cache_folder
+from harness.models.cache_key import cache_folder
 from harness.run.chain_task import ROUNDS, ChainTask
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.protocols import LoadedPair
 from harness.core.records import Divergence, Generation, Sample, Trajectory
 from harness.run.trained import Trained, train_for
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 
 if TYPE_CHECKING:
     from harness.answers.collect import Pool
@@ -99,7 +99,7 @@ def real_engine() -> Engine:
 def answers_by(pair: LoadedPair, samples: Sequence[Sample], max_tokens: int, pool: Pool | None = None) -> Iterable[Trajectory]:
     """The target's greedy answers, made in batches here or by a pool, and kept in the cache."""
     from harness.answers.collect import collect
-    from harness.models.address import answers_folder
+    from harness.models.cache_key import answers_folder
 
     return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=answers_folder(pair), pool=pool)
 

@@ -21,7 +21,7 @@ from harness.suite.chains import needed_chains
 
 if TYPE_CHECKING:
     from harness.core.records import Record
-    from harness.suite.experiments import Cell
+    from harness.suite.cells import Cell
     from harness.suite.suite import Suite
 
 BATCH_SHARE = 1 / 9

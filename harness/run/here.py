@@ -10,7 +10,7 @@ from harness.run.chain_task import Crew
 from harness.run.context import Context, Prompt, Replayed, Until, generate_job
 from harness.run.counting import replayed
 from harness.run.jobs import calibrate, decode_job, time_reference, warm_up
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Job
 
 

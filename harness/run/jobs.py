@@ -15,7 +15,7 @@ from harness.decode.length import AUTO_MAX_K, Costs
 from harness.results.work import cost_label
 from harness.run.context import DRAFT, FREE, Bench, Context, draft_of, generate_job, score_answer
 from harness.run.counting import answer_all, replay_all
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Job, Plan, settings_of
 
 if TYPE_CHECKING:

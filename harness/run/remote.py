@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.cluster import files
+from harness.cluster import sent_files as files
 from harness.cluster.pairs import PairSpec
 from harness.cluster.seat import Seat, seat
 from harness.core import machine
@@ -21,7 +21,7 @@ from harness.run.counting import replayed
 from harness.run.engine import real_engine
 from harness.run.jobs import calibrate, decode_job, time_reference, warm_up
 from harness.run.trained import Trained
-from harness.suite.experiments import Cell, Recipe
+from harness.suite.cells import Cell, Recipe
 from harness.suite.plan import Job
 
 CHECK_EVERY = 10

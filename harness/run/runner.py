@@ -26,17 +26,17 @@ from harness.datasets.splits import refuse_leaks
 from harness.models.head_config import read_head_config
 from harness.models.naming import pair_name
 from harness.results.manifest import Manifest, prompt_hash, read_manifest, resume_command, run_folder
-from harness.results.packed import read_groups
+from harness.results.parquet import read_groups
 from harness.results.store import RunStore, check_writable, new_run_name
 from harness.run.context import Context, Executor
 from harness.run.engine import Engine, real_engine
 from harness.run.estimate import remember
 from harness.run.here import ThisProcess
 from harness.run.jobs import check_verification, execute, remember_records
+from harness.run.keep_texts import keep_texts
 from harness.run.race import race
-from harness.run.texts import keep_texts
 from harness.run.trained import Trained, check_configs, routes_to_memory
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Plan, foreign, make_plan, recorded_plan
 
 if TYPE_CHECKING:

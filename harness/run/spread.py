@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.adapt.routers.on_workers import bare, described
-from harness.cluster import files
+from harness.cluster import sent_files as files
 from harness.cluster.answering import ClusterPool
 from harness.cluster.client import Cluster
 from harness.cluster.pairs import PairSpec
@@ -28,7 +28,7 @@ from harness.run.counting import answer
 from harness.run.crew import ClusterCrew
 from harness.run.engine import answers_by
 from harness.run.trained import Trained
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 from harness.suite.plan import Job, settings_of
 
 TIE_PROMPTS = 8

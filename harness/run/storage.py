@@ -13,7 +13,7 @@ from harness.core.lock import take_lock
 from harness.core.paths import cache_dir
 from harness.models.naming import shipped_pairs
 from harness.results.manifest import MANIFEST, Manifest, read_manifest
-from harness.results.packed import count_lines
+from harness.results.parquet import count_lines
 from harness.results.reading import RECORDS
 from harness.run.runner import reports_folder
 

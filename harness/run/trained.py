@@ -15,10 +15,10 @@ from harness.core.progress import NowAndThen, counted, note
 from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
-from harness.models.address import answers_folder, cache_folder, cache_key, pair_facts
+from harness.models.cache_key import answers_folder, cache_folder, cache_key, pair_facts
 from harness.run.chain_task import ChainTask, Crew
+from harness.suite.cells import Cell, Recipe
 from harness.suite.chains import Chain, adapter_names, chain_of, domain_chain, needed_chains
-from harness.suite.experiments import Cell, Recipe
 
 if TYPE_CHECKING:
     from harness.adapt.routers.arms import Replaying
@@ -150,7 +150,7 @@ def train_for(
     Raises:
         HarnessError: no draft to adapt, an adapter that is not here or has a name twice, a split without prompts, or a leak.
     """
-    from harness.adapt.adapters.folder import weights_hash
+    from harness.adapt.adapters.adapter_folder import weights_hash
     from harness.adapt.adapters.names import adaptable
     from harness.adapt.training.bank import AdapterBank, swap_costs
 
@@ -158,7 +158,7 @@ def train_for(
     if not chains and not here:
         return Trained()
     draft = adaptable(pair)
-    material = _Material(pair, suite, samples, load_samples, check, crew)
+    material = _Prepared(pair, suite, samples, load_samples, check, crew)
     names = adapter_names(chains)
     for name, place in here.items():
         if name in names.values():
@@ -187,7 +187,7 @@ def train_for(
     return trained
 
 
-class _Material:
+class _Prepared:
     """Prompts by split and the target's answers to them, loaded once per size."""
 
     def __init__(
@@ -283,7 +283,7 @@ def _config(chain: Chain, seed: int) -> TrainingConfig:
 
 
 def _train_chains(
-    material: _Material, chains: Mapping[Chain, int], names: Mapping[tuple[Chain, int], str]
+    material: _Prepared, chains: Mapping[Chain, int], names: Mapping[tuple[Chain, int], str]
 ) -> Iterator[tuple[Chain, list[RoundRecord]]]:
     """Run the rounds of every chain, or read the finished ones."""
 
@@ -297,7 +297,7 @@ def _train_chains(
         yield chain, _train_chain(material, chain, task(chain))
 
 
-def _chain_task(material: _Material, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> ChainTask:
+def _chain_task(material: _Prepared, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> ChainTask:
     train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
     if not any(s.domain == chain.domain for s in validation):
         raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")
@@ -313,7 +313,7 @@ def _chain_task(material: _Material, chain: Chain, config: TrainingConfig, round
     )
 
 
-def _train_chain(material: _Material, chain: Chain, task: ChainTask) -> list[RoundRecord]:
+def _train_chain(material: _Prepared, chain: Chain, task: ChainTask) -> list[RoundRecord]:
     """Run the rounds of one chain here."""
     from harness.adapt.training.rounds import Known
 
@@ -328,7 +328,7 @@ def _train_chain(material: _Material, chain: Chain, task: ChainTask) -> list[Rou
     return task.run(draft, task.folder, material.known.setdefault(chain.samples, Known()), progress)
 
 
-def _address(material: _Material, domain: str, config: TrainingConfig, train: Sequence[Sample], validation: Sequence[Sample]) -> Path:
+def _address(material: _Prepared, domain: str, config: TrainingConfig, train: Sequence[Sample], validation: Sequence[Sample]) -> Path:
     """Folder of a chain's adapters. Prompts count by their token ids: what the tokenizer or the template makes of a text decides."""
     pair = material.pair
     prompts = {
@@ -339,7 +339,7 @@ def _address(material: _Material, domain: str, config: TrainingConfig, train: Se
     return cache_folder("trained", pair.name, cache_key(kind="adapters", **settings, **prompts, **pair_facts(pair)))
 
 
-def _fit_routers(trained: Trained, material: _Material, cells: Sequence[Cell]) -> None:
+def _fit_routers(trained: Trained, material: _Prepared, cells: Sequence[Cell]) -> None:
     """Fit one router per (config, K) on prompts that no adapter was trained on."""
     wanted = {_router_key(cell): cell for cell in cells if cell.drafter == "router"}
     if not wanted:

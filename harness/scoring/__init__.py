@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from harness.core.records import Sample
 from harness.scoring.agreement import Agreement, agreement, score_agreement
 from harness.scoring.box import Limits
-from harness.scoring.gsm8k import final_number, score_number
-from harness.scoring.humaneval import KEYS, score_code
+from harness.scoring.code_tests import KEYS, score_code
+from harness.scoring.final_number import final_number, score_number
 from harness.scoring.result import Score
 from harness.scoring.sandbox import SandboxStatus, sandbox_status
 

@@ -24,7 +24,7 @@ from harness.scoring.seccomp import filter_program
 
 Kind = Literal["bwrap", "sandbox-exec", "none"]
 
-_WORKER = Path(__file__).with_name("worker.py").read_text(encoding="utf-8")
+_WORKER = Path(__file__).with_name("inside_box.py").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

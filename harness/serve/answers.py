@@ -13,8 +13,8 @@ from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
 from harness.decode.pieces import TextPieces
 from harness.decode.stop_words import StopWords
-from harness.serve.errors import ApiError, fault
-from harness.serve.queue import Done, Job, Round, Shown
+from harness.serve.api_errors import ApiError, fault
+from harness.serve.queue import Done, Round, Shown, Waiting
 
 if TYPE_CHECKING:
     from harness.session.session import Session
@@ -23,7 +23,7 @@ UNTRAINED = "lookup"
 """Drafts while the draft itself is being trained."""
 
 
-def answer(session: Session, job: Job, *, learn: bool, training: bool = False, most_prompt_tokens: int | None = None) -> Done:
+def answer(session: Session, job: Waiting, *, learn: bool, training: bool = False, most_prompt_tokens: int | None = None) -> Done:
     """Answer a job, putting its rounds and its end.
 
     Args:
@@ -96,7 +96,7 @@ def _drafter(
 class _Writing:
     """An answer as it grows."""
 
-    def __init__(self, pair: Any, words: tuple[str, ...], job: Job) -> None:
+    def __init__(self, pair: Any, words: tuple[str, ...], job: Waiting) -> None:
         self.pair, self.job = pair, job
         self.pieces, self.stop = TextPieces(pair.decode), StopWords(words)
         self.tokens = 0
@@ -161,7 +161,7 @@ def _cut(shown: Shown, chars: int) -> Shown:
     return dataclasses.replace(shown, text=shown.text[:chars])
 
 
-def run(session: Session, job: Job, observe: Callable[[Done], None], **how: Any) -> None:
+def run(session: Session, job: Waiting, observe: Callable[[Done], None], **how: Any) -> None:
     """Answer a job, whatever happens: its client hears of every end."""
     try:
         observe(answer(session, job, **how))

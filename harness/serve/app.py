@@ -16,14 +16,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from harness.core.errors import HarnessError
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 from harness.serve.guard import Guard, read_body, refusal
-from harness.serve.queue import Done, Job, Round, Shown
+from harness.serve.queue import Done, Round, Shown, Waiting
 from harness.serve.replies import Reply
 from harness.serve.wire import parse
 
 if TYPE_CHECKING:
-    from harness.serve.worker import Worker
+    from harness.serve.decoding_thread import Worker
 
 PAGE = Path(__file__).parent / "page.html"
 MAX_BODY_BYTES = 4 * 2**20
@@ -109,7 +109,7 @@ class Calls:
         ask = parse(await read_body(request, MAX_BODY_BYTES), chat=chat)
         if ask.model is not None:
             self._known(ask.model)
-        job = Job(ask, _client(request, ask.user), asyncio.get_running_loop())
+        job = Waiting(ask, _client(request, ask.user), asyncio.get_running_loop())
         self.worker.queue.put(job)
         reply = Reply(ask, self.worker.session.pair.name)
         events = aiter(job)
@@ -119,7 +119,7 @@ class Calls:
         first = await self._attended(request, job, anext(events))  # what is refused is refused before the stream begins
         return StreamingResponse(_stream(job, reply, first, events), media_type="text/event-stream")
 
-    async def _attended(self, request: Request, job: Job, work: Awaitable[T]) -> T:
+    async def _attended(self, request: Request, job: Waiting, work: Awaitable[T]) -> T:
         """What ``work`` gives; the job ends early when the client goes."""
 
         async def watch() -> None:
@@ -155,7 +155,7 @@ async def _collect(events: AsyncIterator[Round | Done]) -> tuple[list[Shown], Do
     raise AssertionError("an answer without an end")
 
 
-async def _stream(job: Job, reply: Reply, first: Round | Done, events: AsyncIterator[Round | Done]) -> AsyncIterator[bytes]:
+async def _stream(job: Waiting, reply: Reply, first: Round | Done, events: AsyncIterator[Round | Done]) -> AsyncIterator[bytes]:
     try:
         event: Round | Done = first
         while not isinstance(event, Done):

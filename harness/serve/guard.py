@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from harness.core.errors import HarnessError
-from harness.serve.errors import ApiError, fault
+from harness.serve.api_errors import ApiError, fault
 
 READ_S = 15.0
 """Seconds in which a request must have come, and the longest pause of a client that reads an answer."""

@@ -10,7 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from harness.serve import guard
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 
 
 class PromptProtocol(H11Protocol):

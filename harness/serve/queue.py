@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 from harness.serve.wire import Ask
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Done:
 Event = Round | Done | ApiError
 
 
-class Job:
+class Waiting:
     """One answer on its way: the thread that decodes puts events, the request's task takes them.
 
     Args:
@@ -106,14 +106,14 @@ class FairQueue:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._clients: OrderedDict[str, deque[Job]] = OrderedDict()
+        self._clients: OrderedDict[str, deque[Waiting]] = OrderedDict()
         self._changed = threading.Condition()
         self._closed = False
 
     def __len__(self) -> int:
         return sum(map(len, self._clients.values()))
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Waiting) -> None:
         """Let a job wait.
 
         Raises:
@@ -127,7 +127,7 @@ class FairQueue:
             self._clients.setdefault(job.client, deque()).append(job)
             self._changed.notify()
 
-    def take(self, timeout_s: float) -> Job | None:
+    def take(self, timeout_s: float) -> Waiting | None:
         """The next job; None when none came in time."""
         with self._changed:
             if not self._clients:
@@ -140,7 +140,7 @@ class FairQueue:
                 self._clients[client] = jobs
             return job
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: Waiting) -> None:
         """Forget a job whose client has gone, where it still waits."""
         with self._changed:
             jobs: Any = self._clients.get(job.client, ())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.round_sources import expanded
 from harness.core.version import __version__
 from harness.decode.pieces import INCOMPLETE
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 from harness.serve.queue import Done, Round, Shown
 from harness.serve.wire import Ask
 

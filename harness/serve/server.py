@@ -14,8 +14,8 @@ import uvicorn
 from harness.core.errors import HarnessError
 from harness.core.files import reason
 from harness.serve.app import make_app
+from harness.serve.decoding_thread import Worker
 from harness.serve.protocol import PromptProtocol
-from harness.serve.worker import Worker
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FLUSH_S = 10

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from harness.core.files import parse_json
 from harness.core.limits import SEED, TOP_K, check, draft_length
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 
 MOST_STOP_WORDS, MOST_STOP_CHARS = 16, 500
 IGNORED = {

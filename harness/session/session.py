@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness import api
-from harness.adapt.adapters.folder import adapter_folder, read_info
+from harness.adapt.adapters.adapter_folder import adapter_folder, read_info
 from harness.adapt.adapters.names import ROUTER, installed
 from harness.adapt.memory_sources import Growth
 from harness.adapt.training.learner import Learner

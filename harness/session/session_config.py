@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
 from harness.adapt.adapters.names import check_drafter
 from harness.adapt.training_config import TrainingConfig, load_training_config
 from harness.core.drafter_kinds import find_kind
 from harness.core.errors import HarnessError
-from harness.core.limits import MAX_TOKENS, DraftLength, Lenience, MinP, Temperature, TopK, TopP, sampling_problem
+from harness.core.limits import MAX_TOKENS
 from harness.core.paths import find_config
-from harness.core.records import Rule
-from harness.core.settings_file import DraftOptions, load_settings
-from harness.core.yamlfile import Seed, Strict, apply_overrides, read_yaml, set_value, validate
+from harness.core.settings_file import Decoding, load_settings
+from harness.core.yamlfile import Seed, apply_overrides, read_yaml, set_value, validate
 from harness.datasets.spec import DatasetSpec
 from harness.models.head_config import check_head
 from harness.models.naming import find_pair
@@ -27,33 +26,15 @@ DEFAULT = "configs/session.yaml"
 """Shipped session file."""
 
 
-class SessionConfig(Strict):
+class SessionConfig(Decoding):
     """A session file such as ``configs/session.yaml``."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=80)] = "session"
     """Names the session's folder and the adapter it installs."""
-    models: str = "smollm2"
-    """Model pair: a configured name, a YAML file, ``TARGET`` or ``TARGET+DRAFT``."""
     fallback: bool = False
     """Go on with the target alone where the draft cannot be had or does not fit the target."""
     drafter: str | None = ADAPTIVE
     """``adaptive``, a drafter's name as for ``generate``, or null for plain decoding."""
-    k: DraftLength | Literal["dynamic", "auto"] | None = None
-    """Draft length; the pair's own when absent."""
-    options: DraftOptions = Field(default_factory=DraftOptions)
-    """Options of the drafter."""
-    rule: Rule = "match"
-    """Acceptance rule, ``match`` or ``rejection``; the second needs a temperature above 0."""
-    temperature: Temperature = 0.0
-    """Sampling temperature; 0 is greedy."""
-    top_p: TopP = 1.0
-    """Sample from the likeliest tokens with this mass; 1 is all. Target and draft are filtered alike, so answers stay exact."""
-    top_k: TopK = 0
-    """Sample from this many likeliest tokens; 0 is all."""
-    min_p: MinP = 0.0
-    """Leave out tokens less likely than this part of the likeliest one."""
-    lenience: Lenience = 1.0
-    """Above 1 drafted tokens are accepted with probability min(1, lenience p/q): lossy, and needs rule ``rejection``."""
     seed: Seed = 0
     """Seed of sampling, training and generated evaluation prompts."""
     max_tokens: Annotated[int, Field(ge=1, le=32_768)] = MAX_TOKENS
@@ -87,17 +68,6 @@ class SessionConfig(Strict):
         if any(spec.split in ("train", "all") for spec in specs.values()):
             raise ValueError("evaluation prompts come from the split test or validation")
         return specs
-
-    @model_validator(mode="after")
-    def _sampling(self) -> SessionConfig:
-        problem = sampling_problem(rule=self.rule, temperature=self.temperature, lenience=self.lenience, **self.filters())
-        if problem is not None:
-            raise ValueError(problem)
-        return self
-
-    def filters(self) -> dict[str, Any]:
-        """What narrows the choice of tokens."""
-        return {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
 
     def replace(self, **changes: Any) -> SessionConfig:
         """Return a checked copy.

@@ -14,7 +14,7 @@ from harness.core.protocols import LoadedPair
 from harness.core.records import Sample, Trajectory
 from harness.core.stats import Estimate, difference, ratio
 from harness.datasets import load_samples
-from harness.models.address import answers_folder
+from harness.models.cache_key import answers_folder
 from harness.models.pair_config import pair_k
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.suite.experiments import Cell
+from harness.suite.cells import Cell
 
 
 @dataclass(frozen=True, kw_only=True)

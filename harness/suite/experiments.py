@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, find_kind, needs_draft
+from harness.core.drafter_kinds import DRAFTERS, drafter_kind, drafter_kinds, find_kind
 from harness.core.errors import did_you_mean
 from harness.core.limits import LENIENCE, LOOKUP_NGRAM, DraftLength, Temperature, WarmTemperature
-from harness.core.records import Loop, Rule, Scalar
+from harness.core.records import Loop, Rule
 from harness.core.settings_file import DraftOptions
 from harness.core.yamlfile import Strict
+from harness.suite.cells import Cell, Recipe
 
 DynamicLength = Literal["dynamic", "auto"]
 LENGTHS = (4,)
@@ -47,84 +47,6 @@ NonEmpty = Annotated[tuple[T, ...], Field(min_length=1, max_length=256, strict=F
 
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How adapters and routers are made."""
-
-    training: str
-    """Training config."""
-    samples: int
-    """Training prompts per domain."""
-    router: str = "default"
-    """Router config."""
-    router_samples: int = 0
-    """Prompts per domain, beyond the adapters' own, that a router learns from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One combination of settings; every cell runs over the prompts of one domain."""
-
-    experiment: str
-    """Label of the suite entry."""
-    kind: str
-    """Kind of the suite entry."""
-    domain: str
-    """Domain whose prompts are decoded."""
-    drafter: str | None
-    """A drafter's name, ``adapter`` or ``router``; None is target-only decoding."""
-    k: int | str | None
-    """Draft length, ``dynamic``, ``auto``, or None for target-only decoding."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy."""
-    rule: Rule = "match"
-    """Acceptance rule."""
-    loop: Loop = "own"
-    """Whose loop decodes."""
-    timed: bool = True
-    """True: decoded with a clock. False: counts may come from replay."""
-    lenience: float = 1.0
-    """Above 1 the output is lossy."""
-    layers: int | None = None
-    """Target layers of the early-exit draft; None is a quarter."""
-    ngram: int | None = None
-    """Longest suffix that prompt lookup searches."""
-    options: tuple[tuple[str, Scalar], ...] = ()
-    """Further options of the drafter, where an entry sets any."""
-    adapter_domain: str | None = None
-    """Domain whose training prompts made the adapter."""
-    rank: int | None = None
-    """Adapter rank; None keeps the training config's."""
-    round: int | None = None
-    """Adaptive training rounds done before this cell; 0 is the untrained draft."""
-    recipe: Recipe | None = None
-    """How the adapters and the router are made, where the cell needs any."""
-    installed: str | None = None
-    """An adapter of the pair that was there before the run."""
-    around: str | None = None
-    """The drafter whose draft the adapter, or what the router picks, stands for; None is that draft alone."""
-
-    @property
-    def outer(self) -> str | None:
-        """The drafter that proposes: what is around an adapter or the router, where anything is."""
-        return self.around or self.drafter
-
-    @property
-    def needs_draft(self) -> bool:
-        """True when the pair must have a draft model of its own."""
-        return needs_draft(self.drafter)
-
-    @property
-    def lossy(self) -> bool:
-        """True when the output may differ from the target's."""
-        return self.lenience > 1
-
-    @property
-    def replayable(self) -> bool:
-        """True when the counts follow from the target's greedy answers."""
-        return self.drafter is not None and not (self.lossy or self.temperature) and self.loop == "own"
 
 
 Settings = dict[str, Any]
@@ -219,7 +141,7 @@ class Around(Strict):
         return [None if name == "generic" else name for name in self.around]
 
 
-class Trained(Strict):
+class TrainsAdapters(Strict):
     """Settings of the entries that train adapters."""
 
     training: str = "default"
@@ -290,7 +212,7 @@ class PromptLookup(Speculative):
             yield {"drafter": "lookup", "k": k, "rule": self.rule, "timed": self.timed, "ngram": self.ngram}
 
 
-class DomainAdapters(Speculative, Trained, Around):
+class DomainAdapters(Speculative, TrainsAdapters, Around):
     """One LoRA adapter of the draft per domain, trained on the target's answers to the train split."""
 
     kind: Literal["domain_adapters"]
@@ -318,7 +240,7 @@ class InstalledAdapters(Speculative, Around):
             yield {"drafter": "adapter", "installed": name, "around": around, "k": k, "rule": self.rule, "timed": self.timed}
 
 
-class Router(Speculative, Trained, Around):
+class Router(Speculative, TrainsAdapters, Around):
     """A router that picks the adapter for each prompt."""
 
     kind: Literal["router"]
@@ -352,7 +274,7 @@ class AblationK(Drafters):
     timed: bool = False
 
 
-class AblationRank(Speculative, Trained):
+class AblationRank(Speculative, TrainsAdapters):
     """Acceptance over the adapter rank."""
 
     kind: Literal["ablation_rank"]
@@ -366,7 +288,7 @@ class AblationRank(Speculative, Trained):
             yield {**own, "k": k, "rule": self.rule, "timed": self.timed}
 
 
-class AdaptiveRounds(Speculative, Trained):
+class AdaptiveRounds(Speculative, TrainsAdapters):
     """Rounds of decode, collect the failures, train on them, decode again."""
 
     kind: Literal["adaptive_rounds"]

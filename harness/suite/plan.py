@@ -12,8 +12,8 @@ from harness.core.cell import RecordKey, Settings, one_cell
 from harness.core.limits import LOOKUP_NGRAM
 from harness.core.records import Sample
 from harness.results.manifest import Manifest
+from harness.suite.cells import Cell
 from harness.suite.chains import adapter_names, chain_of, needed_chains
-from harness.suite.experiments import Cell
 from harness.suite.suite import recorded_suite
 
 Method = Literal["decode", "replay", "answer"]

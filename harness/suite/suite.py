@@ -26,7 +26,8 @@ from harness.core.yamlfile import Seed, Strict, YamlFile, apply_overrides, read_
 from harness.datasets import check_dataset
 from harness.datasets.spec import DatasetSpec
 from harness.datasets.splits import SPLITS
-from harness.suite.experiments import EXPERIMENTS, AnyExperiment, Cell, Label
+from harness.suite.cells import Cell
+from harness.suite.experiments import EXPERIMENTS, AnyExperiment, Label
 
 if TYPE_CHECKING:
     from harness.models.naming import NamedPair

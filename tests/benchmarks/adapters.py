@@ -17,7 +17,7 @@ from typing import Any
 import common
 from tabulate import tabulate
 
-from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.adapt.adapters.names import installed
 from harness.adapt.training.bank import AdapterBank, replay_bank
 from harness.adapt.training_config import AdaptConfig
@@ -25,7 +25,7 @@ from harness.answers.collect import collect, read_answers
 from harness.core import stats
 from harness.core.records import Trajectory
 from harness.decode.replay import ReplayRow
-from harness.models.address import answers_folder
+from harness.models.cache_key import answers_folder
 from harness.models.pair import load_pair
 
 PLAIN = "generic"

@@ -21,7 +21,7 @@ from harness.core.records import Record, Sample
 from harness.core.schema import Measured
 from harness.report import load_run, write_reports
 from harness.results.manifest import Manifest, read_manifest
-from harness.results.packed import pack, read_groups
+from harness.results.parquet import pack, read_groups
 from harness.results.store import RunStore
 from harness.suite.plan import Job, Plan, foreign, make_plan, settings_of
 from harness.suite.suite import Suite, recorded_suite

@@ -23,19 +23,19 @@ from tabulate import tabulate
 
 from harness.adapt.memory_sources import answers_in_folder
 from harness.adapt.training.examples import from_stored
-from harness.adapt.training.parallel import train_parallel
+from harness.adapt.training.parallel_training import train_parallel
 from harness.adapt.training_config import load_training_config
 from harness.answers.collect import read_answers, shard_names
 from harness.core.progress import notes_to
 from harness.core.records import Trajectory
 from harness.decode.making import memory_drafter
 from harness.decode.memory import write_memory
-from harness.decode.parallel import parallel_drafter
+from harness.decode.parallel_drafter import parallel_drafter
 from harness.decode.replay import ReplayRow, replay
 from harness.distill import fit
 from harness.distill.distill_config import load_distill_config
+from harness.distill.distillation import Distillation
 from harness.distill.forms import JUDGED, form_of
-from harness.distill.job import Job
 from harness.distill.pipeline import train
 from harness.models.pair import load_pair, vocab_size
 from harness.models.weights import pull_pair
@@ -82,7 +82,7 @@ def distilled(kind: str) -> Callable[[argparse.Namespace, Any, Path, Sequence[Tr
             (own / "rollouts").symlink_to((work / "rollouts").resolve())
         folder = pull_pair(args.models, offline=True)["target"]
         assert folder is not None
-        job = Job(config=config, pair=pair, folder=folder.path, work=own, out=own / "made", command="")
+        job = Distillation(config=config, pair=pair, folder=folder.path, work=own, out=own / "made", command="")
         train(job)
         form = form_of(job)
         start = form.start(None, fit.read_vocab_ids(job.fitted / "vocab.npy", vocab_size(job.folder)))

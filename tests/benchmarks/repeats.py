@@ -27,7 +27,7 @@ from harness.decode.drafters import Drafter
 from harness.decode.making import memory_drafter
 from harness.decode.memory import Answer, pair_memory, write_memory
 from harness.decode.replay import ReplayRow, replay
-from harness.models.address import answers_folder
+from harness.models.cache_key import answers_folder
 from harness.models.pair import load_pair
 
 NOTES = 4

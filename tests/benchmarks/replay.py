@@ -19,9 +19,10 @@ import common
 from harness.core import stats
 from harness.core.records import Generation, Sample, Trajectory
 from harness.decode.audit import classify, leading_gap
-from harness.decode.drafters import HybridDrafter, LookupDrafter, ModelDrafter
+from harness.decode.drafters import HybridDrafter, LookupDrafter
 from harness.decode.generation import generate
 from harness.decode.making import resolve_drafter
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.replay import ReplayRow, forced_passes, replay
 from harness.decode.sampling import Sampling
 from harness.models.pair import load_pair

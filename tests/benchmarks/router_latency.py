@@ -18,7 +18,7 @@ from typing import Any
 
 import common
 
-from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.adapt.adapters.names import installed
 from harness.adapt.routers.routed import load_router, route_and_decode
 from harness.adapt.training.bank import AdapterBank

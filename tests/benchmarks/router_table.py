@@ -19,10 +19,10 @@ import common
 import numpy as np
 from shift import held_out_domains, mix_domains, scramble_templates
 
-from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.adapt.adapters.names import installed
-from harness.adapt.routers.fitting import Material, replay_material
-from harness.adapt.routers.judging import evaluate, report, show
+from harness.adapt.routers.fitting import RouterData, replay_material
+from harness.adapt.routers.judging import compare, report, show
 from harness.adapt.routers.routed import RouterConfig, load_router_config
 from harness.core.progress import notes_to
 from harness.core.records import Sample
@@ -90,7 +90,7 @@ def mixed(samples: Sequence[Sample], folds: Folds, count: int, seed: int) -> tup
     return found, fold_of
 
 
-def rows_of(material: Material, samples: Sequence[Sample]) -> np.ndarray:
+def rows_of(material: RouterData, samples: Sequence[Sample]) -> np.ndarray:
     """Rows of these samples in the table, in their order."""
     at = {sample: i for i, sample in enumerate(material.table.sample_ids)}
     return np.array([at[s.id] for s in samples], dtype=np.int64)
@@ -126,8 +126,8 @@ def tables(args: argparse.Namespace, samples: Sequence[Sample], config: RouterCo
     plain = everything.take(base)
     sections: dict[str, Any] = {}
 
-    def add(title: str, material: Material, **options: Any) -> None:
-        section(title, report(evaluate(material, config, **options), config, args.k, material), sections)
+    def add(title: str, material: RouterData, **options: Any) -> None:
+        section(title, report(compare(material, config, **options), config, args.k, material), sections)
 
     add("Prompts as they are, every kind of router", plain, kinds=args.kinds, folds=folds)
     if args.replay_scrambled:

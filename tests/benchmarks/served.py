@@ -22,8 +22,8 @@ import common
 from openai import OpenAI
 
 from harness import Session, api
+from harness.serve.decoding_thread import Learning, Worker
 from harness.serve.server import Server
-from harness.serve.worker import Learning, Worker
 
 CLIENTS = 8
 SENTENCE = "The ferry leaves the harbour at dawn and comes back with the evening tide. "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from routing.errors import RoutingError
+from routing.routing_error import RoutingError
 
 _SENTENCE_END = re.compile(r"(?<=[.!?:])(?=\s)|(?<=\n)")
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)

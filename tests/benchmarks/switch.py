@@ -18,11 +18,11 @@ import common
 import numpy as np
 from tabulate import tabulate
 
-from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.adapt.adapters.names import installed
 from harness.adapt.routers.arms import GENERIC
-from harness.adapt.routers.fitting import Material, prompt_groups
-from harness.adapt.routers.judging import ROUTER, evaluate
+from harness.adapt.routers.fitting import RouterData, prompt_groups
+from harness.adapt.routers.judging import ROUTER, compare
 from harness.adapt.routers.routed import RouterConfig, hash_adapters, load_router_config, outcome_table
 from harness.adapt.training.bank import AdapterBank, bank_passes
 from harness.answers.collect import collect, read_answers
@@ -30,7 +30,7 @@ from harness.core import stats
 from harness.core.records import Sample, Trajectory
 from harness.decode.replay import replay_row
 from harness.decode.simulate import run_lengths, simulate
-from harness.models.address import answers_folder
+from harness.models.cache_key import answers_folder
 from harness.models.pair import load_pair
 
 HEAD_START = 3.0
@@ -130,7 +130,7 @@ def routed_choices(
     table = outcome_table(rows, samples)
     hashes = dict.fromkeys((name for name in passes if name != GENERIC), "")
     groups = prompt_groups(table, samples)
-    evaluation = evaluate(Material(table=table, groups=groups, adapter_hashes=hashes, folders={}, k=k, run_id="switch"), config)
+    evaluation = compare(RouterData(table=table, groups=groups, adapter_hashes=hashes, folders={}, k=k, run_id="switch"), config)
     names = [arm.rpartition("@")[0] for arm in evaluation.arms]
     by_sample = dict(zip(table.sample_ids, evaluation[ROUTER].choices, strict=True))  # type: ignore[arg-type]
     return [list(passes).index(names[by_sample[t.sample_id]]) for t in answers]

@@ -14,9 +14,9 @@ from harness.core.errors import HarnessError
 from harness.core.records import Divergence, Load, Place, Profile, Record, Score, Try
 from harness.report import load_run, report_texts
 from harness.results import groups as grouping
-from harness.results import packed
+from harness.results import parquet as packed
 from harness.results.manifest import read_manifest
-from harness.results.packed import PACKED, Packed, open_run, pack, read_groups
+from harness.results.parquet import PACKED, Packed, open_run, pack, read_groups
 from harness.results.reading import read_records
 from harness.results.store import RunStore
 from harness.results.summary import summarise

@@ -18,7 +18,7 @@ import switch
 from routed import adapters, prompts, write_prompts
 from tiny import tiny_pair
 
-from harness.adapt.routers.fitting import Material
+from harness.adapt.routers.fitting import RouterData
 from harness.adapt.routers.routed import fit_router, hash_adapters, load_router_config, outcome_table, router_path, save_router
 from harness.answers.collect import collect
 from harness.models.pair import load_pair
@@ -152,7 +152,7 @@ def test_shifted_prompts_are_judged_by_routers_that_never_saw_their_tasks() -> N
 def test_rows_of_a_subset_keep_their_prompts() -> None:
     """The tables of subsets rest on row numbers: counts, prompts and groups must move together."""
     table = planted()
-    material = Material(table=table, groups=np.arange(len(table)), adapter_hashes={}, folders={}, k=K, run_id="x")
+    material = RouterData(table=table, groups=np.arange(len(table)), adapter_hashes={}, folders={}, k=K, run_id="x")
     picked = [prompts(40)[i] for i in (7, 3, 20)]
     rows = router_table.rows_of(material, picked)
     part = material.take(rows)

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from routing_tables import ARMS, make_prompts, make_rewards
 from shift import held_out_domains, mix_domains, scramble_templates, strip_templates, wrapper_sentences
 
-from routing.errors import RoutingError
 from routing.evaluate import evaluate_routers
 from routing.features import PromptFeatures
 from routing.policy import PromptRouter
 from routing.routers import LogisticRouter
+from routing.routing_error import RoutingError
 
 ROUTER = PromptRouter(PromptFeatures("tfidf", max_terms=64), LogisticRouter(), fallback="generic@4")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.adapt.adapters.folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.core.drafter_kinds import check_needs, drafter_kind, drafter_kinds, find_kind, split_name
 from harness.core.errors import HarnessError, did_you_mean
 from harness.core.paths import adapters_root

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.adapt.adapters.folder import CONFIG, AdapterInfo, read_lora, write_adapter
+from harness.adapt.adapters.adapter_folder import CONFIG, AdapterInfo, read_lora, write_adapter
 from harness.adapt.training_config import LoraConfig
 from harness.core import files
 from harness.core.errors import HarnessError

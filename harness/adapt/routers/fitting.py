@@ -52,7 +52,7 @@ class Crew(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class RouterData:
     """Outcomes to learn a router from, and to judge it by."""
 
     table: OutcomeTable
@@ -70,7 +70,7 @@ class Material:
     step_s: float | None = None
     """Seconds of a target step, where measured: what a choice takes is charged in them."""
 
-    def take(self, rows: np.ndarray) -> Material:
+    def take(self, rows: np.ndarray) -> RouterData:
         """The same for a subset of prompts (integer row indices)."""
         return dataclasses.replace(self, table=self.table.take(rows), groups=self.groups[rows])
 
@@ -96,7 +96,7 @@ def replay_material(
     calibrated: bool = False,
     memory: bool = True,
     crew: Crew | None = None,
-) -> Material:
+) -> RouterData:
     """Collect the target's greedy answers (kept in the cache) and replay the plain draft, every adapter and the memory on them.
 
     Args:
@@ -113,12 +113,12 @@ def replay_material(
     Raises:
         HarnessError: no draft, nothing to choose, an adapter of another draft, or a prompt that does not fit.
     """
-    from harness.adapt.adapters.folder import read_info
+    from harness.adapt.adapters.adapter_folder import read_info
     from harness.adapt.adapters.names import adaptable
     from harness.adapt.memory_sources import HeldOut
     from harness.adapt.training.bank import AdapterBank
     from harness.answers.collect import collect
-    from harness.models.address import answers_folder
+    from harness.models.cache_key import answers_folder
 
     draft = adaptable(pair)
     held_out = HeldOut.of(pair, samples) if memory else None
@@ -136,7 +136,7 @@ def replay_material(
     how = Replaying(k=k, costs=costs, memory=held_out)
     rows = how(pair, bank, answers) if crew is None else crew.replay(folders, answers, how)
     facts = [pair.target_hash, k, max_tokens, sorted((s.id, s.prompt) for s in samples)]
-    return Material(
+    return RouterData(
         table=(table := outcome_table(rows, samples, costs)),
         groups=prompt_groups(table, samples),
         adapter_hashes=hash_adapters(folders),
@@ -186,7 +186,7 @@ def _read(path: Path) -> bytes:
 
 def run_adapters(manifest: Manifest, known: Mapping[str, Path]) -> dict[str, Path]:
     """Name -> folder: the adapters in ``known``, and those trained inside the run, found in the cache by their weights."""
-    from harness.adapt.adapters.folder import WEIGHTS, weights_hash
+    from harness.adapt.adapters.adapter_folder import WEIGHTS, weights_hash
 
     trained = {name: facts["hash"] for name, facts in manifest.measured.adapters.items() if facts.get("hash")}
     lacking = {n: h for n, h in trained.items() if n not in known or weights_hash(known[n]) != h}
@@ -201,7 +201,7 @@ def install_adapters(pair_name: str, folders: Mapping[str, Path]) -> None:
     Raises:
         HarnessError: another adapter has the name; nothing is installed then.
     """
-    from harness.adapt.adapters.folder import METADATA, adapter_folder, weights_hash
+    from harness.adapt.adapters.adapter_folder import METADATA, adapter_folder, weights_hash
     from harness.adapt.training.rounds import install
 
     places = {name: adapter_folder(pair_name, name) for name in folders}
@@ -216,7 +216,7 @@ def install_adapters(pair_name: str, folders: Mapping[str, Path]) -> None:
 
 def recorded_material(
     manifest: Manifest, records: Sequence[Record], samples: Sequence[Sample], folders: Mapping[str, Path], *, k: int | str
-) -> Material:
+) -> RouterData:
     """Outcomes from a finished run's records: greedy, exact acceptance, draft length ``k``, every arm that was measured on all domains.
 
     Args:
@@ -229,7 +229,7 @@ def recorded_material(
     Raises:
         HarnessError: nothing to choose, an adapter of the run that is not here, or one whose weights are others now.
     """
-    from harness.adapt.adapters.folder import read_info, weights_hash
+    from harness.adapt.adapters.adapter_folder import read_info, weights_hash
     from harness.decode.length import Costs
     from routing.outcomes import from_rows
 
@@ -262,7 +262,7 @@ def recorded_material(
         table, _ = table.complete(table.arms(k))
     if not len(table):
         raise HarnessError(f"no prompt of run {manifest.run} was decoded with every adapter", "Run domain_adapters with cross: true.")
-    return Material(
+    return RouterData(
         table=table,
         groups=prompt_groups(table, samples),
         adapter_hashes=hash_adapters(used),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt.routers.fitting import Material
+from harness.adapt.routers.fitting import RouterData
 from harness.adapt.routers.routed import RouterConfig, make_router, routing_errors
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ ROUTER = "router"
 """Name of the trained router in tables."""
 
 
-def evaluate(
-    material: Material,
+def compare(
+    material: RouterData,
     config: RouterConfig,
     *,
     kinds: Sequence[str] = (),
@@ -62,7 +62,7 @@ def evaluate(
         )
 
 
-def charged_steps(material: Material, config: RouterConfig, route_s: float | None) -> float | None:
+def charged_steps(material: RouterData, config: RouterConfig, route_s: float | None) -> float | None:
     """What a choice takes in target steps, where it can be charged."""
     return None if config.reward != "speedup" or route_s is None or material.step_s is None else route_s / material.step_s
 
@@ -92,7 +92,7 @@ def _numbers(interval: Interval) -> dict[str, float | None]:
 
 
 def report(
-    evaluation: Evaluation, config: RouterConfig, k: int | str, material: Material | None = None, route_s: float | None = None
+    evaluation: Evaluation, config: RouterConfig, k: int | str, material: RouterData | None = None, route_s: float | None = None
 ) -> dict[str, Any]:
     """What an evaluation found, as plain JSON types; who proposed how much, and what choosing took, where the material is given."""
     return {
@@ -110,7 +110,7 @@ def report(
     }
 
 
-def _sources(evaluation: Evaluation, config: RouterConfig, material: Material) -> dict[str, Mapping[str, float]]:
+def _sources(evaluation: Evaluation, config: RouterConfig, material: RouterData) -> dict[str, Mapping[str, float]]:
     """Policy -> share of the tokens by who proposed them."""
     import numpy as np
 

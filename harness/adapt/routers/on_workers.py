@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.adapt.adapters.folder import CONFIG, METADATA, WEIGHTS
+from harness.adapt.adapters.adapter_folder import CONFIG, METADATA, WEIGHTS
 from harness.adapt.routers.arms import Replaying
 from harness.adapt.training.bank import AdapterBank, SwapRow, swap_costs
-from harness.cluster import files
+from harness.cluster import sent_files as files
 from harness.cluster.client import Cluster
 from harness.cluster.pairs import PairSpec
 from harness.cluster.seat import seat

@@ -25,7 +25,7 @@ from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Record, Sample
 from harness.core.round_sources import accepted_by
 from harness.core.yamlfile import Seed, Strict, load_config
-from routing.errors import RoutingError
+from routing.routing_error import RoutingError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -222,7 +222,7 @@ def hash_adapters(folders: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _content_hash(folder: Path) -> str:
-    from harness.adapt.adapters.folder import CONFIG, WEIGHTS
+    from harness.adapt.adapters.adapter_folder import CONFIG, WEIGHTS
 
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from harness.adapt.adapters.folder import AGAIN, CONFIG, load_into, read_info, read_lora, weights_hash
+from harness.adapt.adapters.adapter_folder import AGAIN, CONFIG, load_into, read_info, read_lora, weights_hash
 from harness.adapt.adapters.surface import attached, check_surface, embed, is_adapter, run_blocks
 from harness.adapt.training_config import Policy
 from harness.core import files
@@ -25,13 +25,13 @@ from harness.core.progress import noting
 from harness.core.protocols import LoadedDraft
 from harness.core.records import SCHEMA_VERSION, Trajectory
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import ModelDrafter
-from harness.decode.parallel import parallel_drafter
+from harness.decode.model_drafter import ModelDrafter
+from harness.decode.parallel_drafter import parallel_drafter
 from harness.decode.replay import Pass, ReplayRow, model_passes, replay_row, variant_passes
 from harness.models.forward import inner
 from harness.models.mlx_names import mx, nn, tree_flatten, tree_unflatten
 from harness.models.opened import hidden_states
-from harness.models.parallel import is_parallel, masked_draft
+from harness.models.parallel_masks import is_parallel, masked_draft
 
 Modules = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.adapt.adapters.folder import adapter_folder
+from harness.adapt.adapters.adapter_folder import adapter_folder
 from harness.adapt.adapters.names import adaptable
 from harness.adapt.training.examples import Example, from_stored
 from harness.adapt.training.outcome import TrainProgress
@@ -23,7 +23,7 @@ from harness.core.protocols import LoadedPair
 from harness.core.records import Sample, Trajectory
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
-from harness.models.address import answers_folder
+from harness.models.cache_key import answers_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from harness.adapt.training_config import TrainingConfig
 from harness.core.files import write_atomic
 from harness.core.paths import cache_dir
 from harness.core.protocols import LoadedDraft
-from harness.models.address import cache_key
 from harness.models.blas import blas_name
+from harness.models.cache_key import cache_key
 from harness.models.mlx_names import mx
 
 FLOAT16_LIMIT = 60_000.0

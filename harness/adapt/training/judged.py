@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.adapt.adapters.folder import AdapterInfo, weights_hash
+from harness.adapt.adapters.adapter_folder import AdapterInfo, weights_hash
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import Acceptance, DomainCounts, gain, of_domain, pool
 from harness.adapt.training.checkpoint import Checkpoint
@@ -93,7 +93,7 @@ class Judged(Training):
         """Go on from the checkpoint, where there is one, to the end; ``before`` is the start's acceptance, measured when None."""
         self.restore()
         if not self.evaluations:
-            self.judge(before) if before else self.evaluate()
+            self.judge(before) if before else self.measure()
         with contextlib.suppress(Enough):
             self.loop()
         return self.result(left_out)

@@ -61,7 +61,7 @@ class Training(ABC):
     def save(self) -> None:
         """Write a checkpoint of the first ``step`` updates."""
 
-    def evaluate(self) -> None:  # noqa: B027
+    def measure(self) -> None:  # noqa: B027
         """See how good the weights are now."""
 
     def enough(self) -> bool:
@@ -85,7 +85,7 @@ class Training(ABC):
             self.step, self.train_s = self.step + 1, self.train_s + time.perf_counter() - began
             judged = self.step % self.judge_every == 0 or self.step == self.total
             if judged:
-                self.evaluate()
+                self.measure()
             if judged or self.step % self.save_every == 0:
                 self.save()
             self.done(loss)

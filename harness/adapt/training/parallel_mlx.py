@@ -20,7 +20,7 @@ from harness.decode.parallel_replay import Along, read_along
 from harness.models.forward import widened
 from harness.models.mlx_names import mx, nn
 from harness.models.opened import head_logits, hidden_states
-from harness.models.parallel import MaskedDraft, with_masks
+from harness.models.parallel_masks import MaskedDraft, with_masks
 
 TRAINED_BYTES = 256 * 2**20
 """Most memory for what the groups of one batch see of the answer in all layers, which gradients need; at least one group is run."""

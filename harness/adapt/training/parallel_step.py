@@ -20,7 +20,7 @@ from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
 from harness.core.protocols import LoadedDraft
 from harness.models.mlx_names import mx, tree_flatten
-from harness.models.parallel import MASKS
+from harness.models.parallel_masks import MASKS
 from routing.apart import apart
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import cast
 
 import numpy as np
 
-from harness.adapt.adapters.folder import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
+from harness.adapt.adapters.adapter_folder import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
 from harness.adapt.adapters.surface import attached
 from harness.adapt.training.acceptance import DomainCounts
 from harness.adapt.training.buffer import ReplayBuffer, mix
@@ -28,7 +28,7 @@ from harness.adapt.training.hidden import PrefixCache, prefix_cache
 from harness.adapt.training.material import Material
 from harness.adapt.training.measure import count, favourites
 from harness.adapt.training.outcome import TrainProgress, TrainResult
-from harness.adapt.training.parallel import train_parallel
+from harness.adapt.training.parallel_training import train_parallel
 from harness.adapt.training.trainer import train_adapter
 from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError

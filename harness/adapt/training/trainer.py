@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.adapt.adapters.folder import load_into, read_info, read_lora, write_adapter
+from harness.adapt.adapters.adapter_folder import load_into, read_info, read_lora, write_adapter
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached, check_surface, head
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import DomainCounts
@@ -161,7 +161,7 @@ class _Run(Judged):
         self.losses.append(loss)
         return loss
 
-    def evaluate(self) -> None:
+    def measure(self) -> None:
         """Replay the validation trajectories and judge."""
         self.judge(acceptance(self.draft, self.cache, self.held_out, self.config.stop.k))
         mx.clear_cache()

@@ -10,7 +10,7 @@ from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import Column, Table, cell_table, number
 from harness.results.summary import ALL, CellRow, row_cells
-from harness.results.thinking import counted_by_part
+from harness.results.thinking_counts import counted_by_part
 
 TITLE = "Thinking and answer"
 

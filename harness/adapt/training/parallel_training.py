@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from harness.adapt.adapters.folder import read_info, write_parallel
+from harness.adapt.adapters.adapter_folder import read_info, write_parallel
 from harness.adapt.adapters.surface import adapted_layers, lora_keys
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import Acceptance, DomainCounts
@@ -32,12 +32,12 @@ from harness.core.errors import HarnessError
 from harness.core.progress import note
 from harness.core.protocols import LoadedDraft
 from harness.core.records import Trajectory
-from harness.decode.parallel import ParallelDrafter
+from harness.decode.parallel_drafter import ParallelDrafter
 from harness.decode.parallel_replay import ParallelPass, parallel_passes
 from harness.decode.simulate import simulate_runs
 from harness.models.mlx_names import mx, tree_flatten, tree_unflatten
 from harness.models.opened import open_model, refusal
-from harness.models.parallel import MASKS, read_masks, with_masks
+from harness.models.parallel_masks import MASKS, read_masks, with_masks
 
 
 def train_parallel(
@@ -133,7 +133,7 @@ class ParallelRun(Judged):
         kept = present(self.gradients.first_chances(example), config.by_length)[:-1] if config.by_length else None
         return self.gradients.vocab.lesson(example, plan_groups(example, self.masks, config.keep, rng, kept))
 
-    def evaluate(self) -> None:
+    def measure(self) -> None:
         """Replay the validation answers, say how often the proposals stand by their place, and judge."""
         masked = with_masks(self.draft, self.weights(), self.config.lora.scale)
         passes = parallel_passes(ParallelDrafter(masked), self._answers)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from harness.core.protocols import LoadedDraft
 from harness.decode.cached import CachedModel
-from harness.decode.drafters import ModelDrafter, Proposal, Request
+from harness.decode.drafters import Proposal, Request
+from harness.decode.model_drafter import ModelDrafter
 from harness.decode.sampling import log_softmax
 from harness.models.blas import mx
-from harness.models.parallel import MaskedDraft, masked_draft
+from harness.models.parallel_masks import MaskedDraft, masked_draft
 
 
 class ParallelDrafter(ModelDrafter):

@@ -12,7 +12,7 @@ from harness.models.pair import Pair
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Distillation:
     """What all stages share."""
 
     config: DistillConfig

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.adapt.training.outcome import Enough, TrainProgress
 from harness.serve.answers import run
-from harness.serve.errors import ApiError
+from harness.serve.api_errors import ApiError
 from harness.serve.metrics import Metrics
-from harness.serve.queue import FairQueue, Job
+from harness.serve.queue import FairQueue, Waiting
 
 if TYPE_CHECKING:
     from harness.session.session import Session
@@ -63,7 +63,7 @@ class Worker:
         self.session, self.learning, self.most_prompt_tokens = session, learning, most_prompt_tokens
         self.queue = FairQueue(most_waiting)
         self.metrics = Metrics(self.queue)
-        self.job: Job | None = None
+        self.job: Waiting | None = None
         """The answer under way."""
         self.progress: TrainProgress | None = None
         """How far the training under way is."""
@@ -113,7 +113,7 @@ class Worker:
 
     # --- parts ---
 
-    def _answer(self, job: Job, training: bool = False) -> None:
+    def _answer(self, job: Waiting, training: bool = False) -> None:
         if job.stop.is_set():
             job.put(ApiError(499, "The client has gone."))
             return

@@ -93,8 +93,8 @@ def write_adapter(folder: Path, weights: Mapping[str, mx.array], lora: LoraConfi
 
 
 def write_parallel(folder: Path, weights: Mapping[str, mx.array], scale: float, info: AdapterInfo) -> None:
-    """Write a folder of kind ``parallel``: masks and the LoRA that acts at them, as :mod:`harness.models.parallel` reads it."""
-    from harness.models.parallel import MASKS, MaskInfo
+    """Write a folder of kind ``parallel``: masks and the LoRA that acts at them, as :mod:`harness.models.parallel_masks` reads it."""
+    from harness.models.parallel_masks import MASKS, MaskInfo
 
     config = asdict(MaskInfo(draft_hash=info.draft_hash, masks=len(weights[MASKS]), scale=scale))
     _write(folder, weights, config, info)
