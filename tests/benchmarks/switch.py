@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from harness.adapt.adapters.adapter_folder import list_adapters
 from harness.adapt.adapters.names import installed
+from harness.adapt.memory_sources import answers_in_folder
 from harness.adapt.routers.arms import GENERIC
 from harness.adapt.routers.fitting import RouterData, prompt_groups
 from harness.adapt.routers.judging import ROUTER, compare
@@ -140,18 +141,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, and whether any switch is above the router."""
     parser = common.parser(__doc__ or "", models="smollm2", prompts=40, tokens=128, domains=("code", "math", "chat"))
     parser.add_argument("--adapters", type=Path, help="folder of adapters; default: the installed ones")
-    parser.add_argument("--answers", type=Path, help="folder of answers to these prompts, as `harness collect` leaves it")
+    parser.add_argument("--answers", type=Path, help="folder of `harness collect` instead of fresh answers")
     parser.add_argument("-k", type=int, default=4, help="draft length")
     parser.add_argument("--config", default="default", help="router config")
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="router settings, such as encoder=tfidf")
     args: argparse.Namespace = parser.parse_args(argv)
-    pair, samples = load_pair(args.models), common.samples(args)
+    pair = load_pair(args.models)
     folders = list_adapters(args.adapters) if args.adapters else installed(pair.name)
     if args.answers:
-        known = {stored.sample_id: stored.trajectory() for stored in read_answers(args.answers, pair.target_hash)}
-        samples = [s for s in samples if s.id in known]
-        answers = [known[s.id] for s in samples]
+        answers = [stored.trajectory() for stored in read_answers(args.answers, pair.target_hash)]
+        samples = [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in answers_in_folder(args.answers, pair)]
     else:
+        samples = common.samples(args)
         answers = list(collect(pair, samples, max_tokens=args.tokens, out=answers_folder(pair)))
     bank = AdapterBank(pair.draft, folders)
     passes = {name: found for name, found in bank_passes(bank, answers).items() if name not in bank.ahead}
