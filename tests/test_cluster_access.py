@@ -87,9 +87,10 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
 
 
 def test_with_certificates_and_the_word_work_is_done(door: SimpleNamespace) -> None:
-    """What docs/scale.md says to set is all that is needed."""
+    """What docs/scale.md says to set is all that is needed. The worker keeps its memory as a process does that Dask did not start."""
     (reply,) = door.inside.all(sent_files.keep, [({},)])
     assert (reply.worker, reply.error) == ("far", None)
+    assert door.inside._client.run(os.getenv, "MALLOC_TRIM_THRESHOLD_") == {reply.address: None}
 
 
 def test_another_word_is_refused(door: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

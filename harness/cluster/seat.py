@@ -171,10 +171,10 @@ def as_worker(threads: int) -> dict[str, Any]:
         threads: CPU threads of its models.
     """
     dask.config.set(
-        {
-            # glibc would give every large array back to the system, and each new one would cost its page faults again
-            "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
-            "distributed.worker.profile.enabled": False,  # a hundred looks per second at a thread that only waits
+        {  # what Dask does beside the work, which is all on one thread here
+            "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,  # give every large array's pages back to the system
+            "distributed.worker.profile.enabled": False,  # look a hundred times per second at what the threads do
+            "distributed.admin.tick.interval": "1s",  # wake up fifty times per second to see whether it is late
         }
     )
     return {
