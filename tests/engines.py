@@ -97,7 +97,39 @@ def llama_cpp(target: str, draft: str, prompts: list[list[int]], k: int, most: i
     return rows
 
 
-ENGINES = {"mlx-lm": mlx_lm, "transformers": transformers, "llama.cpp": llama_cpp}
+def llama_cpp_python(target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
+    """llama-cpp-python's own loop, which takes any callable for a draft: here the exported draft's favourites."""
+    from itertools import islice
+
+    import numpy as np
+    from llama_cpp import Llama
+    from llama_cpp.llama_speculative import LlamaDraftModel
+
+    how: dict[str, Any] = {"n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+    greedy = {"temp": 0.0, "repeat_penalty": 1.0}
+    small, passes = Llama(draft, **how), []
+
+    class Exported(LlamaDraftModel):
+        def __call__(self, input_ids: Any, /, **kwargs: Any) -> Any:
+            passes.append(len(input_ids))
+            return np.array(list(islice(small.generate(input_ids.tolist(), **greedy), k)), dtype=np.intc)
+
+    model = Llama(target, draft_model=Exported(), **how)
+    rows = []
+    for prompt in prompts:
+        passes.clear()
+        tokens: list[int] = []
+        for token in model.generate(prompt, **greedy):
+            tokens.append(token)
+            if len(tokens) == most or token == model.token_eos():
+                break
+        rounds = len(passes) + 1  # the pass over the prompt verifies nothing
+        drafted = sum(max(0, min(k, most - (read - len(prompt)) - 1)) for read in passes)  # what fits into the answer
+        rows.append({"tokens": tokens, "rounds": rounds, "drafted": drafted, "accepted": len(tokens) - rounds})
+    return rows
+
+
+ENGINES = {"mlx-lm": mlx_lm, "transformers": transformers, "llama.cpp": llama_cpp, "llama-cpp-python": llama_cpp_python}
 
 if __name__ == "__main__":
     name, target_path, draft_path, k_text, most_text = sys.argv[1:]

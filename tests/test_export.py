@@ -46,8 +46,10 @@ from harness.report import load_run
 
 KEPT = [2, 3, *range(40, 264, 2)]
 """Tokens that the cut's head names."""
-REAL_TOKENS = 64
-"""Longest answer of the tests on a real pair."""
+REAL_TOKENS = 32
+"""Longest answer of the tests on a real pair: two to three minutes of one quiet core for each engine."""
+GGUF = {"llama.cpp": "xllamacpp", "llama-cpp-python": "llama_cpp"}
+"""Engines that read GGUF files, and the packages they come with."""
 
 
 @pytest.fixture(autouse=True)
@@ -404,7 +406,7 @@ def wait_for(client: httpx.Client, running: forks.Running) -> None:
     raise AssertionError(running.said())
 
 
-@pytest.mark.parametrize("engine", ["mlx-lm", "transformers", "llama.cpp"])
+@pytest.mark.parametrize("engine", ["mlx-lm", "transformers", *GGUF])
 def test_engines_draft_with_it(tmp_path: Path, engine: str) -> None:
     """Their own speculative loops give the target's greedy tokens, and accept what is accepted here."""
     path = write_cut_pair(tmp_path / "p")
@@ -414,22 +416,23 @@ def test_engines_draft_with_it(tmp_path: Path, engine: str) -> None:
     pair, prompt = api.load_pair(str(tmp_path / "p/again.yaml")), [5, 77, 120, 201, 9, 44]
     ours = generate(pair, prompt, k=3, max_tokens=32)
     places = [tmp_path / "p/target", tmp_path / "out"]
-    if engine == "llama.cpp":
-        pytest.importorskip("xllamacpp", reason="llama.cpp comes with the package xllamacpp")
+    if engine in GGUF:
+        pytest.importorskip(GGUF[engine], reason=f"{engine} is not installed")
         for part in ("target", "draft"):
             export(path, "--to", "gguf", "--part", part, "--dtype", "float32", "--out", tmp_path / part)
         places = [next((tmp_path / part).glob("*.gguf")) for part in ("target", "draft")]
     run = engines.mlx_lm if engine == "mlx-lm" else partial(run_apart, engine)
     theirs = run(*map(str, places), [prompt], 3, 32)[0]
     assert theirs["tokens"] == list(ours.tokens)
-    assert abs(theirs["rounds"] - ours.rounds) <= 1
-    assert abs(theirs["accepted"] - ours.accepted) <= 1
+    apart = 2 if engine == "llama-cpp-python" else 1  # it drafts nothing in the pass over the prompt
+    assert abs(theirs["rounds"] - ours.rounds) <= apart
+    assert abs(theirs["accepted"] - ours.accepted) <= apart
 
 
 def run_apart(engine: str, target: str, draft: str, prompts: list[list[int]], k: int, most: int) -> list[dict[str, Any]]:
     """What another program makes of it, in a process of its own: torch and mlx stay apart."""
     command = [sys.executable, str(Path(__file__).parent / "engines.py"), engine, target, draft, str(k), str(most)]
-    result = subprocess.run(command, input=json.dumps(prompts), capture_output=True, text=True, timeout=1800)
+    result = subprocess.run(command, input=json.dumps(prompts), capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     rows: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
     return rows
@@ -460,16 +463,16 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["mlx-lm", "transformers", "llama.cpp"])
+@pytest.mark.parametrize("engine", ["mlx-lm", "transformers", *GGUF])
 def test_engines_on_a_real_pair(real: Real, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     """smollm2, 20 prompts: the same greedy answers as the target alone, and acceptance within 0.01 of what the exported draft has here.
 
     llama.cpp computes in another order, so that near-ties may part: one answer in ten may differ, and acceptance is that of the others.
     """
     monkeypatch.delenv("HARNESS_CACHE")
-    form = "gguf" if engine == "llama.cpp" else "mlx"
+    form = "gguf" if engine in GGUF else "mlx"
     if form == "gguf":
-        pytest.importorskip("xllamacpp", reason="llama.cpp comes with the package xllamacpp")
+        pytest.importorskip(GGUF[engine], reason=f"{engine} is not installed")
     places = tmp_path / "target", real.draft
     export("smollm2", "--part", "target", "--out", places[0], "--to", form)
     if form == "gguf":
@@ -477,7 +480,7 @@ def test_engines_on_a_real_pair(real: Real, tmp_path: Path, monkeypatch: pytest.
         places = next(places[0].glob("*.gguf")), next((tmp_path / "gguf").glob("*.gguf"))
     theirs = run_apart(engine, *map(str, places), real.prompts, 2, REAL_TOKENS)
     same = [(a, b) for a, b in zip(real.ours, theirs, strict=True) if list(a.tokens)[: len(b["tokens"])] == b["tokens"]]
-    assert len(same) >= (len(theirs) if engine != "llama.cpp" else 0.9 * len(theirs))
+    assert len(same) >= (0.9 if form == "gguf" else 1) * len(theirs)
     rates = [sum(a.accepted for a, _ in same) / sum(a.drafted for a, _ in same)]
     rates.append(sum(b["accepted"] for _, b in same) / sum(b["drafted"] for _, b in same))
     print(engine, f"{len(same)} of {len(theirs)} answers equal, acceptance rate here and there", rates)
