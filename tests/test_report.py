@@ -235,6 +235,16 @@ def test_unscored_is_not_wrong() -> None:
     assert (row.quality.mean, row.quality.scored, row.quality.unscored) == (1.0, 1, 1)
 
 
+def test_a_score_comes_with_its_interval() -> None:
+    """Six of twelve answers pass: the mean, and how far the truth may be from it; too few answers give the mean alone."""
+    scores = [Score(metric="pass@1", status="passed", value=float(i % 2)) for i in range(12)]
+    records = [baseline(f"s{i}", 4, 1.0, score=s) for i, s in enumerate(scores)]
+    records += [cell(f"s{i}", [1, 1], score=s) for i, s in enumerate(scores)]
+    (text,) = [t for t in findings(made(records)) if t.startswith("pass@1")]
+    assert re.match(r"pass@1 on code is 0\.500 \[0\.2\d\d, 0\.7\d\d\] for the target alone and for every lossless cell\.", text)
+    assert [t for t in findings(made(records[:2] + records[12:14])) if t.startswith("pass@1 on code is 0.500 for the target alone")]
+
+
 def routed_records() -> list[Record]:
     """Two prompts, two adapters each best on one of them, and a router that is right once."""
     rates = {("a", "code"): 4, ("a", "math"): 1, ("b", "code"): 1, ("b", "math"): 3}

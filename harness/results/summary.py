@@ -33,12 +33,17 @@ class Quality:
 
     metric: str
     """``pass@1``, ``exact_match`` or ``agreement``."""
-    mean: float | None
-    """Mean over the scored answers."""
+    score: Estimate | None
+    """Mean over the scored answers, and its interval over them."""
     scored: int
     unscored: int
     cut: int
     """Scored answers that ended at the token limit."""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the scored answers."""
+        return None if self.score is None else self.score.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +354,6 @@ def _quality(answers: Sequence[Graded]) -> Quality | None:
     if not known or len({score.metric for score, _ in known}) > 1:
         return None
     scored = [(score.value, finish) for score, finish in known if score.value is not None]
-    mean = float(np.mean([value for value, _ in scored])) if scored else None
+    score = stats.ratio([value for value, _ in scored], [1.0] * len(scored), most=1.0)
     cut = sum(finish in ("length", "context") for _, finish in scored)
-    return Quality(metric=known[0][0].metric, mean=mean, scored=len(scored), unscored=len(known) - len(scored), cut=cut)
+    return Quality(metric=known[0][0].metric, score=score, scored=len(scored), unscored=len(known) - len(scored), cut=cut)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.report.figures import Figure
 from harness.report.run import Run
-from harness.report.tables import MISSING, Column, Table, cell_table, name_in_words, number, timed_rows
+from harness.report.tables import MISSING, Column, Table, cell_table, interval, name_in_words, number, timed_rows
 from harness.results.summary import ALL
 
 TITLE = "Quality"
@@ -15,7 +15,7 @@ def tables(run: Run) -> list[Table]:
     shown = [row for row in timed_rows(run.shown) if row.quality and row.domain != ALL]
     columns: list[Column] = [
         ("metric", lambda r: r.quality.metric if r.quality else MISSING),
-        ("score", lambda r: number(r.quality.mean if r.quality else None)),
+        ("score [95%]", lambda r: interval(r.quality.score if r.quality else None)),
         ("scored", lambda r: str(r.quality.scored if r.quality else 0)),
         ("unscored", lambda r: str(r.quality.unscored if r.quality else 0)),
         ("cut at the token limit", lambda r: str(r.quality.cut if r.quality else 0)),
@@ -38,7 +38,7 @@ def sentences(run: Run) -> list[str]:
         if base is None or base.quality is None or not others or base.quality.metric == "agreement":
             continue
         different = [row for row in others if row.quality and row.quality.mean != base.quality.mean]
-        score = f"{base.quality.metric} on {domain} is {number(base.quality.mean)} for the target alone"
+        score = f"{base.quality.metric} on {domain} is {interval(base.quality.score)} for the target alone"
         if different:
             named = "; ".join(f"{name_in_words(row)} {number(row.quality.mean if row.quality else None)}" for row in different)
             found.append(f"{score} and differs for {named}.")
