@@ -6,6 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+LOOKED_UP = {"copy": "lookup"}
+"""Sources that are told, and cost, as another."""
+MODEL = "draft"
+"""The source that runs a model, whose steps count where it took turns with others."""
+
 
 def joined(sources: Sequence[str]) -> str:
     """The text for a round whose tokens are of these sources, in order; empty for none."""
@@ -20,6 +25,11 @@ def expanded(text: str, tokens: int) -> list[str]:
     return [source for source, n in _runs(text) for _ in range(n)][:tokens]
 
 
+def model_steps(text: str, drafted: int) -> int:
+    """How many of a round's drafted tokens a model proposed."""
+    return expanded(text, drafted).count(MODEL)
+
+
 def tokens_of(text: str) -> int | None:
     """Number of tokens that a text with several sources names; None where one source proposed all there were."""
     return sum(n for _, n in _runs(text)) if ":" in text else None
@@ -30,7 +40,7 @@ def accepted_by(rounds: Iterable[tuple[str, int]]) -> Counter[str]:
     found: Counter[str] = Counter()
     for (text, accepted), times in Counter(rounds).items():
         for source in expanded(text, accepted):
-            found["lookup" if source == "copy" else source] += times
+            found[LOOKED_UP.get(source, source)] += times
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from harness.core.errors import HarnessError
 from harness.core.limits import COUNT, LENGTH, Limit, draft_length
-from harness.core.round_sources import expanded
+from harness.core.round_sources import expanded, model_steps
 
 FREE = ("lookup", "copy", "memory")
 """Sources that run no model: a lookup in the text so far, one after a match of its longest suffix, and a pair's memory."""
@@ -56,18 +56,15 @@ class Costs:
         """Cost of verifying ``k`` tokens and, where they are not ``free``, of drafting them, in target steps."""
         return (0.0 if free else self.draft_cost(k)) + self.v[k]
 
-    def answer_cost(self, draft_lengths: Sequence[int], sources: Sequence[str] | None) -> float:
+    def answer_cost(self, draft_lengths: Sequence[int], sources: Sequence[str]) -> float:
         """Cost of an answer's rounds in target steps: every verification, and of the drafting what a model did.
 
         Args:
             draft_lengths: tokens proposed per round.
-            sources: who proposed them, as :mod:`harness.core.round_sources` writes it; None for a model alone.
+            sources: who proposed them, as :mod:`harness.core.round_sources` writes it.
         """
-        cost = 0.0
-        for drafted, source in zip(draft_lengths, sources or ["draft"] * len(draft_lengths), strict=True):
-            model = sum(name not in FREE for name in expanded(source, drafted))
-            cost += self.v[min(drafted, self.max_k)] + self.draft_cost(model)
-        return cost
+        rounds = zip(draft_lengths, sources, strict=True)
+        return sum(self.v[min(drafted, self.max_k)] + self.draft_cost(model_steps(source, drafted)) for drafted, source in rounds)
 
     def without_draft(self) -> Costs:
         """The same verification for what runs no model."""

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from harness.core.records import Record
-from harness.results.work import MODEL, Array, Work, cost_label, drafting, work_of
+from harness.core.round_sources import MODEL
+from harness.results.work import Array, Work, cost_label, drafting, work_of
 
 ENOUGH = 12
 """Rounds of one shape whose median is taken for a cost that decoding goes by."""

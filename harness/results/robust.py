@@ -9,11 +9,11 @@ import numpy as np
 
 from harness.core import stats
 from harness.core.records import Finish, Record, Score
-from harness.core.round_sources import accepted_by
+from harness.core.round_sources import MODEL, accepted_by
 from harness.core.stats import Estimate
 from harness.results.clock import Clock
 from harness.results.groups import Groups, grouped
-from harness.results.work import MODEL, Array, Work, work_of
+from harness.results.work import Array, Work, work_of
 
 MOST_FOLDS = 20
 """Groups of prompts that are left out in turn to see how much the clocks' medians depend on them."""

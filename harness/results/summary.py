@@ -14,11 +14,12 @@ from harness.core import stats
 from harness.core.cell import BOTH, FIELDS, CellId
 from harness.core.counts import COUNTS, Counts, columns, total
 from harness.core.records import Divergence, Profile, Record
+from harness.core.round_sources import model_steps
 from harness.core.stats import Estimate
 from harness.results.groups import Groups, OneKind, grouped
 from harness.results.robust import Graded, Timing, shares
 from harness.results.speedup import Baselines, Pair, baselines, pair_of, speedup, value
-from harness.results.work import Work, model_steps, work_of
+from harness.results.work import Work, work_of
 
 ALL = "all"
 """Domain of the rows that pool every domain."""

@@ -11,24 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.core.records import Record
-from harness.core.round_sources import expanded
+from harness.core.round_sources import LOOKED_UP, MODEL, expanded, model_steps
 
 Array = NDArray[np.float64]
-LOOKED_UP = {"copy": "lookup"}
-"""Sources that cost the same."""
-MODEL = "draft"
-"""The source that runs a model, whose steps count where it took turns with others."""
 
 
 def cost_label(drafter: str | None, settings: Mapping[str, Any]) -> str:
     """Whose drafting costs the same: ``generic``, ``early_exit (layers 4)``, ``adapter (around hybrid)``; empty for the target alone."""
     own = ", ".join(f"{name} {settings[name]}" for name in ("layers", "around") if settings.get(name))
     return f"{drafter} ({own})" if own else drafter or ""
-
-
-def model_steps(source: str, drafted: int) -> int:
-    """How many of a round's drafted tokens a model proposed."""
-    return expanded(source, drafted).count(MODEL)
 
 
 def drafting(source: str, drafted: int) -> tuple[str, int]:

@@ -132,15 +132,17 @@ class Replaying:
         k: str,
         first: MemoryDrafter | None,
     ) -> list[ReplayRow]:
-        """Lengths that are chosen while decoding: arm by arm."""
+        """Lengths that are chosen while decoding: arm by arm, and behind the memory from what each draft said before."""
         from harness.decode.drafters import HybridDrafter
-        from harness.decode.replay import replay
+        from harness.decode.passes import Passes
+        from harness.decode.replay import Pass, replay
 
         assert self.costs is not None
         drafts = {name or GENERIC: bank.drafter(name) for name in (None, *adapters)}
-        found: dict[str, Drafter] = {**drafts}
+        said = {name: Passes[Pass]() for name in drafts}
+        found: list[tuple[str, Drafter, Passes[Pass] | None]] = [(name, draft, said[name]) for name, draft in drafts.items()]
         if first is not None:
-            both = {inside(MEMORY_HYBRID, name): draft for name, draft in drafts.items()}
-            found |= {MEMORY: first, **{name: HybridDrafter(first, draft, name) for name, draft in both.items()}}
-        costs = {arm: costs_of(arm, self.costs) for arm in found}
-        return [row for arm, drafter in found.items() for row in replay(pair, answers, [drafter], [k], costs=costs[arm])]
+            behind = {name: inside(MEMORY_HYBRID, name) for name in drafts}
+            found += [(MEMORY, first, None), *((arm, HybridDrafter(first, drafts[name], arm), said[name]) for name, arm in behind.items())]
+        costs = {arm: costs_of(arm, self.costs) for arm, _, _ in found}
+        return [row for arm, drafter, known in found for row in replay(pair, answers, [drafter], [k], costs=costs[arm], known=known)]

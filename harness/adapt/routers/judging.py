@@ -39,7 +39,7 @@ def compare(
         **options: ``test_prompts`` or ``folds`` of :func:`routing.evaluate.evaluate_routers`.
 
     Raises:
-        HarnessError: fewer than two groups of prompts, or what :meth:`Material.rewards` refuses.
+        HarnessError: fewer than two groups of prompts, or what :meth:`RouterData.rewards` refuses.
     """
     from routing.evaluate import evaluate_routers
 

@@ -23,7 +23,7 @@ from harness.core.limits import joined_seed
 from harness.core.paths import cache_dir, found_memory
 from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Record, Sample
-from harness.core.round_sources import accepted_by
+from harness.core.round_sources import MODEL, accepted_by
 from harness.core.yamlfile import Seed, Strict, load_config
 from routing.routing_error import RoutingError
 
@@ -122,7 +122,7 @@ def outcome(row: ReplayRow | Record, sample: Sample, arm: str, costs: Costs | No
     found |= {"prompt": sample.prompt, "drafter": arm}
     if len(row.draft_lengths) != row.rounds:
         return found
-    sources = row.sources or ["draft"] * len(row.draft_lengths)
+    sources = row.sources or [MODEL] * len(row.draft_lengths)
     spent = None if costs is None else costs.answer_cost(row.draft_lengths, sources)
     return {**found, "spent": spent, "proposed": accepted_by(zip(sources, row.accept_lengths, strict=True))}
 

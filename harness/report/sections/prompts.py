@@ -7,13 +7,12 @@ from itertools import groupby
 from operator import itemgetter
 
 from harness.core.records import Record
-from harness.core.round_sources import expanded
+from harness.core.round_sources import LOOKED_UP, expanded
 from harness.report.figures import Figure
 from harness.report.run import Run
 from harness.report.tables import COLOURED, MISSING, Table, Text, number
 from harness.results.summary import row_cells
 from harness.results.texts import answer_key
-from harness.results.work import LOOKED_UP
 
 TITLE = "Prompts"
 MOST = 200
