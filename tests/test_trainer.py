@@ -17,6 +17,7 @@ from scipy.special import softmax
 from harness.adapt.adapters.surface import adapter_weights, attached, check_surface, head, run_blocks
 from harness.adapt.training.examples import data_hash, epoch_batches, from_trajectory, make_batch, truncate
 from harness.adapt.training.hidden import PrefixCache, fill
+from harness.adapt.training.judged import Course
 from harness.adapt.training.loop import learning_rate
 from harness.adapt.training.losses import weighted_loss
 from harness.adapt.training.measure import acceptance, favourites, output_hidden
@@ -146,7 +147,8 @@ def test_bias_correction(tmp_path: Path, data: Any, corrected: bool, size: float
     optimisation = {"learning_rate": rate, "warmup_steps": 0, "clip_norm": 0.0, "bias_correction": corrected}
     config, examples = quick_config(optim=optimisation), [from_trajectory(t) for t in data[0][:8]]
     with attached(draft.model, config.lora):
-        run = _Run(draft, examples, examples[:1], config, None, tmp_path, tmp_path / "h", "x")
+        course = Course(draft=draft, train=examples, held_out=examples[:1], config=config, domain=None, out=tmp_path)
+        run = _Run(course, tmp_path / "h")
         run.update()
         changed = [float(mx.abs(a).max().item()) for n, a in adapter_weights(draft.model).items() if n.endswith("lora_b")]
     assert changed == pytest.approx([size * rate] * len(changed), rel=0.01)

@@ -25,6 +25,7 @@ import numpy as np
 
 from harness.adapt.adapters.surface import adapter_weights, attached
 from harness.adapt.training.examples import Example, epoch_batches
+from harness.adapt.training.judged import Course
 from harness.adapt.training.material import as_examples
 from harness.adapt.training.torch_step import torch_step
 from harness.adapt.training.trainer import _Run
@@ -157,7 +158,8 @@ def measure(draft: Any, examples: list[Example], config: TrainingConfig, folder:
     mx.random.seed(config.optim.seed)
     other, in_torch = copy.deepcopy(draft.model), torch_step(draft, config)
     with attached(draft.model, config.lora), attached(other, config.lora):
-        run = _Run(draft, examples, examples[:1], config, None, folder, folder / "hidden", "benchmark", in_torch)
+        course = Course(draft=draft, train=examples, held_out=examples[:1], config=config, domain=None, out=folder)
+        run = _Run(course, folder / "hidden", in_torch)
         other.load_weights(list(adapter_weights(draft.model).items()), strict=False)
         return race(run, other, examples, config)
 

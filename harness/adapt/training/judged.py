@@ -8,7 +8,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +25,48 @@ from harness.core.protocols import LoadedDraft
 from harness.models.mlx_names import mx, optim, tree_flatten, tree_unflatten
 
 
-def fingerprint_of(
-    draft: LoadedDraft,
-    train: Sequence[Example],
-    held_out: Sequence[Example],
-    config: TrainingConfig,
-    domain: str | None,
-    start: Path | None,
-) -> str:
-    """Hash of everything that decides a run: a checkpoint of another one is not taken up."""
-    begun = weights_hash(start) if start is not None else ""
-    parts = [data_hash(train), data_hash(held_out), draft.hash, config.model_dump_json(), domain, begun]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What is trained, from what, and where to."""
+
+    draft: LoadedDraft
+    """What the adapter belongs to."""
+    train: Sequence[Example]
+    """Examples to learn from."""
+    held_out: Sequence[Example]
+    """Examples to judge by."""
+    config: TrainingConfig
+    """Settings."""
+    domain: str | None
+    """Whose acceptance counts; None pools all."""
+    out: Path
+    """Folder of the checkpoint."""
+    start: Path | None = None
+    """The adapter it begins with; None is the draft as it is."""
+    progress: Callable[[TrainProgress], None] | None = None
+    """Called after each update."""
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the run: a checkpoint of another one is not taken up."""
+        begun = weights_hash(self.start) if self.start is not None else ""
+        data = [data_hash(self.train), data_hash(self.held_out)]
+        parts = [*data, self.draft.hash, self.config.model_dump_json(), self.domain, begun]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 class Judged(Training):
     """State of one training run.
 
     Args:
-        draft: what the adapter belongs to.
-        train: examples to learn from.
-        held_out: examples to judge by.
-        config: settings.
-        domain: whose acceptance counts; None pools all.
-        out: folder of the checkpoint.
-        fingerprint: of everything that decides the run.
-        progress: called after each update.
+        course: what it trains.
     """
 
-    def __init__(
-        self,
-        draft: LoadedDraft,
-        train: Sequence[Example],
-        held_out: Sequence[Example],
-        config: TrainingConfig,
-        domain: str | None,
-        out: Path,
-        fingerprint: str,
-        progress: Callable[[TrainProgress], None] | None = None,
-    ) -> None:
+    def __init__(self, course: Course) -> None:
         super().__init__()
-        self.draft, self.train, self.held_out, self.config, self.domain = draft, train, held_out, config, domain
-        self.out, self.fingerprint, self.progress = out, fingerprint, progress
-        settings = config.optim
+        self.draft, self.train, self.held_out = course.draft, course.train, course.held_out
+        self.config, self.domain, self.out = course.config, course.domain, course.out
+        self.fingerprint, self.progress = course.fingerprint(), course.progress
+        settings = self.config.optim
         self.optimiser = optim.AdamW(
             learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, bias_correction=settings.bias_correction
         )
@@ -75,10 +74,10 @@ class Judged(Training):
         self.losses: list[float] = []
         self.evaluations: list[Evaluation] = []
         self.best: dict[str, mx.array] = {}
-        micro = math.ceil(len(train) / settings.batch_size)
+        micro = math.ceil(len(self.train) / settings.batch_size)
         self.per_epoch = math.ceil(micro / settings.accumulate)
         self.total = min(self.per_epoch * settings.epochs, settings.max_steps or 2**31)
-        self.judge_every, self.save_every = config.stop.every, config.checkpoint_every
+        self.judge_every, self.save_every = self.config.stop.every, self.config.checkpoint_every
         self._batches: tuple[int, list[list[Example]]] = (-1, [])
 
     @abstractmethod

@@ -19,7 +19,7 @@ from harness.adapt.adapters.surface import adapted_layers, lora_keys
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import Acceptance, DomainCounts
 from harness.adapt.training.examples import Example
-from harness.adapt.training.judged import Judged, fingerprint_of
+from harness.adapt.training.judged import Course, Judged
 from harness.adapt.training.material import Material, as_examples, check_examples
 from harness.adapt.training.outcome import TrainProgress, TrainResult
 from harness.adapt.training.parallel_lessons import Lesson, Vocabulary, plan_groups, present
@@ -67,10 +67,10 @@ def train_parallel(
     train = [example for example in train if len(example.answer) > 1]
     held_out, _ = as_examples(draft, validation, config)
     check_examples(train, held_out, domain, config.stop)
-    fingerprint = fingerprint_of(draft, train, held_out, config, domain, start)
     if not resume:
         (out / checkpoints.FILE).unlink(missing_ok=True)
-    run = ParallelRun(draft, train, held_out, config, domain, out, fingerprint, progress)
+    course = Course(draft=draft, train=train, held_out=held_out, config=config, domain=domain, out=out, start=start, progress=progress)
+    run = ParallelRun(course)
     if start is not None:
         run.put(_started(start, draft, config.lora.scale, run.weights()))
     result = run.carried_out(before, left_out)
@@ -83,23 +83,13 @@ def train_parallel(
 class ParallelRun(Judged):
     """A run whose masks and LoRA live beside the draft."""
 
-    def __init__(
-        self,
-        draft: LoadedDraft,
-        train: list[Example],
-        held_out: list[Example],
-        config: TrainingConfig,
-        domain: str | None,
-        out: Path,
-        fingerprint: str,
-        progress: Callable[[TrainProgress], None] | None = None,
-    ) -> None:
-        super().__init__(draft, train, held_out, config, domain, out, fingerprint, progress)
-        assert config.parallel.k is not None
-        self.masks = config.parallel.k - 1
-        self.gradients = step_for(draft, config)
-        self._answers = [_trajectory(example) for example in held_out]
-        self.put(first_weights(draft, config))
+    def __init__(self, course: Course) -> None:
+        super().__init__(course)
+        assert self.config.parallel.k is not None
+        self.masks = self.config.parallel.k - 1
+        self.gradients = step_for(self.draft, self.config)
+        self._answers = [_trajectory(example) for example in self.held_out]
+        self.put(first_weights(self.draft, self.config))
         self.optimiser.init(self._tree)
 
     def weights(self) -> dict[str, mx.array]:

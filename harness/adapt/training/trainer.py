@@ -15,9 +15,9 @@ from harness.adapt.adapters.adapter_folder import load_into, read_info, read_lor
 from harness.adapt.adapters.surface import adapted_layers, adapter_weights, attached, check_surface, head
 from harness.adapt.training import checkpoint as checkpoints
 from harness.adapt.training.acceptance import DomainCounts
-from harness.adapt.training.examples import Batch, Example, make_batch
+from harness.adapt.training.examples import Batch, make_batch
 from harness.adapt.training.hidden import prefix_cache
-from harness.adapt.training.judged import Judged, fingerprint_of
+from harness.adapt.training.judged import Course, Judged
 from harness.adapt.training.losses import logit_rows, weighted_loss
 from harness.adapt.training.material import Material, as_examples, check_examples, inverse_ids
 from harness.adapt.training.measure import acceptance, output_hidden
@@ -68,15 +68,15 @@ def train_adapter(
     held_out, _ = as_examples(draft, validation, config)
     check_examples(train, held_out, domain, config.stop)
     check_surface(draft.model)
-    fingerprint = fingerprint_of(draft, train, held_out, config, domain, start)
     if not resume:
         (out / checkpoints.FILE).unlink(missing_ok=True)
+    course = Course(draft=draft, train=train, held_out=held_out, config=config, domain=domain, out=out, start=start, progress=progress)
     mx.random.seed(config.optim.seed)
     in_torch = torch_step(draft, config)
     with attached(draft.model, config.lora):
         if start is not None:
             _load_start(draft, start, config.lora)
-        run = _Run(draft, train, held_out, config, domain, out, cache_folder, fingerprint, in_torch, progress)
+        run = _Run(course, cache_folder, in_torch)
         result = run.carried_out(before, left_out)
         if result.accepted:
             write_adapter(out, run.best, config.lora, adapted_layers(draft.model, config.lora), run.info(name or out.name, result))
@@ -87,20 +87,9 @@ def train_adapter(
 class _Run(Judged):
     """A run whose updates are attached to the model while it lives."""
 
-    def __init__(
-        self,
-        draft: LoadedDraft,
-        train: list[Example],
-        held_out: list[Example],
-        config: TrainingConfig,
-        domain: str | None,
-        out: Path,
-        cache_folder: Path | None,
-        fingerprint: str,
-        in_torch: TorchStep | None = None,
-        progress: Callable[[TrainProgress], None] | None = None,
-    ) -> None:
-        super().__init__(draft, train, held_out, config, domain, out, fingerprint, progress)
+    def __init__(self, course: Course, cache_folder: Path | None, in_torch: TorchStep | None = None) -> None:
+        super().__init__(course)
+        draft, config = course.draft, course.config
         model = draft.model
         self.inverse = inverse_ids(draft)
         self.vocab = vocabulary_rows(model)
