@@ -59,14 +59,20 @@ def _candidates(records: Sequence[Record], own: Mapping[str, Record], like: Reco
     return found
 
 
-def _name(r: Record, *, remembers: bool) -> str | None:
-    """What the router would call a record's drafter; None for what is no choice of its."""
+def arm_of(r: Record) -> str | None:
+    """What a router calls a record's drafter, an untrained adapter being the plain draft; None for what no router chooses."""
     around = r.settings.get("around")
-    if {"round", "installed"} & set(r.settings) or (around is not None and not (remembers and around in MEMORY)):
-        return None
-    if r.drafter == "adapter":
+    if r.drafter == "adapter" and around in (None, *MEMORY):
         return r.adapter or "generic" if around is None else f"{around}+{r.adapter}" if r.adapter else str(around)
-    return r.drafter if r.drafter == "generic" or (remembers and r.drafter in MEMORY) else None
+    return r.drafter if around is None and r.drafter in ("generic", *MEMORY) else None
+
+
+def _name(r: Record, *, remembers: bool) -> str | None:
+    """The same for this run's router, which may not choose the memory."""
+    remembered = r.drafter in MEMORY or r.settings.get("around") in MEMORY
+    if {"round", "installed"} & set(r.settings) or (remembered and not remembers):
+        return None
+    return arm_of(r)
 
 
 def _mean(values: Sequence[float]) -> float:

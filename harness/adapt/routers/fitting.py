@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.adapt.routers.arms import GENERIC, MEMORY, MEMORY_HYBRID, Replaying, arm_names, arm_parts, inside
+from harness.adapt.routers.arms import GENERIC, Replaying, arm_names, arm_parts
 from harness.adapt.routers.routed import (
     RouterConfig,
     hash_adapters,
@@ -26,6 +26,7 @@ from harness.core.progress import note
 from harness.core.protocols import LoadedPair
 from harness.core.records import Record, Sample
 from harness.datasets.splits import cluster_labels
+from harness.results.router_rows import arm_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,21 +278,14 @@ def _rows(records: Sequence[Record], samples: Mapping[str, Sample], k: int | str
     """Greedy lossless cells of the arms, one row per (sample, arm)."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for r in records:
-        arm = _arm_of(r)
-        if arm is None or r.temperature != 0 or r.lossy or r.k != k or "round" in r.settings:
+        arm = arm_of(r)
+        untrained = r.drafter == "adapter" and r.adapter is None
+        if arm is None or untrained or r.temperature != 0 or r.lossy or r.k != k or "round" in r.settings:
             continue
         if r.sample_id not in samples:
             raise HarnessError(f"the run's prompt {r.sample_id!r} is not in its datasets any more", "Restore the datasets of the run.")
         rows.setdefault((r.sample_id, arm), outcome(r, samples[r.sample_id], arm, costs))
     return list(rows.values())
-
-
-def _arm_of(r: Record) -> str | None:
-    """The arm that a record's drafter is; None for any other drafter."""
-    around = r.settings.get("around")
-    if r.drafter == "adapter" and r.adapter is not None:
-        return r.adapter if around is None else inside(MEMORY_HYBRID, r.adapter) if around == MEMORY_HYBRID else None
-    return r.drafter if r.drafter in (GENERIC, MEMORY, MEMORY_HYBRID) and around is None else None
 
 
 def _measured_everywhere(rows: Sequence[Mapping[str, Any]]) -> list[str]:
