@@ -189,6 +189,20 @@ def test_decoders_equal_plain_greedy_decoding(target, kind):
         assert all(list(row) == sorted(row, reverse=True) for row in t.top_logprobs)
 
 
+@pytest.mark.usefixtures("torch_stays_apart")
+@pytest.mark.parametrize("copies", [(0, 1, 0, 2, 2, 0), (1, 1, 1), (2,)])
+def test_equal_prompts_are_read_once_and_prompts_in_parts(target, monkeypatch, copies):
+    """Copies of a prompt are answered as each alone would be, in their places, whatever is read or chosen together."""
+    folder, model = target
+    monkeypatch.setattr(torch_batch, "_PROMPT_TOKENS", 8)
+    monkeypatch.setattr(torch_batch, "_CHOICES", 2)
+    prompts = [[3, 4, 5, 6], [3, 4, 9], [3, 4, 7, 8, 9, 11]]
+    got = TorchTarget(folder, EOS, "float32")([prompts[i] for i in copies], max_tokens=40, temperature=0.0, top_k=2, seed=0)
+    assert [r.tokens for r in got] == [reference(model, prompts[i], 40)[0] for i in copies]
+    free = TorchTarget(folder, frozenset(), "float32")([prompts[0]] * 3, max_tokens=10, temperature=3.0, top_k=2, seed=0)
+    assert len({tuple(r.tokens) for r in free}) == 3
+
+
 def test_answers_on_disk_read_no_weights(target, tmp_path):
     """A second copy of the target is made for the first missing batch, not before."""
     first, again = (TorchTarget(target[1], EOS, "float32") for _ in range(2))

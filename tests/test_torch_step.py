@@ -14,6 +14,7 @@ from harness.adapt.adapters.surface import adapter_weights, attached, head
 from harness.adapt.training.examples import Batch, from_trajectory, make_batch
 from harness.adapt.training.hidden import PrefixCache
 from harness.adapt.training.losses import weighted_loss
+from harness.adapt.training.material import inverse_ids
 from harness.adapt.training.measure import output_hidden
 from harness.adapt.training.torch_step import TorchStep, torch_step
 from harness.adapt.training.trainer import train_adapter
@@ -27,22 +28,23 @@ ON_CPU = mx.default_device().type == mx.DeviceType.cpu
 
 
 def draft_of(family: str) -> Any:
-    """A tiny draft; the Qwen2 has biases that are not zero."""
-    draft = tiny_draft()
+    """A tiny draft; the Qwen2 has biases that are not zero, the cut a head of its own that names every other token."""
+    draft = tiny_draft(token_map=np.arange(0, VOCAB, 2) if family == "cut" else None)
     if family == "qwen2":
         draft.model = tiny_llama.make_qwen2()
         draft.model.update(tree_map(lambda w: w / 6 if w.ndim == 2 else w, draft.model.parameters()))
     return draft
 
 
-def batch_of_two_lengths() -> Batch:
-    """Six examples, half of them padded, with the top 8 tokens of the target."""
-    return make_batch([from_trajectory(t) for t in (*target_trajectories(3), *target_trajectories(3, answer=9, first=50))])
+def batch_of_two_lengths(draft: Any) -> Batch:
+    """Six examples, half of them padded, with the top 8 tokens of the target, in the draft's ids."""
+    examples = [from_trajectory(t) for t in (*target_trajectories(3), *target_trajectories(3, answer=9, first=50))]
+    return make_batch(examples, inverse_ids(draft))
 
 
 def both(draft: Any, config: TrainingConfig, dtype: Any, spoil: Any = None) -> tuple[tuple[float, dict], tuple[float, dict]]:
     """Loss and gradients of one batch in mlx and in torch, at random updates."""
-    batch, depth = batch_of_two_lengths(), len(draft.model.layers) - (config.lora.num_layers if config.lora.num_layers > 0 else 3)
+    batch, depth = batch_of_two_lengths(draft), len(draft.model.layers) - (config.lora.num_layers if config.lora.num_layers > 0 else 3)
     step = TorchStep(draft.model, config, dtype)
     cache = PrefixCache(draft.model, depth, folder=None, model_hash="x", dtype="float32")
     arrays = [mx.array(a) for a in (batch.labels, batch.weights, batch.top_tokens, batch.top_p)]
@@ -62,7 +64,7 @@ def both(draft: Any, config: TrainingConfig, dtype: Any, spoil: Any = None) -> t
     return (value.item(), {n: np.array(g) for n, g in tree_flatten(grads)}), (found, {n: np.array(g) for n, g in own.items()})
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "cut"])
 @pytest.mark.parametrize(
     ("lora", "loss"),
     [
@@ -74,11 +76,12 @@ def both(draft: Any, config: TrainingConfig, dtype: Any, spoil: Any = None) -> t
 )
 @pytest.mark.parametrize("pieces", [False, True])
 def test_gradients_are_those_of_mlx(family: str, lora: dict, loss: dict, pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loss, any set of layers, with the states below given or computed, and the logits in one piece or many."""
+    """Every loss, any set of layers, with the states below given or computed, and answers and logits in one piece or many."""
     import torch
 
     if pieces:
         monkeypatch.setattr("harness.adapt.training.losses.LOGIT_BYTES", 4 * VOCAB * 7)
+        monkeypatch.setattr("harness.adapt.training.torch_step.TOKENS_AT_ONCE", 100)
     config = quick_config(lora={"rank": 4, **lora}, loss=loss)
     (value, grads), (found, own) = both(draft_of(family), config, torch.float32)
     assert found == pytest.approx(value, rel=1e-5)
@@ -173,7 +176,7 @@ def test_the_rest_stays_on_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch_step(tiny_draft(), auto.replace(lora={"dora": True})) is None
     assert torch_step(tiny_draft(), auto.replace(lora={"dropout": 0.1})) is None
     assert torch_step(tiny_draft(), auto.replace(optim={"gradient_checkpointing": True})) is None
-    assert torch_step(tiny_draft(token_map=np.arange(0, VOCAB, 2)), auto) is None
+    assert isinstance(torch_step(tiny_draft(token_map=np.arange(0, VOCAB, 2)), auto), TorchStep)
     assert torch_step(tiny_draft(quantised="affine 8"), auto) is None
     monkeypatch.setattr(torch_llama, "MEMORY_SHARE", 0.0)
     assert torch_step(tiny_draft(), auto) is None

@@ -94,8 +94,8 @@ class OptimConfig(Strict):
     max_tokens: int = Field(1024, ge=8, le=10**6)
     """Longest example (prompt and output); longer ones lose their tail, and are left out when the prompt alone is longer."""
     backend: Literal["mlx", "auto"] = "mlx"
-    """What computes losses and gradients. ``auto``: torch where mlx computes on a CPU and the draft is a plain llama or qwen2, several
-    times faster and in bfloat16 where the processor has it; else, and for every validation, mlx."""
+    """What computes losses and gradients. ``auto``: torch where mlx computes on a CPU and the draft is a plain llama or qwen2, or a cut,
+    several times faster and in bfloat16 where the processor has it; else, and for every validation, mlx."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     seed: Seed = 0

@@ -1,7 +1,7 @@
 """Batched target rollouts in torch: the tokens, log-probabilities and top-k a draft learns from.
 
-Prompts of one call are left-padded into one batch, and what all of them begin with is run once. Rows that finish leave the batch,
-so later steps cost less.
+Prompts of one call are left-padded into one batch; equal ones, and what all of them begin with, are read once. Rows that finish leave
+the batch, so later steps cost less.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ _GROW = 32
 """Positions the cache grows by. Products over whole, contiguous buffers are more than twice as fast as over a part of them."""
 _BLOCK = 64
 """Entries of the vocabulary that are looked through together."""
+_PROMPT_TOKENS = 2048
+"""Prompt tokens that are read together."""
+_CHOICES = 128
+"""Rows whose next tokens are chosen together. Larger arrays than these two make come from the system anew at every operation, which
+costs more than the arithmetic."""
 
 
 @dataclass
@@ -41,7 +46,6 @@ class _Cache:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     mask: torch.Tensor
-    used: int = 0
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep only the batch rows in ``rows`` (int64)."""
@@ -139,24 +143,22 @@ def _continue(
 ) -> list[Rollout]:
     import torch
 
-    shared = _shared_prefix(prompts)
-    rests = [list(p[shared:]) for p in prompts]
-    width = max(map(len, rests))
-    cache = _new_cache(shape, weights, len(prompts), shared + width)
-    cache.mask[:, :shared] = True
-    if shared:
-        _forward(shape, weights, cache, torch.tensor([list(prompts[0][:shared])]), torch.arange(shared)[None])
-    tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
-    pad = torch.tensor([width - len(rest) for rest in rests])
-    cache.mask[:, shared : shared + width] = torch.arange(width)[None] >= pad[:, None]
-    positions = shared + (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
+    once = list(dict.fromkeys(map(tuple, prompts)))
+    shared = _shared_prefix(once)
+    cache, pad, hidden = _read(shape, weights, once, shared)
+    if len(once) < len(prompts):
+        place = {prompt: i for i, prompt in enumerate(once)}
+        rows = torch.tensor([place[tuple(prompt)] for prompt in prompts])
+        cache.keep(rows)
+        pad, hidden = pad[rows], hidden[rows]
+    first = max(map(len, once))
     ends = torch.tensor(sorted(eos))
     live, done = torch.arange(len(prompts)), torch.zeros(len(prompts), dtype=torch.bool)
     lengths = torch.full((len(prompts),), max_tokens)
     out: list[torch.Tensor] = []
-    hidden = _forward(shape, weights, cache, tokens, positions)[:, -1]
     for step in range(max_tokens):
-        found = _choose(weights, hidden, temperature, top_k, rng)
+        chosen = [_choose(weights, rows, temperature, top_k, rng) for rows in hidden.split(_CHOICES)]
+        found = [torch.cat(part) for part in zip(*chosen, strict=True)]
         out = out or [part.new_zeros(len(prompts), max_tokens, *part.shape[1:]) for part in found]
         for all_rows, part in zip(out, found, strict=True):
             all_rows[live, step] = part
@@ -170,8 +172,27 @@ def _continue(
         if len(alive) < _KEEP * len(live):
             cache.keep(alive)
             picked, pad, live, done = picked[alive], pad[alive], live[alive], done[alive]
-        hidden = _forward(shape, weights, cache, picked[:, None], (shared + width + step - pad)[:, None])[:, -1]
+        hidden = _forward(shape, weights, cache, picked[:, None], (first + step - pad)[:, None], first + step)[:, -1]
     return _rollouts(lengths.tolist(), *(part.cpu().numpy() for part in out))
+
+
+def _read(shape: Shape, weights: Weights, prompts: Sequence[Sequence[int]], shared: int) -> tuple[_Cache, torch.Tensor, torch.Tensor]:
+    """Cache of the prompts, the padding before each (B,) and their last hidden states (B, hidden)."""
+    import torch
+
+    rests = [list(p[shared:]) for p in prompts]
+    width = max(map(len, rests))
+    cache = _new_cache(shape, weights, len(prompts), shared + width)
+    cache.mask[:, :shared] = True
+    if shared:
+        _forward(shape, weights, cache, torch.tensor([list(prompts[0][:shared])]), torch.arange(shared)[None], 0)
+    tokens = torch.tensor([[0] * (width - len(rest)) + rest for rest in rests])
+    pad = torch.tensor([width - len(rest) for rest in rests])
+    cache.mask[:, shared:] = torch.arange(width)[None] >= pad[:, None]
+    positions = shared + (torch.arange(width)[None] - pad[:, None]).clamp(min=0)
+    together = max(1, _PROMPT_TOKENS // width)
+    parts = [slice(at, at + together) for at in range(0, len(prompts), together)]
+    return cache, pad, torch.cat([_forward(shape, weights, cache, tokens[at], positions[at], shared, at)[:, -1] for at in parts])
 
 
 def _shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -192,14 +213,24 @@ def _new_cache(shape: Shape, weights: Weights, rows: int, capacity: int) -> _Cac
     )
 
 
-def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Normed hidden states (B, n, hidden) of ``tokens`` (B, n); extends the cache. One row may stand for all rows of the cache."""
+def _forward(
+    shape: Shape,
+    weights: Weights,
+    cache: _Cache,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    start: int,
+    at: slice = slice(None),
+) -> torch.Tensor:
+    """Normed hidden states (B, n, hidden) of ``tokens`` (B, n), which stand from ``start`` on in the rows ``at`` of the cache.
+
+    What one row holds may stand for all rows of the cache.
+    """
     import torch
     import torch.nn.functional as fn
 
     rows, n = tokens.shape
-    start, end = cache.used, cache.used + n
-    cache.used = end
+    end = start + n
     h = weights["embed"][tokens]
     rope = torch_llama.rope_tables(shape, positions, h.dtype)
     one = n == 1 and rows == len(cache.mask)
@@ -209,19 +240,19 @@ def _forward(shape: Shape, weights: Weights, cache: _Cache, tokens: torch.Tensor
         bias = torch.zeros(cache.mask.shape, dtype=h.dtype).masked_fill_(~cache.mask, -torch.inf)
         bias = bias.repeat_interleave(shape.kv_heads, dim=0)[:, None]
     else:
-        mask = cache.mask[:rows, None, None, :end]
+        mask = cache.mask[at][:rows, None, None, :end]
         mask = mask & torch.ones(n, end, dtype=torch.bool).tril(start)
         mask = mask | torch.ones(n, end, dtype=torch.bool).triu(start).tril(start)  # padding sees itself: its softmax stays defined
     for i in range(shape.layers):
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, i: int = i) -> torch.Tensor:
-            cache.keys[i][:, :, start:end] = k
-            cache.values[i][:, :, start:end] = v
+            cache.keys[i][at, :, start:end] = k
+            cache.values[i][at, :, start:end] = v
             if one:  # the query heads of one key head are rows of one product
                 keys, values = cache.keys[i].flatten(0, 1), cache.values[i].flatten(0, 1)
                 scores = torch.baddbmm(bias, q.reshape(len(keys), -1, shape.head_dim), keys.transpose(1, 2), alpha=shape.head_dim**-0.5)
                 return torch.bmm(torch.softmax(scores, dim=-1), values).reshape(rows, 1, -1)
-            keys, values = cache.keys[i][:rows, :, :end], cache.values[i][:rows, :, :end]
+            keys, values = cache.keys[i][at][:rows, :, :end], cache.values[i][at][:rows, :, :end]
             return fn.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(2)
 
         h = torch_llama.block(shape, weights, i, h, rope, attend=attend)

@@ -15,11 +15,11 @@ import numpy as np
 
 from harness.adapt.training.examples import Example, make_batch
 from harness.adapt.training.parallel_lessons import NO_GROUPS, Groups, Lesson, Vocabulary
-from harness.adapt.training.torch_parts import head_loss, label_chances, updated
+from harness.adapt.training.torch_parts import draft_weights, head_loss, label_chances, shape_of, updated
 from harness.adapt.training_config import TrainingConfig
 from harness.answers import torch_llama
 from harness.core.protocols import LoadedDraft
-from harness.models.mlx_names import mx, tree_flatten
+from harness.models.mlx_names import mx
 from harness.models.parallel_masks import MASKS
 from routing.apart import apart
 
@@ -48,10 +48,10 @@ class ParallelStep:
 
     def __init__(self, draft: LoadedDraft, config: TrainingConfig, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype or torch_llama.fast_dtype()
-        self.shape = _shape(draft.model)
+        self.shape = shape_of(draft.model)
         self.scale, self.parts, self.by_length = config.lora.scale, config.loss.parts(), config.parallel.by_length
         self.vocab = Vocabulary(draft)
-        self.weights, self.head = _load(draft, self.shape, self.dtype, self.vocab.rows)
+        self.weights, self.head = draft_weights(draft.model, self.shape, self.dtype, self.vocab.rows)
         self.where = self.head.device
         self._first: dict[str, np.ndarray] = {}
         self._kept: dict[str, list[Known]] = {}
@@ -224,30 +224,3 @@ def _attend(seen: Sequence[Known], allowed: Sequence[torch.Tensor], q: torch.Ten
         keys, values = (torch.cat(parts, dim=2) for parts in zip(known, own, strict=True))
         found.append(fn.scaled_dot_product_attention(queries, keys, values, attn_mask=one, enable_gqa=True))
     return torch.cat(found, dim=2).transpose(1, 2).flatten(2)
-
-
-def _shape(model: Any) -> torch_llama.Shape:
-    """A cut has a head of its own; else as :func:`harness.answers.torch_llama.shape_of`."""
-    quantised = any(hasattr(module, "scales") for module in model.modules())
-    return torch_llama.read_shape({**vars(model.args), "tie_word_embeddings": True, "quantization": quantised})
-
-
-def _load(
-    draft: LoadedDraft, shape: torch_llama.Shape, dtype: torch.dtype, rows: np.ndarray | None
-) -> tuple[torch_llama.Weights, torch.Tensor]:
-    """The draft's weights, norms in float32, and its head's ``rows``."""
-    weights = torch_llama.load(draft.model, shape, dtype)
-    own = dict(tree_flatten(draft.model.parameters())).get("lm_head.weight")
-    return _arranged(weights, None if own is None else np.array(own.astype(mx.float32)), dtype, rows)
-
-
-@apart
-def _arranged(
-    weights: torch_llama.Weights, own: np.ndarray | None, dtype: torch.dtype, rows: np.ndarray | None
-) -> tuple[torch_llama.Weights, torch.Tensor]:
-    import torch
-
-    embed = weights["embed"]
-    head = embed if own is None else torch.from_numpy(own).to(embed.device, dtype)
-    head = head if rows is None else head[torch.from_numpy(rows).to(embed.device)]
-    return {name: w.float() if "norm" in name else w for name, w in weights.items()}, head

@@ -1,18 +1,50 @@
-"""Parts of a training step in torch: what a LoRA adds to a projection, the loss over the output head with its gradient, and chances."""
+"""Parts of a training step in torch: the draft's weights, what a LoRA adds to a projection, the loss over the output head, and chances."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.adapt.loss_formulas import mixed
 from harness.adapt.training.losses import logit_rows
 from harness.answers import torch_llama
+from harness.models.mlx_names import mx, tree_flatten
+from routing.apart import apart
 
 if TYPE_CHECKING:
     import torch
+
+
+def shape_of(model: Any) -> torch_llama.Shape:
+    """Shape of a draft that mlx has loaded; a cut has a head of its own.
+
+    Raises:
+        HarnessError: another architecture than llama or qwen2, or quantised weights.
+    """
+    quantised = any(hasattr(module, "scales") for module in model.modules())
+    return torch_llama.read_shape({**vars(model.args), "tie_word_embeddings": True, "quantization": quantised})
+
+
+def draft_weights(
+    model: Any, shape: torch_llama.Shape, dtype: torch.dtype, rows: np.ndarray | None = None
+) -> tuple[torch_llama.Weights, torch.Tensor]:
+    """A copy of a draft's weights, norms in float32, and its output head, or the ``rows`` of it."""
+    own = dict(tree_flatten(model.parameters())).get("lm_head.weight")
+    return _arranged(torch_llama.load(model, shape, dtype), None if own is None else np.array(own.astype(mx.float32)), dtype, rows)
+
+
+@apart
+def _arranged(
+    weights: torch_llama.Weights, own: np.ndarray | None, dtype: torch.dtype, rows: np.ndarray | None
+) -> tuple[torch_llama.Weights, torch.Tensor]:
+    import torch
+
+    embed = weights["embed"]
+    head = embed if own is None else torch.from_numpy(own).to(embed.device, dtype)
+    head = head if rows is None else head[torch.from_numpy(rows).to(embed.device)]
+    return {name: w.float() if "norm" in name else w for name, w in weights.items()}, head
 
 
 def updated(
