@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,9 +66,13 @@ def answer(i: int, tokens: Sequence[int], before: Sequence[int] = (), prompt: st
 
 def walker(texts: Sequence[Sequence[int]], said: int = 0) -> Walker:
     """Counts over texts whose first ``said`` tokens are context only."""
+    return Walker(count_suffixes(*_arrays(texts, said)))
+
+
+def _arrays(texts: Sequence[Sequence[int]], said: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flat = [token for text in texts for token in (*text, END)]
     starts = np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
-    return Walker(count_suffixes(np.array(flat, dtype=np.int32), starts, np.full(len(texts), said)))
+    return np.array(flat, dtype=np.int32), starts, np.full(len(texts), said)
 
 
 def drafted(counts: Walker, context: Sequence[int], most: int, threshold: float = 0.1) -> list[int]:
@@ -105,6 +110,48 @@ def test_drafts_equal_a_plain_search(texts: list[list[int]], context: list[int],
     """Hash, bisection and stored links must propose exactly what trying every place proposes: longest suffix, most frequent, latest."""
     for start in (context, texts[0][: len(context)]):
         assert drafted(walker(texts), start, 9, threshold) == searched(texts, start, 9, threshold)
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=24), min_size=1, max_size=5),
+    most=st.integers(0, 40),
+)
+def test_what_is_left_of_condensed_counts_is_theirs(texts: list[list[int]], most: int) -> None:
+    """Kept states say what they said; a link to one that went leads to the longest suffix of its context that is kept."""
+    arrays = _arrays(texts)
+    full, less = count_suffixes(*arrays), count_suffixes(*arrays, most)
+    assert len(less.keys) == min(most, len(full.keys))
+    at = np.searchsorted(full.keys, less.keys)
+    for name in ("keys", "following", "shares"):
+        np.testing.assert_array_equal(getattr(full, name)[at], getattr(less, name))
+    context_of = {}
+    for text in texts:
+        for start, end in itertools.combinations(range(len(text) + 1), 2):
+            state, length = Walker(full).find(text[start:end])
+            context_of[state] = text[end - length : end]
+    contexts = [context_of.get(link) for link in full.links[at].tolist()]
+    assert [Walker(less).find(c)[0] if c else -1 for c in contexts] == less.links.tolist()
+
+
+def test_condensed_counts_keep_what_followed_most_often() -> None:
+    """What was said five times stays, before what was said twice, before what a shorter context proposes too."""
+    often, seldom = [1, 2, 3, 4], [5, 6, 7, 8]
+    texts = [[*often, i] for i in range(20, 25)] + [[*seldom, i] for i in range(30, 32)]
+    counts = Walker(count_suffixes(*_arrays(texts), 2))
+    assert drafted(counts, [1, 2], 2) == [3, 4]
+    assert drafted(counts, [5, 6], 2) == []
+    counts = Walker(count_suffixes(*_arrays(texts), 4))
+    assert drafted(counts, [5, 6], 2) == [7, 8]
+
+
+def test_of_several_counts_the_longer_match_proposes_then_the_first() -> None:
+    """A memory and its base are searched together; states of both can be walked."""
+    own, base = _arrays([[1, 2, 3, 9]]), _arrays([[1, 2, 3, 7, 8], [4, 1, 2, 6, 6]])
+    counts = Walker(count_suffixes(*own), count_suffixes(*base))
+    assert drafted(counts, [1, 2], 2) == [3, 9]
+    assert drafted(counts, [4, 1, 2], 2) == [6, 6]
+    assert drafted(counts, [3, 7], 2) == [8]
+    assert drafted(counts, [9, 9], 2) == []
 
 
 def test_the_end_of_a_prompt_is_context_and_never_proposed() -> None:
@@ -372,6 +419,49 @@ def test_collected_answers_become_a_memory(pair: Any, tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["memory", "show", str(tmp_path / "pair/tiny.yaml")]).output
     assert pair_memory(pair).hash in shown
     assert f"chat         6 answers, {sum(map(len, answers.values()))} tokens" in shown
+
+
+def test_condensed_answers_become_the_base_of_a_memory(pair: Any, tmp_path: Path) -> None:
+    """Counts without answers; what routers may be trained on is left out; own answers come on top and survive."""
+    own = load_samples(DatasetSpec(dataset="chat", split="train", limit=2), domain="chat")
+    samples = [Sample(id=f"s/{i}", domain="math", prompt=f"what is {i * 31}, my friend number {i}?", split="train") for i in range(6)]
+    said = {t.sample_id: t.tokens for t in collect(pair, [*samples, *own], max_tokens=20, out=tmp_path / "answers", decoder=Counting())}
+    build = ["memory", "build", str(tmp_path / "pair/tiny.yaml"), "--from", str(tmp_path / "answers")]
+    run = CliRunner().invoke(app, [*build, "--condense", "1000"])
+    assert run.exit_code == 0, run.output
+    tokens = sum(len(said[s.id]) for s in samples)
+    assert run.output.startswith(f"tiny: 0 answers, 0 tokens, on counts over 6 answers, {tokens} tokens, ")
+    memory = pair_memory(pair)
+    assert memory.answers() == []
+    assert {s.id: s.prompt for s in memory.samples()} == {s.id: s.prompt for s in samples}
+    assert "prompts: 6 math" in CliRunner().invoke(app, ["memory", "show", str(tmp_path / "pair/tiny.yaml")]).output
+    words = list(said["s/3"])
+    assert drafted(memory.walker, words[:3], 4, 0.0) == drafted(walker([said[s.id] for s in samples]), words[:3], 4, 0.0) != []
+    with pytest.raises(HarnessError, match="answers to these prompts alone"):
+        memory.without(frozenset({"s/3"}))
+    grown = grow_memory(memory_path(pair.name), pair.name, pair.target_hash, [answer(7, [2, 3, 5, 7, 11])])
+    assert [a.sample_id for a in grown.answers()] == ["s/7"]
+    assert {s.id for s in grown.samples()} == {"s/7", *(s.id for s in samples)}
+    assert drafted(grown.walker, [2, 3], 3, 0.0) == [5, 7, 11]
+    assert drafted(grown.walker, words[:3], 4, 0.0) == drafted(memory.walker, words[:3], 4, 0.0)
+    assert drafted(grown.without(frozenset({"s/3"})), words[:3], 4, 0.0) == []
+    assert drafted(grown.without(frozenset({"s/7"})), words[:3], 4, 0.0) == drafted(memory.walker, words[:3], 4, 0.0)
+    assert CliRunner().invoke(app, build).exit_code == 0, "answers themselves may be added to it"
+    assert len(pair_memory(pair).answers()) == 9
+
+
+def test_prompts_of_a_base_are_read_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that unpacks to more than any memory has, or is cut off, is one clear error."""
+    base = memories.Base.of([answer(i, [1, 2, 3]) for i in range(9)], 100)
+    memory = write_memory(tmp_path / "m", "p", "h", [], base=base)
+    assert len(memory.samples()) == 9
+    monkeypatch.setattr(memories, "_MOST_PROMPTS", 100)
+    with pytest.raises(HarnessError, match="larger than a memory's prompts"):
+        memory.samples()
+    monkeypatch.undo()
+    cut = write_memory(tmp_path / "m", "p", "h", [], base=dataclasses.replace(base, prompts=base.prompts[:-8]))
+    with pytest.raises(HarnessError, match="cannot read"):
+        cut.samples()
 
 
 def test_the_command_refuses_test_prompts(pair: Any, tmp_path: Path) -> None:

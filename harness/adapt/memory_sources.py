@@ -18,7 +18,7 @@ from harness.core.protocols import LoadedPair
 from harness.core.records import Sample
 from harness.datasets.splits import leaks, refuse_leaks
 from harness.decode.accept import common_prefix
-from harness.decode.memory import Answer, Memory, grow_memory, pair_memory
+from harness.decode.memory import Answer, Base, Memory, grow_memory, pair_memory, write_memory
 from harness.results.manifest import read_manifest
 from harness.results.reading import read_records
 from harness.suite.suite import recorded_suite
@@ -102,8 +102,29 @@ def build_memory(pair: LoadedPair, answers: Iterable[Answer], evaluation: Sequen
         HarnessError: an answer is to an evaluation prompt, or to one near it.
     """
     answers = list(answers)
-    refuse_leaks([Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt, split="train") for a in answers], evaluation)
+    refuse_leaks(_asked(answers), evaluation)
     return grow_memory(path, pair.name, pair.target_hash, answers, **limits)
+
+
+def condense_memory(
+    pair: LoadedPair, answers: Iterable[Answer], evaluation: Sequence[Sample], training: Sequence[Sample], *, path: Path, most_states: int
+) -> Memory:
+    """Replace the memory at ``path`` by the most useful counts over many answers, which are not kept.
+
+    Nothing can be taken out of them later, so answers to ``training`` prompts, on which routers may be trained, are left out now.
+
+    Raises:
+        HarnessError: an answer is to an evaluation prompt, or to one near it, or none is left.
+    """
+    answers = list(answers)
+    refuse_leaks(_asked(answers), evaluation)
+    near = {own for _, own in leaks(training, _asked(answers))}
+    base = Base.of((a for a in answers if a.sample_id not in near), most_states)
+    return write_memory(path, pair.name, pair.target_hash, [], base=base)
+
+
+def _asked(answers: Iterable[Answer]) -> list[Sample]:
+    return [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt, split="train") for a in answers]
 
 
 @dataclass(frozen=True, kw_only=True)

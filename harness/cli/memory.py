@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -33,6 +33,10 @@ def build(
     against: Annotated[list[str] | None, typer.Option(metavar="SUITE", help="Refuse answers to this suite's prompts; repeatable.")] = None,
     most_tokens: Annotated[int, typer.Option(min=1, help="Answer tokens kept; the oldest answers go when there are more.")] = 2_000_000,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of adding to the pair's memory.")] = False,
+    condense: Annotated[
+        int | None,
+        typer.Option(metavar="COUNTS", min=1, help="Begin anew, and keep so many counts, the most useful, instead of the answers."),
+    ] = None,
     results: ResultsOption = Path("results"),
     offline: OfflineOption = False,
 ) -> None:
@@ -51,7 +55,7 @@ def build(
     pair_name(pair)
     run_folders = [run_folder(results, run) for run in runs or []]
     evaluation = _evaluation(against or [], offline)
-    from harness.adapt.memory_sources import answers_in_folder, answers_of_run, answers_of_session, build_memory
+    from harness.adapt.memory_sources import answers_in_folder, answers_of_run, answers_of_session, build_memory, condense_memory
     from harness.core.paths import memory_path
     from harness.datasets import load_samples
     from harness.models.pair import load_pair
@@ -61,6 +65,10 @@ def build(
     answers += [a for folder in run_folders for a in answers_of_run(folder, loaded, partial(load_samples, offline=offline))]
     answers += [a for folder in sessions or [] for a in answers_of_session(folder, loaded)]
     path = memory_path(loaded.name)
+    if condense is not None:
+        training = _shipped("train", offline)
+        say(_line(condense_memory(loaded, answers, evaluation, training, path=path, most_states=condense)))
+        return
     if fresh:
         path.unlink(missing_ok=True)
     say(_line(build_memory(loaded, answers, evaluation, path=path, most_tokens=most_tokens)))
@@ -108,19 +116,33 @@ def show(pair: PairArgument) -> None:
         tokens[answer.domain] += len(answer.tokens)
     for domain, count in answers.most_common():
         say(f"{domain:<12} {count} answers, {tokens[domain]} tokens")
+    if memory.base is not None:
+        behind = Counter(sample.domain for sample in memory.base.samples())
+        say(f"base:    {len(memory.base.counts.keys)} counts; prompts: {', '.join(f'{n} {d}' for d, n in behind.most_common())}")
 
 
 def _line(memory: Memory) -> str:
     info, size = memory.info, memory.file_bytes
-    return f"{info.pair}: {info.answers} answers, {info.tokens} tokens, {size / 2**20:.1f} MiB ({size / info.tokens:.0f} bytes per token)"
+    base = f", on counts over {info.base_answers} answers, {info.base_tokens} tokens" if memory.base else ""
+    each = size / (info.tokens + info.base_tokens)
+    return f"{info.pair}: {info.answers} answers, {info.tokens} tokens{base}, {size / 2**20:.1f} MiB ({each:.0f} bytes per token)"
 
 
 def _evaluation(suites: list[str], offline: bool) -> list[Sample]:
     """Test prompts of the datasets that ship, and all prompts of these suites."""
-    from harness.datasets import DatasetSpec, load_samples
+    from harness.datasets import load_samples
     from harness.suite.suite import load_suite
 
-    specs = [(name, DatasetSpec(dataset=name), 0) for name in EVALUATED]  # type: ignore[arg-type]
+    found = _shipped("test", offline)
     for suite in map(load_suite, suites):
-        specs += [(domain, spec, suite.seed) for domain, spec in suite.domains.items()]
-    return [sample for domain, spec, seed in specs for sample in load_samples(spec, domain=domain, seed=seed, offline=offline)]
+        for domain, spec in suite.domains.items():
+            found += load_samples(spec, domain=domain, seed=suite.seed, offline=offline)
+    return found
+
+
+def _shipped(split: Literal["train", "test"], offline: bool) -> list[Sample]:
+    """Prompts of the datasets that ship."""
+    from harness.datasets import DatasetSpec, load_samples
+
+    specs = [(name, DatasetSpec(dataset=name, split=split)) for name in EVALUATED]  # type: ignore[arg-type]
+    return [sample for name, spec in specs for sample in load_samples(spec, domain=name, offline=offline)]

@@ -3,6 +3,7 @@
 A state stands for a context of 2 to 8 tokens and holds what followed it most often, how often, and the state after that token. A
 context whose occurrences are just those of its shorter suffix says nothing new and has no state, so there are about as many states as
 tokens. The longest known suffix of a context is found by hash and bisection; every further token is one step along the stored links.
+Of many texts the most useful states can be kept alone: most states have been met once, and few of those are met again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ END = -1
 """Stands after the last token of every text."""
 DOUBT = 0.5
 """Added to the number of occurrences when a share is computed: what was seen once is not certain."""
+AGREES = 0.15
+"""What a state is worth, of one that proposes something new, where its longest known suffix proposes the same token."""
 _FACTOR = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
 
@@ -37,15 +40,22 @@ class SuffixCounts:
     """(n,) uint16 share of the occurrences that this token followed, in 1/65535."""
 
 
-def count_suffixes(text: np.ndarray, starts: np.ndarray, said: np.ndarray) -> SuffixCounts:
+def no_counts() -> SuffixCounts:
+    """The automaton of no text."""
+    types = (("keys", np.uint64), ("following", np.int32), ("links", np.int32), ("shares", np.uint16))
+    return SuffixCounts(**{name: np.zeros(0, dtype=dtype) for name, dtype in types})
+
+
+def count_suffixes(text: np.ndarray, starts: np.ndarray, said: np.ndarray, most_states: int | None = None) -> SuffixCounts:
     """Build the automaton.
 
     Args:
         text: (n,) int32 tokens of all texts, each of them followed by ``END``.
         starts: (texts,) where each text begins.
         said: (texts,) tokens at the beginning of each text that are context only, never predicted.
+        most_states: only so many are kept, those whose token followed most often; a link to another goes to its longest kept suffix.
     """
-    return _Builder(text, starts, said).build()
+    return _Builder(text, starts, said).build(most_states)
 
 
 class _Builder:
@@ -64,7 +74,7 @@ class _Builder:
         self.columns: list[tuple[np.ndarray, ...]] = []
         self.states = 0
 
-    def build(self) -> SuffixCounts:
+    def build(self, most_states: int | None) -> SuffixCounts:
         places = np.arange(len(self.at))
         groups, hashes = np.zeros(len(places), dtype=np.int64), np.zeros(len(places), dtype=np.uint64)
         counts = np.array([len(places) + 1])
@@ -81,15 +91,18 @@ class _Builder:
             new = (own > 0) if length <= SHORTEST else (own > 0) & (own < counts[groups[first]])
             before, met = met, np.zeros(0, dtype=np.int64)
             if length >= SHORTEST:
-                met = self._add(places, inverse, own, new, hashes[first[new]])
+                met = self._add(places, inverse, own, new, first[new], hashes[first[new]])
             links.append(self.state[before + 1])
             several = own[inverse] > (length >= SHORTEST)  # what is seen once has one continuation, however long the context
             places, groups, hashes, counts = places[several], inverse[several], hashes[several], own
         links.append(self.state[met + 1])
-        return self._sorted(np.concatenate(links))
+        return self._sorted(np.concatenate(links), most_states)
 
-    def _add(self, places: np.ndarray, groups: np.ndarray, own: np.ndarray, new: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    def _add(
+        self, places: np.ndarray, groups: np.ndarray, own: np.ndarray, new: np.ndarray, first: np.ndarray, hashes: np.ndarray
+    ) -> np.ndarray:
         """Make a state of each new group; return where it was met, followed by the token it predicts."""
+        shorter = self.state[places[first]]
         mine = np.where(new, self.states + np.cumsum(new) - 1, -1)[groups]
         self.state[places[mine >= 0]] = mine[mine >= 0]
         seen = np.flatnonzero((mine >= 0) & (self.next[places] != END))[::-1]
@@ -98,31 +111,46 @@ class _Builder:
         order = np.lexsort((latest, times, pairs // self.size))
         best = order[np.diff(pairs[order] // self.size, append=-1) != 0]  # the last of each new group, in the order of groups
         shares = np.round(65535 * times[best] / (own[new] + DOUBT))
-        self.columns.append((hashes, self.next[latest[best]], shares))
+        self.columns.append((hashes, self.next[latest[best]], shares, times[best], shorter))
         self.states += len(best)
         return latest[best]
 
-    def _sorted(self, links: np.ndarray) -> SuffixCounts:
-        keys, following, shares = (np.concatenate(column) for column in zip(*self.columns, strict=True))
-        order = np.argsort(keys, kind="stable")
-        place = np.full(len(order) + 1, -1, dtype=np.int64)
+    def _sorted(self, links: np.ndarray, most_states: int | None) -> SuffixCounts:
+        keys, following, shares, times, shorter = (np.concatenate(column) for column in zip(*self.columns, strict=True))
+        kept = np.ones(len(keys), dtype=bool)
+        if most_states is not None and most_states < len(keys):
+            agrees = (shorter >= 0) & (following[shorter] == following)
+            kept[np.argsort(-times * np.where(agrees, AGREES, 1.0), kind="stable")[most_states:]] = False
+            links = np.append(_nearest(kept, shorter), -1)[links]
+        order = np.flatnonzero(kept)
+        order = order[np.argsort(keys[order], kind="stable")]
+        place = np.full(len(keys) + 1, -1, dtype=np.int64)
         place[order] = np.arange(len(order))
         return SuffixCounts(
             keys=keys[order],
             following=following[order].astype(np.int32),
-            links=place[links][order].astype(np.int32),
+            links=place[links[order]].astype(np.int32),
             shares=shares[order].astype(np.uint16),
         )
 
 
-class Walker:
-    """Finds states and walks along their links."""
+def _nearest(kept: np.ndarray, shorter: np.ndarray) -> np.ndarray:
+    """The longest kept state of each state and its suffixes, of which ``shorter`` names the next; -1 for none."""
+    found = np.where(kept, np.arange(len(kept)), shorter)
+    for _ in range(LONGEST - SHORTEST):
+        found = np.where((found >= 0) & ~kept[found], shorter[found], found)
+    return found
 
-    def __init__(self, counts: SuffixCounts) -> None:
-        self.counts = counts
+
+class Walker:
+    """Finds states and walks along their links, over one automaton or several; of equally long suffixes the first one's counts.
+
+    A state of the second automaton has the number of states of the first added to it, and so on.
+    """
+
+    def __init__(self, *counts: SuffixCounts) -> None:
         # Views: reading one element of them takes a third of the time of a numpy array's.
-        self._keys, self._following = counts.keys.data, counts.following.data
-        self._links, self._shares = counts.links.data, counts.shares.data
+        self._parts = [(c.keys.data, c.following.data, c.links.data, c.shares.data) for c in counts]
 
     def find(self, context: Sequence[int]) -> tuple[int, int]:
         """State of the longest known suffix of ``context``, and the shortest length with that state's occurrences; (-1, 0) for none."""
@@ -130,24 +158,31 @@ class Walker:
         for token in reversed(context[-LONGEST:]):
             key = (key * _FACTOR + token + 1) & _MASK
             keys.append(key)
-        states = self._keys
         for length in range(len(keys), SHORTEST - 1, -1):
-            place = bisect_left(states, keys[length - 1])
-            if place < len(states) and states[place] == keys[length - 1]:
-                return place, length
+            wanted, before = keys[length - 1], 0
+            for states, *_ in self._parts:
+                place = bisect_left(states, wanted)
+                if place < len(states) and states[place] == wanted:
+                    return before + place, length
+                before += len(states)
         return -1, 0
 
     def walk(self, state: int, most: int, threshold: float) -> tuple[list[int], list[float]]:
         """Tokens that followed ``state``, each with its share, while the product of the shares is at least ``threshold``."""
         tokens: list[int] = []
-        shares: list[float] = []
+        taken: list[float] = []
+        parts = iter(self._parts)
+        keys, following, links, shares = next(parts)
+        while state >= len(keys):
+            state -= len(keys)
+            keys, following, links, shares = next(parts)
         survive = 1.0
         while state >= 0 and len(tokens) < most:
-            share = self._shares[state] / 65535
+            share = shares[state] / 65535
             survive *= share
             if survive < threshold:
                 break
-            tokens.append(self._following[state])
-            shares.append(share)
-            state = self._links[state]
-        return tokens, shares
+            tokens.append(following[state])
+            taken.append(share)
+            state = links[state]
+        return tokens, taken
