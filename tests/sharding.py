@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def compared(models: str, parts: int, folder: Path, job: dict[str, Any]) -> dict
     port = free_ports(parts)
     hosts, out = folder / "hosts.json", folder / "found.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port + rank}"] for rank in range(parts)]), encoding="utf-8")
-    environment = {**os.environ, "MLX_HOSTFILE": str(hosts), "OMP_NUM_THREADS": "1", "BLIS_NUM_THREADS": "1"}
+    environment = {**os.environ, **patient(folder), "MLX_HOSTFILE": str(hosts), "OMP_NUM_THREADS": "1", "BLIS_NUM_THREADS": "1"}
     command = [sys.executable, __file__, models, str(parts), str(out), json.dumps(job)]
     processes = [subprocess.Popen(command, env={**environment, "MLX_RANK": str(rank)}) for rank in range(parts)]
     try:
@@ -39,6 +40,16 @@ def compared(models: str, parts: int, folder: Path, job: dict[str, Any]) -> dict
             process.kill()
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return found
+
+
+def patient(folder: Path) -> dict[str, str]:
+    """Environment in which mlx's ring waits asleep, where a library for that can be built: processes that spin starve each other."""
+    compiler = shutil.which("cc") if sys.platform == "linux" else None
+    if compiler is None:
+        return {}
+    library = folder / "patient.so"
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", library, Path(__file__).with_name("patient_recv.c"), "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library)}
 
 
 def main(models: str, parts: int, out: Path, job: dict[str, Any]) -> None:
@@ -70,6 +81,7 @@ def _found(split: Any, whole: Any, job: dict[str, Any]) -> dict[str, Any]:
                     ):
                         known = None if way else classify(whole, prompt, theirs.tokens, ours.tokens)
                         different.append({"prompt": i, "drafter": drafter, "k": k, **way, "kind": known and known.kind})
+        print(f"{i + 1} of {len(prompts)} prompts, {decoded} outputs, {len(different)} different", file=sys.stderr, flush=True)
     samples = [Sample(id=str(i), domain="code", prompt=f"{text} {i}") for i, text in enumerate(job["prompts"])]
     answers = [{t.sample_id: t for t in collect(pair, samples, max_tokens=tokens, batch=4)} for pair in (split, whole)]
     stored = list(answers[1].values())

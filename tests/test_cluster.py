@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,26 @@ def test_other_models_and_models_without_room_are_refused(world: Path, workers: 
     check_room(spec)
     with pytest.raises(HarnessError, match=r"take 2 times 0.0 GB"):
         workers.spec_of(load_pair(str(world / "pair/tiny.yaml"), lazy=True), str(world / "pair/tiny.yaml"))
+
+
+def test_of_two_that_load_together_only_one_finds_room_for_one(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of one machine load one after the other, so none counts on memory that another is about to take."""
+    models = str(world / "pair/tiny.yaml")
+    spec, need = spec_of(load_pair(models, lazy=True), models), 2 * loaded_bytes(world / "pair/target")
+    free = [1.5 * need]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free[0], total=1000))
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.3)
+        free[0] -= need
+        return load_pair(*args, **kwargs)
+
+    monkeypatch.setattr("harness.models.pair.load_pair", slow)
+    with ThreadPoolExecutor(2) as pool:
+        errors = [future.exception() for future in [pool.submit(load_spec, spec) for _ in range(2)]]
+    assert errors.count(None) == 1
+    assert any("of memory are free" in str(error) for error in errors)
+    assert free == [0.5 * need]
 
 
 def test_kinds_of_machine_keep_their_clocks_apart(world: Path, alone: Path) -> None:

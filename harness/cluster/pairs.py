@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.core.errors import HarnessError
+from harness.core.lock import wait_for_lock
+from harness.core.paths import cache_dir
 from harness.models.head_config import read_head_config
 
 if TYPE_CHECKING:
     from harness.core.protocols import LoadedPair
+
+LOADING = "loading.lock"
+"""In the locks of the cache: held by the worker that loads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +44,16 @@ def spec_of(pair: LoadedPair, models: str, *, offline: bool = False, draft_conte
 
 
 def load_spec(spec: PairSpec) -> Any:
-    """Load the pair on this machine.
+    """Load the pair on this machine, after those of its workers that are loading one: each then sees the room that is left.
 
     Raises:
         HarnessError: it is not found here, takes more memory than is free, or its weights are others than the client's.
     """
     from harness.models.pair import load_pair
 
-    check_room(spec)
-    pair = load_pair(spec.models, offline=spec.offline, draft=spec.draft_hash is not None, draft_context=spec.draft_context)
+    with wait_for_lock(cache_dir() / "locks" / LOADING):
+        check_room(spec)
+        pair = load_pair(spec.models, offline=spec.offline, draft=spec.draft_hash is not None, draft_context=spec.draft_context)
     found = spec_of(pair, spec.models)
     for name in ("target_hash", "draft_hash", "draft_vocab", "head"):
         here, there = getattr(found, name), getattr(spec, name)

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/cluster.py speed                      # 200 prompts answered and replayed: here, local:1, local:2, in turns
     python tests/benchmarks/cluster.py equal suites/full.yaml     # one run here and one on local:2: tokens, counts, recommendation
+    python tests/benchmarks/cluster.py equal suites/full.yaml --limit 6 --set max_tokens=64 --set clocked=1  # less of it
 
 Every measurement is a process of its own with one thread per worker and a cache without answers and adapters; ``speed`` loads the models
 before the clock starts. ``equal`` ends with exit code 1 where anything differs that no clock decides.
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--limit", type=int, help="for equal: prompts per domain")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="for equal: change one key of the suite; repeatable")
+    parser.add_argument("--out", type=Path, help="for equal: keep the two runs here; one that finished there before is not made again")
     args = parser.parse_args(argv)
     if args.what == "once":
         print(json.dumps(once(args.suite, args.models, args.prompts, args.tokens)))
@@ -119,14 +122,17 @@ def once(where: str, models: str, prompts: int, tokens: int) -> dict[str, Any]:
 
 def equal(args: argparse.Namespace) -> int:
     """The suite here and on two workers; says what differs. Exit code."""
+    from harness.results.manifest import read_manifest
+
     folders = []
-    with tempfile.TemporaryDirectory() as out:
+    with nullcontext(args.out) if args.out else tempfile.TemporaryDirectory() as out:
         for name, more in (("here", []), ("workers", ["--cluster", "local:2"])):
-            limit = ["--limit", str(args.limit)] if args.limit else []
-            command = ["run", args.suite, "--models", args.models, "--results", f"{out}/{name}/results", *limit, *more]
-            with fresh() as environment:
-                subprocess.run([sys.executable, "-m", "harness", *command], env=environment, check=True)
-            folders += Path(out, name, "results").glob("*/")
+            less = [*(["--limit", str(args.limit)] if args.limit else []), *(f"--set={change}" for change in args.set)]
+            command = ["run", args.suite, "--models", args.models, "--results", f"{out}/{name}/results", *less, *more]
+            if not any(read_manifest(folder).finished for folder in Path(out, name, "results").glob("*/")):
+                with fresh() as environment:
+                    subprocess.run([sys.executable, "-m", "harness", *command], env=environment, check=True)
+            folders += [folder for folder in Path(out, name, "results").glob("*/") if read_manifest(folder).finished]
         lines, same = compared(*folders)
     print("\n".join([*lines, "EQUAL" if same else "DIFFERENT"]))
     return 0 if same else 1
