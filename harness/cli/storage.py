@@ -75,17 +75,18 @@ def pack_run(
 ) -> None:
     """Write a run's records as Parquet too, which reports of large runs are made from.
 
-    Runs of 100,000 records and more are packed without being asked, when they end or are reported.
+    Runs of 100,000 records and more are packed without being asked, while they go on and when they are reported.
 
     Example: `harness results pack quick-smollm2-20260131-142501`
     """
     from harness.results.manifest import run_folder
     from harness.results.parquet import PACKED, pack
     from harness.results.reading import RECORDS
+    from harness.run.storage import disk_bytes
 
     folder = run_folder(results, name)
     count = pack(folder)
-    lines, packed = ((folder / file).stat().st_size for file in (RECORDS, PACKED))
+    packed, lines = disk_bytes(folder / PACKED), (folder / RECORDS).stat().st_size
     say(f"{folder / PACKED}: {count} records, {_size(packed)} of {_size(lines)}")
 
 

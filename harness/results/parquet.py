@@ -1,7 +1,8 @@
 """Records as Parquet beside records.jsonl: what a large run is read from, a cell at a time and without what nobody asks for.
 
-The lines stay the record of what happened. ``records.parquet`` is made from them, says of how many bytes of them and with which hash,
-and is used where that fits; it is sorted into groups of rows of one cell each, whose values need not be stored with every row.
+The lines stay the record of what happened. ``records.parquet`` is a folder of parts made from them, one after the other while the run goes
+on. A part says which bytes of the lines it was made from and which hash the lines up to there have, and is used where that fits and no part
+before it is missing. It is sorted into groups of rows of one cell each, whose values need not be stored with every row.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, get_type_hints
 
 from harness.core.cell import CellId, RecordKey, from_key, record_key
 from harness.core.errors import HarnessError
-from harness.core.files import open_regular, reading, replacing, sha256, typed
+from harness.core.files import open_regular, reading, replacing, typed
 from harness.core.journal import decode_line
 from harness.core.records import Record
 from harness.results.groups import LARGE, Groups
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PACKED = "records.parquet"
-LAYOUT = 1
-"""Version of the file; another one is made again."""
+LAYOUT = 2
+"""Version of a part; another one is made again."""
 WAITING = 20_000
 """Records that wait for others of their cell while packing."""
-ADVICE = "Delete the file: it is made again from records.jsonl."
+ADVICE = "Delete records.parquet: it is made again from records.jsonl."
 _ALIKE = ("experiment", "method", "loop", "domain", "drafter", "k", "rule", "temperature", "lossy", "settings")
 """Fields that all records of a cell share."""
 _TEXTS = ("sample_id", "adapter", "finish", "choice")
@@ -41,21 +42,93 @@ _SECONDS = ("prefill_s", "ttft_s", "draft_s", "verify_s", "route_s", "swap_s", "
 _LISTS = {"accept_lengths": "int16", "draft_lengths": "int16", "draft_times_s": "float64", "verify_times_s": "float64", "tokens": "int64"}
 
 
-def pack(folder: Path) -> int:
-    """Write ``records.parquet`` of a run, in bounded memory; return how many records it holds.
+def pack(folder: Path, *, unique: bool = False) -> int:
+    """Write a part of ``records.parquet`` of the lines that none has yet, in bounded memory; return how many records all parts hold.
+
+    Args:
+        folder: of the run.
+        unique: the caller knows that no record is there twice.
 
     Raises:
         HarnessError: as :func:`harness.results.reading.read_records`, or the folder cannot be written.
     """
+    return _grown(folder, _Chain(folder), unique).records
+
+
+def _grown(folder: Path, chain: _Chain, unique: bool = False) -> _Chain:
+    """The parts once every whole line is in one of them."""
     import pyarrow.parquet as pq
 
-    try:
-        with replacing(folder / PACKED) as part, pq.ParquetWriter(part, _schema(), compression="zstd", write_page_checksum=True) as writer:
-            facts = _Packing(writer).all_of(folder)
-            writer.add_key_value_metadata({"harness": json.dumps(facts)})
-    except OSError as error:
-        raise HarnessError(f"cannot write {folder / PACKED}: {error.strerror or error}", "Free some space.") from error
-    return int(facts["records"])
+    if chain.rest or not chain.parts:
+        seen = set() if unique else set(Packed(chain).keys())
+        path = folder / PACKED / f"{len(chain.parts)}.parquet"
+        try:
+            if path.parent.is_file():  # what earlier versions wrote
+                path.parent.unlink()
+            with replacing(path) as part, pq.ParquetWriter(part, _schema(), compression="zstd", write_page_checksum=True) as writer:
+                facts = _Packing(writer).all_of(folder, chain, seen)
+                writer.add_key_value_metadata({"harness": json.dumps(facts)})
+        except OSError as error:
+            raise HarnessError(f"cannot write {path}: {error.strerror or error}", "Free some space.") from error
+        chain = _Chain(folder)
+    chain.check_seal(folder)
+    return chain
+
+
+class _Chain:
+    """The parts that are there, up to the first that does not fit the lines, and how the lines go on behind them.
+
+    Raises:
+        HarnessError: a part is damaged, or the lines cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self.parts: list[tuple[Any, dict[str, Any]]] = []
+        """Open file of each part, and what it says of itself."""
+        self.records = 0
+        self.size = 0
+        """Bytes of the lines that the parts were made from."""
+        self.digest = hashlib.sha256()
+        """Of these bytes."""
+        self.rest = 0
+        """Whole lines behind them."""
+        self._torn = b""
+        with open_regular(folder / RECORDS) as lines:
+            while (path := folder / PACKED / f"{len(self.parts)}.parquet").is_file():
+                with reading(path, advice=ADVICE):
+                    file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+                    facts = json.loads(file.metadata.metadata[b"harness"])
+                if not self._fits(facts, lines):
+                    break
+                self.parts.append((file, facts))
+            lines.seek(self.size)
+            for line in lines:
+                if line.endswith(b"\n"):
+                    self.rest += 1
+                else:
+                    self._torn = line
+
+    def _fits(self, facts: Mapping[str, Any], lines: BinaryIO) -> bool:
+        """Go to the end of the next part; False where it is not of these lines."""
+        if (facts["layout"], facts.get("start")) != (LAYOUT, self.size):
+            return False
+        lines.seek(self.size)
+        digest, left = self.digest.copy(), facts["end"] - self.size
+        while left and (block := lines.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+        if left or digest.hexdigest() != facts["sha256"]:
+            return False
+        self.records, self.size, self.digest = self.records + facts["records"], facts["end"], digest
+        return True
+
+    def check_seal(self, folder: Path) -> None:
+        """Refuse a run that has ended with other lines than these, all of them in parts."""
+        digest = self.digest.copy()
+        digest.update(self._torn)
+        check_seal(read_manifest(folder), folder / RECORDS, self.records, digest.hexdigest())
 
 
 class _Packing:
@@ -67,11 +140,11 @@ class _Packing:
         self._waiting: dict[CellId, list[tuple[int, Record]]] = {}
         self._groups: list[int] = []
 
-    def all_of(self, folder: Path) -> dict[str, Any]:
-        """Check and write every whole line of a run; return what the file says of itself."""
+    def all_of(self, folder: Path, chain: _Chain, seen: set[RecordKey]) -> dict[str, Any]:
+        """Check and write the whole lines behind ``chain``, whose records are ``seen``; return what the part says of itself."""
         manifest, path = read_manifest(folder), folder / RECORDS
-        digest, size, held, seen = hashlib.sha256(), 0, 0, set[RecordKey]()
-        for number, line in enumerate(_whole_lines(path), start=1):
+        digest, size, held, number = chain.digest.copy(), chain.size, 0, chain.records
+        for number, line in enumerate(_whole_lines(path, chain.size), start=chain.records + 1):
             row = decode_line(line[:-1], f"{path} line {number}")
             if row is None:
                 raise damaged(path, [number], manifest)
@@ -89,8 +162,7 @@ class _Packing:
                 held -= self._write(max(self._waiting, key=lambda cell: len(self._waiting[cell])))
         for cell in list(self._waiting):
             self._write(cell)
-        check_seal(manifest, path, len(seen), digest.hexdigest())
-        facts = {"layout": LAYOUT, "records": len(seen), "bytes": size, "sha256": digest.hexdigest()}
+        facts = {"layout": LAYOUT, "records": number - chain.records, "start": chain.size, "end": size, "sha256": digest.hexdigest()}
         return {**facts, "groups": self._groups, "cells": [cell.key for cell in self._cells]}
 
     def _write(self, cell: CellId) -> int:
@@ -119,11 +191,12 @@ def read_groups(folder: Path) -> Groups:
     Raises:
         HarnessError: as :func:`harness.results.reading.read_records`.
     """
-    packed = Packed.open(folder)
-    if packed is None and count_lines(folder / RECORDS) >= LARGE:
-        pack(folder)
-        packed = Packed.open(folder)
-    return read_listed(folder) if packed is None else packed
+    if not (folder / PACKED).exists() and count_lines(folder / RECORDS) < LARGE:
+        return read_listed(folder)
+    chain = _Chain(folder)
+    if chain.rest and chain.records + chain.rest < LARGE:
+        return read_listed(folder)
+    return Packed(_grown(folder, chain))
 
 
 def count_lines(path: Path) -> int:
@@ -134,9 +207,10 @@ def count_lines(path: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Lines with their newline; what stands behind the last one is left out."""
+def _whole_lines(path: Path, start: int) -> Iterator[bytes]:
+    """Lines from byte ``start`` on, with their newline; what stands behind the last one is left out."""
     with open_regular(path) as file:
+        file.seek(start)
         for line in file:
             if line.endswith(b"\n"):
                 yield line
@@ -145,76 +219,81 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 class Packed(Groups):
     """The records of a run, read from ``records.parquet``. Use :meth:`open`."""
 
-    def __init__(self, file: Any, facts: Mapping[str, Any]) -> None:
-        self._file = file
-        self._cells = [from_key(key) for key in facts["cells"]]
-        self._parts: dict[CellId, list[int]] = {cell: [] for cell in self._cells}
-        for group, cell in enumerate(facts["groups"]):
-            self._parts[self._cells[cell]].append(group)
+    def __init__(self, chain: _Chain) -> None:
+        self._files = [file for file, _ in chain.parts]
+        self._groups: dict[CellId, list[tuple[int, int]]] = {}
+        """Groups of rows of a cell: number of the file, number in it."""
+        for n, (_, facts) in enumerate(chain.parts):
+            cells = [from_key(key) for key in facts["cells"]]
+            for cell in cells:
+                self._groups.setdefault(cell, [])
+            for group, place in enumerate(facts["groups"]):
+                self._groups[cells[place]].append((n, group))
         self._texts: dict[str, str] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Packed | None:
-        """The packed records of a run; None where there are none, or they are not those of ``records.jsonl`` as it is now.
+        """The packed records of a run; None where there are none, or not of all lines of ``records.jsonl`` as it is now.
 
         Raises:
-            HarnessError: the file is damaged, or the run has ended and these are not the records it ended with.
+            HarnessError: a part is damaged, or the run has ended and these are not the records it ended with.
         """
-        import pyarrow.parquet as pq
-
-        path, lines = folder / PACKED, folder / RECORDS
-        if not path.is_file() or not lines.is_file():
+        if not (folder / PACKED).is_dir() or not (folder / RECORDS).is_file():
             return None
-        with reading(path, advice=ADVICE):
-            file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
-            facts = json.loads(file.metadata.metadata[b"harness"])
-        if facts["layout"] != LAYOUT or facts["bytes"] != lines.stat().st_size or facts["sha256"] != sha256(lines):
+        chain = _Chain(folder)
+        if chain.rest or not chain.parts:
             return None
-        check_seal(read_manifest(folder), lines, facts["records"], facts["sha256"])
-        return cls(file, facts)
+        chain.check_seal(folder)
+        return cls(chain)
 
     @cached_property
     def counts(self) -> dict[CellId, int]:
-        rows = self._file.metadata
-        return {cell: sum(rows.row_group(part).num_rows for part in parts) for cell, parts in self._parts.items()}
+        files = [file.metadata for file in self._files]
+        return {cell: sum(files[n].row_group(group).num_rows for n, group in groups) for cell, groups in self._groups.items()}
 
     @cached_property
     def thinks(self) -> bool:
         import pyarrow.compute as pc
 
-        parts = range(self._file.num_row_groups)
-        return any(pc.any(pc.greater(self._read([part], ["thinking"])["thinking"], 0)).as_py() for part in parts)
+        groups = [group for groups in self._groups.values() for group in groups]
+        return any(pc.any(pc.greater(self._read([group], ["thinking"])["thinking"], 0)).as_py() for group in groups)
 
     def of(self, cells: Iterable[CellId], *, tokens: bool = False) -> list[Record]:
         names = [name for name in _schema().names if tokens or name != "tokens"]
         found: list[tuple[int, Record]] = []
         for cell in dict.fromkeys(cells):
             alike = {name: getattr(cell, name) for name in _ALIKE}
-            for part in self._parts[cell]:
-                found += self._records(self._read([part], names), alike)
+            for group in self._groups[cell]:
+                found += self._records(self._read([group], names), alike)
         found.sort(key=lambda item: item[0])
         return [record for _, record in found]
 
     def samples(self, cells: Iterable[CellId]) -> list[str]:
         import numpy as np
 
-        parts = [part for cell in dict.fromkeys(cells) for part in self._parts[cell]]
-        if not parts:
+        groups = [group for cell in dict.fromkeys(cells) for group in self._groups[cell]]
+        if not groups:
             return []
-        table = self._read(parts, ["at", "sample_id"])
+        table = self._read(groups, ["at", "sample_id"])
         order = np.argsort(table["at"].to_numpy(), kind="stable")
         return list(dict.fromkeys(table["sample_id"].take(order).to_pylist()))
 
     def keys(self) -> Iterator[RecordKey]:
-        for cell, parts in self._parts.items():
-            if parts:
-                table = self._read(parts, ["sample_id", "seed", "repeat"])
+        for cell, groups in self._groups.items():
+            if groups:
+                table = self._read(groups, ["sample_id", "seed", "repeat"])
                 for sample, seed, repeat in zip(*(table[name].to_pylist() for name in ("sample_id", "seed", "repeat")), strict=True):
                     yield RecordKey(cell, self._texts.setdefault(sample, sample), seed, repeat)
 
-    def _read(self, parts: Sequence[int], names: Sequence[str]) -> pa.Table:
+    def _read(self, groups: Sequence[tuple[int, int]], names: Sequence[str]) -> pa.Table:
+        import pyarrow as pa
+
+        by_file: dict[int, list[int]] = {}
+        for n, group in groups:
+            by_file.setdefault(n, []).append(group)
         with reading(PACKED, advice=ADVICE):
-            return self._file.read_row_groups(parts, columns=list(names), use_threads=False)
+            tables = [self._files[n].read_row_groups(own, columns=list(names), use_threads=False) for n, own in by_file.items()]
+        return pa.concat_tables(tables)
 
     def _records(self, table: pa.Table, alike: Mapping[str, Any]) -> Iterator[tuple[int, Record]]:
         columns = {name: _values(name, table[name].combine_chunks()) for name in table.column_names}

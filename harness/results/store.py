@@ -27,8 +27,11 @@ from harness.core.schema import Measured
 from harness.results.groups import LARGE, Groups
 from harness.results.invariants import broken
 from harness.results.manifest import MANIFEST, Manifest, Seal, read_manifest
+from harness.results.parquet import pack
 from harness.results.reading import RECORDS, read_listed
 
+PART = 25_000
+"""Records after which a large run packs what is new, so that a killed one has seconds of it left to do."""
 TORN = "records.torn"
 _LOCK = "lock"
 
@@ -149,8 +152,11 @@ class RunStore:
             except OSError:
                 os.ftruncate(self._fd, size)
                 raise
+        before = len(self)
         self._done |= keys
         self.records += [record for record in new if record.method != "replay" or len(self) < LARGE]
+        if len(self) >= LARGE and len(self) // PART > before // PART:
+            pack(self.folder, unique=True)
 
     def update(self, **measured: Any) -> None:
         """Replace fields of ``measured`` in the manifest."""

@@ -141,7 +141,7 @@ def report(folder: Path) -> str:
 STEPS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "write": lambda folder, args: f"{len(write_run(folder, args.records, args.clocked).jobs)} records",
     "pack": lambda folder, args: (
-        f"{pack(folder)} records, {sum(f.stat().st_size for f in folder.glob('records.parquet')) / 1e6:.0f} MB of"
+        f"{pack(folder)} records, {sum(f.stat().st_size for f in folder.glob('records.parquet/*')) / 1e6:.0f} MB of"
         f" {(folder / 'records.jsonl').stat().st_size / 1e6:.0f} MB"
     ),
     "resume": lambda folder, args: resume(folder),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import big_run
@@ -109,19 +114,81 @@ def test_a_run_that_went_on_is_read_from_its_lines(tmp_path: Path, monkeypatch: 
     assert grouping.LARGE == 100_000
 
 
+def parts_of(folder: Path) -> dict[str, bytes]:
+    """The finished parts of a packed run."""
+    return {part.name: part.read_bytes() for part in sorted((folder / PACKED).glob("[0-9]*"))}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import big_run
+from harness.results import parquet, store
+
+store.LARGE, store.PART, parquet.WAITING = 100, 50, 20
+write, times = parquet._Packing._write, iter(range(int(sys.argv[2])))
+def fatal(self, cell):
+    if next(times, None) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(self, cell)
+parquet._Packing._write = fatal
+big_run.write_run(Path(sys.argv[1]), 300, 1, batch=7)
+"""
+
+
+@pytest.mark.parametrize("writes", [130, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_killed_while_it_packs_has_only_the_rest_to_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """What was packed before stays as it is, the rest becomes one more part, and every record is there once."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(folder), str(writes)]
+    assert subprocess.run(command, check=False, cwd=Path(__file__).parent).returncode == -signal.SIGKILL
+    before, records = parts_of(folder), read_records(folder)
+    assert bool(before) == (writes > 3)
+    with open(folder / "records.jsonl", "ab") as lines:
+        lines.write(b'{"half a')
+    for module in ("parquet", "store"):
+        monkeypatch.setattr(f"harness.results.{module}.LARGE", 100)
+    with RunStore.resume(folder, read_groups) as store:
+        assert list(store.keys()) == list(dict.fromkeys(store.keys()))
+        assert set(store.keys()) == {record_key(record) for record in records}
+        after = parts_of(folder)
+        assert after.keys() - before.keys() == {f"{len(before)}.parquet"}
+        assert {name: after[name] for name in before} == before
+        store.extend(dataclasses.replace(record, sample_id=f"new {i}") for i, record in enumerate(records[:20]))
+    groups = read_groups(folder)
+    assert isinstance(groups, Packed)
+    assert groups.of(groups.cells, tokens=True) == read_records(folder)
+    assert parts_of(folder).keys() - after.keys() == {f"{len(after)}.parquet"}
+
+
+def test_a_record_twice_is_found_across_parts(tmp_path: Path) -> None:
+    """Whoever copies lines within the file is told which one repeats another."""
+    folder = tmp_path / "run"
+    big_run.write_run(folder, 100, 1)
+    manifest = read_manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(manifest, seal=None))), encoding="utf-8")
+    assert pack(folder) == 200
+    first = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)[0]
+    with open(folder / "records.jsonl", "ab") as lines:
+        lines.write(first)
+    with pytest.raises(HarnessError, match="line 201 repeats an earlier one"):
+        pack(folder)
+    assert list(parts_of(folder)) == ["0.parquet"]
+
+
 def test_a_damaged_file_is_not_believed(large: Path, tmp_path: Path) -> None:
     """A flipped bit in a page is noticed, and a changed line makes the file another run's."""
     import pyarrow.parquet as pq
 
     folder = tmp_path / "run"
     folder.mkdir()
-    for file in large.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    group = pq.read_metadata(folder / PACKED).row_group(0)
+    shutil.copytree(large, folder, dirs_exist_ok=True)
+    part = folder / PACKED / "0.parquet"
+    group = pq.read_metadata(part).row_group(0)
     counts = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "accepted")
-    content = bytearray((folder / PACKED).read_bytes())
+    content = bytearray(part.read_bytes())
     content[(counts.dictionary_page_offset or counts.data_page_offset) + counts.total_compressed_size - 1] ^= 1
-    (folder / PACKED).write_bytes(content)
+    part.write_bytes(content)
     with pytest.raises(HarnessError, match="cannot read"):
         load_run(folder)
     (folder / "records.jsonl").write_bytes((large / "records.jsonl").read_bytes().replace(b"code/1", b"code/2", 1))
