@@ -1,4 +1,4 @@
-"""How long a large run takes to write, pack, plan, resume and report, and how much memory each of it needs.
+"""How long a large run takes to write, plan, resume, pack and report, and how much memory each of it needs.
 
 The run is made up: every record is plausible by itself, and they are those of a real plan. Every step runs in a process of its own.
 """
@@ -117,7 +117,7 @@ def _batches(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
 
 
 def resume(folder: Path) -> str:
-    """What a resumed run does before it decodes: read what is there, and find what the plan still lacks."""
+    """What a run that was killed at its end does before it decodes: read what is there, and find what the plan still lacks."""
     manifest = read_manifest(folder)
     suite = recorded_suite(manifest.suite)
     groups = read_groups(folder)
@@ -140,11 +140,11 @@ def report(folder: Path) -> str:
 
 STEPS: dict[str, Callable[[Path, argparse.Namespace], str]] = {
     "write": lambda folder, args: f"{len(write_run(folder, args.records, args.clocked).jobs)} records",
+    "resume": lambda folder, args: resume(folder),
     "pack": lambda folder, args: (
         f"{pack(folder)} records, {sum(f.stat().st_size for f in folder.glob('records.parquet/*')) / 1e6:.0f} MB of"
         f" {(folder / 'records.jsonl').stat().st_size / 1e6:.0f} MB"
     ),
-    "resume": lambda folder, args: resume(folder),
     "report": lambda folder, args: report(folder),
 }
 
