@@ -60,6 +60,9 @@ def test_training_counts_answers_and_rounds() -> None:
     seconds = [estimate_s(s, s.cells(), SPEED)["training"] for s in (two, four, both)]
     assert seconds[1] > seconds[0] > 0
     assert seconds[2] == pytest.approx(seconds[0])
+    assert estimate_s(both, both.cells(), SPEED, shipped=list(both.domains))["training"] == pytest.approx(seconds[0]), "rounds always train"
+    alone = suite(experiments=[{"kind": "baseline"}, {"kind": "domain_adapters", "train_samples": 10}])
+    assert estimate_s(alone, alone.cells(), SPEED, shipped=list(alone.domains))["training"] == 0
 
 
 def test_a_run_is_remembered_for_its_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

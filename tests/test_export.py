@@ -222,6 +222,8 @@ def test_unknown_tokenizers_are_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["PAIR", "--to", "peft"], "none is named"),
+        (["PAIR", "--to", "adapter"], "none is named"),
+        (["PAIR", "--bits", "6"], "for adapters of this project"),
         (["PAIR", "--to", "profile"], "describes a run"),
         (["PAIR", "--dtype", "q8_0"], "type of GGUF"),
         (["PAIR", "--part", "target", "--adapter", "x"], "no adapter 'x'"),
@@ -258,7 +260,7 @@ def test_peft_is_peft(tmp_path: Path) -> None:
 def test_parallel_drafts_stay_here(tmp_path: Path) -> None:
     """No other program runs a draft whose LoRA acts at masks alone: fused, it would be another draft."""
     install_parallel(tiny_pair(tmp_path / "p"))
-    for form in ("mlx", "gguf", "peft"):
+    for form in ("mlx", "gguf", "peft", "adapter"):
         result = CliRunner().invoke(app, ["export", str(tmp_path / "p/tiny.yaml"), "--adapter", "parallel", "--to", form])
         assert isinstance(result.exception, HarnessError)
         assert "proposes several tokens in one pass" in result.exception.problem

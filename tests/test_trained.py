@@ -15,20 +15,24 @@ from unittest.mock import patch
 import pytest
 import tiny
 import yaml
+from adapting import put_adapter
 from rich.console import Console
 from serving import install_adapter
 
+from harness.adapt.adapters.adapter_folder import weights_hash, write_prompts
 from harness.adapt.routers import routed
 from harness.adapt.routers.arms import arm_names
 from harness.adapt.routers.routed import RouterConfig
 from harness.adapt.training_config import TrainingConfig, load_training_config
 from harness.cli import main
-from harness.core import machine
+from harness.core import machine, paths
+from harness.core.cell import record_key
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
 from harness.core.paths import memory_path
 from harness.core.progress import notes_to
 from harness.core.records import Record, Sample
+from harness.datasets import DatasetSpec, load_samples
 from harness.decode.generation import generate
 from harness.decode.memory import Answer, write_memory
 from harness.models import blas
@@ -43,6 +47,7 @@ from harness.run.runner import reports_folder, run_suite
 from harness.run.trained import _address, _config
 from harness.suite.cells import Cell, Recipe
 from harness.suite.chains import Chain, adapter_names, needed_chains
+from harness.suite.plan import foreign, recorded_plan
 from harness.suite.suite import load_suite
 
 RECIPE = Recipe(training="default", samples=20)
@@ -87,6 +92,20 @@ def test_adapter_names_are_unique_and_say_what_differs() -> None:
     assert len(set(names.values())) == len(names) == 7
     assert names[next(iter(chains)), 3] == "code-default-round3"
     assert "math-40prompts" in names.values()
+
+
+def test_what_comes_with_the_package_is_not_trained() -> None:
+    """Only where the entry takes it, for the domains that have one and no rank of their own; its name stays the domain's."""
+    along = dataclasses.replace(RECIPE, shipped=True)
+    cells = [cell(recipe=along), cell(recipe=along, rank=4), cell(recipe=along, adapter_domain="math"), cell(round=2)]
+    names = adapter_names(needed_chains(cells, ["code", "math"], {"code"}))
+    assert {name: chain.shipped for (chain, _), name in names.items()} == {
+        "code": True, "code-rank4": False, "math": False, "code-trained": False, "code-trained-round2": False
+    }  # fmt: skip
+    router = cell(recipe=along, drafter="router", adapter_domain=None)
+    assert [chain.shipped for chain in needed_chains([router], ["code", "math"], {"code"})] == [True, False]
+    without = adapter_names(needed_chains(cells, ["code", "math"]))
+    assert set(without.values()) == {"code", "code-rank4", "math", "code-round2"}, "one chain where nothing comes along"
 
 
 INPUTS: dict[str, Any] = {
@@ -296,6 +315,36 @@ def test_adapters_rounds_ranks_and_router_in_one_run(tmp_path: Path, suite_file:
     again, printed = go(tmp_path, suite_file)
     assert counts(read_records(again)) == counts(records)
     assert "update" not in printed
+
+
+def test_a_run_takes_what_comes_with_the_package(tmp_path: Path, suite_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code adapter is not trained, the other domain's is, adaptive rounds train all the same; the router never learns from prompts
+    that an adapter knows; the report says so, and its plan is found again."""
+    monkeypatch.setattr(paths, "SHIPPED_ADAPTERS", tmp_path / "package")
+    folder = tmp_path / "package/tiny/code"
+    put_adapter(folder, load_pair(str(tmp_path / "pair/tiny.yaml")).draft, domain="code")
+    spec = DatasetSpec(dataset="local", path=str(tmp_path / "code.jsonl"), split="train", limit=100)
+    write_prompts(folder, [s.prompt for s in load_samples(spec, domain="code")])
+    asked: list[Sample] = []
+    rows = routed.outcome_table
+    monkeypatch.setattr(routed, "outcome_table", lambda found, prompts: asked.extend(prompts) or rows(found, prompts))
+    suite = yaml.safe_load(suite_file.read_text())
+    suite["experiments"] = [entry for entry in suite["experiments"] if entry["kind"] != "ablation_rank"]
+    suite_file.write_text(yaml.safe_dump(suite))
+    place, _ = go(tmp_path, suite_file)
+    records, measured = read_records(place), read_manifest(place).measured
+    assert set(measured.adapters) == {"code", "code-trained", "code-trained-round2", "math"}
+    assert measured.installed == {"code": weights_hash(folder)}
+    assert not measured.adapters["code"]["rounds"]
+    assert {r.adapter for r in records if r.settings.get("adapter_domain") == "code" and "round" not in r.settings} == {"code"}
+    assert {s.split for s in asked if s.domain == "code"} == {"validation"}
+    assert {s.split for s in asked if s.domain == "math"} == {"train", "validation"}
+    assert "Of the package, not trained here: code." in render(load_run(place))
+    plan = recorded_plan(read_manifest(place), [Sample(id=r.sample_id, domain=r.domain, prompt="") for r in records])
+    assert foreign(plan, map(record_key, records)) == []
+    write_prompts(folder, [s.prompt for s in load_samples(spec.model_copy(update={"split": "test"}), domain="code")])
+    with pytest.raises(HarnessError, match="adapter 'code' was trained on 3 of these prompts"):
+        go(tmp_path, suite_file)
 
 
 def test_an_interrupted_training_goes_on(tmp_path: Path, suite_file: Path) -> None:

@@ -1,48 +1,51 @@
-"""The adapters installed on this machine: what each is, what uses it, putting one in from elsewhere, taking one away."""
+"""The adapters at hand: what each is, what uses it, what it was trained on, putting one in from elsewhere, taking one away."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.adapt.adapters.adapter_folder import (
     METADATA,
-    WEIGHTS,
     AdapterInfo,
     adapter_folder,
-    list_adapters,
     read_info,
+    read_prompts,
     weights_hash,
+    weights_path,
 )
-from harness.adapt.adapters.names import adaptable, built_in
-from harness.core import journal
+from harness.adapt.adapters.names import adaptable, built_in, installed
+from harness.core import journal, paths
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.paths import PARALLEL, adapters_root, cache_dir
+from harness.core.paths import PARALLEL, cache_dir
 from harness.core.protocols import LoadedPair
 from harness.core.records import Sample
+from harness.datasets.splits import leaks, prompt_digest
 
 if TYPE_CHECKING:
     from harness.core.stats import Estimate
 
 ROUNDS = "rounds.json"
-"""Records of the training rounds, beside an adapter that was trained in its own folder."""
+"""Records of the training rounds, beside an adapter or in the folder that `harness train` works in."""
 FAILURES = "failures.jsonl"
 """What the draft was wrong on in these rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shelved:
-    """One installed adapter."""
+    """One adapter, installed or of the package."""
 
     pair: str
     """Pair it is installed for."""
     name: str
     """Name of its folder, by which commands know it."""
     folder: Path
+    shipped: bool
+    """Whether it comes with the package."""
     info: AdapterInfo
     """What its metadata says."""
     sha256: str
@@ -56,17 +59,18 @@ class Shelved:
 
 
 def shelved(pair: str) -> list[Shelved]:
-    """Adapters installed for a pair, by name.
+    """Adapters of a pair, by name: installed ones, and those that come with the package.
 
     Raises:
         HarnessError: one of them is damaged.
     """
-    return [look_at(pair, name, folder) for name, folder in list_adapters(adapters_root(pair)).items()]
+    return [look_at(pair, name, folder) for name, folder in sorted(installed(pair).items())]
 
 
 def pairs_with_adapters() -> list[str]:
-    """Names of the pairs that have any adapter on this machine."""
-    return sorted({path.parent.parent.name for path in (cache_dir() / "adapters").glob(f"*/*/{METADATA}")})
+    """Names of the pairs that have any adapter on this machine, or one that comes with the package."""
+    roots = (cache_dir() / "adapters", paths.SHIPPED_ADAPTERS)
+    return sorted({path.parent.parent.name for root in roots for path in root.glob(f"*/*/{METADATA}")})
 
 
 def look_at(pair: str, name: str, folder: Path) -> Shelved:
@@ -77,8 +81,8 @@ def look_at(pair: str, name: str, folder: Path) -> Shelved:
     """
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return Shelved(
-        pair=pair, name=name, folder=folder, info=read_info(folder), sha256=weights_hash(folder), size_bytes=size,
-        gain=_gain(folder), used_by=tuple(_users(pair, name)),
+        pair=pair, name=name, folder=folder, shipped=paths.SHIPPED_ADAPTERS in folder.parents, info=read_info(folder),
+        sha256=weights_hash(folder), size_bytes=size, gain=_gain(folder), used_by=tuple(_users(pair, name)),
     )  # fmt: skip
 
 
@@ -88,7 +92,7 @@ def find(pair: str, name: str) -> Path:
     Raises:
         HarnessError: no such adapter; names the nearest.
     """
-    known = list_adapters(adapters_root(pair))
+    known = installed(pair)
     if name not in known:
         raise HarnessError(f"no adapter {name!r} for pair {pair!r}: {did_you_mean(name, list(known))}", "See `harness adapters list`.")
     return known[name]
@@ -105,6 +109,29 @@ def trained_on(folder: Path) -> list[Sample]:
     rows = [(path, row) for path in sorted(folder.rglob(FAILURES)) for row in journal.read(path)]
     cases = [case_from_dict(row, str(path)) for path, row in rows]
     return [Sample(id=case.sample_id, domain=case.domain, prompt=case.prompt, split="train") for case in cases]
+
+
+def seen_prompts(folder: Path, samples: Sequence[Sample]) -> list[str]:
+    """Ids of the samples that an adapter was trained on, as far as its folder knows, or on prompts near them.
+
+    Raises:
+        HarnessError: as :func:`trained_on`.
+    """
+    digests, near = read_prompts(folder), {id_ for _, id_ in leaks(trained_on(folder), samples)}
+    return [s.id for s in samples if s.id in near or prompt_digest(s.prompt) in digests]
+
+
+def refuse_seen(name: str, folder: Path, samples: Sequence[Sample]) -> None:
+    """Refuse an adapter for the prompts that it was trained on.
+
+    Raises:
+        HarnessError: names one of them.
+    """
+    if seen := seen_prompts(folder, samples):
+        raise HarnessError(
+            f"adapter {name!r} was trained on {len(seen)} of these prompts, or on near-copies, such as {seen[0]}",
+            "Evaluate on the test split, or with an adapter that does not know these prompts.",
+        )
 
 
 def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = None, replace: bool = False) -> Path:
@@ -130,7 +157,7 @@ def put_in(pair: LoadedPair, source: Path, name: str, *, domain: str | None = No
     draft = adaptable(pair)
     if name == PARALLEL and not is_parallel(source):
         raise HarnessError(f"{source} holds no parallel adapter, and {name!r} is the drafter that runs one", "Choose another --name.")
-    if not (os.path.lexists(source / METADATA) and os.path.lexists(source / WEIGHTS)):
+    if not (os.path.lexists(source / METADATA) and os.path.lexists(weights_path(source))):
         part = place.with_name(f".{place.name}.{os.getpid()}")
         try:
             import_peft(source, part, draft, name=name, domain=domain)
@@ -167,11 +194,9 @@ def take_away(folder: Path) -> None:
 
 def _gain(folder: Path) -> Estimate | None:
     """From the round record that names these weights' last kept round."""
-    if not os.path.lexists(folder / ROUNDS):
-        return None
     from harness.adapt.training.rounds import read_rounds
 
-    kept = [record for record in read_rounds(folder / ROUNDS) if record.accepted]
+    kept = [record for place in (folder, folder / "rounds") for record in read_rounds(place / ROUNDS) if record.accepted]
     return kept[-1].gain if kept else None
 
 

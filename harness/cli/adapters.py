@@ -25,7 +25,7 @@ def list_adapters(
     models: Annotated[str | None, typer.Option("--models", metavar="PAIR", help="Only this pair's; all pairs' without it.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Show the installed adapters: pair, domain, rank, what they gained in training, size, hash, and what uses them.
+    """Show the adapters, installed or of the package: pair, domain, rank, what they gained in training, size, hash, and what uses them.
 
     Example: `harness adapters list --models smollm2`
     """
@@ -110,6 +110,8 @@ def remove_adapter(
     pair = pair_name(models)
     adapter = look_at(pair, name, find(pair, name))
     say(_line(adapter))
+    if adapter.shipped:
+        raise HarnessError(f"the adapter {name!r} comes with the package", "Install one of your own under this name: it comes first.")
     if adapter.used_by:
         say(f"in use by {', '.join(adapter.used_by)}: a router has to be trained again, a session goes back to the plain draft")
     if not yes:
@@ -128,6 +130,7 @@ def _line(a: Shelved) -> str:
         f"gain {a.gain.signed()}" if a.gain is not None else "",
         f"{a.size_bytes / 2**20:.1f} MiB",
         f"sha256 {a.sha256[:12]}",
+        "comes with the package" if a.shipped else "",
         f"used by {', '.join(a.used_by)}" if a.used_by else "",
     ]
     return ", ".join(part for part in parts if part)
@@ -136,7 +139,8 @@ def _line(a: Shelved) -> str:
 def _facts(a: Shelved) -> dict[str, object]:
     gain = None if a.gain is None else {key: getattr(a.gain, key) for key in ("value", "low", "high", "n")}
     return {
-        "pair": a.pair, "name": a.name, "folder": str(a.folder), "domain": a.info.domain, "rank": a.info.rank, "metric": a.info.metric,
-        "before": dict(a.info.before), "after": dict(a.info.after), "gain": gain, "examples": a.info.examples, "created": a.info.created,
-        "draft_hash": a.info.draft_hash, "sha256": a.sha256, "size_bytes": a.size_bytes, "used_by": list(a.used_by),
+        "pair": a.pair, "name": a.name, "folder": str(a.folder), "shipped": a.shipped, "domain": a.info.domain, "rank": a.info.rank,
+        "metric": a.info.metric, "before": dict(a.info.before), "after": dict(a.info.after), "gain": gain,
+        "examples": a.info.examples, "created": a.info.created, "draft_hash": a.info.draft_hash, "sha256": a.sha256,
+        "size_bytes": a.size_bytes, "used_by": list(a.used_by),
     }  # fmt: skip

@@ -69,12 +69,16 @@ def train_router(
         folders = _adapters(name, adapters, memory=settings.memory)
         settings = settings.seeded(source_seed(source))
         samples = _prompts(source, split, limit, skip, allow_test, offline)
+        from harness.adapt.adapters.names import installed
         from harness.adapt.routers.fitting import replay_material
         from harness.models.pair import load_pair
 
         how: dict[str, Any] = {"k": length or _own_k(models or "smollm2"), "max_tokens": max_tokens, "batch": batch}
         how |= {"calibrated": settings.reward == "speedup", "memory": settings.memory}
         pair = load_pair(models or "smollm2", offline=offline, lazy=cluster is not None)
+        if not adapters and pair.draft is not None:
+            folders = installed(name, pair.draft.hash)
+        _note_known(folders, samples)
         with joined(cluster) as workers:
             crew = crew_of(workers, pair, models or "smollm2", offline=offline)
             material = replay_material(pair, samples, folders, crew=crew, **how)
@@ -166,6 +170,15 @@ def _prompts(source: str, split: str, limit: int, skip: int, allow_test: bool, o
         everything = read_samples(source, split="all", limit=10**9, offline=offline)
         refuse_leaks(samples, [s for s in everything if s.split == "test"])
     return samples
+
+
+def _note_known(folders: Mapping[str, Path], samples: Sequence[Sample]) -> None:
+    """Say so where an adapter was trained on prompts that it is now compared on."""
+    from harness.adapt.shelf import seen_prompts
+
+    if known := {sample: name for name, folder in folders.items() for sample in seen_prompts(folder, samples)}:
+        name = min(known.values())
+        note(f"{len(known)} of {len(samples)} prompts trained an adapter, such as {name}, which flatters it: --split validation has others")
 
 
 def _refuse_test(samples: Sequence[Sample]) -> None:

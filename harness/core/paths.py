@@ -47,6 +47,15 @@ def adapters_root(pair_name: str) -> Path:
     return cache_dir() / "adapters" / pair_name
 
 
+SHIPPED_ADAPTERS = _PACKAGE / "models" / "adapters"
+"""Folder of the adapters that come with the package, by pair."""
+
+
+def shipped_adapters_root(pair_name: str) -> Path:
+    """Folder that holds the adapters that come with the package for a pair; it need not exist."""
+    return SHIPPED_ADAPTERS / pair_name
+
+
 def found_parallel(pair_name: str) -> Path | None:
     """The adapter of a pair that its parallel drafts come from; None where it has none."""
     folder = adapters_root(pair_name) / PARALLEL

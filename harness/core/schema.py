@@ -47,7 +47,7 @@ class Interval(TypedDict):
 
 
 class Adapter(TypedDict):
-    """An adapter that the run trained."""
+    """An adapter that the run trained, or took from the package: then it is among ``installed``, and has no rounds."""
 
     hash: str | None
     domain: str

@@ -36,6 +36,11 @@ def normalise(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", prompt).lower().split())
 
 
+def prompt_digest(prompt: str) -> str:
+    """A prompt as 16 hexadecimal digits, whatever its white space and capitals: to know it again without keeping it."""
+    return f"{_hash(normalise(prompt)):016x}"
+
+
 def assign_splits(samples: Sequence[Sample], *, shares: Sequence[float] = SHARES, pinned: Mapping[str, str] | None = None) -> list[Sample]:
     """Return the samples with their ``split`` set; the result does not depend on their order.
 

@@ -7,9 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core import files
 from harness.core.errors import HarnessError
@@ -17,7 +17,13 @@ from harness.core.version import __version__
 from harness.export import engines, every_eval, model_card, run_profile
 from harness.export.source import Source
 
-Form = Literal["mlx", "gguf", "peft", "profile", "every-eval-ever"]
+if TYPE_CHECKING:
+    from harness.adapt.adapters.quantised import Bits
+
+Form = Literal["mlx", "gguf", "peft", "adapter", "profile", "every-eval-ever"]
+WEIGHTED = ("mlx", "gguf", "peft", "adapter")
+"""Forms that hold weights."""
+ADAPTER_FORMS = {"peft": "PEFT is a format of adapters", "adapter": "--to adapter writes an adapter"}
 Number = Literal["float16", "bfloat16", "float32", "q8_0"]
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -36,6 +42,8 @@ class Request:
     """Type of the weights; None keeps 16-bit types, and makes float16 of a draft's longer ones."""
     command: str
     """What was typed, for the card."""
+    bits: Bits | None = None
+    """Bits of a number in a folder of form ``adapter``; None keeps the numbers as they are."""
     organisation: str = "unknown"
     """Who ran the run, for its record."""
     offline: bool = False
@@ -49,11 +57,12 @@ def export(source: Source, request: Request, out: Path) -> Path:
     """
     check_request(source, request, out)
     with _new_folder(out) as folder:
-        facts = _write_weights(source, request, folder, out) if request.form in ("mlx", "gguf", "peft") else None
+        facts = _write_weights(source, request, folder, out) if request.form in WEIGHTED else None
         if source.run is not None:
             _write_run(source, request, folder)
         if facts is not None:
-            files.write_atomic(folder / engines.FLAGS, facts.flags)
+            if facts.flags:
+                files.write_atomic(folder / engines.FLAGS, facts.flags)
             files.write_atomic(folder / model_card.CARD, model_card.card(source, facts))
     return out
 
@@ -70,10 +79,11 @@ def check_request(source: Source, request: Request, out: Path) -> None:
         raise HarnessError(f"{out} is not empty", "Choose another folder with --out.")
     if request.form in ("profile", "every-eval-ever") and source.run is None:
         raise HarnessError(f"--to {request.form} describes a run, not a pair", "Name a run, such as results/RUN.")
-    if request.form == "peft" and source.adapter is None:
-        raise HarnessError("PEFT is a format of adapters, and none is named", "Add --adapter NAME, or choose --to mlx.")
-    weighted = request.form in ("mlx", "gguf", "peft")
-    if weighted and source.adapter_folder is not None and is_parallel(source.adapter_folder):
+    if request.form in ADAPTER_FORMS and source.adapter is None:
+        raise HarnessError(f"{ADAPTER_FORMS[request.form]}, and none is named", "Add --adapter NAME, or choose --to mlx.")
+    if request.bits is not None and request.form != "adapter":
+        raise HarnessError("--bits is for adapters of this project", "Add --to adapter, or choose a --dtype.")
+    if request.form in WEIGHTED and source.adapter_folder is not None and is_parallel(source.adapter_folder):
         raise HarnessError(
             f"the adapter {source.adapter!r} proposes several tokens in one pass, which no other program does",
             "Use it here as a drafter, or export the pair, whose draft it leaves as it is.",
@@ -103,6 +113,8 @@ def _write_weights(source: Source, request: Request, folder: Path, out: Path) ->
         return _facts(source, request, form="Settings alone: what is recommended needs no weights", library="mlx", hashes={})
     if request.form == "peft":
         return _write_peft(source, request, folder)
+    if request.form == "adapter":
+        return _write_adapter(source, request, folder)
     from harness.export.gguf_writing import check_architecture, write_gguf
     from harness.export.weights_out import load_for_export
 
@@ -155,6 +167,19 @@ def _write_peft(source: Source, request: Request, folder: Path) -> model_card.Fa
     return _facts(source, request, form=form, library="peft", hashes=hashes)
 
 
+def _write_adapter(source: Source, request: Request, folder: Path) -> model_card.Facts:
+    """The adapter as this project keeps it, its numbers whole or in a few bits."""
+    from harness.adapt.adapters.adapter_folder import weights_path, write_anew
+
+    assert source.adapter_folder is not None
+    write_anew(source.adapter_folder, folder, request.bits)
+    path = weights_path(folder)
+    stored = f"{request.bits} bits a number, which this project alone reads" if request.bits else "as mlx-lm reads it too"
+    hashes = {"draft": _draft_of(source), path.name: files.sha256(path)}
+    facts = _facts(source, request, form=f"Adapter of the draft of {source.pair}, {stored}", library="mlx", hashes=hashes)
+    return replace(facts, flags="", draft_card=None)
+
+
 def _draft_of(source: Source) -> str:
     """SHA-256 of the draft that an adapter belongs to, as its own file says."""
     from harness.adapt.adapters.adapter_folder import read_info
@@ -198,5 +223,5 @@ def _write_run(source: Source, request: Request, folder: Path) -> None:
     if request.form != "profile":
         place, data = every_eval.record(run, source.config.target, organisation=request.organisation, version=__version__)
         files.write_atomic(folder / place, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-    if request.form in ("mlx", "gguf", "peft"):
+    if request.form in WEIGHTED:
         files.write_atomic(folder / "settings.yaml", settings_yaml(run))

@@ -44,7 +44,7 @@ class Facts:
     version: str
     """Of this package."""
     flags: str
-    """How to serve it."""
+    """How to serve it; empty for what no engine serves."""
 
 
 def card(source: Source, facts: Facts) -> str:
@@ -63,7 +63,7 @@ def card(source: Source, facts: Facts) -> str:
         _head(facts),
         _adapter(facts.adapter),
         _measured(source),
-        f"## Serving\n\n```bash\n{facts.flags.rstrip()}\n```",
+        f"## Serving\n\n```bash\n{facts.flags.rstrip()}\n```" if facts.flags else "",
         _draft_card(facts.draft_card),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -122,6 +122,7 @@ def _adapter(adapter: Shelved | None) -> str:
         f"{markdown(info.name)}: rank {info.rank}, trained on {data} of {markdown(info.domain) if info.domain else 'mixed domains'}"
         + (f" (hash {code(info.data_hash)})" if info.data_hash else "")
         + (f", {info.steps} updates in {info.train_s:.0f} s" if info.steps else "")
+        + (f", with the settings {code(str(info.settings['name']))}" if "name" in info.settings else "")
         + ".",
     ]
     rows = [f"| {markdown(d)} | {info.before[d]:.3f} | {info.after[d]:.3f} |" for d in info.before if d in info.after]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.adapt.adapters.adapter_folder import read_info
 from harness.adapt.adapters.names import installed
-from harness.adapt.shelf import trained_on
+from harness.adapt.shelf import seen_prompts
 from harness.core import machine
 from harness.core.drafter_kinds import DrafterKind, drafter_kind, drafter_kinds
 from harness.core.errors import HarnessError
@@ -53,7 +53,7 @@ class Entrants:
 
     drafters: tuple[str, ...]
     adapters: tuple[str, ...]
-    """Installed adapters of the draft."""
+    """Adapters of the draft, installed or of the package."""
     left_out: dict[str, str]
     """Drafter, or adapter, to the reason why not."""
 
@@ -182,17 +182,17 @@ def entrants(models: str, samples: Sequence[Sample], *, offline: bool) -> Entran
 
 
 def _adapters(pair: str, draft_hash: str, samples: Sequence[Sample], left_out: dict[str, str]) -> tuple[str, ...]:
-    """Installed adapters that fit the draft and were not trained on these prompts, as far as it is known; the others are left out."""
+    """Adapters, installed or of the package, that fit the draft and are not known to have been trained on these prompts."""
     found = []
-    for name, folder in installed(pair).items():
+    for name, folder in installed(pair, draft_hash).items():
         try:
             read_info(folder, draft_hash)
-            known = leaks(trained_on(folder), samples)
+            known = seen_prompts(folder, samples)
         except HarnessError as error:
             left_out[f"adapter {name}"] = error.problem
             continue
         if known:
-            left_out[f"adapter {name}"] = f"it was trained on these prompts, such as {known[0][1]}"
+            left_out[f"adapter {name}"] = f"it was trained on these prompts, such as {known[0]}"
         else:
             found.append(name)
     return tuple(found)

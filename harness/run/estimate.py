@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from harness.adapt.adapters.names import shipped as shipped_adapters
 from harness.adapt.training_config import load_training_config
 from harness.core import machine
 from harness.core.errors import HarnessError
@@ -92,7 +93,11 @@ def count_prompts(suite: Suite) -> dict[str, int | None]:
 
 
 def estimate_s(
-    suite: Suite, cells: Sequence[Cell], speed: dict[str, Any], counts: Mapping[str, int | None] | None = None
+    suite: Suite,
+    cells: Sequence[Cell],
+    speed: dict[str, Any],
+    counts: Mapping[str, int | None] | None = None,
+    shipped: Collection[str] = (),
 ) -> dict[str, float]:
     """Seconds of decoding, of replay, and of training with its answers; decoding as if drafting brought nothing."""
     prefill, step = speed["prompt_tokens"] * speed["prompt_token_s"], speed["step_s"]
@@ -104,7 +109,7 @@ def estimate_s(
     passes = {(c.domain, *own) for c in replayed if (own := _reads(c)) is not None}  # one for all lengths
     policies = sum(prompts[c.domain] * POLICY_STEPS[c.k] for c in replayed if isinstance(c.k, str) and draft_of(c) != FREE)
     read = (speed["prompt_tokens"] + suite.max_tokens) * speed["prompt_token_s"] * speed["c"] * READ_SHARE
-    answers, passes_in_training = _training(suite, cells)
+    answers, passes_in_training = _training(suite, cells, shipped)
     return {
         "answers": 0.0 if suite.clocked is None else sum(prompts.values()) * answer * BATCH_SHARE,
         "decoding": timed,
@@ -113,9 +118,10 @@ def estimate_s(
     }
 
 
-def _training(suite: Suite, cells: Sequence[Cell]) -> tuple[int, int]:
+def _training(suite: Suite, cells: Sequence[Cell], shipped: Collection[str]) -> tuple[int, int]:
     """Answers that training asks the target for, and draft passes over answers: updates, looking for mistakes, a router's outcomes."""
-    domains, chains = len(suite.domains), needed_chains(cells, list(suite.domains))
+    domains = len(suite.domains)
+    chains = {chain: rounds for chain, rounds in needed_chains(cells, list(suite.domains), shipped).items() if not chain.shipped}
     adapters = max((chain.samples + VALIDATION_PROMPTS for chain in chains), default=0)
     router = max((cell.recipe.router_samples for cell in cells if cell.recipe is not None), default=0)
     epochs = {chain: load_training_config(chain.training).optim.epochs for chain in chains}
@@ -144,7 +150,7 @@ def describe_time(suite: Suite, cells: Sequence[Cell], pair: str, counts: Mappin
     speed = read_speed(pair)
     if speed is None:
         return "time: no run has measured this pair on this machine yet; a run with --limit 1 does"
-    parts = {name: seconds for name, seconds in estimate_s(suite, cells, speed, counts).items() if seconds >= 1}
+    parts = {name: seconds for name, seconds in estimate_s(suite, cells, speed, counts, shipped_adapters(pair)).items() if seconds >= 1}
     text = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
     return f"time: about {_duration(sum(parts.values()))} ({text}) at {1000 * speed['step_s']:.0f} ms per target step"
 

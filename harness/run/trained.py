@@ -1,14 +1,14 @@
-"""Adapters and routers that a suite asks for: trained before decoding starts, or found in the cache by content."""
+"""Adapters and routers that a suite asks for: of the package, found in the cache by content, or trained before decoding starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.adapt.shelf import find, trained_on
+from harness.adapt.shelf import find, refuse_seen, seen_prompts
 from harness.core.errors import HarnessError
 from harness.core.limits import TOP_K
 from harness.core.progress import NowAndThen, counted, note
@@ -36,7 +36,7 @@ Check = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedAdapter:
-    """The draft after some rounds of a chain."""
+    """The draft after some rounds of a chain, or with an adapter of the package."""
 
     name: str
     """Unique within the run."""
@@ -49,7 +49,7 @@ class TrainedAdapter:
     metric: str
     """What the rounds' ``before`` and ``after`` are: ``alpha``, ``rate`` or ``tau``."""
     rounds: tuple[RoundRecord, ...]
-    """What training did."""
+    """What training did; nothing where the adapter comes with the package."""
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON types for the manifest."""
@@ -59,7 +59,7 @@ class TrainedAdapter:
 
 @dataclass(kw_only=True)
 class Trained:
-    """Everything trained that the cells of one run use."""
+    """Everything trained that the cells of one run use, and the adapters that were there before."""
 
     adapters: Mapping[tuple[Chain, int], TrainedAdapter] = field(default_factory=dict)
     """(chain, rounds done) -> adapter."""
@@ -69,7 +69,9 @@ class Trained:
     """(recipe, K) -> fitted router; None where there is no adapter to choose."""
     router_facts: Mapping[str, Any] = field(default_factory=dict)
     installed: Mapping[str, str] = field(default_factory=dict)
-    """Adapters that were there before, and the SHA-256 of their weights."""
+    """Adapters that were there before, those of the package too, and the SHA-256 of their weights."""
+    shipped: Collection[str] = ()
+    """Domains whose adapters come with the package."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """Folder of every adapter in the bank, by name."""
     swaps: Sequence[Any] = ()
@@ -79,7 +81,7 @@ class Trained:
         """Name of the adapter that a cell's drafter runs with; None is the plain draft, also where no round was kept."""
         if cell.drafter != "adapter" or cell.round == 0 or cell.installed:
             return cell.installed
-        found = self.adapters[chain_of(cell), cell.round or 1]
+        found = self.adapters[chain_of(cell, self.shipped), cell.round or 1]
         return found.name if found.folder else None
 
     def drafter(self, name: str | None, pair: Any = None, around: str | None = None) -> Any:
@@ -136,7 +138,7 @@ def train_for(
     check: Check,
     crew: Crew | None = None,
 ) -> Trained:
-    """Train, or find in the cache, what the cells of a suite need.
+    """Train, or find in the package or the cache, what the cells of a suite need.
 
     Args:
         pair: loaded pair.
@@ -151,21 +153,25 @@ def train_for(
         HarnessError: no draft to adapt, an adapter that is not here or has a name twice, a split without prompts, or a leak.
     """
     from harness.adapt.adapters.adapter_folder import weights_hash
-    from harness.adapt.adapters.names import adaptable
+    from harness.adapt.adapters.names import adaptable, shipped
     from harness.adapt.training.bank import AdapterBank, swap_costs
 
-    chains, here = needed_chains(cells, list(suite.domains)), installed_adapters(cells, pair.name)
+    along = {} if pair.draft is None else shipped(pair.name, pair.draft.hash)
+    chains, here = needed_chains(cells, list(suite.domains), along), installed_adapters(cells, pair.name)
     if not chains and not here:
         return Trained()
     draft = adaptable(pair)
     material = _Prepared(pair, suite, samples, load_samples, check, crew)
     names = adapter_names(chains)
+    taken = {chain.domain: along[chain.domain] for chain in chains if chain.shipped}
     for name, place in here.items():
-        if name in names.values():
-            raise HarnessError(f"the suite trains an adapter {name!r}, and one of that name is installed", "Run the two entries apart.")
-        refuse_leaks(trained_on(place), samples)
-    adapters: dict[tuple[Chain, int], TrainedAdapter] = {}
-    for chain, records in _train_chains(material, chains, names):
+        if name in names.values() and taken.get(name) != place:
+            how = "takes the package's" if name in taken else "trains an"
+            raise HarnessError(f"the suite {how} adapter {name!r}, and one of that name is installed", "Run the two entries apart.")
+    for name, place in {**taken, **here}.items():
+        refuse_seen(name, place, samples)
+    adapters = {(chain, 1): _shipped_adapter(chain.domain, along[chain.domain]) for chain in chains if chain.shipped}
+    for chain, records in _train_chains(material, {c: rounds for c, rounds in chains.items() if not c.shipped}, names):
         metric = _config(chain, suite.seed).stop.metric
         for done in range(1, chains[chain] + 1):
             own = tuple(records[:done])
@@ -180,11 +186,18 @@ def train_for(
         adapters=adapters,
         bank=AdapterBank(draft, {**folders, **here}, policy="cached"),
         swaps=swaps,
-        installed={name: weights_hash(place) for name, place in here.items()},
+        installed={name: weights_hash(place) for name, place in {**taken, **here}.items()},
+        shipped=frozenset(along),
         folders={**folders, **here},
     )
     _fit_routers(trained, material, cells)
     return trained
+
+
+def _shipped_adapter(domain: str, folder: Path) -> TrainedAdapter:
+    from harness.adapt.adapters.adapter_folder import read_info, weights_hash
+
+    return TrainedAdapter(name=domain, folder=folder, hash=weights_hash(folder), domain=domain, metric=read_info(folder).metric, rounds=())
 
 
 class _Prepared:
@@ -356,12 +369,12 @@ def _fit_routers(trained: Trained, material: _Prepared, cells: Sequence[Cell]) -
     for (recipe, k), cell in wanted.items():
         config = load_router_config(recipe.router).seeded(material.suite.seed)
         fixed = k if isinstance(k, int) else pair_k(material.pair)
-        prompts = material.prompts("train", recipe.router_samples, skip=recipe.samples)
+        arms = [trained.adapters[domain_chain(cell, domain, trained.shipped), 1] for domain in material.suite.domains]
+        prompts = _router_prompts(material, recipe, arms)
         if not prompts:
             raise HarnessError(
                 "no training prompts are left for the router", "Lower train_samples, or use datasets with larger train splits."
             )
-        arms = [trained.adapters[domain_chain(cell, domain), 1] for domain in material.suite.domains]
         hashes = {a.name: a.hash for a in arms if a.hash}
         held_out = HeldOut.of(material.pair, prompts) if config.memory else None
         names = arm_names(list(hashes), memory=held_out is not None)
@@ -377,6 +390,15 @@ def _fit_routers(trained: Trained, material: _Prepared, cells: Sequence[Cell]) -
         table = outcome_table(kept_rows(_outcomes(material.pair, answers, hashes, how), replay), prompts)
         routers[recipe, k] = fit_router(table, config, k=fixed, adapter_hashes=hashes, groups=prompt_groups(table, prompts))
     trained.routers, trained.router_facts = routers, facts
+
+
+def _router_prompts(material: _Prepared, recipe: Recipe, arms: Sequence[TrainedAdapter]) -> list[Sample]:
+    """Prompts that no arm was trained on: adapters of the package may know the train split, so validation prompts stand in for it."""
+    prompts = material.prompts("train", recipe.router_samples, skip=recipe.samples)
+    shipped = [arm.folder for arm in arms if arm.folder is not None and not arm.rounds]
+    seen = {sample for folder in shipped for sample in seen_prompts(folder, prompts)}
+    further = material.prompts("validation", recipe.router_samples) if seen else []
+    return [s for s in prompts if s.id not in seen] + further
 
 
 def _outcomes(pair: LoadedPair, answers: Sequence[Trajectory], adapters: Mapping[str, str], how: Replaying) -> Path:

@@ -16,6 +16,8 @@ class Recipe:
     """Training config."""
     samples: int
     """Training prompts per domain."""
+    shipped: bool = False
+    """Whether a domain whose adapter comes with the package takes that one, and trains none."""
     router: str = "default"
     """Router config."""
     router_samples: int = 0

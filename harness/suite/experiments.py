@@ -155,6 +155,18 @@ class TrainsAdapters(Strict):
         return Recipe(training=self.training, samples=self.train_samples)
 
 
+class TakesShipped(TrainsAdapters):
+    """Settings of the entries that train adapters where none come with the package."""
+
+    shipped: bool = True
+    """A domain takes the adapter of its name that comes with the package for the pair's draft, and trains one only where there is none."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the adapters are made."""
+        return dataclasses.replace(super().recipe, shipped=self.shipped)
+
+
 class Baseline(Experiment):
     """Target-only decoding: the reference of every speedup."""
 
@@ -212,12 +224,12 @@ class PromptLookup(Speculative):
             yield {"drafter": "lookup", "k": k, "rule": self.rule, "timed": self.timed, "ngram": self.ngram}
 
 
-class DomainAdapters(Speculative, TrainsAdapters, Around):
-    """One LoRA adapter of the draft per domain, trained on the target's answers to the train split."""
+class DomainAdapters(Speculative, TakesShipped, Around):
+    """One LoRA adapter of the draft per domain: of the package, or trained on the target's answers to the train split."""
 
     kind: Literal["domain_adapters"]
     rank: Rank | None = None
-    """Adapter rank; the training config's when absent."""
+    """Adapter rank, of adapters that are trained in any case; the training config's when absent."""
     cross: bool = True
     """Also measure every adapter on the other domains (replay only)."""
 
@@ -229,7 +241,7 @@ class DomainAdapters(Speculative, TrainsAdapters, Around):
 
 
 class InstalledAdapters(Speculative, Around):
-    """Adapters that are installed for the pair, as `harness adapters list` shows them: nothing is trained."""
+    """Adapters of the pair, as `harness adapters list` shows them: nothing is trained."""
 
     kind: Literal["adapters"]
     adapters: NonEmpty[Label]
@@ -240,7 +252,7 @@ class InstalledAdapters(Speculative, Around):
             yield {"drafter": "adapter", "installed": name, "around": around, "k": k, "rule": self.rule, "timed": self.timed}
 
 
-class Router(Speculative, TrainsAdapters, Around):
+class Router(Speculative, TakesShipped, Around):
     """A router that picks the adapter for each prompt."""
 
     kind: Literal["router"]

@@ -181,12 +181,14 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
     cells = [c for c in suite.cells() if not (c.loop == "mlx-lm" and c.drafter is not None and c.experiment in skipped)]
     cells = [c for c in cells if c.outer not in manifest.measured.without_memory]
     cells = [c for c in cells if manifest.measured.without_draft is None or not c.needs_draft]
-    names, facts = adapter_names(needed_chains(cells, list(suite.domains))), manifest.measured.adapters
+    facts = manifest.measured.adapters
+    shipped = {own["domain"] for name, own in facts.items() if name in manifest.measured.installed}
+    names = adapter_names(needed_chains(cells, list(suite.domains), shipped))
 
     def adapter(cell: Cell) -> str | None:
         if cell.drafter != "adapter" or cell.round == 0 or cell.installed:
             return cell.installed
-        name = names[chain_of(cell), cell.round or 1]
+        name = names[chain_of(cell, shipped), cell.round or 1]
         return name if name in facts and facts[name]["hash"] else None
 
     plan = make_plan(cells, samples, suite.seed, adapter, clocked=suite.clocked, repeats=suite.repeats)

@@ -40,8 +40,8 @@ LATER = ("prompts", "clocked", "clock_tokens", "repeats", "race", "draft_context
 """Keys that suites have not always had: at their default they leave the hash as it was, and with it the references of the gate."""
 LATER_PROMPT_KEYS = ("name", "config", "part", "prompt", "reference", "turns")
 """The same for keys of a domain."""
-LATER_ENTRY_KEYS = ("options",)
-"""The same for keys of an entry."""
+LATER_ENTRY_KEYS = {"options": None, "shipped": True}
+"""The same for keys of an entry, and their defaults."""
 
 
 class Suite(Strict):
@@ -148,7 +148,7 @@ def resolved_hash(resolved: Mapping[str, Any]) -> str:
         for name, spec in data["domains"].items()
     }
     entries = data.get("experiments", [])
-    data["experiments"] = [{k: v for k, v in entry.items() if not (k in LATER_ENTRY_KEYS and v is None)} for entry in entries]
+    data["experiments"] = [{k: v for k, v in entry.items() if LATER_ENTRY_KEYS.get(k, ...) != v} for entry in entries]
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

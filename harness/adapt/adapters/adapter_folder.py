@@ -1,13 +1,17 @@
 """Adapter folders: mlx-lm's two files (so ``mlx_lm.generate --adapter-path`` loads them) and ``metadata.json``.
 
+A quantised adapter has its weights in a file of another name, which only this project reads.
+
 Importing it loads no mlx, so that names can be checked before any model.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,11 +23,17 @@ from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.paths import adapters_root
 from harness.core.records import SCHEMA_VERSION
+from harness.datasets.splits import prompt_digest
 
 if TYPE_CHECKING:
+    from harness.adapt.adapters.quantised import Bits
     from harness.models.mlx_names import mx
 
 WEIGHTS, CONFIG, METADATA = "adapters.safetensors", "adapter_config.json", "metadata.json"
+QUANTISED = "adapters.quantised.safetensors"
+"""The weights of a quantised adapter, in place of :data:`WEIGHTS`."""
+PROMPTS = "trained_on.txt"
+"""Digests of the prompts that an adapter was trained on, where its training left them: a line each."""
 AGAIN = "Train or import the adapter again."
 
 
@@ -103,11 +113,62 @@ def write_parallel(folder: Path, weights: Mapping[str, mx.array], scale: float, 
 def _write(folder: Path, weights: Mapping[str, mx.array], config: Mapping[str, Any], info: AdapterInfo) -> None:
     from harness.models.tensors import save_arrays
 
-    (folder / METADATA).unlink(missing_ok=True)
+    for name in (METADATA, QUANTISED):
+        (folder / name).unlink(missing_ok=True)
     save_arrays(folder / WEIGHTS, weights)
     files.write_atomic(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     row = {"schema_version": SCHEMA_VERSION, **asdict(info)}
     files.write_atomic(folder / METADATA, (json.dumps(row, indent=2) + "\n").encode())
+
+
+def write_anew(adapter: Path, folder: Path, bits: Bits | None) -> None:
+    """Write an adapter into an empty folder with so many bits a number, or with whole numbers, as mlx-lm reads it.
+
+    Raises:
+        HarnessError: no usable adapter, or DoRA in few bits: its magnitudes differ too little for that.
+    """
+    from harness.adapt.adapters.quantised import save_quantised
+    from harness.models.tensors import save_arrays
+
+    lora, arrays = read_lora(adapter)
+    if bits is None:
+        save_arrays(folder / WEIGHTS, arrays)
+    elif lora.dora:
+        raise HarnessError(f"the adapter in {adapter} is DoRA, whose magnitudes do not keep in {bits} bits", "Leave out --bits.")
+    else:
+        save_quantised(folder / QUANTISED, arrays, bits)
+    copy_beside(adapter, folder)
+
+
+def copy_beside(adapter: Path, folder: Path, **changes: Any) -> None:
+    """Copy what stands beside the weights into another folder, the metadata last; ``changes`` replace what it says."""
+    shutil.copyfile(adapter / CONFIG, folder / CONFIG)
+    (folder / PROMPTS).unlink(missing_ok=True)
+    if (adapter / PROMPTS).is_file():
+        shutil.copyfile(adapter / PROMPTS, folder / PROMPTS)
+    row = files.read_json(adapter / METADATA, advice=AGAIN)
+    files.write_atomic(folder / METADATA, (json.dumps({**row, **changes}, indent=2) + "\n").encode())
+
+
+def write_prompts(folder: Path, prompts: Iterable[str]) -> None:
+    """Note in an adapter's folder which prompts it was trained on, by their digests."""
+    digests = sorted({prompt_digest(prompt) for prompt in prompts})
+    files.write_atomic(folder / PROMPTS, "".join(f"{digest}\n" for digest in digests))
+
+
+def read_prompts(folder: Path) -> frozenset[str]:
+    """Digests of the prompts that an adapter was trained on; none where its training left none.
+
+    Raises:
+        HarnessError: the file cannot be read.
+    """
+    path = folder / PROMPTS
+    return frozenset(files.read_text(path, advice=AGAIN).split()) if os.path.lexists(path) else frozenset()
+
+
+def weights_path(folder: Path) -> Path:
+    """File of an adapter's weights, quantised or not; it need not exist."""
+    return folder / QUANTISED if os.path.lexists(folder / QUANTISED) else folder / WEIGHTS
 
 
 def weights_hash(folder: Path) -> str:
@@ -116,7 +177,7 @@ def weights_hash(folder: Path) -> str:
     Raises:
         HarnessError: they cannot be read.
     """
-    return files.sha256(folder / WEIGHTS, advice=AGAIN)
+    return files.sha256(weights_path(folder), advice=AGAIN)
 
 
 def read_info(folder: Path, draft_hash: str | None = None) -> AdapterInfo:
@@ -137,11 +198,12 @@ def read_info(folder: Path, draft_hash: str | None = None) -> AdapterInfo:
 
 
 def read_lora(folder: Path) -> tuple[LoraConfig, dict[str, mx.array]]:
-    """Return an adapter's shape and arrays.
+    """Return an adapter's shape and arrays, whole ones also of a quantised adapter.
 
     Raises:
         HarnessError: missing or malformed files.
     """
+    from harness.adapt.adapters.quantised import read_quantised
     from harness.models.tensors import load_arrays
 
     path = folder / CONFIG
@@ -151,7 +213,8 @@ def read_lora(folder: Path) -> tuple[LoraConfig, dict[str, mx.array]]:
     config = files.typed(_Config, data, str(path), advice=AGAIN)
     shape = config.lora_parameters.model_copy(update={"num_layers": config.num_layers, "dora": config.fine_tune_type == "dora"})
     lora = files.typed(LoraConfig, shape.model_dump(), str(path), advice=AGAIN)
-    return lora, load_arrays(folder / WEIGHTS, finite=True, advice=AGAIN)[0]
+    weights = weights_path(folder)
+    return lora, read_quantised(weights, advice=AGAIN) if weights.name == QUANTISED else load_arrays(weights, finite=True, advice=AGAIN)[0]
 
 
 def load_into(model: Any, weights: Mapping[str, mx.array], source: Path) -> None:

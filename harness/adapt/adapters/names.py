@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.adapt.adapters.adapter_folder import list_adapters
+from harness.adapt.adapters.adapter_folder import list_adapters, read_info
 from harness.core.drafter_kinds import check_needs, drafter_kind, drafter_kinds, find_kind, split_name
 from harness.core.errors import HarnessError, did_you_mean
-from harness.core.paths import adapters_root
+from harness.core.paths import adapters_root, shipped_adapters_root
 from harness.core.protocols import LoadedDraft, LoadedPair
 
 ROUTER = "router"
@@ -32,9 +32,18 @@ def check_around(around: str, inner: str) -> None:
         )
 
 
-def installed(pair_name: str) -> dict[str, Path]:
-    """Return name -> folder of the adapters that ``harness train`` and sessions installed for a pair."""
-    return list_adapters(adapters_root(pair_name))
+def installed(pair_name: str, draft_hash: str | None = None) -> dict[str, Path]:
+    """Return name -> folder of a pair's adapters: those of ``harness train``, imports and sessions, then those of :func:`shipped`."""
+    return shipped(pair_name, draft_hash) | list_adapters(adapters_root(pair_name))
+
+
+def shipped(pair_name: str, draft_hash: str | None = None) -> dict[str, Path]:
+    """Return name -> folder of the adapters that come with the package for a pair.
+
+    Those of another draft than ``draft_hash`` are passed over, where it is known.
+    """
+    found = list_adapters(shipped_adapters_root(pair_name))
+    return {name: folder for name, folder in found.items() if draft_hash in (None, read_info(folder).draft_hash)}
 
 
 def check_drafter(pair_name: str, drafter: str | None, *, also: tuple[str, ...] = ()) -> None:

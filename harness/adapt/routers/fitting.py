@@ -197,16 +197,17 @@ def run_adapters(manifest: Manifest, known: Mapping[str, Path]) -> dict[str, Pat
 
 
 def install_adapters(pair_name: str, folders: Mapping[str, Path]) -> None:
-    """Put adapters where users' commands find them; the installed ones stay as they are.
+    """Put adapters where users' commands find them; those that are found already stay as they are.
 
     Raises:
         HarnessError: another adapter has the name; nothing is installed then.
     """
     from harness.adapt.adapters.adapter_folder import METADATA, adapter_folder, weights_hash
+    from harness.adapt.adapters.names import installed
     from harness.adapt.training.rounds import install
 
-    places = {name: adapter_folder(pair_name, name) for name in folders}
-    new = {name: place for name, place in places.items() if folders[name].resolve() != place.resolve()}
+    here = {name: folder.resolve() for name, folder in installed(pair_name).items()}
+    new = {name: adapter_folder(pair_name, name) for name, folder in folders.items() if folder.resolve() != here.get(name)}
     for name, place in new.items():
         if (place / METADATA).is_file() and weights_hash(place) != weights_hash(folders[name]):
             raise HarnessError(f"another adapter is installed as {name!r}", f"Move {place} away, or use --table-only.")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.adapt.adapters.adapter_folder import CONFIG, METADATA, WEIGHTS
+from harness.adapt.adapters.adapter_folder import CONFIG, METADATA, weights_path
 from harness.adapt.routers.arms import Replaying
 from harness.adapt.training.bank import AdapterBank, SwapRow, swap_costs
 from harness.cluster import sent_files as files
@@ -24,7 +24,9 @@ Adapters = tuple[tuple[str, files.Folder], ...]
 
 def described(folders: Mapping[str, Path], sources: dict[str, Path]) -> Adapters:
     """Adapters for workers; ``sources`` learns where their files are here."""
-    return tuple((name, files.described(folder, sources, (WEIGHTS, CONFIG, METADATA))) for name, folder in folders.items())
+    return tuple(
+        (name, files.described(folder, sources, (weights_path(folder).name, CONFIG, METADATA))) for name, folder in folders.items()
+    )
 
 
 def bare(t: Trajectory) -> Trajectory:

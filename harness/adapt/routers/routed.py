@@ -222,11 +222,11 @@ def hash_adapters(folders: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _content_hash(folder: Path) -> str:
-    from harness.adapt.adapters.adapter_folder import CONFIG, WEIGHTS
+    from harness.adapt.adapters.adapter_folder import CONFIG, weights_path
 
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
-        data = files.read_bytes(folder / name, advice="Train it again with `harness train`.")
+    for path in (folder / CONFIG, weights_path(folder)):
+        data = files.read_bytes(path, advice="Train it again with `harness train`.")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
 

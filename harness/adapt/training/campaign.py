@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.adapt.adapters.adapter_folder import adapter_folder
+from harness.adapt.adapters.adapter_folder import adapter_folder, write_prompts
 from harness.adapt.adapters.names import adaptable
 from harness.adapt.training.examples import Example, from_stored
 from harness.adapt.training.outcome import TrainProgress
@@ -122,6 +122,8 @@ def train_pair(
         progress=progress,
     )
     best = records[-1].adapter if records else None
+    if best is not None:
+        write_prompts(Path(best), [s.prompt for s in train if config.adapt.mine or domain in (None, s.domain)])
     installed = install(Path(best), folder, name) if best is not None else None
     return Campaign(records=tuple(records), adapter=installed, trained_prompts=len(train), synthetic_prompts=len(written))
 

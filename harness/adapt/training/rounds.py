@@ -18,7 +18,7 @@ from typing import cast
 
 import numpy as np
 
-from harness.adapt.adapters.adapter_folder import CONFIG, METADATA, WEIGHTS, load_into, read_info, read_lora
+from harness.adapt.adapters.adapter_folder import METADATA, QUANTISED, WEIGHTS, copy_beside, load_into, read_info, read_lora, weights_path
 from harness.adapt.adapters.surface import attached
 from harness.adapt.training.acceptance import DomainCounts
 from harness.adapt.training.buffer import ReplayBuffer, mix
@@ -32,7 +32,7 @@ from harness.adapt.training.parallel_training import train_parallel
 from harness.adapt.training.trainer import train_adapter
 from harness.adapt.training_config import TrainingConfig
 from harness.core.errors import HarnessError
-from harness.core.files import read_json, read_stored, write_atomic
+from harness.core.files import read_stored, write_atomic
 from harness.core.machine import utc_now
 from harness.core.protocols import LoadedDraft
 from harness.core.records import SCHEMA_VERSION, Trajectory
@@ -348,9 +348,9 @@ def _case(
 def install(adapter: Path, folder: Path, name: str) -> Path:
     """Copy a finished adapter to the folder users find it in, under ``name``; the metadata last."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / METADATA).unlink(missing_ok=True)
-    for file in (WEIGHTS, CONFIG):
-        shutil.copyfile(adapter / file, folder / file)
-    row = read_json(adapter / METADATA)
-    write_atomic(folder / METADATA, (json.dumps({**row, "name": name}, indent=2) + "\n").encode())
+    weights = weights_path(adapter)
+    for file in {METADATA, WEIGHTS, QUANTISED} - {weights.name}:
+        (folder / file).unlink(missing_ok=True)
+    shutil.copyfile(weights, folder / weights.name)
+    copy_beside(adapter, folder, name=name)
     return folder

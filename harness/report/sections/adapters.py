@@ -24,16 +24,18 @@ def tables(run: Run) -> list[Table]:
 
 
 def sentences(run: Run) -> list[str]:
-    """Which adapters have no weights of their own, so that their cells ran with the plain draft and are left out."""
-    adapters = run.manifest.measured.adapters
-    untrained = [name for name, a in adapters.items() if not a["rounds"]]
+    """Which adapters have no weights of their own, so that their cells ran with the plain draft, and which come with the package."""
+    measured = run.manifest.measured
+    adapters, shipped = measured.adapters, [name for name in measured.adapters if name in measured.installed]
+    untrained = [name for name, a in adapters.items() if not a["rounds"] and name not in shipped]
     rejected = [name for name, a in adapters.items() if a["rounds"] and not any(r["accepted"] for r in a["rounds"])]
     whys = (
         f"too few failure cases to train {', '.join(untrained)} on" if untrained else "",
         f"no round of {', '.join(rejected)} raised validation acceptance" if rejected else "",
     )
     why = "; ".join(filter(None, whys))
-    return [f"{why[0].upper()}{why[1:]}: these cells ran with the plain draft and are left out."] if why else []
+    left_out = [f"{why[0].upper()}{why[1:]}: these cells ran with the plain draft and are left out."] if why else []
+    return left_out + ([f"Of the package, not trained here: {', '.join(shipped)}."] if shipped else [])
 
 
 def training_table(measured: Measured, rows: Sequence[CellRow]) -> Table | None:
@@ -41,6 +43,8 @@ def training_table(measured: Measured, rows: Sequence[CellRow]) -> Table | None:
     lines = []
     for name, adapter in measured.adapters.items():
         rounds, domain = adapter["rounds"], adapter["domain"]
+        if name in measured.installed:
+            continue
         if not rounds:
             lines.append((name, domain, "too few failure cases to train on", *[MISSING] * 6))
             continue
