@@ -15,7 +15,7 @@ from harness.adapt.training.bank import AdapterBank
 from harness.core.drafter_kinds import split_name
 from harness.core.errors import HarnessError
 from harness.core.protocols import LoadedPair
-from harness.core.records import Generation, Trajectory
+from harness.core.records import Generation, Rule, Trajectory
 from harness.decode import generation as decoding
 from harness.decode import replay as replaying
 from harness.decode.drafters import Drafter
@@ -141,6 +141,8 @@ def replay(
     sampling: Sampling | None = None,
     costs: Costs | None = None,
     progress: Callable[[int], None] | None = None,
+    rule: Rule = "rejection",
+    seed: int | None = None,
 ) -> list[ReplayRow]:
     """Acceptance of every drafter x sample x K from stored target trajectories, without running the target.
 
@@ -154,9 +156,10 @@ def replay(
     if any(drafter == "router" for _, drafter in parts):
         raise HarnessError("replay follows drafters, not the router", "Replay the router's drafters; each prompt's choice is one of them.")
     rows: list[ReplayRow] = []
+    how: dict[str, Any] = {"sampling": sampling, "costs": costs, "progress": progress, "rule": rule, "seed": seed}
     for (around, drafter), adapter in zip(parts, adapters, strict=True):
         chosen = _activate(pair, drafter, adapter, around)
-        rows += replaying.replay(pair, trajectories, [chosen], ks, sampling=sampling, costs=costs, progress=progress)  # type: ignore[list-item]
+        rows += replaying.replay(pair, trajectories, [chosen], ks, **how)  # type: ignore[list-item]
     return rows
 
 

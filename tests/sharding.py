@@ -15,8 +15,9 @@ from harness.cli.shards import free_ports
 from harness.core.records import Sample, Trajectory
 from harness.decode.audit import classify
 from harness.decode.calibrate import calibrate
+from harness.decode.forced import forced_passes
 from harness.decode.generation import generate
-from harness.decode.replay import forced_passes, replay
+from harness.decode.replay import replay
 from harness.decode.rewind import rewindable
 from harness.models.following import follow
 from harness.models.pair import load_pair

@@ -16,7 +16,8 @@ from harness.adapt.adapters.surface import adapted_layers, adapter_weights, atta
 from harness.adapt.training import bank as bank_module
 from harness.adapt.training.bank import AdapterBank, kept_rows, replay_bank
 from harness.core.errors import HarnessError
-from harness.decode.replay import length_batches, replay_model
+from harness.decode.forced import length_batches
+from harness.decode.replay import replay_model
 from harness.models.mlx_names import mx, tree_flatten
 from harness.models.tensors import save_arrays
 

@@ -51,6 +51,22 @@ def test_decoding_is_counted_answer_by_answer() -> None:
     assert estimate_s(suite(4), suite(4).cells(), SPEED)["decoding"] == pytest.approx(2 * times["decoding"])
 
 
+def test_samples_cost_answers_and_passes_of_their_own() -> None:
+    """A temperature is one more answer to every prompt and one more pass of the draft; lengths that the draft's own samples decide also
+    take a pass of the target, unless it draws apart. Where nothing is clocked apart, samples are decoded."""
+
+    def times(k: list[Any], rule: str, **changes: Any) -> dict[str, float]:
+        entries = [{"kind": "baseline", "temperatures": [0.0, 1.0]}, {"kind": "generic_draft", "temperatures": [1.0], "k": k, "rule": rule}]
+        own = suite(experiments=entries, **{"clocked": 1, **changes})
+        return estimate_s(own, own.cells(), SPEED)
+
+    fixed, told = times([2, 4], "rejection"), times(["dynamic"], "rejection")
+    assert fixed["answers"] == pytest.approx(8 * 2.0 * estimate.BATCH_SHARE)
+    assert fixed["replay"] == pytest.approx(4 * 110 * 0.01 * 0.2 * estimate.READ_SHARE)
+    assert told["replay"] - times(["dynamic"], "match")["replay"] == pytest.approx(4 * 110 * 0.01)
+    assert times([2], "rejection", clocked=None)["replay"] == 0
+
+
 def test_training_counts_answers_and_rounds() -> None:
     """More rounds or prompts must cost more; the shared first round costs once."""
     entry = {"kind": "adaptive_rounds", "train_samples": 10, "rounds": 2}

@@ -16,10 +16,10 @@ from harness.adapt.training.material import inverse_ids
 from harness.core.errors import HarnessError
 from harness.core.records import Trajectory
 from harness.decode.calibrate import calibrate
+from harness.decode.forced import forced_passes
 from harness.decode.generation import generate
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.replay import forced_passes
 from harness.decode.sampling import Sampling, log_softmax
 from harness.models.blas import mx, nn
 from harness.models.forward import PrunedHead

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from harness.core.records import Divergence, Generation, Record, Sample, Score, 
 from harness.decode.length import Costs
 from harness.models.draft import Draft
 from harness.report import load_run
+from harness.report.integrity import contradictions
 from harness.report.markdown import render
 from harness.report.verify import verify
 from harness.results.manifest import read_manifest
@@ -89,13 +91,14 @@ def fake_generate(pair: Any, prompt: Any, *, drafter: str | None = "generic", k:
     )  # fmt: skip
 
 
-def fake_answers(pair: Any, samples: Any, max_tokens: int) -> list[Trajectory]:
-    """The same tokens as decoding."""
+def fake_answers(pair: Any, samples: Any, max_tokens: int, *, temperature: float = 0.0, seed: int = 0) -> list[Trajectory]:
+    """The same tokens as decoding; samples are others, one token shorter and seed by seed."""
     found = []
     for s in samples:
         tokens = fake_generate(pair, pair.encode(s.prompt), drafter=None, max_tokens=max_tokens).tokens
-        facts = {"sample_id": s.id, "domain": s.domain, "prompt_tokens": tuple(pair.encode(s.prompt)), "max_tokens": max_tokens}
-        found.append(Trajectory(tokens=tokens, finish="length", **facts))
+        tokens = tuple(token + 100 + seed for token in tokens[1:]) if temperature else tokens
+        facts: dict[str, Any] = {"sample_id": s.id, "domain": s.domain, "prompt_tokens": tuple(pair.encode(s.prompt))}
+        found.append(Trajectory(tokens=tokens, finish="length", max_tokens=max_tokens, temperature=temperature, **facts))
     return found
 
 
@@ -104,7 +107,7 @@ def fake_replay(pair: Any, trajectories: Any, drafters: Any, ks: Any, **_: Any) 
     rows = []
     for t in trajectories:
         for k in ks:
-            g = fake_generate(pair, t.prompt_tokens, drafter=drafters[0], k=k, max_tokens=t.max_tokens)
+            g = fake_generate(pair, t.prompt_tokens, drafter=drafters[0], k=k, max_tokens=len(t.tokens))
             row = type("Row", (), {"sample_id": t.sample_id, "k": k, "near_ties": 0, "sources": None})()
             for name in ("rounds", "drafted", "accepted", "rejected", "emitted", "accept_lengths", "draft_lengths"):
                 setattr(row, name, getattr(g, name))
@@ -639,6 +642,68 @@ def test_counts_come_from_all_prompts_and_clocks_from_few(tmp_path: Path) -> Non
     assert row.robust.value == pytest.approx(base / cell)
     assert row.speed is row.robust
     verify(folder, reports_folder(folder))
+
+
+def sampled_suite() -> Suite:
+    """As :func:`clocked_suite`, at temperature 1: what a draft and a lookup propose, and a cell that replay cannot follow."""
+    experiments = [
+        {"kind": "baseline", "temperatures": [0.0, 1.0]},
+        {"kind": "generic_draft", "temperatures": [1.0], "rule": "rejection", "k": [2, "auto"]},
+        {"kind": "prompt_lookup", "temperatures": [0.0, 1.0]},
+        {"kind": "drafters", "drafters": ["head"], "temperatures": [1.0]},
+        {"kind": "generic_draft", "name": "hot", "temperatures": [2.0], "k": [2]},
+    ]
+    return make_suite(limit=5, max_tokens=20, clocked=2, clock_tokens=9, experiments=experiments, seed=3)
+
+
+def test_samples_are_counted_on_all_prompts_too(tmp_path: Path) -> None:
+    """The target samples an answer to every prompt, along which cells of its temperature are replayed by their rule and the run's seed;
+    a drafter that replay cannot follow, and a temperature without a baseline, have the clocked prompts alone."""
+    asked: list[tuple[Any, ...]] = []
+
+    def replaying(pair: Any, trajectories: Any, drafters: Any, ks: Any, **how: Any) -> list[Any]:
+        drawn = how.get("temperature"), how.get("rule"), how.get("seed")
+        asked.append((drafters[0], *drawn, {t.temperature for t in trajectories}))
+        return fake_replay(pair, trajectories, drafters, ks)
+
+    engine = make_engine(generate=timed_generate, replay=replaying)
+    folder = run(tmp_path, report=True, suite=sampled_suite(), engine=engine)
+    records = read_records(folder)
+    counts = Counter((r.method, r.drafter, r.temperature) for r in records)
+    assert counts == {
+        ("answer", None, 0.0): 10, ("answer", None, 1.0): 10, ("decode", None, 0.0): 4, ("decode", None, 1.0): 4,
+        ("decode", "generic", 1.0): 8, ("replay", "generic", 1.0): 20, ("replay", "lookup", 0.0): 10, ("replay", "lookup", 1.0): 10,
+        ("decode", "lookup", 0.0): 4, ("decode", "lookup", 1.0): 4, ("decode", "head", 1.0): 4, ("decode", "generic", 2.0): 4,
+    }  # fmt: skip
+    assert sorted(asked, key=str) == [
+        ("generic", 1.0, "rejection", 3, {1.0}), ("generic", 1.0, "rejection", 3, {1.0}),
+        ("lookup", 1.0, "match", 3, {1.0}), ("lookup", None, None, None, {0.0}),
+    ]  # fmt: skip
+    assert {r.emitted for r in records if r.method != "decode"} == {19, 20}
+    assert {r.tokens for r in records if r.method == "answer" and r.temperature}.isdisjoint(r.tokens for r in records if not r.temperature)
+    rows = {(row.domain, row.drafter, row.temperature, row.k): row for row in summarise(records, pooled=False)}
+    for drafter, temperature, k, n, clocked in (("generic", 1.0, 2, 5, 2), (None, 1.0, None, 5, 2), ("head", 1.0, 4, 2, 2)):
+        row = rows["code", drafter, temperature, k]
+        assert (row.n, row.clocked) == (n, clocked)
+    quality = rows["code", None, 1.0, None].quality
+    assert quality is not None
+    assert (quality.scored, rows["code", "lookup", 0.0, 4].quality) == (5, rows["code", None, 0.0, None].quality)
+    verify(folder, reports_folder(folder))
+
+
+def test_a_run_with_samples_resumes(tmp_path: Path) -> None:
+    """Stopped anywhere, the same records as an unbroken run; one of an older version, which replayed no samples, is still read as whole."""
+    whole = run(tmp_path / "whole", suite=sampled_suite())
+    for after in (1, 5, 13):
+        with pytest.raises(Boom):
+            run(tmp_path / str(after), suite=sampled_suite(), engine=make_engine(generate=failing(after)))
+        (folder,) = (tmp_path / str(after) / "results").iterdir()
+        assert run(tmp_path / str(after), suite=sampled_suite(), resume=folder.name) == folder
+        assert without_times(read_records(folder)) == without_times(read_records(whole))
+    manifest, records = read_manifest(whole), read_records(whole)
+    assert not contradictions(manifest, records)
+    older = dataclasses.replace(manifest, measured=dataclasses.replace(manifest.measured, samples_replayed=False))
+    assert not contradictions(older, [r for r in records if r.method == "decode" or not r.temperature])
 
 
 def test_a_disturbed_answer_is_decoded_again(tmp_path: Path) -> None:

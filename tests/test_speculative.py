@@ -21,11 +21,12 @@ from harness.core.records import Sample, Trajectory
 from harness.decode import passes, speculative
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import Drafter, HybridDrafter, LookupDrafter, Proposal, Request
+from harness.decode.forced import forced_passes
 from harness.decode.generation import generate
 from harness.decode.length import FREE, AutoK, Costs
 from harness.decode.making import DrafterOptions, resolve_drafter
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.replay import forced_passes, replay
+from harness.decode.replay import replay
 from harness.decode.sampling import Sampling
 from harness.models.blas import mx
 from harness.models.forward import PrunedHead, useful_vocab

@@ -164,6 +164,8 @@ class Measured:
     """Replayed samples that were decoded too."""
     replayed: ReplayTime | None = None
     """None where nothing was replayed, and in runs of older versions."""
+    samples_replayed: bool = False
+    """Sampled cells are replayed too; False in runs of older versions."""
     target_ties: Mapping[str, Annotated[int, Field(ge=0)]] = field(default_factory=dict)
     """Sample id to the number of near-ties of the target in its answer."""
     race: Race | None = None

@@ -16,10 +16,11 @@ from harness.core.records import Trajectory
 from harness.decode.accept import common_prefix
 from harness.decode.cached import PREFILL_CHUNK_TOKENS, CachedModel
 from harness.decode.drafters import Drafter, Proposal, Request
+from harness.decode.drawn import target_logprobs
 from harness.decode.head_chains import Chains, chains, stands
 from harness.decode.length import Costs, make_policy
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.replay import ReplayRow, expected_row, row_of, target_logprobs
+from harness.decode.replay import ReplayRow, expected_row, row_of
 from harness.decode.sampling import Sampling
 from harness.decode.simulate import simulate_policy, simulate_runs
 from harness.decode.target_states import KnownStates, ReadTarget, States, read_answers

@@ -111,9 +111,7 @@ class ParallelPass:
     def stands(self, logprobs: np.ndarray) -> np.ndarray:
         """(n, K): chance that answer token i + j stands where it is drafted from start i; ``logprobs`` (n,) are the target's."""
         assert self.logq is not None
-        beyond = np.zeros(self.most - 1)
-        ahead = np.lib.stride_tricks.sliding_window_view(np.concatenate([logprobs, beyond]), self.most)
-        return np.minimum(1.0, np.exp(self.logq.astype(np.float64) - ahead))
+        return np.minimum(1.0, np.exp(self.logq.astype(np.float64) - windows(logprobs, self.most, beyond=0.0)))
 
     def near_ties(self) -> int:
         """As :meth:`harness.decode.replay.ForcedPass.near_ties`."""
@@ -122,6 +120,11 @@ class ParallelPass:
     def along(self, drafter: ModelDrafter, trajectory: Trajectory) -> AlongParallel:
         """The drafter beside the answer."""
         return AlongParallel(drafter, trajectory, self)
+
+
+def windows(values: np.ndarray, k: int, *, beyond: float) -> np.ndarray:
+    """(n, k) view of ``values`` (n,): what stands at i + j in row i, ``beyond`` behind the end."""
+    return np.lib.stride_tricks.sliding_window_view(np.concatenate([values, np.full(k - 1, beyond)]), k)
 
 
 def parallel_passes(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
+import numpy as np
+
 from harness.core.limits import LIMITS
+from harness.core.records import Rule
 from harness.models.blas import mx
 
 
@@ -29,6 +33,29 @@ class Sampling:
     def greedy(self) -> bool:
         """True at temperature 0."""
         return self.temperature == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The random numbers of one decoding of each answer: the same wherever and in whatever order they are asked for."""
+
+    sampling: Sampling
+    """Temperature above 0, and filters."""
+    rule: Rule
+    """What lets a drafted token stand."""
+    seed: int
+
+    def uniform(self, answer: str, n: int) -> np.ndarray:
+        """(n,) numbers in [0, 1), one for each token of the answer with this sample id."""
+        return np.random.default_rng(self._seed(answer, "uniform")).random(n)
+
+    def key(self, answer: str, place: object) -> mx.array:
+        """Random key for what is drawn at a place of the answer."""
+        return mx.random.key(self._seed(answer, repr(place)))
+
+    def _seed(self, answer: str, what: str) -> int:
+        text = f"{self.seed} {answer} {what}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 def log_softmax(logits: mx.array) -> mx.array:

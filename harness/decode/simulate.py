@@ -15,6 +15,7 @@ from harness.decode.drafters import Drafter, FreeDrafter, Proposal, Request
 from harness.decode.length import LengthPolicy
 from harness.decode.model_drafter import ModelDrafter
 from harness.decode.proposing import Proposing
+from harness.decode.sampling import Draws
 from harness.models.blas import ints, mx
 
 MOST_DRAFTED = 2**31
@@ -140,6 +141,7 @@ class AlongAnswer:
         favourite: (n,) int, the favourite's id.
         confidence: (n,) float, its probability under the draft.
         beyond: what the draft said behind tokens that the answer has not; used and filled in.
+        draws: how it draws those; None for its favourites.
     """
 
     def __init__(
@@ -150,11 +152,12 @@ class AlongAnswer:
         favourite: np.ndarray,
         confidence: np.ndarray,
         beyond: Beyond,
+        draws: Draws | None = None,
     ) -> None:
         self.name = draft.name
         self._draft, self._prompt, self._answer = draft, list(trajectory.prompt_tokens), list(trajectory.tokens)
         self._match, self._favourite, self._confidence = match.tolist(), favourite.tolist(), confidence.tolist()
-        self._beyond = beyond
+        self._beyond, self._draws, self._sample_id = beyond, draws, trajectory.sample_id
         self._reads = False
 
     def begin(self, prompt: list[int]) -> None:
@@ -162,7 +165,7 @@ class AlongAnswer:
         self._reads = False
 
     def propose(self, context: list[int], request: Request) -> Proposal | None:
-        """As :meth:`harness.decode.model_drafter.ModelDrafter.propose`, greedy."""
+        """As :meth:`harness.decode.model_drafter.ModelDrafter.propose`."""
         if request.k == 0:
             return None
         start, goes_on = len(context) - len(self._prompt), request.keep_going
@@ -206,6 +209,9 @@ class AlongAnswer:
         if not self._reads:
             self._draft.begin(self._prompt)
             self._reads = True
+        if self._draws is not None:
+            place = tuple(context[len(self._prompt) :]), request.k
+            request = dataclasses.replace(request, sampling=self._draws.sampling, key=self._draws.key(self._sample_id, place))
         proposal = self._draft.propose(context, request)
         assert proposal is not None
         return proposal

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from harness.core.records import Trajectory
 from harness.decode.cached import CachedModel
-from harness.decode.replay import length_batches
+from harness.decode.forced import length_batches
 from harness.models.blas import mx
 from harness.models.taps import Tapped
 

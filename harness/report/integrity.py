@@ -63,13 +63,13 @@ def _against_baselines(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         if record.drafter is None and record.temperature == 0 and record.method == "decode":
             own.setdefault(record.sample_id, record)
-    answers = {record.sample_id: record for record in records if record.method == "answer"}
+    answers = {(record.sample_id, record.temperature): record for record in records if record.method == "answer"}
     for record in records:
         name, base = _name(record), own.get(record.sample_id)
         if record.method == "answer":
             continue
         if record.method == "replay":
-            base = answers.get(record.sample_id, base)
+            base = answers.get((record.sample_id, record.temperature), None if record.temperature else base)
             if base is None or (record.emitted, record.finish) != (base.emitted, base.finish):
                 yield f"{name} was not replayed from the target's own answer"
             continue

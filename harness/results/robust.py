@@ -41,7 +41,7 @@ class Timing:
                 self._whole.add(record, fold[record.sample_id])
         folds = range(min(len(ids), MOST_FOLDS))
         self._without = [self._whole.without(i) for i in folds] if len(folds) > 1 else []
-        answered = [cell for cell in groups.cells if cell.method == "answer"]
+        answered = [cell for cell in groups.cells if cell.method == "answer" and cell.temperature == 0]
         self._answers: dict[str, Graded] = {r.sample_id: (r.score, r.finish) for cell in answered for r in groups.of([cell])}
 
     def answers(self, group: Sequence[Record]) -> list[Graded]:

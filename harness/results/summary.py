@@ -230,9 +230,14 @@ def _row(
         token_s=_percentiles([_per_token(r) for r in clocks]), total_s=_percentiles(walls),
         route_s=_median([r.route_s for r in clocks]), swap_s=_median([r.swap_s for r in clocks]), predicted=predicted,
         efficiency=wall.value / predicted if wall and predicted else None,
-        quality=_quality(timing.answers(group) or [(r.score, r.finish) for r in everything]), profile=_profile(clocks),
+        quality=_quality(timing.answers(group) or _graded(everything)), profile=_profile(clocks),
         prompts=Prompts([p[0].sample_id for p in prompts], [p[0].domain for p in prompts], totals, [speeds.get(s) for s in work.samples]),
     )  # fmt: skip
+
+
+def _graded(everything: Sequence[Record]) -> list[Graded]:
+    """What a cell's quality is of: the target's whole answers where it gave them in batches, else every record."""
+    return [(r.score, r.finish) for r in [r for r in everything if r.method == "answer"] or everything]
 
 
 class Prompts(Sequence[PromptRow]):

@@ -73,8 +73,8 @@ class Bench:
     prompts: dict[str, list[int]] = field(default_factory=dict)
     baselines: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Greedy outputs of the target, decoded one at a time."""
-    answers: dict[str, Trajectory] = field(default_factory=dict)
-    """Greedy outputs of the target, made in batches."""
+    answers: dict[tuple[str, float], Trajectory] = field(default_factory=dict)
+    """Outputs of the target, made in batches, by sample id and temperature."""
     passes: dict[Any, Passes[Any]] = field(default_factory=dict)
     """(what drafts, adapter) -> what it said along the answers."""
     scores: dict[tuple[str, tuple[int, ...]], Score] = field(default_factory=dict)
@@ -94,7 +94,8 @@ class Bench:
 
     def target(self, sample_id: str) -> tuple[int, ...] | None:
         """The target's own greedy answer, the whole one where there is one; None where it gave none."""
-        return self.answers[sample_id].tokens if sample_id in self.answers else self.baselines.get(sample_id)
+        found = self.answers.get((sample_id, 0.0))
+        return self.baselines.get(sample_id) if found is None else found.tokens
 
 
 Until = Callable[[], bool]
@@ -124,8 +125,8 @@ class Executor(Protocol):
     def width(self) -> int:
         """Prompts that are decoded at the same time."""
 
-    def answer(self, context: Context, samples: Sequence[Sample]) -> Iterable[Trajectory]:
-        """The target's greedy answers, made in batches."""
+    def answer(self, context: Context, samples: Sequence[Sample], **sampled: Any) -> Iterable[Trajectory]:
+        """The target's greedy answers, or its samples at a ``temperature`` by a ``seed``, made in batches."""
 
     def placed(self, trajectory: Trajectory) -> Place | None:
         """Where an answer was made; None where it is this process, or the cache."""

@@ -10,7 +10,7 @@ from harness.core.cell import record_key
 from harness.core.interrupt import StopRequest
 from harness.core.limits import ended
 from harness.core.progress import counted, note, noting
-from harness.core.records import Record, Sample, Trajectory
+from harness.core.records import Record, Trajectory
 from harness.decode.passes import Passes
 from harness.run.context import Bench, Context, costs_now, draft_of, score_answer
 from harness.suite.cells import Cell
@@ -21,36 +21,44 @@ HALF_TIE = 0.004
 
 
 def answer_all(context: Context, jobs: Sequence[Job], stop: StopRequest) -> None:
-    """Let the target answer every prompt, in batches; each answer is scored and becomes one record."""
-    if not jobs:
-        return
+    """Let the target answer every prompt, in batches, greedily first; each answer is scored and becomes one record."""
+    for temperature in sorted({job.cell.temperature for job in jobs}):
+        if not stop.requested:
+            _answer(context, [job for job in jobs if job.cell.temperature == temperature], temperature, stop)
+
+
+def _answer(context: Context, jobs: Sequence[Job], temperature: float, stop: StopRequest) -> None:
+    """The answers at one temperature."""
     todo = [job for job in jobs if job.key not in context.store]
     if todo:
-        note(f"the target answers {len(todo)} prompts")
+        note(f"the target answers {len(todo)} prompts{f' at temperature {temperature:g}' if temperature else ''}")
     with context.stages("answer"):
         by_id = {job.sample.id: job for job in jobs}
-        found = context.work.answer(context, [job.sample for job in jobs])
+        sampled = {"temperature": temperature, "seed": jobs[0].seed} if temperature else {}
+        found = context.work.answer(context, [job.sample for job in jobs], **sampled)
         for trajectory in counted(found, len(jobs), "answered"):
             if stop.requested:
                 return
             job = by_id[trajectory.sample_id]
-            context.answers[job.sample.id] = trajectory
+            context.answers[job.sample.id, temperature] = trajectory
             if job.key not in context.store:
                 context.store.append(_answered(context, job, trajectory))
 
 
 def _answered(context: Context, job: Job, t: Trajectory) -> Record:
     cell, n = job.cell, len(t.tokens)
+    target = context.target(t.sample_id) if cell.temperature else t.tokens
     return Record(
         experiment=cell.experiment, method="answer", loop=cell.loop, sample_id=t.sample_id, domain=t.domain, drafter=None, k=None,
-        seed=job.seed, prompt_tokens=len(t.prompt_tokens), rounds=n, drafted=0, accepted=0, rejected=0, accept_lengths=(0,) * n,
-        draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens, thinking=context.thinking(t.sample_id, t.tokens),
-        score=score_answer(context, job.sample, t.tokens, t.tokens), place=context.work.placed(t),
+        temperature=cell.temperature, seed=job.seed, prompt_tokens=len(t.prompt_tokens), rounds=n, drafted=0, accepted=0, rejected=0,
+        accept_lengths=(0,) * n, draft_lengths=(0,) * n, emitted=n, finish=t.finish, tokens=t.tokens,
+        thinking=context.thinking(t.sample_id, t.tokens), score=score_answer(context, job.sample, t.tokens, target),
+        place=context.work.placed(t),
     )  # fmt: skip
 
 
 def replay_all(context: Context, plan: Plan, stop: StopRequest, progress: Any) -> None:
-    """Take the counts of every job that needs no clock from the target's greedy answers."""
+    """Take the counts of every job that needs no clock from the target's answers."""
     _target_ties(context, plan.replays)
     alike: dict[tuple[Any, ...], list[Job]] = {}
     for job in plan.replays:
@@ -85,6 +93,7 @@ def _alike(job: Job) -> tuple[Any, ...]:
         cell.ngram,
         cell.options,
         cell.recipe if cell.drafter == "router" else None,
+        (cell.temperature, cell.rule),
         _policy(cell),
     )
 
@@ -97,27 +106,30 @@ def replayed(bench: Bench, group: Sequence[Job]) -> list[Record]:
     """Counts of jobs that are replayed alike, from the target's answers that the bench holds."""
     if group[0].cell.drafter == "router":
         return _routed(bench, group)
-    cell, adapter = group[0].cell, group[0].adapter
-    answers = {job.sample.id: answer(bench, job.sample) for job in group}
-    rows = _rows(bench, cell, adapter, list(answers.values()), sorted({job.cell.k for job in group}, key=str))
+    answers = {job.sample.id: answer(bench, job) for job in group}
+    rows = _rows(bench, group[0], list(answers.values()), sorted({job.cell.k for job in group}, key=str))
     by_key = {(row.sample_id, row.k): row for row in rows}
     return [_record(bench, job, by_key[job.sample.id, job.cell.k], answers[job.sample.id]) for job in group]
 
 
-def _rows(bench: Bench, cell: Cell, adapter: str | None, answers: Sequence[Trajectory], ks: Sequence[Any]) -> list[Any]:
-    """Replay rows of a cell's drafter with one adapter in place."""
+def _rows(bench: Bench, job: Job, answers: Sequence[Trajectory], ks: Sequence[Any]) -> list[Any]:
+    """Replay rows of a job's drafter with its adapter in place."""
+    cell, adapter = job.cell, job.adapter
     bench.trained.activate(adapter)
     source = bench.trained.drafter(adapter, bench.pair, cell.around) if cell.drafter == "adapter" else cell.drafter
     how = {"costs": costs_now(bench, cell)} if "auto" in ks else {}
-    return _replay(bench, cell, adapter, source, answers, ks, how)
+    return _replay(bench, job, adapter, source, answers, ks, how)
 
 
 def _replay(
-    bench: Bench, cell: Cell, adapter: str | None, source: Any, answers: Sequence[Trajectory], ks: Sequence[Any], how: Mapping[str, Any]
+    bench: Bench, job: Job, adapter: str | None, source: Any, answers: Sequence[Trajectory], ks: Sequence[Any], how: Mapping[str, Any]
 ) -> list[Any]:
     """Rows of a drafter around a draft with one adapter, from what that draft said before where that is known."""
+    cell = job.cell
     known, progress = bench.passes.setdefault((draft_of(cell), adapter), Passes()), noting(len(answers), "answers replayed")
     settings = bench.engine.settings(cell)
+    if cell.temperature:
+        settings |= {"temperature": cell.temperature, "rule": cell.rule, "seed": job.seed}
     return bench.engine.replay(bench.pair, answers, [source], ks, known=known, progress=progress, **how, **settings)
 
 
@@ -127,23 +139,23 @@ def _routed(bench: Bench, group: Sequence[Job]) -> list[Record]:
     choices = {job.sample.id: bench.trained.choose(cell, job.sample.asked) for job in group}
     rows: dict[str, Any] = {}
     for arm in dict.fromkeys(choices.values()):
-        own = [answer(bench, job.sample) for job in group if choices[job.sample.id] == arm]
-        rows |= {row.sample_id: row for row in _arm_rows(bench, cell, arm, own)}
+        own = [answer(bench, job) for job in group if choices[job.sample.id] == arm]
+        rows |= {row.sample_id: row for row in _arm_rows(bench, group[0], arm, own)}
     return [
-        dataclasses.replace(_record(bench, job, rows[job.sample.id], answer(bench, job.sample)), choice=choices[job.sample.id])
-        for job in group
+        dataclasses.replace(_record(bench, job, rows[job.sample.id], answer(bench, job)), choice=choices[job.sample.id]) for job in group
     ]
 
 
-def _arm_rows(bench: Bench, cell: Cell, arm: str, answers: Sequence[Trajectory]) -> list[Any]:
+def _arm_rows(bench: Bench, job: Job, arm: str, answers: Sequence[Trajectory]) -> list[Any]:
     """Replay rows of one of the router's arms."""
     from harness.adapt.routers.arms import arm_drafter, arm_parts, costs_of
 
+    cell = job.cell
     source = arm_drafter(bench.pair, bench.trained.bank, arm, cell.around)
     if source is None:
         return _plain(answers)
     how = {"costs": costs_of(arm, costs_now(bench, cell), cell.around)} if cell.k == "auto" else {}
-    return _replay(bench, cell, arm_parts(arm)[1], source, answers, [cell.k], how)
+    return _replay(bench, job, arm_parts(arm)[1], source, answers, [cell.k], how)
 
 
 def _plain(answers: Sequence[Trajectory]) -> list[Any]:
@@ -173,10 +185,11 @@ def _record(bench: Bench, job: Job, row: Any, t: Trajectory) -> Record:
     )  # fmt: skip
 
 
-def answer(bench: Bench, sample: Sample) -> Trajectory:
-    """The target's greedy answer: from a batch, or as it was decoded with a clock."""
-    if sample.id in bench.answers:
-        return bench.answers[sample.id]
+def answer(bench: Bench, job: Job) -> Trajectory:
+    """The target's answer that a job is replayed along: from a batch, or a greedy one as it was decoded with a clock."""
+    sample = job.sample
+    if (found := bench.answers.get((sample.id, job.cell.temperature))) is not None:
+        return found
     tokens = bench.baselines[sample.id]
     prompt = bench.prompts[sample.id]
     by_model = bool(tokens) and tokens[-1] in bench.pair.eos_token_ids
@@ -193,8 +206,8 @@ def answer(bench: Bench, sample: Sample) -> Trajectory:
 def _target_ties(context: Context, jobs: Sequence[Job]) -> None:
     """Keep in the manifest how many near-ties of the target each replayed answer has: there another machine may answer otherwise."""
     known = context.store.measured.target_ties
-    samples = {job.sample.id: job.sample for job in jobs if job.sample.id not in known}
-    whole = [answer(context, sample) for sample in samples.values()]
+    greedy = {job.sample.id: job for job in jobs if job.sample.id not in known and job.cell.temperature == 0}
+    whole = [answer(context, job) for job in greedy.values()]
     found = {t.sample_id: n for t in whole if (n := _close(t)) is not None}
     rest = [t for t in whole if t.sample_id not in found]
     if rest:
@@ -214,11 +227,12 @@ def _close(t: Trajectory) -> int | None:
 def _spot_check(context: Context, job: Job, record: Record) -> None:
     """Decode one replayed sample for real; the manifest keeps whether tokens and counts of every round are equal.
 
-    Policies that learn their costs while the run goes on are left out: another moment has other costs.
+    Left out are policies that learn their costs while the run goes on, since another moment has other costs, and samples, since
+    decoding draws others.
     """
-    if job.cell.k == "auto":
+    if job.cell.k == "auto" or job.cell.temperature:
         return
-    whole = answer(context, job.sample)
+    whole = answer(context, job)
     with context.stages("check"):
         limit = context.clock_limit
         decoded = context.work.check(context, job, limit)

@@ -32,10 +32,12 @@ class Engine:
     """``generate(pair, prompt_tokens, **settings)``."""
     classify: Callable[..., Divergence | None]
     """``classify(pair, prompt_tokens, baseline_tokens, other_tokens)``."""
-    answer: Callable[[Any, Sequence[Sample], int], Iterable[Trajectory]]
-    """``answer(pair, samples, max_tokens)`` -> the target's greedy answers as they come, made in batches and kept in the cache."""
+    answer: Callable[..., Iterable[Trajectory]]
+    """``answer(pair, samples, max_tokens)`` -> the target's greedy answers as they come, made in batches and kept in the cache; with
+    ``temperature`` and ``seed`` its samples, which keep their probabilities."""
     replay: Callable[..., list[Any]]
-    """``replay(pair, trajectories, drafters, ks, **settings)``; drafters are names or drafter objects."""
+    """``replay(pair, trajectories, drafters, ks, **settings)``; drafters are names or drafter objects. For samples also ``temperature``,
+    ``rule`` and ``seed``: the rows are of one decoding each."""
     ties: Callable[[Any, Sequence[Trajectory]], list[int]]
     """``ties(pair, trajectories)``: per answer, the positions where another machine's kernels may flip the target's favourite."""
     calibrate: Callable[[Any, Cell, int], tuple[Any, dict[str, Any]]]
@@ -59,13 +61,18 @@ def real_engine() -> Engine:
     from harness.datasets import load_samples
     from harness.decode.audit import classify
     from harness.decode.calibrate import verification_cost
+    from harness.decode.forced import forced_passes
     from harness.decode.generation import generate
     from harness.decode.making import DrafterOptions
-    from harness.decode.replay import forced_passes, replay
+    from harness.decode.replay import replay
+    from harness.decode.sampling import Sampling
     from harness.models.blas import blas_name, mx
     from harness.models.opened import number_format
     from harness.models.pair import load_pair
     from harness.scoring import score
+
+    def replayed(*args: Any, temperature: float = 0.0, **how: Any) -> list[Any]:
+        return replay(*args, sampling=Sampling(temperature=temperature), **how)
 
     def settings(cell: Cell) -> dict[str, Any]:
         given: dict[str, Any] = {"layers": cell.layers, "ngram": cell.ngram, **dict(cell.options)}
@@ -84,7 +91,7 @@ def real_engine() -> Engine:
         generate=generate,
         classify=classify,
         answer=answers_by,
-        replay=replay,
+        replay=replayed,
         ties=ties,
         calibrate=_calibrate,
         verification=lambda pair: verification_cost(pair.target),
@@ -96,12 +103,21 @@ def real_engine() -> Engine:
     )
 
 
-def answers_by(pair: LoadedPair, samples: Sequence[Sample], max_tokens: int, pool: Pool | None = None) -> Iterable[Trajectory]:
-    """The target's greedy answers, made in batches here or by a pool, and kept in the cache."""
+def answers_by(
+    pair: LoadedPair,
+    samples: Sequence[Sample],
+    max_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    pool: Pool | None = None,
+) -> Iterable[Trajectory]:
+    """The target's answers, made in batches here or by a pool, and kept in the cache by temperature and seed."""
     from harness.answers.collect import collect
     from harness.models.cache_key import answers_folder
 
-    return collect(pair, samples, max_tokens=max_tokens, batch=ANSWER_BATCH, out=answers_folder(pair), pool=pool)
+    how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "batch": ANSWER_BATCH, "seed": seed}
+    return collect(pair, samples, **how, out=answers_folder(pair), pool=pool)
 
 
 def _calibrate(pair: LoadedPair, cell: Cell, max_k: int) -> tuple[Any, dict[str, Any]]:

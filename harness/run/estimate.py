@@ -105,15 +105,21 @@ def estimate_s(
     prompts = {domain: (counts or {}).get(domain) or spec.limit or DEFAULT_PROMPTS for domain, spec in suite.domains.items()}
     clocked = {domain: n if suite.clocked is None else min(n, suite.clocked) for domain, n in prompts.items()}
     timed = sum(clocked[c.domain] * (prefill + _clock_tokens(suite, c) * step) for c in cells if c.timed) * suite.repeats
-    replayed = [c for c in cells if c.replayable and (suite.clocked is not None or not (c.timed or isinstance(c.k, str)))]
+    alone = {(c.domain, c.temperature) for c in cells if c.drafter is None and (c.temperature == 0 or suite.clocked is not None)}
+    counted = [c for c in cells if c.replayable and (c.domain, c.temperature) in alone]
+    replayed = [c for c in counted if suite.clocked is not None or not (c.timed or isinstance(c.k, str))]
     passes = {(c.domain, *own) for c in replayed if (own := _reads(c)) is not None}  # one for all lengths
+    doubted = {(c.domain, c.temperature, draft_of(c)) for c in replayed if _asks_target(c)}
     policies = sum(prompts[c.domain] * POLICY_STEPS[c.k] for c in replayed if isinstance(c.k, str) and draft_of(c) != FREE)
-    read = (speed["prompt_tokens"] + suite.max_tokens) * speed["prompt_token_s"] * speed["c"] * READ_SHARE
+    target_read = (speed["prompt_tokens"] + suite.max_tokens) * speed["prompt_token_s"]
+    read = target_read * speed["c"] * READ_SHARE
     answers, passes_in_training = _training(suite, cells, shipped)
     return {
-        "answers": 0.0 if suite.clocked is None else sum(prompts.values()) * answer * BATCH_SHARE,
+        "answers": 0.0 if suite.clocked is None else sum(prompts[domain] for domain, _ in alone) * answer * BATCH_SHARE,
         "decoding": timed,
-        "replay": sum(prompts[domain] for domain, *_ in passes) * read + policies * suite.max_tokens * speed["c"] * step,
+        "replay": sum(prompts[domain] for domain, *_ in passes) * read
+        + sum(prompts[domain] for domain, *_ in doubted) * target_read
+        + policies * suite.max_tokens * speed["c"] * step,
         "training": answers * answer * BATCH_SHARE + passes_in_training * read,
     }
 
@@ -130,12 +136,23 @@ def _training(suite: Suite, cells: Sequence[Cell], shipped: Collection[str]) -> 
 
 
 def _reads(cell: Cell) -> tuple[Any, ...] | None:
-    """The draft that a replay of the cell runs along the answers; None where it runs no model, or those of other cells."""
+    """The draft that a replay of the cell runs along the answers, and how; None where it runs no model, or those of other cells."""
     own = draft_of(cell)
     if own == FREE or cell.drafter == "router":
         return None
+    drawn = (cell.temperature, cell.rule, _chooses(cell)) if cell.temperature else ()
     adapted = cell.drafter == "adapter" and cell.round != 0
-    return (own, cell.adapter_domain, cell.installed, cell.rank, cell.round or 1) if adapted else (own,)
+    return (own, *drawn, *((cell.adapter_domain, cell.installed, cell.rank, cell.round or 1) if adapted else ()))
+
+
+def _asks_target(cell: Cell) -> bool:
+    """Whether a replay of the cell asks the target what a draft's token is drawn from that did not stand."""
+    return bool(cell.temperature) and cell.rule == "rejection" and _chooses(cell) and draft_of(cell) != FREE
+
+
+def _chooses(cell: Cell) -> bool:
+    """Whether lengths or sources are chosen while decoding."""
+    return isinstance(cell.k, str) or cell.outer == "cascade"
 
 
 def _clock_tokens(suite: Suite, cell: Cell) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from harness.core.records import Generation, Place, Record, Sample, Trajectory
 from harness.run.chain_task import Crew
@@ -20,9 +21,9 @@ class ThisProcess:
     width = 1
     crew: Crew | None = None
 
-    def answer(self, context: Context, samples: Sequence[Sample]) -> Iterable[Trajectory]:
-        """The target's greedy answers, made in batches."""
-        return context.engine.answer(context.pair, samples, context.max_tokens)
+    def answer(self, context: Context, samples: Sequence[Sample], **sampled: Any) -> Iterable[Trajectory]:
+        """The target's answers, made in batches."""
+        return context.engine.answer(context.pair, samples, context.max_tokens, **sampled)
 
     def placed(self, trajectory: Trajectory) -> Place | None:
         """Here."""

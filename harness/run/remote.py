@@ -236,7 +236,7 @@ def _trained(setup: Setup, pair: Any) -> Trained:
 def _with(bench: Bench, prompts: Mapping[str, Sequence[int]], answers: Sequence[Trajectory]) -> Bench:
     """The bench with these prompts and answers alone."""
     ids = {sample: list(prompt) for sample, prompt in prompts.items()}
-    return dataclasses.replace(bench, prompts=ids, answers={t.sample_id: t for t in answers}, baselines={}, scores={})
+    return dataclasses.replace(bench, prompts=ids, answers={(t.sample_id, t.temperature): t for t in answers}, baselines={}, scores={})
 
 
 def _left(bench: Bench) -> None:

@@ -154,7 +154,7 @@ def run_suite(
                 context.trained = _train(context, suite, cells, samples, load, stop)
             remember_records(context, store.records)
             plan = make_plan(cells, samples, suite.seed, context.trained.adapter, clocked=suite.clocked, repeats=suite.repeats)
-            store.update(planned=len(plan.jobs))
+            store.update(planned=len(plan.jobs), samples_replayed=True)
             plan = (race if suite.race else execute)(context, plan, stop, console)
             store.update(planned=len(plan.jobs))
             unfinished = any(key not in store for key in plan.jobs)

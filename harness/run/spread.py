@@ -64,11 +64,11 @@ class OnCluster:
         """Prompts that are decoded at the same time: one per worker."""
         return max(1, len(self.cluster.workers))
 
-    def answer(self, context: Context, samples: Sequence[Sample]) -> Iterable[Trajectory]:
-        """The target's greedy answers, made in batches by all workers."""
+    def answer(self, context: Context, samples: Sequence[Sample], **sampled: Any) -> Iterable[Trajectory]:
+        """The target's answers, made in batches by all workers."""
         pool = ClusterPool(self.cluster, self._spec, until=self.until, seen=lambda reply: self._check_kind(context, reply.machine))
         self._places = pool.places
-        return answers_by(context.pair, samples, context.max_tokens, pool)
+        return answers_by(context.pair, samples, context.max_tokens, pool=pool, **sampled)
 
     def placed(self, trajectory: Trajectory) -> Place | None:
         """The worker that answered; None where the answer was in the cache."""
@@ -171,7 +171,7 @@ class OnCluster:
         for job in group:
             by_prompt.setdefault(job.sample.id, []).append(job)
         prompts = list(by_prompt.values())
-        answers = [bare(answer(context, jobs[0].sample)) for jobs in prompts]
+        answers = [bare(answer(context, jobs[0])) for jobs in prompts]
         for share in shares(answers, self.width, groups):
             yield [job for i in share for job in prompts[i]], [answers[i] for i in share]
 
@@ -226,7 +226,8 @@ def _costs(context: Context, jobs: Sequence[Job]) -> dict[str, Any]:
 
 def _known(context: Context, sample: Sample) -> Trajectory | None:
     """The target's answer from a batch, where there is one."""
-    return bare(context.answers[sample.id]) if sample.id in context.answers else None
+    found = context.answers.get((sample.id, 0.0))
+    return None if found is None else bare(found)
 
 
 def _routers(trained: Trained, folders: Mapping[str, Path], sources: dict[str, Path]) -> tuple[tuple[Any, Any, str | None], ...]:

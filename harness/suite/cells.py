@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.core.drafter_kinds import needs_draft
+from harness.core.drafter_kinds import DRAFTERS, needs_draft, split_name
 from harness.core.records import Loop, Rule, Scalar
 
 
@@ -84,5 +84,17 @@ class Cell:
 
     @property
     def replayable(self) -> bool:
-        """True when the counts follow from the target's greedy answers."""
-        return self.drafter is not None and not (self.lossy or self.temperature) and self.loop == "own"
+        """True when the counts follow from answers of the target alone, greedy ones or samples at the cell's temperature."""
+        if self.drafter is None or self.lossy or self.loop != "own":
+            return False
+        return self.temperature == 0 or self._drawn
+
+    @property
+    def _drawn(self) -> bool:
+        """Whether what is proposed can be drawn along an answer, as :mod:`harness.decode.drawn` does."""
+        names = [name for name in split_name(self.outer or "") if name is not None]
+        kinds = [DRAFTERS.get(name) for name in names if name not in ("adapter", "router")]
+        if any(kind is None or kind.needs_head for kind in kinds):
+            return False
+        chosen = isinstance(self.k, str) or "cascade" in names  # where a draft of several tokens a pass is not followed
+        return not (chosen and (self.installed or any(kind is not None and kind.needs_parallel for kind in kinds)))

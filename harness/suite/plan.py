@@ -50,9 +50,9 @@ class Plan:
     prompts: tuple[tuple[Sample, tuple[Job, ...]], ...]
     """Decode jobs prompt by prompt: baselines first, the others in an order that rotates from prompt to prompt."""
     replays: tuple[Job, ...]
-    """Jobs whose counts come from the target's greedy answers."""
+    """Jobs whose counts come from the target's answers."""
     answers: tuple[Job, ...] = ()
-    """The target's greedy answers, made in batches, where a suite clocks only some prompts."""
+    """The target's answers, made in batches, where a suite clocks only some prompts: greedy ones, then sampled ones by temperature."""
 
     @property
     def decodes(self) -> list[Job]:
@@ -108,11 +108,12 @@ def make_plan(
     *,
     clocked: int | None = None,
     repeats: int = 1,
+    sampled: bool = True,
 ) -> Plan:
     """Assign every cell to decoding, to replay or to both, and interleave the decode jobs prompt by prompt.
 
-    A cell is replayed when replay is exact for it and its domain has a greedy baseline; it is decoded when it asks for a clock, or
-    cannot be replayed.
+    A cell is replayed when replay is exact for it and its domain has a baseline at its temperature; it is decoded when it asks for a
+    clock, or cannot be replayed. Samples are replayed where the target answers in batches, which keep their probabilities.
 
     Args:
         cells: from :meth:`harness.suite.suite.Suite.cells`.
@@ -122,9 +123,11 @@ def make_plan(
         clocked: prompts per domain that are decoded; on all others a cell has counts from replay alone, and the target answers in
             batches. None decodes all prompts, and replays only what asks for no clock.
         repeats: decodes of one prompt in one cell.
+        sampled: replay samples too, which runs of older versions did not.
     """
-    baselines = {cell.domain: cell for cell in reversed(cells) if cell.drafter is None and cell.temperature == 0}
-    replayed = [c for c in cells if c.replayable and c.domain in baselines and (clocked is not None or _simple(c))]
+    own = [c for c in cells if c.temperature == 0 or (sampled and clocked is not None)]
+    baselines = {(c.domain, c.temperature): c for c in reversed(own) if c.drafter is None}
+    replayed = [c for c in own if c.replayable and (c.domain, c.temperature) in baselines and (clocked is not None or _simple(c))]
     decoded = [c for c in cells if c.timed or c not in replayed]
     by_domain: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -134,7 +137,8 @@ def make_plan(
     def job(cell: Cell, sample: Sample, method: Method, repeat: int = 0) -> Job:
         return Job(cell=cell, sample=sample, seed=seed, method=method, adapter=adapter(cell), repeat=repeat)
 
-    answered = [] if clocked is None else [(baselines[s.domain], s) for s in samples if s.domain in baselines]
+    temperatures = sorted({temperature for _, temperature in baselines}) if clocked is not None else []
+    answered = [(baselines[s.domain, t], s) for t in temperatures for s in samples if (s.domain, t) in baselines]
     return Plan(
         answers=tuple(job(cell, s, "answer") for cell, s in answered),
         prompts=tuple(
@@ -191,7 +195,8 @@ def recorded_plan(manifest: Manifest, samples: Sequence[Sample]) -> Plan:
         name = names[chain_of(cell, shipped), cell.round or 1]
         return name if name in facts and facts[name]["hash"] else None
 
-    plan = make_plan(cells, samples, suite.seed, adapter, clocked=suite.clocked, repeats=suite.repeats)
+    how: dict[str, Any] = {"clocked": suite.clocked, "repeats": suite.repeats, "sampled": manifest.measured.samples_replayed}
+    plan = make_plan(cells, samples, suite.seed, adapter, **how)
     return plan if manifest.measured.race is None else plan.clocking(manifest.measured.race["clocked"])
 
 

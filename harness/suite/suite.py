@@ -80,7 +80,7 @@ class Suite(Strict):
     def _can_race(self) -> Suite:
         if self.race and (self.clocked is None or self.repeats > 1):
             raise ValueError("race needs clocked, and repeats of 1")
-        if self.race and not all(cell.replayable if cell.drafter else not cell.temperature for cell in self.cells()):
+        if self.race and not all(not cell.temperature and (cell.replayable or not cell.drafter) for cell in self.cells()):
             raise ValueError("race compares greedy cells of this project's loop: leave out temperatures, lenience and loop mlx-lm")
         return self
 

@@ -20,10 +20,11 @@ from harness.core import stats
 from harness.core.records import Generation, Sample, Trajectory
 from harness.decode.audit import classify, leading_gap
 from harness.decode.drafters import HybridDrafter, LookupDrafter
+from harness.decode.forced import forced_passes
 from harness.decode.generation import generate
 from harness.decode.making import resolve_drafter
 from harness.decode.model_drafter import ModelDrafter
-from harness.decode.replay import ReplayRow, forced_passes, replay
+from harness.decode.replay import ReplayRow, replay
 from harness.decode.sampling import Sampling
 from harness.models.pair import load_pair
 

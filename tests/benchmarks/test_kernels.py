@@ -20,8 +20,8 @@ from harness.core.records import Trajectory
 from harness.decode.accept import accept_rejection, common_prefix
 from harness.decode.cached import CachedModel
 from harness.decode.drafters import LookupDrafter, Request
+from harness.decode.forced import forced_passes
 from harness.decode.memory import Answer, Memory, write_memory
-from harness.decode.replay import forced_passes
 from harness.decode.sampling import log_softmax
 from harness.decode.simulate import expected_counts, simulate_free, simulate_match
 from harness.models.blas import mx

@@ -30,8 +30,8 @@ def described(folders: Mapping[str, Path], sources: dict[str, Path]) -> Adapters
 
 
 def bare(t: Trajectory) -> Trajectory:
-    """The answer without its probabilities, which replay does not need."""
-    return dataclasses.replace(t, logprobs=None, top_tokens=None, top_logprobs=None)
+    """The answer without the probabilities that replay does not need: of a sample it asks for those of its tokens."""
+    return dataclasses.replace(t, logprobs=t.logprobs if t.temperature else None, top_tokens=None, top_logprobs=None)
 
 
 def replay_on(

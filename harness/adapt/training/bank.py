@@ -25,9 +25,10 @@ from harness.core.progress import noting
 from harness.core.protocols import LoadedDraft
 from harness.core.records import SCHEMA_VERSION, Trajectory
 from harness.decode.cached import CachedModel
+from harness.decode.forced import variant_passes
 from harness.decode.model_drafter import ModelDrafter
 from harness.decode.parallel_drafter import parallel_drafter
-from harness.decode.replay import Pass, ReplayRow, model_passes, replay_row, variant_passes
+from harness.decode.replay import Pass, ReplayRow, model_passes, replay_row
 from harness.models.forward import inner
 from harness.models.mlx_names import mx, nn, tree_flatten, tree_unflatten
 from harness.models.opened import hidden_states

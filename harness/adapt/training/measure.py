@@ -13,7 +13,7 @@ from harness.adapt.training.hidden import PrefixCache
 from harness.core.counts import COUNTS
 from harness.core.progress import counted
 from harness.core.protocols import LoadedDraft
-from harness.decode.replay import length_batches
+from harness.decode.forced import length_batches
 from harness.decode.simulate import simulate_match
 from harness.models.forward import ForcedHead, forced_head, inner
 from harness.models.mlx_names import mx
