@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t
+from scipy.special import stdtrit
 
 MIN_GROUPS = 5
 """Fewer groups than this give no interval."""
@@ -70,5 +70,5 @@ def clustered(
         return Interval(value, float("nan"), float("nan"))
     effective = len(columns) ** 2 / (sums[:, -1] ** 2).sum()
     error = max(np.sqrt((len(labels) - 1) * np.var(without)), LEAST_ERROR * abs(value) / np.sqrt(effective))
-    reach = t.ppf((1 + level) / 2, max(1.0, effective - 1)) * error
+    reach = stdtrit(max(1.0, effective - 1), (1 + level) / 2) * error
     return Interval(value, float(np.clip(value - reach, least, most)), float(np.clip(value + reach, least, most)))

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-SLOW_IMPORTS = ["torch", "transformers.models.auto.tokenization_auto", "transformers.activations", "scipy.stats", "typer.main"]
+SLOW_IMPORTS = ["torch", "transformers.models.auto.tokenization_auto", "transformers.activations", "altair", "typer.main"]
 """What takes long and starts no thread: mlx starts some, which a fork would not have."""
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(SLOW_IMPORTS)

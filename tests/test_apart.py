@@ -178,6 +178,7 @@ def test_no_pool_of_threads_is_left_behind(blas: str) -> None:
 
 @needs_pools
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.skipif(blas_name() not in ("mkl", "blis"), reason="no fast BLAS")
 def test_verification_costs_what_it_cost() -> None:
     """v(5) after each kind of work is within 10% of before, the best of three tries; torch on this thread raises it, where the fault is.

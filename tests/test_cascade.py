@@ -51,11 +51,11 @@ def test_the_sources_of_a_round_are_one_text(sources: list[str], first: int) -> 
 
 
 def test_replay_equals_decoding() -> None:
-    """Over 200 cases: who proposes each token, and how many, is the same along a stored answer as in the loop; so is the answer."""
+    """Over 100 cases: who proposes each token, and how many, is the same along a stored answer as in the loop; so is the answer."""
     rng, cases, mixed = random.Random(0), 0, 0
     for pair in pairs():
         for remembered in (True, False):
-            prompts = [[rng.randrange(2, 62) for _ in range(rng.randrange(2, 12))] for _ in range(12)]
+            prompts = [[rng.randrange(2, 62) for _ in range(rng.randrange(2, 12))] for _ in range(6)]
             if remembered:
                 remember(pair, prompts[::2])
             for i, prompt in enumerate(prompts):
@@ -68,8 +68,8 @@ def test_replay_equals_decoding() -> None:
                     assert (row.accept_lengths, row.draft_lengths, row.sources) == (real.accept_lengths, real.draft_lengths, real.sources)
                     cases += 1
                     mixed += sum(":" in source for source in real.sources or ())
-    assert cases >= 200
-    assert mixed > 100
+    assert cases >= 100
+    assert mixed > 50
 
 
 def test_a_pruned_draft_is_widened_by_what_stands_alone() -> None:

@@ -24,8 +24,12 @@ Array = NDArray[np.float64]
 DROP = 0.03
 
 
-def decoded(chance: Array, tokens: Array, k: int, rng: np.random.Generator) -> list[Answer]:
-    """Answers of so many tokens, one per prompt, whose drafted tokens stand with the prompt's chance each."""
+def drawn(chance: Array, tokens: Array, k: int, rng: np.random.Generator) -> tuple[Array, ...]:
+    """Answers of so many tokens, one per prompt, whose drafted tokens stand with the prompt's chance each.
+
+    Returns:
+        Rounds, drafted, accepted, rejected and emitted, (n,) each.
+    """
     longest = int(tokens.max())
     runs = np.minimum(rng.geometric(1 - chance[:, None], (len(chance), longest)) - 1, k)  # (n, rounds at most)
     before = np.cumsum(runs + 1, axis=1) - (runs + 1)
@@ -33,15 +37,20 @@ def decoded(chance: Array, tokens: Array, k: int, rng: np.random.Generator) -> l
     drafts = np.where(begun, np.minimum(k, np.maximum(0, tokens[:, None] - before - 1)), 0)
     runs = np.where(begun, np.minimum(runs, drafts), 0)
     columns = (begun.sum(1), drafts.sum(1), runs.sum(1), (begun & (runs < drafts)).sum(1), tokens)
+    return tuple(column.astype(float) for column in columns)
+
+
+def answers(chance: Array, tokens: Array, k: int, rng: np.random.Generator) -> list[Answer]:
+    """The same as a reference stores it."""
     return [
         Answer.model_construct(rounds=r, drafted=d, accepted=a, rejected=x, emitted=e, longest=k)
-        for r, d, a, x, e in zip(*(column.astype(float).tolist() for column in columns), strict=True)
+        for r, d, a, x, e in zip(*(column.tolist() for column in drawn(chance, tokens, k, rng)), strict=True)
     ]
 
 
-def chances(answers: Sequence[Answer]) -> Array:
+def chances(found: Sequence[Answer]) -> Array:
     """Chance of a drafted token to stand, per prompt."""
-    return np.array([(a.accepted + 0.5) / (a.accepted + a.rejected + 1) for a in answers])
+    return np.array([(a.accepted + 0.5) / (a.accepted + a.rejected + 1) for a in found])
 
 
 def lowered(chance: Array, tokens: Array, k: int, drop: float) -> Array:
@@ -50,9 +59,8 @@ def lowered(chance: Array, tokens: Array, k: int, drop: float) -> Array:
         return chance
 
     def rate(factor: float) -> float:
-        many = np.repeat(chance, 40) * factor
-        found = decoded(many, np.repeat(tokens, 40), k, np.random.default_rng(0))
-        return sum(a.accepted for a in found) / sum(a.drafted for a in found)
+        _, drafted, accepted, _, _ = drawn(np.repeat(chance, 40) * factor, np.repeat(tokens, 40), k, np.random.default_rng(0))
+        return float(accepted.sum() / drafted.sum())
 
     low, high, wanted = 0.0, 1.0, rate(1.0) - drop
     for _ in range(12):
@@ -72,10 +80,10 @@ class Candidates:
     def __init__(self, reference: Reference, drop: float) -> None:
         self.reference = reference
         self.cells: dict[str, tuple[int, Array, Array, Array]] = {}
-        for key, answers in reference.cells.items():
+        for key, found in reference.cells.items():
             cell = from_key(key)
             if drafts_by_model(cell.drafter) and isinstance(cell.k, int):
-                own, tokens = chances(list(answers.values())), np.array([a.emitted for a in answers.values()])
+                own, tokens = chances(list(found.values())), np.array([a.emitted for a in found.values()])
                 self.cells[key] = (cell.k, tokens, own, lowered(own, tokens, cell.k, drop))
 
     @property
@@ -92,7 +100,7 @@ class Candidates:
             chosen = rng.integers(0, len(tokens), n)
             ids = [f"{from_key(key).domain}/{i}" for i in range(n)]
             for cells, chance in ((old, before), (new, after)):
-                cells[key] = dict(zip(ids, decoded(chance[chosen], tokens[chosen], k, rng), strict=True))
+                cells[key] = dict(zip(ids, answers(chance[chosen], tokens[chosen], k, rng), strict=True))
         prompts = {sample: Prompt.model_construct(hash="drawn") for cell in old.values() for sample in cell}
         shared = {"prompts": prompts, "spot_checks": {}}
         runs = [self.reference.model_copy(update={**shared, "cells": cells}) for cells in (new, old)]

@@ -27,6 +27,6 @@ def test_lowered_chances_lower_the_rate_by_the_drop() -> None:
     chance, tokens = np.full(400, 0.7), np.full(400, 64)
     rates = []
     for chances in (chance, gates.lowered(chance, tokens, 4, gates.DROP)):
-        found = gates.decoded(chances, tokens, 4, np.random.default_rng(1))
-        rates.append(sum(a.accepted for a in found) / sum(a.drafted for a in found))
+        _, drafted, accepted, _, _ = gates.drawn(chances, tokens, 4, np.random.default_rng(1))
+        rates.append(accepted.sum() / drafted.sum())
     assert rates[0] - rates[1] == pytest.approx(gates.DROP, abs=0.005)
