@@ -54,8 +54,9 @@ def test_an_unreachable_hub_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not asked" in check_hub(1.0).value
 
 
-def test_a_failing_check_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report is read exactly when things are broken."""
+def test_a_failing_check_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is read exactly when things are broken. A cache of its own, as it reads every converted model that it finds."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
 
     def fail() -> list[Check]:
         raise RuntimeError("boom")
