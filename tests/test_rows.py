@@ -55,8 +55,8 @@ def pair_of(sizes: tuple[int, int], family: str = "llama") -> ToyPair:
 @pytest.mark.parametrize(
     ("sizes", "family"),
     [
-        *((sizes, "llama") for sizes in SIZES[1:]),
-        *((sizes, f) for f in ("seed_oss", "gemma3") for sizes in (SIZES[2], SIZES[-1])),
+        *((sizes, "llama") for sizes in SIZES),
+        *((sizes, f) for f in ("llama untied", "seed_oss", "gemma3") for sizes in (SIZES[2], SIZES[-1])),
     ],
 )
 def test_greedy_answers_are_the_targets(sizes: tuple[int, int], family: str) -> None:
