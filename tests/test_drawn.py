@@ -36,7 +36,7 @@ from harness.decode.suffix_counts import Walker, count_suffixes
 from harness.models.blas import mx
 from harness.results.manifest import read_manifest
 from harness.results.reading import read_records
-from harness.run.runner import run_suite
+from harness.run import runner
 from harness.suite.suite import load_suite
 
 VOCAB, TOKENS, EOS, PROMPT = 4, 4, 3, (1, 2, 0)
@@ -245,7 +245,9 @@ def test_a_biased_draw_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) ->
         whole = drawn._others
         monkeypatch.setattr(drawn, "_others", lambda q, p, wanted: whole(q, None, wanted))
     else:
-        monkeypatch.setattr(drawn.Draws, "uniform", lambda self, answer, n: np.full(n, np.random.default_rng(int(answer)).random()))
+        monkeypatch.setattr(
+            drawn.Draws, "uniform", lambda self, t: np.full(len(t.tokens), np.random.default_rng(int(t.sample_id)).random())
+        )
     rows = sampled(ANSWERS, ["generic"], [k], rule="rejection", seed=5)
     assert p_value(rows, law("generic", "rejection", make_policy(k))) < 1e-4
 
@@ -270,9 +272,10 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         sampled([bare], ["generic"], [2], rule="rejection", seed=1)
 
 
-def test_a_run_samples_once_and_replays_everything_along(tmp_path: Path) -> None:
+def test_a_run_samples_once_and_replays_everything_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From suite to records with real models: samples follow the run's seed, greedy answers do not; drafts, lookups, cascades and lengths
     chosen on the way are counted on every prompt."""
+    monkeypatch.setattr(runner, "_report", lambda *_: None)
     path = write_pair(tmp_path / "pair")
     (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "{word} {word} {word}"}}\n' for word in ("one", "two", "three")))
     (tmp_path / "s.yaml").write_text(
@@ -284,7 +287,7 @@ def test_a_run_samples_once_and_replays_everything_along(tmp_path: Path) -> None
     said: dict[tuple[int, float], Any] = {}
     for seed, entries in ((0, None), (1, ["baseline"])):
         suite = load_suite(tmp_path / "s.yaml", [f"seed={seed}"], experiments=entries)
-        folder = run_suite(suite, results_dir=tmp_path / str(seed), clock=False, console=Console(file=io.StringIO()))
+        folder = runner.run_suite(suite, results_dir=tmp_path / str(seed), clock=False, console=Console(file=io.StringIO()))
         records = read_records(folder)
         answers = {(r.sample_id, r.temperature): r for r in records if r.method == "answer"}
         said |= {(seed, heat): [answers[s, t].tokens for s, t in answers if t == heat] for heat in (0.0, 1.0)}

@@ -66,7 +66,7 @@ def drawn_passes(
 def drawn_parallel(passed: ParallelPass, t: Trajectory, draws: Draws) -> ParallelPass:
     """Which proposals of a parallel draft stood: those of one start are independent of each other, and a place is decided once."""
     chance = passed.stands(rule_logprobs(t, draws.rule))
-    uniform = windows(draws.uniform(t.sample_id, len(t.tokens)), passed.most, beyond=1.0)
+    uniform = windows(draws.uniform(t), passed.most, beyond=1.0)
     return dataclasses.replace(passed, match=uniform < chance, gap=np.abs(uniform - chance), logq=None)
 
 
@@ -95,7 +95,7 @@ def target_logprobs(t: Trajectory) -> np.ndarray:
 def _stands(own: ForcedPass, t: Trajectory, draws: Draws) -> ForcedPass:
     """Where the draft said the answer's token and it stood; other kernels may flip that where the two numbers are close."""
     chance = own.stands(rule_logprobs(t, draws.rule))
-    uniform = draws.uniform(t.sample_id, len(t.tokens))
+    uniform = draws.uniform(t)
     match = uniform < chance
     return ForcedPass(
         match=match,
@@ -120,7 +120,7 @@ def _with_tokens(
         stood = mx.array(passed.match[rows])[:, None]
         wanted = mx.array(ids[rows], dtype=mx.int32)[:, None]
         p = None if target_rows is None else _as_draft(target_rows(rows), head.token_map, q.shape[-1])
-        others = mx.random.categorical(mx.log(_others(q, p, wanted)), key=draws.key(t.sample_id, start))
+        others = mx.random.categorical(mx.log(_others(q, p, wanted)), key=draws.key(t, start))
         own = mx.where(stood, wanted, others[:, None])
         confidences.append(mx.take_along_axis(mx.exp(log_softmax(logits)), own, axis=-1)[:, 0])
         tokens.append(own[:, 0] if head.token_map is None else head.token_map[own[:, 0]])

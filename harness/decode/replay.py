@@ -85,18 +85,17 @@ def model_passes(
         known: as for :func:`replay`.
         drawing: draw one decoding's proposals, which need no ``sampling`` beside it; None for the draft's favourites.
     """
-    whole = {t.sample_id: t for t in trajectories} if drawing else {}
+    read = _as_read(drafter, trajectories)
+    whole = dict(zip(read, trajectories, strict=True)) if drawing else {}
 
     def run(lacking: Sequence[Trajectory]) -> Sequence[Pass]:
         if isinstance(drafter, ParallelDrafter):
             own = parallel_passes(drafter, lacking, drawing.draws.sampling if drawing else sampling, progress)
             return own if drawing is None else [drawn_parallel(p, t, drawing.draws) for p, t in zip(own, lacking, strict=True)]
         if drawing is not None:
-            full = [whole[t.sample_id] for t in lacking]
-            return drawn_passes(drafter, lacking, full, drawing.draws, drawing.target, progress)
+            return drawn_passes(drafter, lacking, [whole[t] for t in lacking], drawing.draws, drawing.target, progress)
         return forced_passes(drafter.model, drafter.token_map, lacking, sampling, progress)
 
-    read = _as_read(drafter, trajectories)
     if known is None:
         return run(read)
     return known.along(read, run, sampling if drawing is None else (drawing.draws, drawing.target is not None))

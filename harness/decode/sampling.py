@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.core.limits import LIMITS
-from harness.core.records import Rule
+from harness.core.records import Rule, Trajectory
 from harness.models.blas import mx
 
 
@@ -45,16 +45,16 @@ class Draws:
     """What lets a drafted token stand."""
     seed: int
 
-    def uniform(self, answer: str, n: int) -> np.ndarray:
-        """(n,) numbers in [0, 1), one for each token of the answer with this sample id."""
-        return np.random.default_rng(self._seed(answer, "uniform")).random(n)
+    def uniform(self, t: Trajectory) -> np.ndarray:
+        """(n,) numbers in [0, 1), one for each token of an answer."""
+        return np.random.default_rng(self._seed(t, "uniform")).random(len(t.tokens))
 
-    def key(self, answer: str, place: object) -> mx.array:
-        """Random key for what is drawn at a place of the answer."""
-        return mx.random.key(self._seed(answer, repr(place)))
+    def key(self, t: Trajectory, place: object) -> mx.array:
+        """Random key for what is drawn at a place of an answer."""
+        return mx.random.key(self._seed(t, repr(place)))
 
-    def _seed(self, answer: str, what: str) -> int:
-        text = f"{self.seed} {answer} {what}"
+    def _seed(self, t: Trajectory, what: str) -> int:
+        text = f"{self.seed} {t.sample_id} {t.tokens} {what}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 

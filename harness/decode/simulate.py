@@ -157,7 +157,7 @@ class AlongAnswer:
         self.name = draft.name
         self._draft, self._prompt, self._answer = draft, list(trajectory.prompt_tokens), list(trajectory.tokens)
         self._match, self._favourite, self._confidence = match.tolist(), favourite.tolist(), confidence.tolist()
-        self._beyond, self._draws, self._sample_id = beyond, draws, trajectory.sample_id
+        self._beyond, self._draws, self._trajectory = beyond, draws, trajectory
         self._reads = False
 
     def begin(self, prompt: list[int]) -> None:
@@ -211,7 +211,7 @@ class AlongAnswer:
             self._reads = True
         if self._draws is not None:
             place = tuple(context[len(self._prompt) :]), request.k
-            request = dataclasses.replace(request, sampling=self._draws.sampling, key=self._draws.key(self._sample_id, place))
+            request = dataclasses.replace(request, sampling=self._draws.sampling, key=self._draws.key(self._trajectory, place))
         proposal = self._draft.propose(context, request)
         assert proposal is not None
         return proposal
