@@ -106,8 +106,9 @@ def test_a_run_on_workers_is_the_run_of_one_process(world: Path, workers: Cluste
 
 
 def test_answers_in_batches_and_counts_alone(world: Path, workers: Cluster) -> None:
-    """A run that clocks few prompts, here without a clock at all: batches, replays and scores of workers are those of one process."""
-    few: dict[str, Any] = {"overrides": ["clocked=1", "clock_tokens=4"], "clock": False}
+    """A run that clocks few prompts, here without a clock at all: batches, samples, replays and scores are those of one process."""
+    heats = [f"experiments.{i}.temperatures=[0.0, 1.0]" for i in range(2)]
+    few: dict[str, Any] = {"overrides": ["clocked=1", "clock_tokens=4", *heats], "clock": False}
     assert bare(run(world, "few", workers, **few)) == bare(run(world, "few-alone", **few))
 
 

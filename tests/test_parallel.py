@@ -29,14 +29,15 @@ from harness.core.records import Trajectory
 from harness.decode.cached import CachedModel
 from harness.decode.calibrate import calibrate
 from harness.decode.drafters import Request
+from harness.decode.drawn import drawn_parallel, rule_logprobs
 from harness.decode.generation import generate
 from harness.decode.length import AutoK, Costs
 from harness.decode.making import resolve_drafter
 from harness.decode.parallel_drafter import ParallelDrafter
-from harness.decode.parallel_replay import Starts, parallel_passes
+from harness.decode.parallel_replay import ParallelPass, Starts, parallel_passes
 from harness.decode.replay import replay
-from harness.decode.sampling import Sampling, processed_logprobs
-from harness.decode.simulate import expected_counts
+from harness.decode.sampling import Draws, Sampling, processed_logprobs
+from harness.decode.simulate import expected_counts, simulate_runs
 from harness.models import parallel_masks as parallel
 from harness.models.blas import ints, mx
 from harness.models.opened import hidden_states
@@ -242,6 +243,26 @@ def test_sampled_replay_knows_what_each_mask_would_say() -> None:
         assert (found.logq[i, len(wanted) :] == -np.inf).all()
     logprobs = np.log(np.full(len(answer), 0.5))
     np.testing.assert_allclose(found.stands(logprobs)[:, 0], np.minimum(1, np.exp(found.logq[:, 0]) / 0.5))
+
+
+@pytest.mark.parametrize("rule", ["match", "rejection"])
+def test_drawn_rounds_average_to_the_expectation(rule: Any) -> None:
+    """Of proposals that depend on where the round began, too: seeds give the counts that the chances promise on average."""
+    rng, n = np.random.default_rng(2), 7
+    logq = np.log(rng.random((n, 3)))
+    logq[[n - 2, n - 1, n - 1], [2, 1, 2]] = -np.inf
+    parts = {"gap": np.ones((n, 3)), "favourite": np.zeros((n, 3), dtype=int), "confidence": np.ones((n, 3))}
+    passed = ParallelPass(match=np.zeros((n, 3), dtype=bool), logq=logq, **parts)
+    t = Trajectory(
+        sample_id="a", domain="x", prompt_tokens=(1,), tokens=(2,) * n, finish="length", max_tokens=n, logprobs=np.log(rng.random(n))
+    )
+    for k in (1, 3):
+        how = {"sampling": Sampling(temperature=1.0), "rule": rule}
+        drawn = [drawn_parallel(passed, t, Draws(seed=seed, **how)) for seed in range(2000)]
+        seen = np.array([[(c := simulate_runs(d.runs, k, n)).rounds, c.drafted, c.accepted, c.rejected] for d in drawn])
+        wanted = expected_counts(passed.stands(rule_logprobs(t, rule)), k, n)
+        error = 4 * seen.std(axis=0) / np.sqrt(len(seen)) + 1e-9
+        assert (abs(seen.mean(axis=0) - [wanted.rounds, wanted.drafted, wanted.accepted, wanted.rejected]) < error).all()
 
 
 def test_expectations_by_start_are_those_by_token() -> None:
