@@ -52,6 +52,14 @@ def torch_stays_apart() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """The real pair, loaded once in a process; not to be changed."""
+    from harness import load_pair
+
+    return load_pair("smollm2")
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of one run of the fake engine with sampling, replay and two domains, its report beside it; not to be changed."""
     from test_runner import fake_generate, make_engine, make_suite, run

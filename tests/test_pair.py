@@ -192,10 +192,9 @@ def test_shipped_pairs_are_valid_and_pinned() -> None:
 
 
 @pytest.mark.real
-def test_smollm2_loads_and_predicts_english(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_loads_and_predicts_english(smollm2: Any) -> None:
     """A wrong row order or tokenizer shows at once in the probability of plain text: -3.1 nats per token, -5.6 with rows mixed up."""
-    monkeypatch.delenv("HARNESS_CACHE")
-    loaded = load_pair("smollm2")
+    loaded = smollm2
     text = "The capital of France is Paris. Water boils at 100 degrees Celsius. The sun rises in the east and sets in the west."
     ids = loaded.tokenizer.encode(text)
     losses = nn.losses.cross_entropy(loaded.target(mx.array([ids[:-1]]))[0], mx.array(ids[1:]))

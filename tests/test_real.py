@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import forks
 import pytest
 
+from harness import generate, load_pair, replay
+from harness.cli import main
 from harness.report.verify import verify
 
 
 @pytest.mark.real
-def test_smoke_suite_end_to_end(tmp_path: Path) -> None:
+def test_smoke_suite_end_to_end(smollm2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The main job on a real model: records, a report that recomputes from them, outputs equal to the target's."""
+    monkeypatch.setattr("harness.models.pair.load_pair", lambda *_, **__: smollm2)
     options = ["--no-clock", "--set", "max_tokens=10", "--results", str(tmp_path / "results")]
-    with forks.started(forks.command, ["run", "suites/smoke.yaml", *options]) as running:
-        assert running.ends(600)
-        out = running.said()
-    assert running.process.exitcode == 0, out
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", "suites/smoke.yaml", *options])
+    out = capsys.readouterr().out
     assert "All 6 greedy outputs equal the target's own" in " ".join(out.split())
     (run,) = (tmp_path / "results").iterdir()
     assert len((run / "records.jsonl").read_text(encoding="utf-8").splitlines()) == 9
@@ -28,13 +30,12 @@ def test_smoke_suite_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_replay_equals_decoding_on_a_real_model() -> None:
+def test_replay_equals_decoding_on_a_real_model(smollm2: Any) -> None:
     """Counts from stored answers are those of real decoding, K by K, with a draft that is sometimes right."""
-    from harness import generate, load_pair, replay
     from harness.core.records import Trajectory
     from harness.decode.making import DrafterOptions, resolve_drafter
 
-    pair = load_pair("smollm2")
+    pair = smollm2
     drafter = resolve_drafter(pair, "early_exit", DrafterOptions(layers=29))
     prompt = pair.encode("List the days of the week.")
     plain = generate(pair, prompt, drafter=None, max_tokens=12)
@@ -49,11 +50,11 @@ def test_replay_equals_decoding_on_a_real_model() -> None:
 
 
 @pytest.mark.real
-def test_a_served_conversation_on_a_real_model(tmp_path: Path) -> None:
+def test_a_served_conversation_on_a_real_model(smollm2: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The OpenAI client, two turns: the second reads only what is new, and both are the target's own answers."""
     from openai import OpenAI
 
-    from harness import Session, generate
+    from harness import Session
     from harness.serve.decoding_thread import Worker
     from harness.serve.server import Server
 
@@ -67,6 +68,7 @@ def test_a_served_conversation_on_a_real_model(tmp_path: Path) -> None:
                 messages = [*messages, {"role": "user", "content": "Say it shorter."}]
         return turns
 
+    monkeypatch.setattr("harness.session.session.load_pair", lambda *_, **__: smollm2)
     with Session.from_config(models="smollm2", folder=str(tmp_path)) as session:
         server = Server(Worker(session))
         with server.listening(), ThreadPoolExecutor(1) as pool:
@@ -81,17 +83,14 @@ def test_a_served_conversation_on_a_real_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_a_folder_and_a_gguf_file_alone(tmp_path: Path) -> None:
+def test_a_folder_and_a_gguf_file_alone(smollm2: Any, tmp_path: Path) -> None:
     """What the project itself exports is a model by its path, without any file of its own: the same answer from all three."""
-    from harness import generate, load_pair
-
-    ask = {"max_tokens": 12, "drafter": "lookup"}
-    own = generate(load_pair("smollm2", draft=False), "List the days of the week.", **ask)
+    ask: dict[str, Any] = {"max_tokens": 12, "drafter": "lookup"}
+    own = generate(smollm2, "List the days of the week.", **ask)
     for form, name in (("mlx", "folder"), ("gguf", "file")):
         line = ["export", "smollm2", "--part", "target", "--to", form, "--dtype", "float32", "--out", str(tmp_path / name)]
-        with forks.started(forks.command, line) as running:
-            assert running.ends(600)
-        assert running.process.exitcode == 0
+        with pytest.raises(SystemExit, match="0"):
+            main(line)
     for path in (tmp_path / "folder", next((tmp_path / "file").glob("*.gguf"))):
         pair = load_pair(str(path))
         assert pair.eos_token_ids == {0, 2}
