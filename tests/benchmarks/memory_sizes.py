@@ -16,11 +16,12 @@ from tabulate import tabulate
 
 from harness.adapt.memory_sources import answers_in_folder
 from harness.answers.collect import read_answers
+from harness.core.paths import found_memory
 from harness.core.records import Sample, Trajectory
 from harness.datasets.splits import refuse_leaks
 from harness.decode.drafters import Drafter, HybridDrafter
 from harness.decode.making import memory_drafter, resolve_drafter
-from harness.decode.memory import Answer, pair_memory, write_memory
+from harness.decode.memory import Answer, Base, pair_memory, write_memory
 from harness.decode.replay import replay
 from harness.models.pair import load_pair
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="smollm2")
     parser.add_argument("--train", type=Path, nargs="+", required=True)
-    parser.add_argument("--own", action="store_true", help="remember what the pair's own memory holds too")
+    parser.add_argument("--condense", type=int, nargs="+", default=[], help="also so many counts over all answers, the most useful")
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--tokens", type=int, nargs="+", default=[15_000, 30_000, 60_000])
     parser.add_argument("--k", type=int, default=8, help="longest draft of lookup and memory")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pair = load_pair(args.models, offline=True)
     test = [stored.trajectory() for stored in read_answers(args.test, pair.target_hash)]
     prompts = [Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in answers_in_folder(args.test, pair)]
-    said = [*(pair_memory(pair).answers() if args.own else ()), *(a for folder in args.train for a in answers_in_folder(folder, pair))]
+    said = [a for folder in args.train for a in answers_in_folder(folder, pair)]
     known = sorted(said, key=lambda a: hashlib.sha256(a.sample_id.encode()).digest())
     refuse_leaks([Sample(id=a.sample_id, domain=a.domain, prompt=a.prompt) for a in known], prompts)
     rows = [line("lookup, K = 4", pair, resolve_drafter(pair, "lookup"), 4, test)]
@@ -46,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if pair.draft is not None:
         rows += [line("draft, K = 2", pair, resolve_drafter(pair, "generic"), 2, test)]
         rows += [line(f"hybrid, K = {k}", pair, resolve_drafter(pair, "hybrid"), k, test) for k in (2, args.k)]
+    if found_memory(pair.name) is not None:
+        rows.append(line(f"the pair's memory, K = {args.k}", pair, memory_drafter(pair_memory(pair).walker), args.k, test))
+    for counts in args.condense:
+        with tempfile.TemporaryDirectory() as folder:
+            memory = write_memory(Path(folder) / "memory", pair.name, pair.target_hash, [], base=Base.of(known, counts))
+            name = f"{counts} counts over {memory.info.base_tokens} tokens ({memory.file_bytes / 2**20:.1f} MiB), K = {args.k}"
+            rows.append(line(name, pair, memory_drafter(memory.walker), args.k, test))
     for size in args.tokens:
         rows += sized(pair, first(known, size), args.k, test)
     for domain in sorted({a.domain for a in known}):  # near prompts in its own column, far ones in the others
