@@ -14,7 +14,7 @@ from harness.cli.generate import OfflineOption, PairOption, source_seed
 from harness.cli.validate import TrackOption
 from harness.core.limits import BATCH, MAX_TOKENS
 from harness.core.paths import PARALLEL
-from harness.core.progress import note, notes_to
+from harness.core.progress import NowAndThen, note, notes_to
 from harness.core.terminal import say
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ def train(
 
 
 def _progress(settings: TrainingConfig, tracker: Tracker) -> Callable[[int, TrainProgress], None]:
-    """Tells every update to the tracker; those with a new validation are noted."""
-    updates, metric = count(1), settings.stop.metric
+    """Tells every update to the tracker; those with a new validation are noted, and others now and then."""
+    updates, metric, timer = count(1), settings.stop.metric, NowAndThen()
 
     def told(number: int, step: TrainProgress) -> None:
         values = {"round": number, "loss": step.loss, "tokens_per_s": step.tokens_per_s, f"validation/{metric}": step.value}
         tracker.log(values, step=next(updates))
-        if step.step % settings.stop.every == 0 or step.step == step.total:
+        if timer.due(always=step.step % settings.stop.every == 0 or step.step == step.total):
             note(
                 f"round {number}, update {step.step}/{step.total}: loss {step.loss:.3f}, "
                 f"{metric} {step.value:.3f} (best {step.best:.3f}), {step.tokens_per_s:.0f} tok/s"
