@@ -14,7 +14,7 @@ from tiny import write_pair
 
 TRAINING = (
     "optim.epochs=8", "optim.batch_size=4", "optim.learning_rate=0.01", "optim.warmup_steps=0", "optim.max_tokens=512",
-    "stop.every=3", "stop.patience=50", "adapt.threshold=1.0", "checkpoint_every=1",
+    "optim.backend=mlx", "stop.every=3", "stop.patience=50", "adapt.threshold=1.0", "checkpoint_every=1",
 )  # fmt: skip
 
 

@@ -42,8 +42,8 @@ def test_replay_equals_decoding_on_a_real_model(smollm2: Any) -> None:
     answer = Trajectory(
         sample_id="days", domain="chat", prompt_tokens=tuple(prompt), tokens=plain.tokens, finish=plain.finish, max_tokens=12
     )
-    for name in ("generic", "lookup", drafter):
-        for row in replay(pair, [answer], [name], [2, 5]):
+    for name, k in (("generic", 3), ("lookup", 4), (drafter, 2), (drafter, 5)):
+        for row in replay(pair, [answer], [name], [k]):
             real = generate(pair, prompt, drafter=name, k=row.k, max_tokens=12)
             assert real.tokens == plain.tokens
             assert (row.accept_lengths, row.draft_lengths) == (real.accept_lengths, real.draft_lengths)

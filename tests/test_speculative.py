@@ -44,9 +44,9 @@ def greedy(pair: ToyPair, prompt: list[int], drafter: str | Drafter | None, k: o
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_greedy_output_is_the_targets(pair: ToyPair, drafter: str) -> None:
-    """The promise of speculative decoding, over 1,200 (prompt, K, drafter) cases with end-of-sequence tokens and odd limits."""
+    """The promise of speculative decoding, over 768 (prompt, K, drafter) cases with end-of-sequence tokens and odd limits."""
     mx.random.seed(7)
-    for p in range(13):
+    for p in range(8):
         prompt = mx.random.randint(2, 64, (1 + p % 9,)).tolist()
         limit = (1, 2, 7, 24)[p % 4]
         plain = greedy(pair, prompt, None, max_tokens=limit)
@@ -60,7 +60,7 @@ def test_greedy_output_is_the_targets(pair: ToyPair, drafter: str) -> None:
 def test_replay_equals_decoding(drafter: str) -> None:
     """Replay stands in for decoding in every ablation, so all its counts must be the loop's, K by K."""
     pair = PAIRS[1]
-    for p in range(8):
+    for p in range(0, 10, 2):
         prompt = [2 + (p * 7 + i * 3) % 60 for i in range(2 + p)]
         plain = greedy(pair, prompt, None, max_tokens=23)
         t = Trajectory(
