@@ -460,8 +460,9 @@ def test_prompts_of_a_base_are_read_within_a_bound(tmp_path: Path, monkeypatch: 
         memory.samples()
     monkeypatch.undo()
     cut = write_memory(tmp_path / "m", "p", "h", [], base=dataclasses.replace(base, prompts=base.prompts[:-8]))
-    with pytest.raises(HarnessError, match="cannot read"):
-        cut.samples()
+    for read in (cut.samples, cut.base_samples, lambda: cut.without(frozenset({"s/3"}))):
+        with pytest.raises(HarnessError, match="cannot read"):
+            read()
 
 
 def test_the_command_refuses_test_prompts(pair: Any, tmp_path: Path) -> None:

@@ -117,8 +117,9 @@ def condense_memory(
         HarnessError: an answer is to an evaluation prompt, or to one near it, or none is left.
     """
     answers = list(answers)
-    refuse_leaks(_asked(answers), evaluation)
-    near = {own for _, own in leaks(training, _asked(answers))}
+    asked = _asked(answers)
+    refuse_leaks(asked, evaluation)
+    near = {own for _, own in leaks(training, asked)}
     base = Base.of((a for a in answers if a.sample_id not in near), most_states)
     return write_memory(path, pair.name, pair.target_hash, [], base=base)
 

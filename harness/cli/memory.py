@@ -117,7 +117,7 @@ def show(pair: PairArgument) -> None:
     for domain, count in answers.most_common():
         say(f"{domain:<12} {count} answers, {tokens[domain]} tokens")
     if memory.base is not None:
-        behind = Counter(sample.domain for sample in memory.base.samples())
+        behind = Counter(sample.domain for sample in memory.base_samples())
         say(f"base:    {len(memory.base.counts.keys)} counts; prompts: {', '.join(f'{n} {d}' for d, n in behind.most_common())}")
 
 

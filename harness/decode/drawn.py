@@ -23,7 +23,7 @@ import numpy as np
 
 from harness.core.errors import HarnessError
 from harness.core.records import Rule, Trajectory
-from harness.decode.forced import HEAD_ROWS, ForcedPass, places, score_rows, variant_passes
+from harness.decode.forced import HEAD_ROWS, ForcedPass, forced_passes, places, score_rows
 from harness.decode.model_drafter import ModelDrafter
 from harness.decode.parallel_replay import ParallelPass, windows
 from harness.decode.sampling import Draws, log_softmax, processed_logprobs
@@ -57,10 +57,7 @@ def drawn_passes(
         passed = _stands(own, whole[i], draws)
         return passed if target is None else _with_tokens(passed, whole[i], draws, (head, hidden, ids), target)
 
-    found = variant_passes(
-        drafter.model, drafter.token_map, read, lambda tokens: [hidden_states(drafter.model, tokens)], progress=progress, judge=judge
-    )
-    return [passed for (passed,) in found]
+    return forced_passes(drafter.model, drafter.token_map, read, progress=progress, judge=judge)
 
 
 def drawn_parallel(passed: ParallelPass, t: Trajectory, draws: Draws) -> ParallelPass:

@@ -41,7 +41,7 @@ class ForcedPass:
     beyond: Beyond = field(default_factory=dict, compare=False, repr=False)
     """What the draft said behind tokens that the answer has not, as far as it was asked."""
     draws: Draws | None = None
-    """How its tokens are drawn; None for greedy ones. A drawn pass is made by :func:`harness.decode.drawn.drawn_pass`."""
+    """How its tokens are drawn; None for greedy ones. A drawn pass is made by :func:`harness.decode.drawn.drawn_passes`."""
 
     most = MOST_DRAFTED
     """Most tokens of a round."""
@@ -108,6 +108,7 @@ def forced_passes(
     trajectories: Sequence[Trajectory],
     sampling: Sampling | None = None,
     progress: Callable[[int], None] | None = None,
+    judge: Judge | None = None,
 ) -> list[ForcedPass]:
     """Run the draft once over each trajectory, batched by length; the output head runs on output positions only.
 
@@ -117,11 +118,12 @@ def forced_passes(
         trajectories: what the target produced.
         sampling: temperature and filters of the target's run, to get ``logq``; None or greedy for match only.
         progress: called with the number of trajectories finished.
+        judge: as for :func:`variant_passes`.
 
     Returns:
         One :class:`ForcedPass` per trajectory, in order.
     """
-    found = variant_passes(model, token_map, trajectories, lambda tokens: [hidden_states(model, tokens)], sampling, progress)
+    found = variant_passes(model, token_map, trajectories, lambda tokens: [hidden_states(model, tokens)], sampling, progress, judge)
     return [forced for (forced,) in found]
 
 

@@ -25,7 +25,7 @@ from harness.core.lock import wait_for_lock
 from harness.core.paths import found_memory, memory_path
 from harness.core.protocols import LoadedPair
 from harness.core.records import SCHEMA_VERSION, Sample
-from harness.decode.suffix_counts import END, LONGEST, SuffixCounts, Walker, count_suffixes, no_counts
+from harness.decode.suffix_counts import END, LONGEST, SuffixCounts, Walker, count_suffixes
 from harness.models.tensors import read_header
 
 MOST_TOKENS = 2_000_000
@@ -108,10 +108,6 @@ class Base:
         packed = np.frombuffer(zlib.compress(lines, 9), dtype=np.uint8)
         return cls(counts=count_suffixes(*_texts(kept), most_states), prompts=packed, answers=len(kept), tokens=total)
 
-    def samples(self) -> list[Sample]:
-        """The prompts behind the answers."""
-        return [_sample(line) for line in _unpacked(self.prompts).decode().splitlines()]
-
 
 class Memory:
     """A memory that is open.
@@ -176,7 +172,12 @@ class Memory:
         """The prompts behind all that it knows, for the check that none of them is evaluated."""
         with files.reading(self.path, advice=AGAIN):
             own = [_sample(line) for line in bytes(self._arrays["prompts"]).decode().splitlines()]
-            return [*own, *(self.base.samples() if self.base else [])]
+        return [*own, *self.base_samples()]
+
+    def base_samples(self) -> list[Sample]:
+        """The prompts behind the base; none where there is no base."""
+        with files.reading(self.path, advice=AGAIN):
+            return [_sample(line) for line in _unpacked(self.base.prompts).decode().splitlines()] if self.base else []
 
     def without(self, sample_ids: frozenset[str]) -> Walker:
         """Counts over the answers to all prompts but these, without the base if one of them is behind it; kept until others are asked for.
@@ -186,10 +187,10 @@ class Memory:
         """
         if sample_ids not in self._without:
             kept = [answer for answer in self.answers() if answer.sample_id not in sample_ids]
-            base = [self.base.counts] if self.base and sample_ids.isdisjoint(s.id for s in self.base.samples()) else []
+            base = [self.base.counts] if self.base and sample_ids.isdisjoint(s.id for s in self.base_samples()) else []
             if not kept and not base:
                 raise HarnessError(f"{self.path} holds answers to these prompts alone", "Remember answers to other prompts too.")
-            self._without = {sample_ids: Walker(count_suffixes(*_texts(kept)) if kept else no_counts(), *base)}
+            self._without = {sample_ids: Walker(count_suffixes(*_texts(kept)), *base)}
         return self._without[sample_ids]
 
     def require(self, pair_name: str, target_hash: str) -> None:
@@ -253,8 +254,7 @@ def write_memory(
     if not kept and base is None:
         raise _nothing()
     text, starts, said = _texts(kept)
-    counts = count_suffixes(text, starts, said) if kept else no_counts()
-    arrays = {**_fields(counts), "text": text, "starts": starts, "said": said}
+    arrays = {**_fields(count_suffixes(text, starts, said)), "text": text, "starts": starts, "said": said}
     arrays["prompts"] = np.frombuffer("".join(map(_line, kept)).encode(), dtype=np.uint8)
     info = MemoryInfo(pair=pair_name, target_hash=target_hash, answers=len(kept), tokens=total)
     if base is not None:
@@ -314,9 +314,8 @@ def _texts(answers: Sequence[Answer]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     """Text, starts and tokens of context of answers, as :func:`count_suffixes` takes them."""
     text = np.array([t for a in answers for t in (*a.before, *a.tokens, END)], dtype=np.int32)
     said = np.array([len(a.before) for a in answers], dtype=np.int64)
-    ends = np.cumsum([len(a.before) + len(a.tokens) + 1 for a in answers], dtype=np.int64)
-    starts = np.append(0, ends)[: len(answers)].astype(np.int64)
-    return text, starts, said
+    lengths = np.array([len(a.before) + len(a.tokens) + 1 for a in answers], dtype=np.int64)
+    return text, np.cumsum(lengths) - lengths, said
 
 
 def _newest(answers: Iterable[Answer], most_tokens: int | None) -> tuple[list[Answer], int]:

@@ -40,12 +40,6 @@ class SuffixCounts:
     """(n,) uint16 share of the occurrences that this token followed, in 1/65535."""
 
 
-def no_counts() -> SuffixCounts:
-    """The automaton of no text."""
-    types = (("keys", np.uint64), ("following", np.int32), ("links", np.int32), ("shares", np.uint16))
-    return SuffixCounts(**{name: np.zeros(0, dtype=dtype) for name, dtype in types})
-
-
 def count_suffixes(text: np.ndarray, starts: np.ndarray, said: np.ndarray, most_states: int | None = None) -> SuffixCounts:
     """Build the automaton.
 
@@ -55,6 +49,9 @@ def count_suffixes(text: np.ndarray, starts: np.ndarray, said: np.ndarray, most_
         said: (texts,) tokens at the beginning of each text that are context only, never predicted.
         most_states: only so many are kept, those whose token followed most often; a link to another goes to its longest kept suffix.
     """
+    if not len(starts):
+        types = {"keys": np.uint64, "following": np.int32, "links": np.int32, "shares": np.uint16}
+        return SuffixCounts(**{name: np.zeros(0, dtype=dtype) for name, dtype in types.items()})
     return _Builder(text, starts, said).build(most_states)
 
 
