@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -691,15 +692,21 @@ def test_samples_are_counted_on_all_prompts_too(tmp_path: Path) -> None:
     verify(folder, reports_folder(folder))
 
 
+def resumed_as_whole(tmp_path: Path, suite: Suite, moments: Sequence[int]) -> Path:
+    """Stopped after some answers and resumed, a run has the same records as an unbroken one, whose folder comes back."""
+    whole = run(tmp_path / "whole", suite=suite)
+    for after in moments:
+        with pytest.raises(Boom):
+            run(tmp_path / str(after), suite=suite, engine=make_engine(generate=failing(after)))
+        (folder,) = (tmp_path / str(after) / "results").iterdir()
+        assert run(tmp_path / str(after), suite=suite, resume=folder.name) == folder
+        assert without_times(read_records(folder)) == without_times(read_records(whole))
+    return whole
+
+
 def test_a_run_with_samples_resumes(tmp_path: Path) -> None:
     """Stopped anywhere, the same records as an unbroken run; one of an older version, which replayed no samples, is still read as whole."""
-    whole = run(tmp_path / "whole", suite=sampled_suite())
-    for after in (1, 5, 13):
-        with pytest.raises(Boom):
-            run(tmp_path / str(after), suite=sampled_suite(), engine=make_engine(generate=failing(after)))
-        (folder,) = (tmp_path / str(after) / "results").iterdir()
-        assert run(tmp_path / str(after), suite=sampled_suite(), resume=folder.name) == folder
-        assert without_times(read_records(folder)) == without_times(read_records(whole))
+    whole = resumed_as_whole(tmp_path, sampled_suite(), (1, 5, 13))
     manifest, records = read_manifest(whole), read_records(whole)
     assert not contradictions(manifest, records)
     older = dataclasses.replace(manifest, measured=dataclasses.replace(manifest.measured, samples_replayed=False))
@@ -724,13 +731,7 @@ def test_a_disturbed_answer_is_decoded_again(tmp_path: Path) -> None:
 
 def test_a_clocked_run_resumes(tmp_path: Path) -> None:
     """Stopped anywhere, the same records as an unbroken run."""
-    whole = run(tmp_path / "whole", suite=clocked_suite())
-    for after in (1, 7, 14):
-        with pytest.raises(Boom):
-            run(tmp_path / str(after), suite=clocked_suite(), engine=make_engine(generate=failing(after)))
-        (folder,) = (tmp_path / str(after) / "results").iterdir()
-        assert run(tmp_path / str(after), suite=clocked_suite(), resume=folder.name) == folder
-        assert without_times(read_records(folder)) == without_times(read_records(whole))
+    resumed_as_whole(tmp_path, clocked_suite(), (1, 7, 14))
 
 
 def test_repeats_are_records_of_their_own(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,28 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from harness.adapt.shelf import find, refuse_seen, seen_prompts
 from harness.core.errors import HarnessError
-from harness.core.limits import TOP_K
-from harness.core.progress import NowAndThen, counted, note
+from harness.core.progress import NowAndThen, note
 from harness.core.protocols import LoadedPair
 from harness.core.records import Generation, Sample, Trajectory
-from harness.datasets.splits import refuse_leaks
-from harness.models.cache_key import answers_folder, cache_folder, cache_key, pair_facts
+from harness.models.cache_key import cache_folder, cache_key, pair_facts
 from harness.run.chain_task import ChainTask, Crew
+from harness.run.prepared import Check, Prepared
 from harness.suite.cells import Cell, Recipe
 from harness.suite.chains import Chain, adapter_names, chain_of, domain_chain, needed_chains
 
 if TYPE_CHECKING:
     from harness.adapt.routers.arms import Replaying
-    from harness.adapt.training.rounds import Known, RoundRecord
+    from harness.adapt.training.rounds import RoundRecord
     from harness.adapt.training_config import TrainingConfig
     from harness.suite.suite import Suite
 
 VALIDATION_PROMPTS = 16
 """Validation prompts per domain, at most: they decide early stopping and whether a round is kept."""
-COLLECT_BATCH = 32
-
-Check = Callable[[], None]
-"""Called between two steps; may raise to stop there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +156,7 @@ def train_for(
     if not chains and not here:
         return Trained()
     draft = adaptable(pair)
-    material = _Prepared(pair, suite, samples, load_samples, check, crew)
+    material = Prepared(pair, suite, samples, load_samples, check, crew)
     names = adapter_names(chains)
     taken = {chain.domain: along[chain.domain] for chain in chains if chain.shipped}
     for name, place in here.items():
@@ -198,56 +193,6 @@ def _shipped_adapter(domain: str, folder: Path) -> TrainedAdapter:
     from harness.adapt.adapters.adapter_folder import read_info, weights_hash
 
     return TrainedAdapter(name=domain, folder=folder, hash=weights_hash(folder), domain=domain, metric=read_info(folder).metric, rounds=())
-
-
-class _Prepared:
-    """Prompts by split and the target's answers to them, loaded once per size."""
-
-    def __init__(
-        self, pair: LoadedPair, suite: Suite, evaluation: Sequence[Sample], load_samples: Any, check: Check, crew: Crew | None
-    ) -> None:
-        self.pair, self.suite, self.evaluation, self.load_samples = pair, suite, evaluation, load_samples
-        self.check, self.crew = check, crew
-        self._prompts: dict[tuple[str, int, int], list[Sample]] = {}
-        self._answers: dict[tuple[int, str], Trajectory] = {}
-        self.known: dict[int, Known] = {}
-        """Training prompts per domain to what replays over them gave: chains that start alike share it."""
-
-    def prompts(self, split: str, limit: int, skip: int = 0) -> list[Sample]:
-        """``limit`` prompts per domain of a split after the first ``skip``, none of them close to an evaluation prompt."""
-        key = (split, limit, skip)
-        if key not in self._prompts:
-            self._prompts[key] = self._read(*key)
-        return self._prompts[key]
-
-    def _read(self, split: str, limit: int, skip: int) -> list[Sample]:
-        found: list[Sample] = []
-        for domain, spec in self.suite.domains.items():
-            first = [self._load(spec, domain, split, n) for n in (skip + limit, skip) if n]
-            known = {s.id for s in first[1]} if skip else set()
-            found += [s for s in first[0] if s.id not in known]
-        refuse_leaks(found, self.evaluation)
-        return found
-
-    def _load(self, spec: Any, domain: str, split: str, limit: int) -> list[Sample]:
-        own = spec.model_copy(update={"split": split, "limit": limit})
-        loaded: list[Sample] = self.load_samples(own, domain=domain, seed=self.suite.seed)
-        return loaded
-
-    def answers(self, prompts: Sequence[Sample], top_k: int = TOP_K) -> list[Trajectory]:
-        """The target's greedy answers with ``top_k`` probabilities per token, in the order of ``prompts``; kept in the cache by batch."""
-        from harness.answers.collect import collect
-
-        todo = [s for s in prompts if (top_k, s.id) not in self._answers]
-        if todo:
-            note(f"the target answers {len(todo)} training prompts")
-        tokens, folder = self.suite.max_tokens, answers_folder(self.pair)
-        how: dict[str, Any] = {"max_tokens": tokens, "batch": COLLECT_BATCH, "top_k": top_k, "out": folder}
-        found = collect(self.pair, todo, **how, pool=None if self.crew is None else self.crew.pool) if todo else ()
-        for trajectory in counted(found, len(todo), "answered"):
-            self._answers[top_k, trajectory.sample_id] = trajectory
-            self.check()
-        return [self._answers[top_k, s.id] for s in prompts]
 
 
 def installed_adapters(cells: Iterable[Cell], pair: str) -> dict[str, Path]:
@@ -296,7 +241,7 @@ def _config(chain: Chain, seed: int) -> TrainingConfig:
 
 
 def _train_chains(
-    material: _Prepared, chains: Mapping[Chain, int], names: Mapping[tuple[Chain, int], str]
+    material: Prepared, chains: Mapping[Chain, int], names: Mapping[tuple[Chain, int], str]
 ) -> Iterator[tuple[Chain, list[RoundRecord]]]:
     """Run the rounds of every chain, or read the finished ones."""
 
@@ -310,7 +255,7 @@ def _train_chains(
         yield chain, _train_chain(material, chain, task(chain))
 
 
-def _chain_task(material: _Prepared, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> ChainTask:
+def _chain_task(material: Prepared, chain: Chain, config: TrainingConfig, rounds: int, name: str) -> ChainTask:
     train, validation = material.prompts("train", chain.samples), material.prompts("validation", VALIDATION_PROMPTS)
     if not any(s.domain == chain.domain for s in validation):
         raise HarnessError(f"domain {chain.domain!r} has no validation prompts", "Use a dataset with a train and a validation split.")
@@ -326,7 +271,7 @@ def _chain_task(material: _Prepared, chain: Chain, config: TrainingConfig, round
     )
 
 
-def _train_chain(material: _Prepared, chain: Chain, task: ChainTask) -> list[RoundRecord]:
+def _train_chain(material: Prepared, chain: Chain, task: ChainTask) -> list[RoundRecord]:
     """Run the rounds of one chain here."""
     from harness.adapt.training.rounds import Known
 
@@ -341,7 +286,7 @@ def _train_chain(material: _Prepared, chain: Chain, task: ChainTask) -> list[Rou
     return task.run(draft, task.folder, material.known.setdefault(chain.samples, Known()), progress)
 
 
-def _address(material: _Prepared, domain: str, config: TrainingConfig, train: Sequence[Sample], validation: Sequence[Sample]) -> Path:
+def _address(material: Prepared, domain: str, config: TrainingConfig, train: Sequence[Sample], validation: Sequence[Sample]) -> Path:
     """Folder of a chain's adapters. Prompts count by their token ids: what the tokenizer or the template makes of a text decides."""
     pair = material.pair
     prompts = {
@@ -352,7 +297,7 @@ def _address(material: _Prepared, domain: str, config: TrainingConfig, train: Se
     return cache_folder("trained", pair.name, cache_key(kind="adapters", **settings, **prompts, **pair_facts(pair)))
 
 
-def _fit_routers(trained: Trained, material: _Prepared, cells: Sequence[Cell]) -> None:
+def _fit_routers(trained: Trained, material: Prepared, cells: Sequence[Cell]) -> None:
     """Fit one router per (config, K) on prompts that no adapter was trained on."""
     wanted = {_router_key(cell): cell for cell in cells if cell.drafter == "router"}
     if not wanted:
@@ -392,7 +337,7 @@ def _fit_routers(trained: Trained, material: _Prepared, cells: Sequence[Cell]) -
     trained.routers, trained.router_facts = routers, facts
 
 
-def _router_prompts(material: _Prepared, recipe: Recipe, arms: Sequence[TrainedAdapter]) -> list[Sample]:
+def _router_prompts(material: Prepared, recipe: Recipe, arms: Sequence[TrainedAdapter]) -> list[Sample]:
     """Prompts that no arm was trained on: adapters of the package may know the train split, so validation prompts stand in for it."""
     prompts = material.prompts("train", recipe.router_samples, skip=recipe.samples)
     shipped = [arm.folder for arm in arms if arm.folder is not None and not arm.rounds]
