@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.paths import cache_dir
+from harness.core.stats import Estimate
+from harness.report import Run
+from harness.report.tables import interval
+from harness.results.recommend import choice, ranked_rows, versus
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,9 +171,32 @@ def compared(here: Path, there: Path) -> tuple[list[str], bool]:
     lines += [f"  {name} differ: {key}" for name, (_, differ) in found.items() for key in differ[:5]]
     lines.append(f"counts of auto lengths, which a clock decides: {len(bound) - len(other(bound, *counts))} of {len(bound)} equal")
     lines += [f"outputs with a near-tie, not compared: {len(tied)}"] if tied else []
-    first, second = ((run.recommendation.verdict, run.recommendation.use.name) for run in runs)
-    lines.append(f"recommendation: {' '.join(first)}" + ("" if first == second else f" here, {' '.join(second)} on workers"))
-    return lines, first == second and not any(differ for _, differ in found.values())
+    said, agreed = recommendations(*runs)
+    return [*lines, *said], agreed and not any(differ for _, differ in found.values())
+
+
+def recommendations(here: Run, there: Run) -> tuple[list[str], bool]:
+    """What both runs recommend, and whether they agree: the same, or two ways of which neither run shows one to be faster."""
+    first, second = here.recommendation, there.recommendation
+    lines = [f"recommendation: {first.verdict} {first.use.name}"]
+    if (first.verdict, first.use.name) == (second.verdict, second.use.name):
+        return lines, True
+    lines[0] += f" here, {second.verdict} {second.use.name} on workers"
+    if not first.verdict == second.verdict == "faster":
+        return lines, False
+    names = (first.use.name, second.use.name)
+    leads = [_lead(run, *names) for run in (here, there)]
+    lines += [
+        f"  {names[0]} over {names[1]} {where}: {interval(lead, 2, 'x')}" for where, lead in zip(("here", "on workers"), leads, strict=True)
+    ]
+    return lines, all(lead is not None and lead.low is not None and not lead.excludes(1.0) for lead in leads)
+
+
+def _lead(run: Run, first: str, second: str) -> Estimate | None:
+    """Time of the ``second`` way of drafting over that of the ``first`` in a run; None where it has one of them only."""
+    rows = {choice(row, []).name: row for row in ranked_rows(run.shown)}
+    times = [{p.sample_id: p for p in rows[name].prompts if p.pair is not None} for name in (first, second) if name in rows]
+    return versus(*times) if len(times) == 2 else None
 
 
 if __name__ == "__main__":
