@@ -29,12 +29,16 @@ from typer.testing import CliRunner
 
 from harness import api, generate
 from harness.adapt.adapters.adapter_folder import adapter_folder
+from harness.adapt.shelf import ROUNDS
+from harness.adapt.training.rounds import RoundRecord, write_rounds
 from harness.cli import app
 from harness.core import files
 from harness.core.errors import HarnessError
 from harness.core.paths import cache_dir
+from harness.core.stats import Estimate
 from harness.export.engines import flags, places
 from harness.export.gguf_writing import permute, read_vocabulary, write_gguf
+from harness.export.model_card import CARD
 from harness.export.run_profile import SpeculationProfile
 from harness.export.source import find_source
 from harness.export.weights_out import whole_head
@@ -247,7 +251,13 @@ def test_peft_is_peft(tmp_path: Path) -> None:
     """An adapter comes out with its card, and what was written goes in again."""
     pair = tiny_pair(tmp_path / "p")
     put_adapter(adapter_folder("tiny", "code"), pair.draft, domain="code")
+    record = RoundRecord(
+        round=1, accepted=True, failures=0, replayed=4, before={}, after={}, steps=1, tokens=1, train_s=1.0, adapter=None,
+        gain=Estimate(value=0.02, low=0.01, high=0.03, n=9),
+    )  # fmt: skip
+    write_rounds(adapter_folder("tiny", "code") / ROUNDS, [record])
     export(tmp_path / "p/tiny.yaml", "--to", "peft", "--adapter", "code", "--out", tmp_path / "out")
+    assert "The rise on code is +0.020 [+0.010, +0.030] with its 95% interval." in (tmp_path / "out" / CARD).read_text()
     assert files.read_json(tmp_path / "out/adapter_config.json")["peft_type"] == "LORA"
     result = CliRunner().invoke(
         app, ["adapters", "import", str(tmp_path / "out"), "--models", str(tmp_path / "p/tiny.yaml"), "--name", "b"]

@@ -130,7 +130,8 @@ def _adapter(adapter: Shelved | None) -> str:
         head = (f"| domain | {info.metric} before | after |", "| --- | ---: | ---: |")
         lines += ["Acceptance on validation prompts:", "\n".join([*head, *rows])]
     if adapter.gain is not None:
-        lines.append(f"The rise over all of them is {adapter.gain.signed()} with its 95% interval.")
+        where = f"on {markdown(info.domain)}" if info.domain else "over all of them"
+        lines.append(f"The rise {where} is {adapter.gain.signed()} with its 95% interval.")
     return "\n\n".join(lines)
 
 
