@@ -74,9 +74,13 @@ def test_refused_before_loading(
 
 
 def test_no_adapter_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """An empty cache is said to be empty; nothing is suggested that is not there."""
+    """An empty cache is said to be empty; nothing is suggested that is not there. What comes with the package is."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    code, _, err = run("generate", "x", "--adapter", "code", capsys=capsys)
+    code, _, err = run("generate", "x", "--models", "qwen-coder", "--adapter", "code", capsys=capsys)
     assert code == 2
     assert "none is installed" in err
     assert "harness train" in err
+    code, _, err = run("generate", "x", "--models", "smollm2", "--adapter", "cod", capsys=capsys)
+    assert code == 2
+    assert "code" in err
+    assert "none is installed" not in err
