@@ -3,7 +3,7 @@
     python tests/benchmarks/adapters.py --models smollm2 --prompts 60 --tokens 96 --domains code math chat -k 4 --out adapters.json
 
 One row per adapter and domain: alpha and acceptance rate of both, and the difference with its 95% interval over prompts. Answers of
-the target are kept in the cache; `--answers DIR` takes those of another folder instead, such as `held_out` of a distillation.
+the target are kept in the cache; `--answers DIR` takes all of another folder instead, such as `held_out` of a distillation.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def text(change: dict[str, Any] | None) -> str:
 def held_out(pair: Any, args: argparse.Namespace) -> list[Trajectory]:
     """The target's answers to prompts that no adapter was trained on."""
     if args.answers:
-        return [s.trajectory() for s in read_answers(args.answers, pair.target_hash) if s.domain in args.domains]
+        return [s.trajectory() for s in read_answers(args.answers, pair.target_hash)]
     out = answers_folder(pair)
     return list(collect(pair, common.samples(args), max_tokens=args.tokens, batch=args.batch, top_k=AdaptConfig().top_k, out=out))
 
