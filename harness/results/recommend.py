@@ -117,7 +117,7 @@ def recommend(rows: Sequence[CellRow], models: str) -> Recommendation:
     verdict = _verdict(first, ranked)
     best = choice(first, rows)
     use = best if verdict in ("faster", "predicted") else Choice(drafter=None, temperature=temperature)
-    lead = versus(_times([first]), _times([second])) if second and verdict == "faster" else None
+    lead = versus(times([first]), times([second])) if second and verdict == "faster" else None
     return Recommendation(
         verdict=verdict, use=use, best=best, next_best=choice(second, rows) if second else None, lead=lead, tried=len(ranked), scope=scope,
         better_on=_better_on(first, compared) if timed else {}, adapters=_adapters(compared) if timed else None,
@@ -189,7 +189,8 @@ def choice(row: CellRow, rows: Sequence[CellRow]) -> Choice:
     )  # fmt: skip
 
 
-def _times(rows: Iterable[CellRow]) -> Prompts:
+def times(rows: Iterable[CellRow]) -> Prompts:
+    """The timed prompts of rows, by sample, as :func:`versus` takes them."""
     return {prompt.sample_id: prompt for row in rows for prompt in row.prompts if prompt.pair is not None}
 
 
@@ -204,7 +205,7 @@ def _better_on(best: CellRow, compared: Sequence[CellRow]) -> dict[str, Choice]:
         here = [r for r in compared if r.domain == domain]
         own = next((r for r in here if r.cell == best.cell), None)
         fastest = max(here, key=_speed)
-        ahead = versus(_times([fastest]), _times([own])) if own and fastest is not own else None
+        ahead = versus(times([fastest]), times([own])) if own and fastest is not own else None
         if ahead and ahead.p is not None and ahead.value > 1 and ahead.p * (len(here) - 1) < ALPHA:
             found[domain] = choice(fastest, here)
     return found
@@ -217,11 +218,11 @@ def _adapters(timed: Sequence[CellRow]) -> Gain | None:
         alone = row.drafter == "adapter" and not {"around", "installed"} & set(row.settings)
         if alone and row.domain != ALL and row.settings.get("adapter_domain", row.domain) == row.domain:
             home.setdefault(row.k, []).append(row)
-    return _best_gain({k: _times(rows) for k, rows in home.items()}, timed)
+    return _best_gain({k: times(rows) for k, rows in home.items()}, timed)
 
 
 def _router(timed: Sequence[CellRow], scope: str) -> Gain | None:
-    routed = {r.k: _times([r]) for r in timed if r.drafter == "router" and r.domain == scope and "around" not in r.settings}
+    routed = {r.k: times([r]) for r in timed if r.drafter == "router" and r.domain == scope and "around" not in r.settings}
     return _best_gain(routed, timed)
 
 
@@ -230,7 +231,7 @@ def _best_gain(cells: Mapping[Any, Prompts], timed: Sequence[CellRow]) -> Gain |
     gains = []
     for k, prompts in cells.items():
         like = [r for r in timed if r.drafter == "generic" and r.domain != ALL and r.loop == "own" and not r.settings]
-        plain = _times(r for r in like if r.k == k)
+        plain = times(r for r in like if r.k == k)
         shared = [s for s in prompts if s in plain]
         ratio = versus(prompts, plain)
         if ratio is not None:

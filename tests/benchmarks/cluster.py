@@ -26,7 +26,7 @@ from harness.core.paths import cache_dir
 from harness.core.stats import Estimate
 from harness.report import Run
 from harness.report.tables import interval
-from harness.results.recommend import choice, ranked_rows, versus
+from harness.results.recommend import choice, ranked_rows, times, versus
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -195,8 +195,7 @@ def recommendations(here: Run, there: Run) -> tuple[list[str], bool]:
 def _lead(run: Run, first: str, second: str) -> Estimate | None:
     """Time of the ``second`` way of drafting over that of the ``first`` in a run; None where it has one of them only."""
     rows = {choice(row, []).name: row for row in ranked_rows(run.shown)}
-    times = [{p.sample_id: p for p in rows[name].prompts if p.pair is not None} for name in (first, second) if name in rows]
-    return versus(*times) if len(times) == 2 else None
+    return versus(times([rows[first]]), times([rows[second]])) if {first, second} <= rows.keys() else None
 
 
 if __name__ == "__main__":
